@@ -1,0 +1,162 @@
+"""Energy and field-of-view bins of a fit, and their solid angles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import astropy.units as u
+import numpy as np
+from gammapy.maps import MapAxis
+
+from gammapy_accmaker.errors import InputError
+
+__all__ = ["FovBins", "energy_edges_from_axis", "energy_edges_per_decade", "check_edges", "axis_index", "offset"]
+
+
+def check_edges(name: str, edges) -> np.ndarray:
+    """Return the edges as an increasing, finite float array, or say which argument is wrong."""
+    edges = np.asarray(edges, dtype=float)
+    if edges.ndim != 1 or len(edges) < 2 or not np.all(np.isfinite(edges)) or np.any(np.diff(edges) <= 0):
+        raise InputError(f"{name}: got {edges}, but edges must be finite, increasing and at least two")
+    return edges
+
+
+def energy_edges_per_decade(energy_min: u.Quantity, energy_max: u.Quantity, nbins_per_decade: int) -> np.ndarray:
+    """Logarithmic energy edges in TeV between two energies, with at least this many bins a decade."""
+    axis = MapAxis.from_energy_bounds(energy_min, energy_max, nbin=nbins_per_decade, per_decade=True, unit="TeV")
+    return axis.edges.to_value("TeV")
+
+
+def energy_edges_from_axis(axis: MapAxis) -> np.ndarray:
+    """Edges in TeV of a reconstructed energy axis, checked."""
+    if axis.name != "energy":
+        raise InputError(f"energy axis: got an axis named {axis.name!r}, but background needs one named 'energy'")
+    try:
+        edges = axis.edges.to_value("TeV")
+    except u.UnitConversionError as error:
+        raise InputError(f"energy axis: got the unit {axis.unit!r}, but an energy such as 'TeV' is needed") from error
+    return check_edges("energy axis", edges)
+
+
+@dataclass(frozen=True)
+class FovBins:
+    """Bins of the field of view: rings of offset, or a grid in FOV_LON and FOV_LAT.
+
+    Parameters
+    ----------
+    edges : tuple of `~numpy.ndarray`
+        Edges in deg: ``(offset,)`` for rings, ``(fov_lon, fov_lat)`` for a grid. Bins of a grid are numbered
+        with fov_lat running fastest.
+    """
+
+    edges: tuple[np.ndarray, ...]
+
+    def __post_init__(self):
+        names = ("offset",) if len(self.edges) == 1 else ("fov_lon", "fov_lat")
+        object.__setattr__(self, "edges", tuple(check_edges(n, e) for n, e in zip(names, self.edges, strict=True)))
+        if self.is_radial and self.edges[0][0] < 0:
+            raise InputError(f"offset edges: got {self.edges[0][0]} deg, but an offset is >= 0")
+
+    @classmethod
+    def rings(cls, offset_max: float, nbin: int) -> FovBins:
+        """Rings of equal width from 0 to offset_max (deg)."""
+        return cls((np.linspace(0, offset_max, nbin + 1),))
+
+    @classmethod
+    def grid(cls, offset_max: float, nbin: int) -> FovBins:
+        """Square grid of nbin x nbin bins within +-offset_max (deg)."""
+        edges = np.linspace(-offset_max, offset_max, nbin + 1)
+        return cls((edges, edges))
+
+    @property
+    def is_radial(self) -> bool:
+        return len(self.edges) == 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(e) - 1 for e in self.edges)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @cached_property
+    def centers(self) -> tuple[np.ndarray, ...]:
+        """Centre of each axis in deg."""
+        return tuple(0.5 * (e[1:] + e[:-1]) for e in self.edges)
+
+    @cached_property
+    def solid_angle(self) -> np.ndarray:
+        """Solid angle of each bin in sr, shape (size,); exact on the sphere."""
+        first = np.radians(self.edges[0])
+        if self.is_radial:
+            return 2 * np.pi * -np.diff(np.cos(first))
+        return np.outer(np.diff(first), np.diff(np.sin(np.radians(self.edges[1])))).ravel()
+
+    @cached_property
+    def fov_lon(self) -> np.ndarray:
+        """FOV_LON of each bin centre in deg, shape (size,); of a ring: its mid offset."""
+        return self.centers[0] if self.is_radial else np.repeat(self.centers[0], self.shape[1])
+
+    @cached_property
+    def fov_lat(self) -> np.ndarray:
+        """FOV_LAT of each bin centre in deg, shape (size,)."""
+        return np.zeros(self.size) if self.is_radial else np.tile(self.centers[1], self.shape[0])
+
+    @property
+    def offset_max(self) -> float:
+        """Largest offset in deg that lies in some bin."""
+        if self.is_radial:
+            return float(self.edges[0][-1])
+        lon, lat = (np.radians(np.abs(e).max()) for e in self.edges)
+        return float(np.degrees(np.arccos(np.cos(lon) * np.cos(lat))))
+
+    def index(self, fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:
+        """Number of the bin that holds each position (deg), -1 outside; the last edge belongs to no bin."""
+        if self.is_radial:
+            return axis_index(self.edges[0], offset(fov_lon, fov_lat))
+        i, j = axis_index(self.edges[0], fov_lon), axis_index(self.edges[1], fov_lat)
+        return np.where((i < 0) | (j < 0), -1, i * self.shape[1] + j)
+
+    def subpoints(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (deg) of points that fill each bin evenly in solid angle, shapes (size, number of points).
+
+        Grid bins get n x n points; rings get points at n offsets and, at each, as many angles as keep their
+        distance.
+        """
+        if self.is_radial:
+            return self._ring_subpoints(n)
+        lon, lat = (_subdivide(e, n) for e in self.edges)
+        shape = (*self.shape, n, n)
+        lon = np.broadcast_to(lon[:, None, :, None], shape).reshape(self.size, -1)
+        return lon, np.broadcast_to(lat[None, :, None, :], shape).reshape(self.size, -1)
+
+    def _ring_subpoints(self, n):
+        cos = np.cos(np.radians(self.edges[0]))
+        fraction = (np.arange(n) + 0.5) / n
+        theta = np.arccos(cos[:-1, None] + np.diff(cos)[:, None] * fraction)
+        nphi = int(np.ceil(2 * np.pi * theta.max() / np.radians(np.diff(self.edges[0]).min() / n)))
+        phi = 2 * np.pi * (np.arange(nphi) + 0.5) / nphi
+        x = np.cos(theta)[:, :, None] * np.ones(nphi)
+        y, z = np.sin(theta)[:, :, None] * np.cos(phi), np.sin(theta)[:, :, None] * np.sin(phi)
+        lon, lat = np.degrees(np.arctan2(y, x)), np.degrees(np.arcsin(z))
+        return lon.reshape(self.size, -1), lat.reshape(self.size, -1)
+
+
+def _subdivide(edges, n):
+    return edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(n) + 0.5) / n
+
+
+def axis_index(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Number of the bin that holds each value, -1 outside and for NaN."""
+    index = np.searchsorted(edges, values, side="right") - 1
+    return np.where((index >= 0) & (values < edges[-1]), index, -1)
+
+
+def offset(fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:
+    """Angular distance from the pointing, in deg, of field-of-view coordinates in deg."""
+    lon, lat = np.radians(fov_lon), np.radians(fov_lat)
+    # haversine: exact near the centre, where arccos loses digits
+    s = np.sin(0.5 * lat) ** 2 + np.cos(lat) * np.sin(0.5 * lon) ** 2
+    return np.degrees(2 * np.arcsin(np.sqrt(s)))

@@ -1,0 +1,1 @@
+"""Acceptance models: counts in, fitted rates out; pure array code."""

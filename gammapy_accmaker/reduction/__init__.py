@@ -1,0 +1,1 @@
+"""Reduction: one observation -> counts and exposure in the field of view."""

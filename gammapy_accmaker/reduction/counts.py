@@ -1,0 +1,225 @@
+"""One observation -> `RunCounts`: counts and exposure in the field of view. The only reader of events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import EarthLocation
+from scipy.sparse import csr_array
+
+from gammapy_accmaker.binning import FovBins, axis_index, check_edges
+from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.reduction.fov import FovTrack, fov_track, time_nodes, unit_vectors
+
+__all__ = ["CountsBins", "RunCounts", "observation_track", "reduce_observation"]
+
+GTI_TOLERANCE = 1.0  # s; H.E.S.S. DR1 rounds the stop of its intervals down, and a few events come later
+SUBPOINTS = 5  # along each side of a bin that an exclusion touches
+MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
+
+
+@dataclass(frozen=True)
+class CountsBins:
+    """Bins of `RunCounts`: energy edges in TeV, field-of-view bins, and the frame that the camera axes follow."""
+
+    energy_edges: np.ndarray
+    fov: FovBins
+    alignment: str = "altaz"
+
+    def __post_init__(self):
+        object.__setattr__(self, "energy_edges", check_edges("energy edges", self.energy_edges))
+        if self.alignment not in ("altaz", "radec"):
+            raise InputError(f"fov_alignment: got {self.alignment!r}, but 'altaz' or 'radec' is needed")
+
+
+@dataclass(frozen=True)
+class RunCounts:
+    """Counts and exposure of one run, or of a part of it.
+
+    Attributes
+    ----------
+    obs_id : int
+        Number of the observation.
+    counts : `~scipy.sparse.csr_array`
+        Unexcluded counts, shape (energy, field-of-view bin).
+    exposure : `~numpy.ndarray`
+        Unexcluded ontime of each field-of-view bin in s, shape (bin,). Dead time is not taken off.
+    ontime, livetime : float
+        In s.
+    cos_zenith, azimuth : float
+        Of the pointing, mean over the good time; azimuth in deg; NaN without a location.
+    mjd : float
+        Mean time.
+    covariates : dict of float
+        What the event header tells of the state of the instrument.
+    dropped : dict of int
+        Events that were left out, by reason.
+    """
+
+    obs_id: int
+    counts: csr_array
+    exposure: np.ndarray
+    ontime: float
+    livetime: float
+    cos_zenith: float
+    azimuth: float
+    mjd: float
+    covariates: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def observation_track(observation, alignment: str, location: EarthLocation | None = None, step: float = 60.0) -> FovTrack:
+    """Camera track of a gammapy observation; ``location`` serves where the observation has none."""
+    gti = observation.gti
+    if gti is None or len(gti.table) == 0:
+        raise ObservationError(f"observation {observation.obs_id}: it has no good time intervals, but some ontime is needed")
+    site = observation.observatory_earth_location
+    if site is None:
+        site = location
+    try:
+        return fov_track(observation.pointing, gti.time_start, gti.time_stop, site, alignment, step)
+    except ObservationError as error:
+        raise ObservationError(str(error).replace("observation:", f"observation {observation.obs_id}:", 1)) from error
+
+
+def reduce_observation(
+    observation,
+    bins: CountsBins,
+    exclusion: Exclusion | None = None,
+    *,
+    time_step: float | None = 60.0,
+    location: EarthLocation | None = None,
+) -> RunCounts:
+    """Counts and exposure of an observation in the field of view.
+
+    Parameters
+    ----------
+    observation : `~gammapy.data.Observation`
+        It is not changed.
+    bins : `CountsBins`
+        Bins of energy and field of view.
+    exclusion : `Exclusion`, optional
+        Sky positions left out of counts and exposure.
+    time_step : float or None
+        Resolution in s at which exclusions turn through the camera; None: one step.
+    location : `~astropy.coordinates.EarthLocation`, optional
+        Site, used where the observation has none.
+
+    Raises
+    ------
+    ObservationError
+        Where the observation has no good time, no location that is needed, or no usable events.
+    """
+    track = observation_track(observation, bins.alignment, location)
+    events = observation.events
+    xyz, energy, seconds, dropped = _read_events(events, track)
+    center = track.matrices[0, 0]
+    if exclusion is not None and len(exclusion):
+        exclusion = exclusion.near(center, bins.fov.offset_max + _drift(track))
+        keep = ~exclusion.contains(xyz)
+        dropped["excluded"] = int((~keep).sum())
+        xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
+        fraction = _unexcluded_fraction(bins.fov, track, exclusion, time_step)
+    else:
+        fraction = np.ones(bins.fov.size)
+
+    fov_bin = bins.fov.index(*track.to_fov(xyz, seconds))
+    energy_bin = axis_index(bins.energy_edges, energy)
+    inside = (fov_bin >= 0) & (energy_bin >= 0)
+    dropped["out of range"] = int((~inside).sum())
+    seen = inside & (fraction > 0)[fov_bin]
+    shape = (len(bins.energy_edges) - 1, bins.fov.size)
+    counts = csr_array((np.ones(seen.sum()), (energy_bin[seen], fov_bin[seen])), shape=shape)
+    counts.sum_duplicates()
+
+    nodes, weights = time_nodes(track.intervals, time_step)
+    mean_time = np.average(nodes, weights=weights)
+    return RunCounts(
+        obs_id=int(observation.obs_id),
+        counts=counts,
+        exposure=fraction * track.ontime,
+        ontime=track.ontime,
+        livetime=observation.observation_live_time_duration.to_value("s"),
+        cos_zenith=float(np.average(track.cos_zenith_at(nodes), weights=weights)),
+        azimuth=float(np.average(np.interp(nodes, track.seconds, track.azimuth), weights=weights) % 360),
+        mjd=float(track.start.mjd + mean_time / 86400),
+        covariates=_covariates(events.table.meta),
+        dropped=dropped,
+    )
+
+
+def _read_events(events, track):
+    """ICRS unit vectors, energies in TeV and seconds after the start of the track of the usable events."""
+    table = events.table
+    try:
+        ra, dec = (table[name].quantity.to_value("rad").astype(float) for name in ("RA", "DEC"))
+        energy = table["ENERGY"].quantity.to_value("TeV").astype(float)
+    except u.UnitConversionError as error:
+        raise ObservationError(f"events: a column has a wrong unit ({error}); RA and DEC need an angle, ENERGY an energy") from error
+    # by the two parts of a Julian date: much faster than the difference of two `Time`
+    time, start = events.time.tt, track.start.tt
+    seconds = ((time.jd1 - start.jd1) + (time.jd2 - start.jd2)) * 86400.0
+    good = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0) & np.isfinite(seconds)
+    in_gti = np.zeros(len(seconds), dtype=bool)
+    for a, b in track.intervals:
+        in_gti |= (seconds >= a - GTI_TOLERANCE) & (seconds <= b + GTI_TOLERANCE)
+    keep = good & in_gti
+    dropped = {"not finite": int((~good).sum()), "outside GTI": int((good & ~in_gti).sum())}
+    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped
+
+
+def _drift(track):
+    """How far in deg the pointing moves on the sky (drift scans)."""
+    cos = track.matrices[:, 0] @ track.matrices[0, 0]
+    return float(np.degrees(np.arccos(np.clip(cos, -1, 1)).max()))
+
+
+def _unexcluded_fraction(fov, track, exclusion, time_step):
+    """Part of the ontime and of the solid angle of each bin that is not excluded, 0 where below MIN_EXPOSURE."""
+    fraction = np.ones(fov.size)
+    if not len(exclusion):
+        return fraction
+    seconds, weights = time_nodes(track.intervals, time_step)
+    if fov.is_radial and _drift(track) == 0:
+        # rings do not notice that the field turns
+        seconds, weights = seconds[:1], weights.sum(keepdims=True)
+    lon, lat = fov.subpoints(SUBPOINTS)
+    camera = unit_vectors(np.radians(lon), np.radians(lat))
+    matrices = track.matrices_at(seconds)
+    touched = _touched_bins(fov, camera, matrices, exclusion)
+    excluded = np.zeros(len(touched))
+    for matrix, weight in zip(matrices, weights, strict=True):
+        inside = exclusion.contains(camera[touched].reshape(-1, 3) @ matrix)
+        excluded += weight * inside.reshape(len(touched), -1).mean(1)
+    fraction[touched] -= excluded / weights.sum()
+    fraction[fraction < MIN_EXPOSURE] = 0
+    return fraction
+
+
+def _touched_bins(fov, camera, matrices, exclusion):
+    """Numbers of the bins that an excluded position can enter at some node."""
+    if len(matrices) == 1:
+        return np.flatnonzero(exclusion.contains(camera.reshape(-1, 3) @ matrices[0]).reshape(fov.size, -1).any(1))
+    if np.ptp(matrices[:, 0], axis=0).max() > 1e-9:
+        return np.arange(fov.size)  # a drift scan: the sky itself moves through the camera
+    # the excluded sky, found at the first node, turns with the field
+    points = camera.reshape(-1, 3) @ matrices[0]
+    points = points[exclusion.contains(points)]
+    touched = np.zeros(fov.size, dtype=bool)
+    for matrix in matrices:
+        lon, lat = np.degrees(np.arctan2(*(points @ matrix.T).T[1::-1])), np.degrees(np.arcsin(np.clip((points @ matrix.T)[:, 2], -1, 1)))
+        bins = fov.index(lon, lat)
+        touched[bins[bins >= 0]] = True
+    if not fov.is_radial:
+        # one bin more all around, since only sample points were followed
+        image = np.pad(touched.reshape(fov.shape), 1)
+        touched = np.any([np.roll(image, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)], axis=0)[1:-1, 1:-1].ravel()
+    return np.flatnonzero(touched)
+
+
+def _covariates(meta):
+    value = meta.get("MUONEFF")
+    return {} if value is None else {"MUONEFF": float(value)}

@@ -1,0 +1,213 @@
+"""Sky <-> field-of-view coordinates over a run.
+
+FOV_LON grows with decreasing azimuth (or right ascension), FOV_LAT with increasing altitude (or declination), as in
+gammapy's ``FoVAltAzFrame`` and ``FoVICRSFrame``. Over a field of a few degrees the way from ICRS to the camera is a
+rotation at any one time (differential aberration is below 1 arcsec), so astropy is asked at the nodes only and the
+rotation is interpolated between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import AltAz, EarthLocation, SkyCoord
+from astropy.time import Time, TimeDelta
+from scipy.spatial.transform import Rotation, Slerp
+
+from gammapy_accmaker.errors import ObservationError
+
+__all__ = ["FovTrack", "fov_track", "gti_seconds", "time_nodes", "unit_vectors", "vectors_to_lonlat"]
+
+MAX_ROTATION = np.radians(1.5)  # between two nodes; slerp is then good to a few arcsec even near the zenith
+MIN_STEP = 1.0  # s
+
+
+def unit_vectors(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
+    """Unit vectors, shape (..., 3), of longitudes and latitudes in rad."""
+    cos = np.cos(lat)
+    return np.stack([cos * np.cos(lon), cos * np.sin(lon), np.broadcast_to(np.sin(lat), np.shape(cos * lon))], axis=-1)
+
+
+def vectors_to_lonlat(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes in rad of unit vectors, shape (..., 3)."""
+    return np.arctan2(xyz[..., 1], xyz[..., 0]), np.arcsin(np.clip(xyz[..., 2], -1, 1))
+
+
+def gti_seconds(time_start: Time, time_stop: Time) -> np.ndarray:
+    """Good time intervals in s after the first start, shape (n, 2), sorted; empty ones are dropped."""
+    zero = time_start.min()
+    intervals = np.stack([(time_start - zero).to_value("s"), (time_stop - zero).to_value("s")], axis=-1)
+    intervals = intervals[intervals[:, 1] > intervals[:, 0]]
+    return intervals[np.argsort(intervals[:, 0])]
+
+
+def time_nodes(intervals: np.ndarray, step: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes in time over good time intervals, and the time that each stands for.
+
+    Parameters
+    ----------
+    intervals : `~numpy.ndarray`
+        Start and stop in s, shape (n, 2).
+    step : float or None
+        Longest step in s; None: one node at the mean time.
+
+    Returns
+    -------
+    seconds, weights : `~numpy.ndarray`
+        Times in s, and trapezoid weights in s that sum to the ontime.
+    """
+    length = intervals[:, 1] - intervals[:, 0]
+    if step is None:
+        return np.array([np.average(intervals.mean(1), weights=length)]), np.array([length.sum()])
+    seconds, weights = [], []
+    for start, stop in intervals:
+        n = max(int(np.ceil((stop - start) / step)), 1)
+        weight = np.full(n + 1, (stop - start) / n)
+        weight[[0, -1]] *= 0.5
+        seconds.append(np.linspace(start, stop, n + 1))
+        weights.append(weight)
+    return np.concatenate(seconds), np.concatenate(weights)
+
+
+@dataclass(frozen=True)
+class FovTrack:
+    """How the camera sees the sky during a run.
+
+    Attributes
+    ----------
+    start : `~astropy.time.Time`
+        First start of the good time intervals; ``seconds`` count from here.
+    intervals : `~numpy.ndarray`
+        Good time intervals in s, shape (n, 2).
+    seconds : `~numpy.ndarray`
+        Times of the rotation nodes in s, shape (m,), increasing.
+    matrices : `~numpy.ndarray`
+        From ICRS unit vectors to the camera, shape (m, 3, 3): x to the pointing, y to FOV_LON, z to FOV_LAT.
+    cos_zenith, azimuth : `~numpy.ndarray`
+        Of the pointing at the nodes, shape (m,); azimuth in deg, continuous; NaN without a location.
+    """
+
+    start: Time
+    intervals: np.ndarray
+    seconds: np.ndarray
+    matrices: np.ndarray
+    cos_zenith: np.ndarray
+    azimuth: np.ndarray
+
+    @property
+    def ontime(self) -> float:
+        """Sum of the good time intervals in s."""
+        return float((self.intervals[:, 1] - self.intervals[:, 0]).sum())
+
+    @property
+    def turns(self) -> bool:
+        """Whether the field rotates in the camera."""
+        return bool(np.ptp(self.matrices, axis=0).max() > 1e-9)
+
+    def matrices_at(self, seconds: np.ndarray) -> np.ndarray:
+        """Rotation matrices at these times, shape (n, 3, 3); clamped to the nodes."""
+        first = self.matrices[0]
+        if not self.turns:
+            return np.broadcast_to(first, (len(seconds), 3, 3))
+        relative = Rotation.from_matrix(self.matrices @ first.T)
+        slerp = Slerp(self.seconds, relative)
+        return slerp(np.clip(seconds, self.seconds[0], self.seconds[-1])).as_matrix() @ first
+
+    def cos_zenith_at(self, seconds: np.ndarray) -> np.ndarray:
+        """Cosine of the zenith angle of the pointing at these times."""
+        return np.interp(seconds, self.seconds, self.cos_zenith)
+
+    def azimuth_at(self, seconds: np.ndarray) -> np.ndarray:
+        """Azimuth of the pointing in deg, in [0, 360), at these times."""
+        return np.interp(seconds, self.seconds, self.azimuth) % 360
+
+    def to_fov(self, xyz: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """FOV_LON and FOV_LAT in deg of ICRS unit vectors, shape (n, 3), each seen at its own time in s."""
+        if self.turns:
+            camera = np.einsum("nij,nj->ni", self.matrices_at(seconds), xyz)
+        else:
+            camera = xyz @ self.matrices[0].T
+        lon, lat = vectors_to_lonlat(camera)
+        return np.degrees(lon), np.degrees(lat)
+
+
+def fov_track(
+    pointing, time_start: Time, time_stop: Time, location: EarthLocation | None, alignment: str, step: float = 60.0
+) -> FovTrack:
+    """Track of the camera over the good time intervals of a run.
+
+    Parameters
+    ----------
+    pointing : `~gammapy.data.FixedPointingInfo`
+        Tracking a fixed ICRS position or a fixed altitude and azimuth.
+    time_start, time_stop : `~astropy.time.Time`
+        Good time intervals, shape (n,).
+    location : `~astropy.coordinates.EarthLocation` or None
+        Site; needed for the alignment "altaz" and for drifting runs.
+    alignment : {"altaz", "radec"}
+        Frame that the camera axes follow.
+    step : float
+        Longest step between nodes in s; shortened where the field turns fast.
+    """
+    if location is None and (alignment == "altaz" or pointing.fixed_icrs is None):
+        raise ObservationError(
+            "observation: it has no observatory location, but alignment 'altaz' and drift runs need one; "
+            "set `observatory_location` in the configuration or use `fov_alignment: radec`"
+        )
+    intervals = gti_seconds(time_start, time_stop)
+    if len(intervals) == 0:
+        raise ObservationError("observation: its good time intervals are empty, but some ontime is needed")
+    zero = time_start.min()
+    while True:
+        seconds = np.unique(time_nodes(intervals, step)[0])
+        track = _track_at(pointing, zero, intervals, seconds, location, alignment)
+        trace = np.einsum("nij,nij->n", track.matrices[1:], track.matrices[:-1])
+        turn = np.arccos(np.clip(0.5 * (trace - 1), -1, 1)).max()
+        if turn <= MAX_ROTATION or step <= MIN_STEP:
+            return track
+        step = max(step * MAX_ROTATION / turn * 0.9, MIN_STEP)
+
+
+def _track_at(pointing, zero, intervals, seconds, location, alignment):
+    times = zero + TimeDelta(seconds, format="sec")
+    if pointing.fixed_icrs is not None:
+        icrs = SkyCoord(np.repeat(pointing.fixed_icrs.ra, len(seconds)), np.repeat(pointing.fixed_icrs.dec, len(seconds)))
+    else:
+        icrs = pointing.get_icrs(times, location)
+    # FoVICRS: x to the pointing, y to decreasing right ascension, z to the north
+    lon, lat = icrs.ra.rad, icrs.dec.rad
+    to_icrs_offset = np.stack([unit_vectors(lon, lat), -_east(lon), _north(lon, lat)], axis=1)
+    if location is None:
+        nan = np.full(len(seconds), np.nan)
+        return FovTrack(zero, intervals, seconds, to_icrs_offset, nan, nan)
+
+    # the pointing and four directions 1.5 deg around it, so that the rotation found is the mean over the field
+    t = np.radians(1.5)
+    around = np.array([[1, 0, 0], [np.cos(t), np.sin(t), 0], [np.cos(t), -np.sin(t), 0],
+                       [np.cos(t), 0, np.sin(t)], [np.cos(t), 0, -np.sin(t)]])  # fmt: skip
+    if alignment == "radec":
+        around = around[:1]
+    sky = np.einsum("pi,nij->npj", around, to_icrs_offset)
+    ra, dec = vectors_to_lonlat(sky)
+    frame = AltAz(obstime=times[:, None], location=location)
+    altaz = SkyCoord(ra * u.rad, dec * u.rad, frame="icrs").transform_to(frame)
+    az, alt = altaz.az.rad, altaz.alt.rad
+    if alignment == "radec":
+        matrices = to_icrs_offset
+    else:
+        camera_axes = np.stack([unit_vectors(az[:, 0], alt[:, 0]), -_east(az[:, 0]), _north(az[:, 0], alt[:, 0])], axis=1)
+        camera = np.einsum("npj,nij->npi", unit_vectors(az, alt), camera_axes)
+        left, _, right = np.linalg.svd(np.einsum("npi,npj->nij", camera, sky))
+        matrices = left @ right
+    azimuth = np.degrees(np.unwrap(az[:, 0]))
+    return FovTrack(zero, intervals, seconds, matrices, np.sin(alt[:, 0]), azimuth)
+
+
+def _east(lon):
+    return np.stack([-np.sin(lon), np.cos(lon), np.zeros_like(lon)], axis=-1)
+
+
+def _north(lon, lat):
+    return np.stack([-np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)], axis=-1)

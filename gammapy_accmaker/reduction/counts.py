@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import astropy.units as u
 import numpy as np
 from astropy.coordinates import EarthLocation
+from scipy.ndimage import binary_dilation
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.binning import FovBins, axis_index, check_edges
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction.exclusion import Exclusion
-from gammapy_accmaker.reduction.fov import FovTrack, fov_track, time_nodes, unit_vectors
+from gammapy_accmaker.reduction.fov import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 
 __all__ = ["CountsBins", "RunCounts", "observation_track", "reduce_observation"]
 
 GTI_TOLERANCE = 1.0  # s; H.E.S.S. DR1 rounds the stop of its intervals down, and a few events come later
 SUBPOINTS = 5  # along each side of a bin that an exclusion touches
+POINTING_STEP = 60.0  # s; at which the pointing is averaged
 MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
 
 
@@ -71,11 +72,15 @@ class RunCounts:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def observation_track(observation, alignment: str, location: EarthLocation | None = None, step: float = 60.0) -> FovTrack:
+def observation_track(
+    observation, alignment: str, location: EarthLocation | None = None, step: float = 60.0
+) -> FovTrack:
     """Camera track of a gammapy observation; ``location`` serves where the observation has none."""
     gti = observation.gti
     if gti is None or len(gti.table) == 0:
-        raise ObservationError(f"observation {observation.obs_id}: it has no good time intervals, but some ontime is needed")
+        raise ObservationError(
+            f"observation {observation.obs_id}: it has no good time intervals, but some ontime is needed"
+        )
     site = observation.observatory_earth_location
     if site is None:
         site = location
@@ -114,8 +119,7 @@ def reduce_observation(
         Where the observation has no good time, no location that is needed, or no usable events.
     """
     track = observation_track(observation, bins.alignment, location)
-    events = observation.events
-    xyz, energy, seconds, dropped = _read_events(events, track)
+    xyz, energy, seconds, dropped, covariates = _read_events(observation, track)
     center = track.matrices[0, 0]
     if exclusion is not None and len(exclusion):
         exclusion = exclusion.near(center, bins.fov.offset_max + _drift(track))
@@ -131,11 +135,12 @@ def reduce_observation(
     inside = (fov_bin >= 0) & (energy_bin >= 0)
     dropped["out of range"] = int((~inside).sum())
     seen = inside & (fraction > 0)[fov_bin]
+    dropped["unexposed bin"] = int((inside & ~seen).sum())
     shape = (len(bins.energy_edges) - 1, bins.fov.size)
     counts = csr_array((np.ones(seen.sum()), (energy_bin[seen], fov_bin[seen])), shape=shape)
     counts.sum_duplicates()
 
-    nodes, weights = time_nodes(track.intervals, time_step)
+    nodes, weights = time_nodes(track.intervals, POINTING_STEP)
     mean_time = np.average(nodes, weights=weights)
     return RunCounts(
         obs_id=int(observation.obs_id),
@@ -146,19 +151,25 @@ def reduce_observation(
         cos_zenith=float(np.average(track.cos_zenith_at(nodes), weights=weights)),
         azimuth=float(np.average(np.interp(nodes, track.seconds, track.azimuth), weights=weights) % 360),
         mjd=float(track.start.mjd + mean_time / 86400),
-        covariates=_covariates(events.table.meta),
+        covariates=covariates,
         dropped=dropped,
     )
 
 
-def _read_events(events, track):
+def _read_events(observation, track):
     """ICRS unit vectors, energies in TeV and seconds after the start of the track of the usable events."""
-    table = events.table
     try:
+        events = observation.events
+        if events is None:
+            raise ValueError("there is no event list")
+        table = events.table
         ra, dec = (table[name].quantity.to_value("rad").astype(float) for name in ("RA", "DEC"))
         energy = table["ENERGY"].quantity.to_value("TeV").astype(float)
-    except u.UnitConversionError as error:
-        raise ObservationError(f"events: a column has a wrong unit ({error}); RA and DEC need an angle, ENERGY an energy") from error
+    except (KeyError, TypeError, ValueError) as error:  # gammapy checks the columns as it reads them
+        raise ObservationError(
+            f"observation {observation.obs_id}: its events cannot be used ({error}); they need the columns TIME, "
+            "RA and DEC (angles) and ENERGY (an energy)"
+        ) from error
     # by the two parts of a Julian date: much faster than the difference of two `Time`
     time, start = events.time.tt, track.start.tt
     seconds = ((time.jd1 - start.jd1) + (time.jd2 - start.jd2)) * 86400.0
@@ -168,11 +179,21 @@ def _read_events(events, track):
         in_gti |= (seconds >= a - GTI_TOLERANCE) & (seconds <= b + GTI_TOLERANCE)
     keep = good & in_gti
     dropped = {"not finite": int((~good).sum()), "outside GTI": int((good & ~in_gti).sum())}
-    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped
+    if not keep.any():
+        raise ObservationError(
+            f"observation {observation.obs_id}: none of its {len(keep)} events can be used ({dropped['not finite']} "
+            f"with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); leave the run out"
+        )
+    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped, _covariates(table.meta)
+
+
+def _drifts(matrices):
+    """Whether the pointing moves on the sky."""
+    return np.ptp(matrices[:, 0], axis=0).max() > 1e-9
 
 
 def _drift(track):
-    """How far in deg the pointing moves on the sky (drift scans)."""
+    """How far in deg the pointing moves on the sky."""
     cos = track.matrices[:, 0] @ track.matrices[0, 0]
     return float(np.degrees(np.arccos(np.clip(cos, -1, 1)).max()))
 
@@ -183,7 +204,7 @@ def _unexcluded_fraction(fov, track, exclusion, time_step):
     if not len(exclusion):
         return fraction
     seconds, weights = time_nodes(track.intervals, time_step)
-    if fov.is_radial and _drift(track) == 0:
+    if fov.is_radial and not _drifts(track.matrices):
         # rings do not notice that the field turns
         seconds, weights = seconds[:1], weights.sum(keepdims=True)
     lon, lat = fov.subpoints(SUBPOINTS)
@@ -203,21 +224,20 @@ def _touched_bins(fov, camera, matrices, exclusion):
     """Numbers of the bins that an excluded position can enter at some node."""
     if len(matrices) == 1:
         return np.flatnonzero(exclusion.contains(camera.reshape(-1, 3) @ matrices[0]).reshape(fov.size, -1).any(1))
-    if np.ptp(matrices[:, 0], axis=0).max() > 1e-9:
-        return np.arange(fov.size)  # a drift scan: the sky itself moves through the camera
-    # the excluded sky, found at the first node, turns with the field
-    points = camera.reshape(-1, 3) @ matrices[0]
+    if _drifts(matrices):
+        return np.arange(fov.size)  # the sky itself moves through the camera
+    # the excluded sky within the circle around the grid, found at the first node, turns with the field
+    circle = FovBins.grid(fov.offset_max, int(np.ceil(2 * fov.offset_max / min(np.diff(e).min() for e in fov.edges))))
+    lon, lat = circle.subpoints(SUBPOINTS)
+    points = unit_vectors(np.radians(lon), np.radians(lat)).reshape(-1, 3) @ matrices[0]
     points = points[exclusion.contains(points)]
-    touched = np.zeros(fov.size, dtype=bool)
+    touched = np.zeros(fov.shape, dtype=bool)
     for matrix in matrices:
-        lon, lat = np.degrees(np.arctan2(*(points @ matrix.T).T[1::-1])), np.degrees(np.arcsin(np.clip((points @ matrix.T)[:, 2], -1, 1)))
-        bins = fov.index(lon, lat)
-        touched[bins[bins >= 0]] = True
-    if not fov.is_radial:
-        # one bin more all around, since only sample points were followed
-        image = np.pad(touched.reshape(fov.shape), 1)
-        touched = np.any([np.roll(image, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)], axis=0)[1:-1, 1:-1].ravel()
-    return np.flatnonzero(touched)
+        lon, lat = vectors_to_lonlat(points @ matrix.T)
+        bins = fov.index(np.degrees(lon), np.degrees(lat))
+        touched.flat[bins[bins >= 0]] = True
+    # one bin more all around, since only sample points were followed
+    return np.flatnonzero(binary_dilation(touched, np.ones((3, 3))))
 
 
 def _covariates(meta):

@@ -6,49 +6,80 @@ most common, are answered by one scalar product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
-from gammapy.maps import Map, WcsGeom
+from astropy.io import fits
+from astropy.wcs import WCS
+from gammapy.maps import HpxGeom, Map, WcsGeom
 from gammapy.utils.scripts import make_path
-from regions import CircleSkyRegion, CompoundSkyRegion, PixCoord, PointSkyRegion, Regions, SkyRegion
+from regions import (
+    CircleSkyRegion,
+    CompoundSkyRegion,
+    LineSkyRegion,
+    PixCoord,
+    PixelRegion,
+    PointSkyRegion,
+    Regions,
+    SkyRegion,
+)
+from scipy.linalg import null_space
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
 
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.reduction.fov import unit_vectors, vectors_to_lonlat
 
 __all__ = ["Exclusion"]
 
-RASTER = 0.01  # deg; of regions that are widened by a margin
+RASTER = 0.01  # deg; between the points of a region that is widened by a margin
+RASTER_SIZE = 1000  # points across the largest regions
 
 
+# Each part of an exclusion has `contains`, and a circle around it: `center` (ICRS vector) and `radius` (deg).
 @dataclass(frozen=True)
 class _Circle:
     center: np.ndarray
-    radius: float  # deg
+    radius: float
 
     def contains(self, xyz):
-        return xyz @ self.center > np.cos(np.radians(self.radius))
+        return _in_circle(xyz, self)
 
 
 @dataclass(frozen=True)
 class _PlaneRegion:
     """A region on the tangential plane around its own centre."""
 
-    pixel_region: object
-    wcs: object
+    pixel_region: PixelRegion
+    wcs: WCS
     center: np.ndarray
-    radius: float  # deg; of a circle around the region
+    radius: float
 
     def contains(self, xyz):
-        inside = xyz @ self.center > np.cos(np.radians(self.radius))
+        inside = _in_circle(xyz, self)
         lon, lat = vectors_to_lonlat(xyz[inside])
         x, y = self.wcs.wcs_world2pix(np.degrees(lon), np.degrees(lat), 0)
         inside[inside] = self.pixel_region.contains(PixCoord(x, y))
         return inside
+
+
+@dataclass(frozen=True)
+class _Compound:
+    """Two parts, each on a plane of its own, and how they are combined."""
+
+    first: object
+    second: object
+    operator: Callable
+    center: np.ndarray
+    radius: float
+
+    def contains(self, xyz):
+        return self.operator(self.first.contains(xyz), self.second.contains(xyz))
 
 
 @dataclass(frozen=True)
@@ -57,6 +88,8 @@ class _Mask:
 
     mask: Map
     to_frame: np.ndarray  # ICRS vectors -> vectors of the map's frame
+    center: np.ndarray
+    radius: float
 
     def contains(self, xyz):
         lon, lat = vectors_to_lonlat(xyz @ self.to_frame.T)
@@ -64,15 +97,36 @@ class _Mask:
         return np.asarray(value) == 0
 
 
+@dataclass(frozen=True)
+class _Widened:
+    """A part and everything closer than a distance to its points."""
+
+    part: object
+    points: KDTree
+    distance: float  # chord on the unit sphere
+    center: np.ndarray
+    radius: float
+
+    def contains(self, xyz):
+        inside = _in_circle(xyz, self)
+        distance, _ = self.points.query(xyz[inside], distance_upper_bound=self.distance)
+        inside[inside] = np.isfinite(distance) | self.part.contains(xyz[inside])
+        return inside
+
+
+def _in_circle(xyz, circle):
+    return xyz @ circle.center > np.cos(np.radians(min(circle.radius, 180.0)))
+
+
 class Exclusion:
     """Sky positions that are left out of a fit.
 
     Parameters
     ----------
-    exclusion : None, `~regions.SkyRegion`, `~regions.Regions`, str, `~pathlib.Path`, `~gammapy.maps.Map` or a list of these
+    exclusion : `~regions.SkyRegion`, `~regions.Regions`, str, `~pathlib.Path`, `~gammapy.maps.Map` or list of these
         Sky regions of any kind, region files (ds9, crtf, fits), masks that are False where excluded.
     margin : `~astropy.units.Quantity`
-        Everything closer than this to a region is excluded too. A point needs one to exclude anything.
+        Everything closer than this to a region is excluded too. A point or a line needs one to exclude anything.
     """
 
     def __init__(self, exclusion=None, margin: u.Quantity = 0 * u.deg):
@@ -87,7 +141,7 @@ class Exclusion:
     def near(self, center: np.ndarray, radius: float) -> Exclusion:
         """The part of the exclusion that can touch a circle around an ICRS unit vector (radius in deg)."""
         close = Exclusion()
-        close._parts = tuple(p for p in self._parts if isinstance(p, _Mask) or _separation(p.center, center) < radius + p.radius)
+        close._parts = tuple(p for p in self._parts if _separation(p.center, center) < radius + p.radius)
         return close
 
     def contains(self, xyz: np.ndarray) -> np.ndarray:
@@ -99,7 +153,8 @@ class Exclusion:
 
 
 def _separation(a, b):
-    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b)), a @ b))
+    """Angle in deg between unit vectors, shapes (..., 3) and (3,)."""
+    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), a @ b))
 
 
 def _flatten(exclusion):
@@ -107,9 +162,11 @@ def _flatten(exclusion):
         return
     if isinstance(exclusion, (str, Path)):
         yield from _read_regions(exclusion)
+    elif isinstance(exclusion, CompoundSkyRegion) and exclusion.operator is operator.or_:
+        yield from _flatten((exclusion.region1, exclusion.region2))
     elif isinstance(exclusion, (SkyRegion, Map)):
         yield exclusion
-    elif isinstance(exclusion, Iterable):
+    elif isinstance(exclusion, Iterable) and not isinstance(exclusion, SkyCoord):
         for item in exclusion:
             yield from _flatten(item)
     else:
@@ -127,35 +184,109 @@ def _read_regions(path):
         found = Regions.read(path)
     except Exception as error:  # the parsers of `regions` raise many kinds
         raise InputError(f"exclusion: {path} cannot be read as a ds9, crtf or fits region file ({error})") from error
+    wcs = _fits_wcs(path) if any(isinstance(region, PixelRegion) for region in found) else None
     for region in found:
-        if not isinstance(region, SkyRegion):
-            raise InputError(f"exclusion: {path} holds a {type(region).__name__} in pixel coordinates; sky coordinates are needed")
-    return found
+        if isinstance(region, PixelRegion) and wcs is None:
+            raise InputError(
+                f"exclusion: {path} holds a {type(region).__name__} in pixel coordinates; sky coordinates are needed, "
+                "or a fits region file with a celestial WCS in its header"
+            )
+        yield region if isinstance(region, SkyRegion) else region.to_sky(wcs)
+
+
+def _fits_wcs(path):
+    """Celestial WCS in the header of a fits region file; None where there is none."""
+    try:
+        wcs = WCS(fits.getheader(path, "REGION"))
+    except (OSError, KeyError):
+        return None
+    return wcs if wcs.has_celestial else None
 
 
 def _make_part(item, margin):
     if isinstance(item, Map):
         return _mask_part(item, margin)
     if not item.meta.get("include", True):
-        raise InputError(f"exclusion: {item} has a minus sign (all but the region); list the excluded regions without it")
+        raise InputError(
+            f"exclusion: {item} has a minus sign (all but the region); list the excluded regions without it"
+        )
     if isinstance(item, (CircleSkyRegion, PointSkyRegion)):
         radius = item.radius.to_value("deg") if isinstance(item, CircleSkyRegion) else 0.0
         return _Circle(_icrs_vector(item.center), radius + margin)
-    return _region_part(item, margin)
+    part = _compound_part(item) if isinstance(item, CompoundSkyRegion) else _plane_part(item)
+    if margin == 0:
+        return part
+    if isinstance(item, LineSkyRegion):
+        points, spacing = np.linspace(_icrs_vector(item.start), _icrs_vector(item.end), RASTER_SIZE), 0.0
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+    else:
+        points, spacing = _raster(part)
+    return _widened(part, points, spacing, margin)
 
 
 def _mask_part(mask, margin):
-    values = mask.data
-    if values.dtype != bool:
-        if not np.isin(values, (0, 1)).all():
-            raise InputError("exclusion mask: its values must be 0 (excluded) and 1, or bool; convert with `mask > 0`")
-        mask = Map.from_geom(mask.geom, data=values == 1)
-    if mask.geom.is_image is False:
+    geom = mask.geom
+    if not isinstance(geom, (WcsGeom, HpxGeom)):
+        raise InputError(f"exclusion mask: got a {type(geom).__name__}, but a map on a WCS or HEALPix grid is needed")
+    if not np.isin(mask.data, (0, 1)).all():
+        raise InputError("exclusion mask: its values must be 0 (excluded) and 1, or bool; convert with `mask > 0`")
+    mask = Map.from_geom(geom, data=mask.data.astype(bool))
+    if not geom.is_image:
         mask = mask.reduce_over_axes(np.logical_and)
-    if margin > 0:
-        mask = mask.binary_erode(radius=margin * u.deg)
-    axes = SkyCoord([0, 90, 0] * u.deg, [0, 0, 90] * u.deg, frame="icrs").transform_to(mask.geom.frame)
-    return _Mask(mask, axes.cartesian.xyz.value)
+    axes = SkyCoord([0, 90, 0] * u.deg, [0, 0, 90] * u.deg, frame="icrs").transform_to(geom.frame)
+    to_frame = axes.cartesian.xyz.value
+    excluded = ~mask.data
+    if not excluded.any():
+        return _Mask(mask, to_frame, to_frame[0], -np.inf)
+    lon, lat = mask.geom.pix_to_coord(tuple(index[excluded] for index in mask.geom.get_idx()))
+    points = unit_vectors(lon.to_value("rad"), lat.to_value("rad")) @ to_frame
+    center, radius = _circle_around(points)
+    if isinstance(geom, WcsGeom):
+        pixel = geom.pixel_scales.to_value("deg").max()
+        points = points[_edge(excluded)[excluded]]
+    else:
+        pixel = np.degrees(np.sqrt(geom.solid_angle().to_value("sr").max()))
+    return _widened(_Mask(mask, to_frame, center, radius + pixel), points, pixel, margin)
+
+
+def _widened(part, points, spacing, margin):
+    """The part and all closer than a margin to its points, which stand for cells of a spacing (both in deg)."""
+    if margin == 0 or len(points) == 0:
+        return part
+    distance = margin + 0.5 * spacing
+    chord = 2 * np.sin(0.5 * np.radians(min(distance, 180.0)))
+    return _Widened(part, KDTree(points), chord, part.center, part.radius + distance)
+
+
+def _raster(part, edge=True):
+    """Points, shape (n, 3), that fill a part evenly, or its edge only, and their spacing in deg."""
+    if isinstance(part, _Compound):
+        # a hole has its edge in the inside of another part
+        first, second = _raster(part.first, edge=False), _raster(part.second, edge=False)
+        points = np.concatenate([first[0], second[0]])
+        return points[part.contains(points)], max(first[1], second[1])
+    # zenithal equal-area plane around the centre
+    reach = 2 * np.sin(0.5 * np.radians(min(part.radius, 180.0)))
+    n = int(np.clip(2 * np.degrees(reach) / RASTER, 2, RASTER_SIZE))
+    x, y = np.meshgrid(*2 * [np.linspace(-reach, reach, n)])
+    r = np.minimum(np.hypot(x, y), 2)[..., None]
+    plane = np.stack([x, y], axis=-1) @ null_space(part.center[None]).T
+    points = (1 - 0.5 * r**2) * part.center + np.sqrt(1 - 0.25 * r**2) * plane
+    inside = part.contains(points.reshape(-1, 3)).reshape(n, n) & (r[..., 0] <= reach)
+    return points[_edge(inside) if edge else inside], np.degrees(2 * reach / (n - 1))
+
+
+def _edge(inside):
+    """The pixels of a mask that touch what is outside."""
+    return inside & ~binary_erosion(inside, np.ones((3, 3)))
+
+
+def _circle_around(points):
+    """Centre and radius (deg) of a circle around unit vectors, shape (n, 3)."""
+    center = points.mean(0)
+    norm = np.linalg.norm(center)
+    center = center / norm if norm > 1e-6 else points[0]
+    return center, float(_separation(points, center).max())
 
 
 def _icrs_vector(position):
@@ -164,30 +295,32 @@ def _icrs_vector(position):
 
 def _some_position(region):
     """A position in or near the region, where its tangential plane can touch the sky."""
-    if isinstance(region, CompoundSkyRegion):
-        return _some_position(region.region1)
     if hasattr(region, "center"):
         return region.center.icrs
     for name in ("vertices", "start"):
         if hasattr(region, name):
-            points = np.atleast_2d(_icrs_vector(getattr(region, name)))
-            lon, lat = vectors_to_lonlat(points.mean(0) / np.linalg.norm(points.mean(0)))
+            lon, lat = vectors_to_lonlat(_circle_around(np.atleast_2d(_icrs_vector(getattr(region, name))))[0])
             return SkyCoord(lon * u.rad, lat * u.rad, frame="icrs")
-    raise InputError(f"exclusion: a {type(region).__name__} has no position that can be used; draw it as a polygon or give a mask map")
+    raise InputError(f"exclusion: a {type(region).__name__} has no centre; draw it as a polygon or give a mask map")
 
 
-def _region_part(region, margin):
-    position = _some_position(region)
-    wcs = WcsGeom.create(skydir=position, binsz=RASTER, npix=(1, 1), proj="TAN", frame="icrs").wcs
+def _compound_part(region):
+    first, second = _make_part(region.region1, 0.0), _make_part(region.region2, 0.0)
+    if region.operator(False, False):
+        raise InputError(
+            f"exclusion: {region} covers the sky outside of its two regions; list the excluded regions themselves"
+        )
+    radius = max(first.radius, _separation(second.center, first.center) + second.radius)
+    return _Compound(first, second, region.operator, first.center, radius)
+
+
+def _plane_part(region):
+    wcs = WcsGeom.create(skydir=_some_position(region), binsz=RASTER, npix=(1, 1), proj="TAN", frame="icrs").wcs
     pixel_region = region.to_pixel(wcs)
-    box = pixel_region.bounding_box
-    corners = np.array([[x, y] for x in (box.ixmin, box.ixmax) for y in (box.iymin, box.iymax)], dtype=float)
-    vectors = unit_vectors(*np.radians(wcs.wcs_pix2world(corners, 0)).T)
-    center = vectors.mean(0) / np.linalg.norm(vectors.mean(0))
-    radius = max(_separation(center, v) for v in vectors)
-    if margin == 0:
-        return _PlaneRegion(pixel_region, wcs, center, radius)
-    lon, lat = np.degrees(vectors_to_lonlat(center))
-    width = 2 * (radius + margin + 2 * RASTER)
-    geom = WcsGeom.create(skydir=(lon, lat), binsz=RASTER, width=width, proj="TAN", frame="icrs")
-    return _mask_part(~geom.region_mask([region], inside=True), margin)
+    try:
+        box = pixel_region.bounding_box
+    except ValueError as error:  # a corner is not on the tangential plane
+        raise InputError(f"exclusion: {region} spans more than half of the sky; split it or give a mask map") from error
+    corners = np.array([[x, y] for x in (box.ixmin - 1, box.ixmax) for y in (box.iymin - 1, box.iymax)], dtype=float)
+    center, radius = _circle_around(unit_vectors(*np.radians(wcs.wcs_pix2world(corners, 0)).T))
+    return _PlaneRegion(pixel_region, wcs, center, radius)

@@ -51,7 +51,7 @@ def time_nodes(intervals: np.ndarray, step: float | None) -> tuple[np.ndarray, n
     intervals : `~numpy.ndarray`
         Start and stop in s, shape (n, 2).
     step : float or None
-        Longest step in s; None: one node at the mean time.
+        Longest step in s; None: one node, where half of the ontime has passed.
 
     Returns
     -------
@@ -60,7 +60,9 @@ def time_nodes(intervals: np.ndarray, step: float | None) -> tuple[np.ndarray, n
     """
     length = intervals[:, 1] - intervals[:, 0]
     if step is None:
-        return np.array([np.average(intervals.mean(1), weights=length)]), np.array([length.sum()])
+        passed, half = np.cumsum(length), 0.5 * length.sum()
+        last = np.searchsorted(passed, half)
+        return np.array([intervals[last, 1] - (passed[last] - half)]), np.array([length.sum()])
     seconds, weights = [], []
     for start, stop in intervals:
         n = max(int(np.ceil((stop - start) / step)), 1)
@@ -134,7 +136,12 @@ class FovTrack:
 
 
 def fov_track(
-    pointing, time_start: Time, time_stop: Time, location: EarthLocation | None, alignment: str, step: float = 60.0
+    pointing,
+    time_start: Time,
+    time_stop: Time,
+    location: EarthLocation | None,
+    alignment: str,
+    step: float = 60.0,
 ) -> FovTrack:
     """Track of the camera over the good time intervals of a run.
 
@@ -164,7 +171,10 @@ def fov_track(
         seconds = np.unique(time_nodes(intervals, step)[0])
         track = _track_at(pointing, zero, intervals, seconds, location, alignment)
         trace = np.einsum("nij,nij->n", track.matrices[1:], track.matrices[:-1])
-        turn = np.arccos(np.clip(0.5 * (trace - 1), -1, 1)).max()
+        # the turn inside a gap does not matter
+        middle = 0.5 * (seconds[1:] + seconds[:-1])
+        in_gti = np.any((middle[:, None] > intervals[:, 0]) & (middle[:, None] < intervals[:, 1]), axis=1)
+        turn = np.arccos(np.clip(0.5 * (trace[in_gti] - 1), -1, 1)).max()
         if turn <= MAX_ROTATION or step <= MIN_STEP:
             return track
         step = max(step * MAX_ROTATION / turn * 0.9, MIN_STEP)
@@ -173,7 +183,8 @@ def fov_track(
 def _track_at(pointing, zero, intervals, seconds, location, alignment):
     times = zero + TimeDelta(seconds, format="sec")
     if pointing.fixed_icrs is not None:
-        icrs = SkyCoord(np.repeat(pointing.fixed_icrs.ra, len(seconds)), np.repeat(pointing.fixed_icrs.dec, len(seconds)))
+        fixed = pointing.fixed_icrs
+        icrs = SkyCoord(np.repeat(fixed.ra, len(seconds)), np.repeat(fixed.dec, len(seconds)))
     else:
         icrs = pointing.get_icrs(times, location)
     # FoVICRS: x to the pointing, y to decreasing right ascension, z to the north
@@ -197,7 +208,8 @@ def _track_at(pointing, zero, intervals, seconds, location, alignment):
     if alignment == "radec":
         matrices = to_icrs_offset
     else:
-        camera_axes = np.stack([unit_vectors(az[:, 0], alt[:, 0]), -_east(az[:, 0]), _north(az[:, 0], alt[:, 0])], axis=1)
+        lon, lat = az[:, 0], alt[:, 0]
+        camera_axes = np.stack([unit_vectors(lon, lat), -_east(lon), _north(lon, lat)], axis=1)
         camera = np.einsum("npj,nij->npi", unit_vectors(az, alt), camera_axes)
         left, _, right = np.linalg.svd(np.einsum("npi,npj->nij", camera, sky))
         matrices = left @ right

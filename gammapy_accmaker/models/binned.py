@@ -1,0 +1,278 @@
+"""Binned acceptance, `radial` (energy, offset) and `grid` (energy, fov_lon, fov_lat).
+
+The counts of a bin are Poisson with mean rate x exposure x solid angle, so the maximum likelihood rate of a bin is
+its counts over the exposure that was not excluded: `BinnedModel.bin_rate`. A rate that is read inside or between the
+bins is the product of a smooth spectrum of all counts and, at each energy, their profile over the field of view: linear
+between the bin centres, so that empty bins do no harm, with values there that give the counts of the bins back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.interpolate import griddata
+from scipy.ndimage import uniform_filter1d
+from scipy.sparse import csr_array
+
+from gammapy_accmaker.binning import FovBins, offset
+from gammapy_accmaker.errors import FitError
+from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, linear_weights
+
+__all__ = ["BinnedModel", "fit_binned", "fit_run_norms"]
+
+ITERATIONS = 6  # of the nodes; enough for 1e-3, and few enough that noise from bin to bin is not amplified
+SUBPOINTS = 4  # along each side of a bin, to average the surface over it
+
+
+@dataclass(frozen=True)
+class BinnedModel(RateModel):
+    """Acceptance from counts in bins.
+
+    Attributes
+    ----------
+    bin_edges : `~numpy.ndarray`
+        Energy edges of the fit in TeV, shape (nbin + 1,).
+    fov : `FovBins`
+        Bins of the field of view.
+    counts : `~numpy.ndarray`
+        Counts of the fit, shape (nbin, fov.size).
+    exposure : `~numpy.ndarray`
+        Unexcluded ontime in s times the norms of the runs, shape (fov.size,).
+    energy_edges : `~numpy.ndarray`
+        Edges in TeV from the first to the last energy bin with counts, shape (m + 1,).
+    spectrum : `SmoothSpectrum`
+        Counts per TeV of all of the fit.
+    profile : `~numpy.ndarray`
+        Rate per count in s-1 sr-1 at the centre of each bin, > 0, shape (m, fov.size).
+    """
+
+    bin_edges: np.ndarray
+    fov: FovBins
+    counts: np.ndarray
+    exposure: np.ndarray
+    energy_edges: np.ndarray
+    spectrum: SmoothSpectrum
+    profile: np.ndarray
+
+    zenith_range = None
+
+    @property
+    def is_radial(self) -> bool:
+        return self.fov.is_radial
+
+    @property
+    def offset_max(self) -> float:
+        return self.fov.offset_max
+
+    @cached_property
+    def filled(self) -> np.ndarray:
+        """Field-of-view bins without exposure, whose rate comes from their neighbours, shape (fov.size,)."""
+        return self.exposure <= 0
+
+    @cached_property
+    def bin_rate(self) -> np.ndarray:
+        """Maximum likelihood rate of each bin in s-1 MeV-1 sr-1, shape (nbin, fov.size); NaN without exposure."""
+        return self._per_volume(self.counts)
+
+    @cached_property
+    def bin_rate_error(self) -> np.ndarray:
+        """Its error, from the counts or from one count where there is none; NaN without exposure."""
+        return self._per_volume(np.sqrt(np.maximum(self.counts, 1)))
+
+    def _per_volume(self, counts):
+        volume = np.diff(self.bin_edges)[:, None] * TEV_IN_MEV * self.exposure * self.fov.solid_angle
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(self.filled, np.nan, counts / volume)
+
+    @property
+    def _node_energy(self):
+        return np.sqrt(self.energy_edges[1:] * self.energy_edges[:-1])
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+        return self._over_fov(self.spectrum.bin_weights(energy_edges, self._node_energy) @ self.profile, fov_lon, fov_lat)
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        shares = linear_weights(np.log(self._node_energy), np.log(energy))
+        density = self.spectrum(energy)[:, None] / TEV_IN_MEV * (shares @ self.profile)
+        return self._over_fov(density, fov_lon, fov_lat)
+
+    def _over_fov(self, values, fov_lon, fov_lat):
+        inside = self.fov.index(fov_lon, fov_lat) >= 0
+        return np.where(inside, (_fov_weights(self.fov, fov_lon, fov_lat) @ values.T).T, 0.0)
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        i = np.clip(np.searchsorted(self.bin_edges, energy, side="right") - 1, 0, len(self.bin_edges) - 2)
+        j = np.maximum(self.fov.index(fov_lon, fov_lat), 0)
+        # a filled bin knows no more than the least of its peers
+        counts = np.where(self.filled, 0, self.counts)
+        return 1 / np.sqrt(counts[np.ix_(i, j)] + 1)
+
+    def to_arrays(self):
+        arrays = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
+        arrays |= {name: getattr(self, name) for name in ("bin_edges", "counts", "exposure", "energy_edges", "profile")}
+        return arrays | {"spectrum": self.spectrum.coefficients}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        fov = FovBins(tuple(arrays[k] for k in ("fov_edges_0", "fov_edges_1") if k in arrays))
+        names = ("bin_edges", "counts", "exposure", "energy_edges", "profile")
+        low, high = arrays["energy_edges"][[0, -1]]
+        spectrum = SmoothSpectrum(float(low), float(high), arrays["spectrum"])
+        return cls(fov=fov, spectrum=spectrum, **{name: arrays[name] for name in names})
+
+
+def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float = 1e-10):
+    """Field-of-view rates that all runs share, up to a norm a run, by maximum likelihood.
+
+    Parameters
+    ----------
+    counts : `~numpy.ndarray`
+        Counts of each run in the field of view, summed over energy, shape (run, bin).
+    exposure : `~numpy.ndarray`
+        Unexcluded ontime in s, shape (run, bin).
+
+    Returns
+    -------
+    norm : `~numpy.ndarray`
+        Norm of each run, of geometric mean 1, shape (run,); 1 for a run without counts.
+    """
+    norm = np.ones(len(counts))
+    in_run, in_bin = counts.sum(1), counts.sum(0)
+    used = in_run > 0
+    for _ in range(200):
+        seen = norm @ exposure
+        rate = np.divide(in_bin, seen, out=np.zeros_like(seen), where=seen > 0)
+        new = np.where(used, in_run / np.maximum(exposure @ rate, 1e-300), 1.0)
+        new[used] /= np.exp(np.log(new[used]).mean())
+        change = np.abs(new / norm - 1).max()
+        norm = new
+        if change < tolerance:
+            return norm
+    raise FitError(f"run norms: changed by {change:.1e} in the last of 200 rounds; are there runs that share no pixel with the others?")
+
+
+def fit_binned(counts: np.ndarray, exposure: np.ndarray, bin_edges: np.ndarray, fov: FovBins) -> BinnedModel:
+    """Binned acceptance from the summed counts of all runs.
+
+    Parameters
+    ----------
+    counts : `~numpy.ndarray`
+        Unexcluded counts, shape (nbin, fov.size).
+    exposure : `~numpy.ndarray`
+        Unexcluded ontime (times the norms of the runs) in s, shape (fov.size,).
+    bin_edges : `~numpy.ndarray`
+        Energy edges in TeV, shape (nbin + 1,).
+    fov : `FovBins`
+        Bins of the field of view.
+    """
+    if not counts.sum() > 0:
+        raise FitError("fit: there are no counts outside of the exclusion in the energy and offset range of the model")
+    with_counts = np.flatnonzero(counts.sum(1))
+    used = slice(with_counts[0], with_counts[-1] + 1)
+    edges = bin_edges[used.start : used.stop + 1]
+    intensity = _expected(counts[used], exposure * fov.solid_angle, fov)
+    spectrum = fit_spectrum(counts[used].sum(1), edges)
+    shares = spectrum.bin_weights(edges, np.sqrt(edges[1:] * edges[:-1]))
+    profile = _profile(intensity, exposure * fov.solid_angle, fov, shares / shares.sum(1, keepdims=True))
+    return BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
+
+
+def _expected(counts, volume, fov):
+    """Expected counts over exposure and solid angle, > 0 everywhere: the counts, shrunk where they are few.
+
+    A ring's mean is drawn from a gamma distribution around the product of spectrum and profile, and a bin's mean from one
+    around its ring at the same energy. The relative spread of each is estimated from the counts, so that a bin with
+    many counts keeps them, and one with few takes what its peers have.
+    """
+    seen = volume > 0
+    ring = np.arange(fov.size)
+    if not fov.is_radial:
+        ring = (offset(fov.fov_lon, fov.fov_lat) / np.diff(fov.edges[0]).min()).astype(int)
+    member = csr_array((np.ones(fov.size), (np.arange(fov.size), ring)))
+    ring_counts, ring_volume = counts @ member, volume @ member
+    profile = _fill_1d((ring_counts.sum(0) + 1e-3) / np.where(ring_volume > 0, ring_volume, np.nan))
+    total = np.maximum(counts.sum(1), 1)  # of an empty energy bin only the profile is used
+    ring_intensity = _shrink(ring_counts, ring_volume, np.outer(total / (ring_volume @ profile), profile))
+    intensity = ring_intensity
+    if not fov.is_radial:
+        intensity = _shrink(counts, volume, ring_intensity[:, ring])
+    if not seen.all():
+        intensity[:, ~seen] = _from_neighbours(np.log(intensity[:, seen]), fov, seen)
+    return intensity
+
+
+def _shrink(counts, volume, prior):
+    """Posterior mean of gamma-distributed means around a prior.
+
+    Their relative variance at each energy is found by moments from the energy bin and its two neighbours.
+    """
+    mu = prior * volume
+    excess, size = ((counts - mu) ** 2 - mu).sum(1), (mu**2).sum(1)
+    variance = uniform_filter1d(excess, 3) / uniform_filter1d(size, 3)
+    weight = 1 / np.clip(variance, 1e-6, 1)[:, None]
+    return prior * (counts + weight) / (mu + weight)
+
+
+def _fill_1d(values):
+    i, known = np.arange(len(values)), np.isfinite(values)
+    return np.exp(np.interp(i, i[known], np.log(values[known])))
+
+
+def _from_neighbours(log_known, fov, seen):
+    """Values of the bins that were never seen, interpolated over the field of view, nearest outside of the others."""
+    if fov.is_radial:
+        x = fov.centers[0]
+        return np.exp([np.interp(x[~seen], x[seen], row) for row in log_known])
+    points = np.stack([fov.fov_lon, fov.fov_lat], axis=1)
+    values = griddata(points[seen], log_known.T, points[~seen], method="nearest")
+    if seen.sum() > 3:
+        linear = griddata(points[seen], log_known.T, points[~seen], method="linear")
+        values = np.where(np.isfinite(linear), linear, values)
+    return np.exp(values.T)
+
+
+def _profile(intensity, volume, fov, shares):
+    """Values at the bin centres whose interpolation has the mean of the intensity over each bin, per count.
+
+    ``shares``, shape (nbin, nbin), are the parts that each bin's spectrum takes from the nodes in energy.
+    """
+    lon, lat = fov.subpoints(SUBPOINTS)
+    average = _block_mean(_fov_weights(fov, lon.ravel(), lat.ravel()), lon.shape)
+    target = intensity / (intensity @ volume)[:, None]
+    nodes = target.copy()
+    for _ in range(ITERATIONS):
+        nodes *= target / (average @ (shares @ nodes).T).T
+        nodes /= ((average @ nodes.T).T @ volume)[:, None]
+    return nodes
+
+
+def _block_mean(weights, shape):
+    """Mean of a sparse matrix over consecutive blocks of its rows."""
+    block = csr_array((np.full(np.prod(shape), 1 / shape[1]), (np.repeat(np.arange(shape[0]), shape[1]), np.arange(np.prod(shape)))))
+    return block @ weights
+
+
+def _axis_weights(centers, x):
+    """Left neighbour of each x among the centres and the weight of the right one; flat beyond the ends."""
+    left = np.clip(np.searchsorted(centers, x, side="right") - 1, 0, max(len(centers) - 2, 0))
+    right = np.minimum(left + 1, len(centers) - 1)
+    width = np.where(right > left, centers[right] - centers[left], 1.0)
+    return left, right, np.clip((x - centers[left]) / width, 0, 1)
+
+
+def _fov_weights(fov, fov_lon, fov_lat):
+    """Linear interpolation from the bin centres to positions as a sparse matrix, shape (n, fov.size)."""
+    rows = np.arange(len(fov_lon))
+    if fov.is_radial:
+        left, right, w = _axis_weights(fov.centers[0], offset(fov_lon, fov_lat))
+        columns, values = [left, right], [1 - w, w]
+    else:
+        (i, i2, w), (j, j2, v) = (_axis_weights(c, x) for c, x in zip(fov.centers, (fov_lon, fov_lat), strict=True))
+        n = fov.shape[1]
+        columns = [i * n + j, i * n + j2, i2 * n + j, i2 * n + j2]
+        values = [(1 - w) * (1 - v), (1 - w) * v, w * (1 - v), w * v]
+    shape = (len(rows), fov.size)
+    return csr_array((np.concatenate(values), (np.tile(rows, len(values)), np.concatenate(columns))), shape=shape)

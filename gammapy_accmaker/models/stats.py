@@ -1,0 +1,143 @@
+"""Poisson statistics on arrays: deviance, scores that hold where counts are few, and the held-out score.
+
+Counts are numbers of events, ``mu`` the expected numbers; nothing here knows of energies or positions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import gammainc, gammaincc, gammaln, ndtri, xlogy
+from scipy.stats import chi2
+
+__all__ = ["poisson_deviance", "poisson_pit", "poisson_pulls", "deviance_p_value", "free_norm_log_likelihood"]
+
+# A normal score is cut where the probability is no longer a number that 1 can be told from.
+SMALLEST_PROBABILITY = 1e-300
+
+
+def poisson_deviance(counts, mu) -> np.ndarray:
+    """Twice the log-likelihood ratio of the saturated model and ``mu``, bin by bin.
+
+    Parameters
+    ----------
+    counts, mu : array_like
+        Observed and expected counts; they broadcast. Where ``mu`` is 0 and counts are not, the deviance is infinite.
+
+    Returns
+    -------
+    deviance : `~numpy.ndarray`
+        ``2 (n log(n / mu) - n + mu)``, >= 0.
+    """
+    counts, mu = np.asarray(counts, dtype=float), np.asarray(mu, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(counts > 0, counts / mu, 1.0)
+    return np.maximum(2 * (xlogy(counts, ratio) - counts + mu), 0.0)
+
+
+def poisson_pit(counts, mu, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Probability integral transform of Poisson counts.
+
+    Parameters
+    ----------
+    counts, mu : array_like
+        Observed and expected counts; they broadcast.
+    rng : `~numpy.random.Generator`, optional
+        With it the transform is randomised inside the step of the observed count, and exactly uniform if ``mu`` is
+        true, at any number of counts. Without it the middle of the step is taken (mid-P).
+
+    Returns
+    -------
+    pit : `~numpy.ndarray`
+        Between 0 and 1; about 0 where far fewer events came than expected.
+    """
+    below, above = _tails(counts, mu, rng)
+    return np.where(below < above, below, 1 - above)
+
+
+def poisson_pulls(counts, mu, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Signed normal scores of Poisson counts, standard normal at few counts too if ``rng`` is given.
+
+    Parameters
+    ----------
+    counts, mu, rng
+        As in `poisson_pit`; both tails are kept, so that large excesses keep their significance.
+
+    Returns
+    -------
+    pulls : `~numpy.ndarray`
+        In standard deviations, positive where more events came than expected.
+    """
+    below, above = _tails(counts, mu, rng)
+    score = ndtri(np.maximum(np.minimum(below, above), SMALLEST_PROBABILITY))
+    return np.where(below < above, score, -score)
+
+
+def _tails(counts, mu, rng):
+    """Probabilities of fewer and of more events, the step of the observed count shared between them."""
+    counts, mu = np.broadcast_arrays(np.asarray(counts, dtype=float), np.asarray(mu, dtype=float))
+    share = 0.5 if rng is None else rng.random(counts.shape)
+    # gammaincc(n, mu) = P(N < n); its complement is taken from gammainc to keep digits in the far tail
+    less = np.where(counts > 0, gammaincc(np.maximum(counts, 1), mu), 0.0)
+    log_step = xlogy(counts, mu) - mu - gammaln(counts + 1)
+    step = np.exp(log_step)
+    more = np.where(mu > 0, gammainc(counts + 1, mu), 0.0)
+    return less + share * step, more + (1 - share) * step
+
+
+def deviance_p_value(counts, mu, n_parameters: float = 0.0) -> float:
+    """Probability of a larger Pearson-corrected deviance if ``mu`` is true.
+
+    The deviance of bins with few counts is not chi-square; its mean and variance are computed for each ``mu`` and a
+    scaled chi-square of the same mean and variance is used.
+
+    Parameters
+    ----------
+    counts, mu : array_like
+        Observed and expected counts.
+    n_parameters : float
+        Number of parameters that were fitted to the counts.
+    """
+    counts, mu = np.ravel(counts).astype(float), np.ravel(mu).astype(float)
+    if not len(counts):
+        return 1.0
+    mean, variance = (np.asarray(v) for v in deviance_moments(mu))
+    mean_sum = max(mean.sum() * (1 - min(n_parameters / len(counts), 0.9)), 1e-12)
+    variance_sum = max(variance.sum() * (1 - min(n_parameters / len(counts), 0.9)), 1e-12)
+    scale = variance_sum / (2 * mean_sum)
+    return float(chi2.sf(poisson_deviance(counts, mu).sum() / scale, mean_sum / scale))
+
+
+def deviance_moments(mu) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of the Poisson deviance at expected counts ``mu``, shapes (n,)."""
+    mu = np.maximum(np.asarray(mu, dtype=float), 1e-12)
+    mean, variance = 1 + 1 / (6 * np.maximum(mu, 1)), 2 + 2 / (3 * np.maximum(mu, 1))
+    few = mu < 20
+    n = np.arange(80.0)[:, None]
+    probability = np.exp(xlogy(n, mu[few]) - mu[few] - gammaln(n + 1))
+    deviance = poisson_deviance(n, mu[few])
+    mean[few] = (probability * deviance).sum(0)
+    variance[few] = (probability * (deviance - mean[few]) ** 2).sum(0)
+    return mean, variance
+
+
+def free_norm_log_likelihood(counts, mu, floor: float = 1e-5) -> float:
+    """Log-likelihood of the counts of one run with a free norm: the held-out score.
+
+    Parameters
+    ----------
+    counts, mu : array_like, shape (n_energy, n_fov)
+        Observed and expected counts, the latter up to a factor. Field-of-view bins without any expected counts are
+        taken to have no exposure.
+    floor : float
+        ``mu`` is not let below this share of its largest value, so that a single event where next to none is
+        expected does not decide.
+
+    Returns
+    -------
+    score : float
+        Sum of ``n log(mu / sum(mu))``.
+    """
+    counts, mu = np.asarray(counts, dtype=float), np.asarray(mu, dtype=float)
+    mu = np.maximum(mu, floor * mu.max()) * (mu.sum(axis=0) > 0)
+    seen = counts > 0
+    return float((counts[seen] * np.log(mu[seen] / mu.sum())).sum())

@@ -1,0 +1,1 @@
+"""Products: a fitted model made into maps, IRFs and files."""

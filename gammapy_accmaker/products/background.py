@@ -1,0 +1,198 @@
+"""Model + camera track + geometry -> map of expected background counts.
+
+While the sky turns through the camera, the energy-integrated rate is averaged over time on a polar grid around the
+pointing, where a rotation is a shift in angle and the average a convolution; the map's pixels are then read from that grid
+once. `expected_counts_directly` evaluates the model anew at every node and pixel: it is the reference.
+"""
+
+from __future__ import annotations
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from gammapy.maps import Map, RegionGeom, WcsGeom
+from regions import PointSkyRegion
+from scipy.ndimage import map_coordinates
+
+from gammapy_accmaker.binning import energy_edges_from_axis
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.reduction.fov import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
+
+__all__ = ["expected_counts", "expected_counts_directly", "make_background_map", "zenith_nodes"]
+
+OFFSET_STEP = 0.05  # deg
+ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
+ZENITH_STEP = 0.02  # of cos zenith, between which the rate is linear in it
+COARSE_PIXEL = 0.1  # deg; larger pixels are divided, since the rate at a centre is not the mean over them
+
+
+def make_background_map(model: RateModel, track: FovTrack, geom, time_step: float | None) -> Map:
+    """Map of expected background counts.
+
+    Parameters
+    ----------
+    model : `RateModel`
+        Acceptance, adapted to the run.
+    track : `FovTrack`
+        Camera track of the run, in the alignment of the model.
+    geom : `~gammapy.maps.WcsGeom` or `~gammapy.maps.RegionGeom`
+        Geometry with a reconstructed energy axis named "energy" and no other.
+    time_step : float or None
+        Resolution in s inside the run; None: one step.
+
+    Raises
+    ------
+    InputError
+        For a geometry of another kind, or one that does not overlap the run in space or in energy.
+    """
+    if not isinstance(geom, (WcsGeom, RegionGeom)) or geom.axes.names != ["energy"]:
+        raise InputError(
+            f"geom: got {type(geom).__name__} with axes {geom.axes.names}, but a WcsGeom or RegionGeom with the single axis 'energy' is needed"
+        )
+    edges = energy_edges_from_axis(geom.axes["energy"])
+    if edges[-1] <= model.energy_edges[0] or edges[0] >= model.energy_edges[-1]:
+        raise InputError(
+            f"geom: its energy axis, {edges[0]:.3g} to {edges[-1]:.3g} TeV, lies outside of the model, "
+            f"{model.energy_edges[0]:.3g} to {model.energy_edges[-1]:.3g} TeV; choose bins inside"
+        )
+    if isinstance(geom, RegionGeom):
+        data = _region_counts(model, track, geom, edges, time_step)
+    else:
+        data = _wcs_counts(model, track, geom, edges, time_step)
+    return Map.from_geom(geom, data=data, unit="")
+
+
+def _wcs_counts(model, track, geom, edges, time_step):
+    image = geom.to_image()
+    factor = int(np.ceil(np.max(image.pixel_scales.to_value("deg")) / COARSE_PIXEL - 1e-6))
+    if factor > 1:
+        image = image.upsample(factor)
+    xyz = _icrs_vectors(image.get_coord(sparse=False), image.frame)
+    counts = expected_counts(model, track, xyz, image.solid_angle().to_value("sr").ravel(), edges, time_step)
+    fine = counts.reshape(len(counts), *image.data_shape)
+    ny, nx = geom.to_image().data_shape
+    return fine.reshape(len(counts), ny, factor, nx, factor).sum((2, 4)) if factor > 1 else fine
+
+
+def _region_counts(model, track, geom, edges, time_step):
+    if geom.region is None or isinstance(geom.region, PointSkyRegion):
+        raise InputError(f"geom: got the region {geom.region}, but a background is counted over a region with an area; use a circle")
+    coord, weights = geom.get_wcs_coord_and_weights()
+    image = geom.to_wcs_geom().to_image()
+    solid_angle = image.solid_angle().to_value("sr").T[image.coord_to_idx(coord)].ravel() * weights.ravel()
+    xyz = _icrs_vectors(coord, geom.frame)
+    counts = expected_counts(model, track, xyz, solid_angle, edges, time_step)
+    return counts.sum(1).reshape(len(counts), 1, 1)
+
+
+def _icrs_vectors(coord, frame):
+    lon, lat = np.ravel(coord.lon.to_value("rad")), np.ravel(coord.lat.to_value("rad"))
+    xyz = unit_vectors(lon, lat)
+    if frame == "icrs":
+        return xyz
+    axes = SkyCoord([0, 90, 0] * u.deg, [0, 0, 90] * u.deg, frame=frame).icrs.cartesian.xyz.value
+    return xyz @ axes.T
+
+
+def expected_counts(model: RateModel, track: FovTrack, xyz, solid_angle, energy_edges, time_step: float | None) -> np.ndarray:
+    """Background counts expected in a run at sky positions.
+
+    Parameters
+    ----------
+    model, track, time_step
+        As for `make_background_map`.
+    xyz : `~numpy.ndarray`
+        ICRS unit vectors, shape (n, 3); NaN where a map has no sky.
+    solid_angle : `~numpy.ndarray`
+        Of each position in sr, shape (n,).
+    energy_edges : `~numpy.ndarray`
+        In TeV, shape (m + 1,).
+
+    Returns
+    -------
+    counts : `~numpy.ndarray`
+        Shape (m, n); 0 where the model has no coverage.
+    """
+    counts = np.zeros((len(energy_edges) - 1, len(xyz)))
+    pointing = track.matrices[0, 0]
+    reach = model.offset_max + _pointing_drift(track)
+    near = np.flatnonzero(xyz @ pointing >= np.cos(np.radians(reach)))
+    if len(near) == 0:
+        raise InputError(
+            f"geom: no pixel lies within {reach:.2f} deg of the pointing; choose a geometry that overlaps the field of view"
+        )
+    if _pointing_drift(track) > 1e-3:
+        counts[:, near] = expected_counts_directly(model, track, xyz[near], solid_angle[near], energy_edges, time_step)
+        return counts
+    average = _polar_average(model, track, energy_edges, time_step)
+    camera = xyz[near] @ track.matrices[0].T
+    theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
+    row = theta / model.offset_max * (average.shape[1] - 1)
+    column = np.arctan2(camera[:, 2], camera[:, 1]) / (2 * np.pi) % 1 * average.shape[2]
+    if average.shape[2] > 1:
+        average = np.concatenate([average, average[:, :, :1]], axis=2)
+        at = [row, column]
+    else:
+        at = [row, np.zeros_like(row)]
+    for plane, out in zip(average, counts, strict=True):
+        out[near] = map_coordinates(plane, at, order=1, mode="nearest") * solid_angle[near]
+    return counts
+
+
+def expected_counts_directly(model, track, xyz, solid_angle, energy_edges, time_step) -> np.ndarray:
+    """The same as `expected_counts`, by evaluating the model at every time node: slow and plain."""
+    seconds, weights = time_nodes(track.intervals, time_step)
+    counts = np.zeros((len(energy_edges) - 1, len(xyz)))
+    for matrix, z, weight in zip(track.matrices_at(seconds), track.cos_zenith_at(seconds), weights, strict=True):
+        lon, lat = vectors_to_lonlat(xyz @ matrix.T)
+        counts += weight * model.integral_grid(energy_edges, np.degrees(lon), np.degrees(lat), z)
+    return counts * solid_angle
+
+
+def _pointing_drift(track):
+    cos = track.matrices[:, 0] @ track.matrices[0, 0]
+    return float(np.degrees(np.arccos(np.clip(cos, -1, 1))).max())
+
+
+def _polar_average(model, track, energy_edges, time_step):
+    """Rate summed over the run, in counts per sr, over (energy bin, offset, angle at the first node)."""
+    seconds, weights = time_nodes(track.intervals, time_step)
+    theta = np.linspace(0, model.offset_max * (1 - 1e-12), int(np.ceil(model.offset_max / OFFSET_STEP)) + 1)
+    nphi = 1 if model.is_radial else ANGLE_STEPS
+    phi = 2 * np.pi * np.arange(nphi) / nphi
+    t, p = np.meshgrid(np.radians(theta), phi, indexing="ij")
+    xyz = np.stack([np.cos(t), np.sin(t) * np.cos(p), np.sin(t) * np.sin(p)], axis=-1)
+    lon, lat = (np.degrees(a).ravel() for a in vectors_to_lonlat(xyz))
+
+    turn = track.matrices_at(seconds) @ track.matrices[0].T
+    angle = np.arctan2(turn[:, 2, 1], turn[:, 1, 1])
+    nodes, zenith_weights = zenith_nodes(model, track.cos_zenith_at(seconds))
+    average = 0.0
+    for z, share in zip(nodes, zenith_weights.T, strict=True):
+        rate = model.integral_grid(energy_edges, lon, lat, z).reshape(-1, *t.shape)
+        average = average + _turned(rate, angle, weights * share)
+    return average
+
+
+def _turned(rate, angle, weights):
+    """Sum over nodes of weight x rate at the angle a node has turned by; angles run along the last axis."""
+    n = rate.shape[-1]
+    position = angle / (2 * np.pi) % 1 * n
+    left = np.floor(position).astype(int)
+    share = np.bincount(left % n, weights * (left + 1 - position), n) + np.bincount((left + 1) % n, weights * (position - left), n)
+    if n == 1:
+        return rate * share[0]
+    turned = np.fft.irfft(np.fft.rfft(rate) * np.conj(np.fft.rfft(share)), n)
+    # rounding of the transform must not leave a negative rate
+    return np.maximum(turned, 0)
+
+
+def zenith_nodes(model: RateModel, cos_zenith: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Few values of cos zenith that stand for many, and the linear weights of the many on them, shape (many, few)."""
+    if model.zenith_range is None:
+        return np.array([1.0]), np.ones((len(cos_zenith), 1))
+    low, high = cos_zenith.min(), cos_zenith.max()
+    n = int(np.ceil((high - low) / ZENITH_STEP)) + 1
+    nodes = np.linspace(low, high, n)
+    return nodes, np.stack([np.interp(cos_zenith, nodes, one) for one in np.eye(n)], axis=1)

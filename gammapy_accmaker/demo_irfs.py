@@ -17,6 +17,7 @@ from gammapy.modeling.models import SkyModel
 __all__ = ["SITE", "REFERENCE_TIME", "make_irfs", "draw_source_events", "run_file", "write_run", "write_index"]
 
 SITE = EarthLocation.from_geodetic(lon=16.5002 * u.deg, lat=-23.2718 * u.deg, height=1835 * u.m)
+SITE_HEADER = {"GEOLON": SITE.lon.deg, "GEOLAT": SITE.lat.deg, "ALTITUDE": SITE.height.to_value("m")}
 REFERENCE_TIME = Time(59215, format="mjd", scale="tt")
 TIME_HEADER = {"MJDREFI": 59215, "MJDREFF": 0.0, "TIMEUNIT": "s", "TIMESYS": "TT", "TIMEREF": "LOCAL"}
 GADF_HEADER = {
@@ -156,10 +157,9 @@ def write_run(path: Path, header: dict, gtis: np.ndarray, columns: dict, irfs: d
     irfs : dict
         Response from `make_irfs`.
     """
-    site = {"GEOLON": SITE.lon.deg, "GEOLAT": SITE.lat.deg, "ALTITUDE": SITE.height.to_value("m")}
     more = {"OBS_MODE": "POINTING", "EV_CLASS": "std", "RADECSYS": "ICRS", "EQUINOX": 2000.0}
     more["TELAPSE"] = gtis[-1, 1] - gtis[0, 0]
-    event_header = {**GADF_HEADER, "HDUCLAS1": "EVENTS", **TIME_HEADER, **header, **site, **more}
+    event_header = {**GADF_HEADER, "HDUCLAS1": "EVENTS", **TIME_HEADER, **header, **SITE_HEADER, **more}
     gti_header = {**GADF_HEADER, "HDUCLAS1": "GTI", **TIME_HEADER}
     gti_header |= {key: header[key] for key in ("OBS_ID", "TSTART", "TSTOP")}
     gti_columns = {"START": gtis[:, 0] * u.s, "STOP": gtis[:, 1] * u.s}
@@ -185,7 +185,8 @@ def write_index(folder: Path, rows: list[dict]) -> None:
     rows : list of dict
         One row of the observation index for each run.
     """
-    observations = Table(rows=rows, meta={**GADF_HEADER, **TIME_HEADER, "HDUCLAS1": "INDEX", "HDUCLAS2": "OBS"})
+    header = {**GADF_HEADER, "HDUCLAS1": "INDEX", "HDUCLAS2": "OBS", **TIME_HEADER, **SITE_HEADER}
+    observations = Table(rows=rows, meta=header)
     for name in observations.colnames:
         if name.startswith(("RA_", "DEC_", "GLON_", "GLAT_", "ALT_", "AZ_", "ZEN_")):
             observations[name].unit = "deg"

@@ -26,7 +26,7 @@ def drifting(azimuth, altitude):
 def pointing_at(pointing, seconds):
     """ICRS pointing at each of some seconds after the start."""
     icrs = pointing.get_icrs(START + seconds * u.s, HESS)
-    return SkyCoord(np.broadcast_to(icrs.ra, len(seconds), subok=True), np.broadcast_to(icrs.dec, len(seconds), subok=True))
+    return SkyCoord(*(np.broadcast_to(angle, len(seconds), subok=True) for angle in (icrs.ra, icrs.dec)))
 
 
 def random_in_cap(center, radius, size, rng):

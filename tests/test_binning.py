@@ -33,7 +33,7 @@ def bins(request):
 
 @pytest.mark.parametrize("edges", [[1.0], [], [1, 1], [2, 1], [0, np.nan, 1], [0, np.inf], [[0, 1], [2, 3]]])
 def test_bad_edges_name_the_argument(edges):
-    with pytest.raises(InputError, match="offset edges.*increasing"):
+    with pytest.raises(InputError, match="(?s)offset edges.*increasing"):
         check_edges("offset edges", edges)
 
 

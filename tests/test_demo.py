@@ -24,7 +24,7 @@ from gammapy_accmaker.errors import InputError
 IRFS = ["aeff", "edisp", "psf"]
 ENERGY = np.geomspace(0.05, 100, 34)
 # The whole camera, so that nothing is missing in a total, in pixels fine enough for its edge.
-WHOLE = np.linspace(-3, 3, 121)
+WHOLE = np.linspace(-3, 3, 61)
 P_MIN = 1e-3
 
 
@@ -171,8 +171,9 @@ def test_store_is_real_dl3(store):
     table = data_store.obs_table
     wanted = {"ZEN_PNT", "AZ_PNT", "ONTIME", "LIVETIME", "DEADC", "MUONEFF", "OBJECT", "N_TELS", "QUALITY"}
     assert wanted <= set(table.colnames)
-    assert all(5000 < n < 12000 for n in table["EVENT_COUNT"])
+    assert all(4000 < n < 12000 for n in table["EVENT_COUNT"])
     assert table["ZEN_PNT"].quantity.unit == "deg"
+    assert {"GEOLON", "GEOLAT", "ALTITUDE", "MJDREFI"} <= set(table.meta)
 
 
 def test_zenith_angles_and_sides_of_the_meridian(store):
@@ -223,9 +224,7 @@ def test_events_follow_energy_and_field_of_view(camera_events, expected_events):
         counts = np.histogramdd((energy, lon, lat), bins=(ENERGY, WHOLE, WHOLE))[0]
         expected = expected_events[obs_id]
         assert poisson_probability(counts.sum(axis=(1, 2)), expected.sum(axis=(1, 2))) > P_MIN
-        coarse = np.add.reduceat(
-            np.add.reduceat(np.stack([counts, expected]), range(0, 120, 10), 2), range(0, 120, 10), 3
-        )
+        coarse = np.add.reduceat(np.add.reduceat(np.stack([counts, expected]), range(0, 60, 5), 2), range(0, 60, 5), 3)
         assert poisson_probability(*coarse.sum(axis=1)) > P_MIN
         low = (ENERGY[:-1] > 0.2) & (ENERGY[:-1] < 0.5)
         assert poisson_probability(*coarse[:, low].sum(axis=1)) > P_MIN
@@ -254,12 +253,14 @@ def test_asymmetry_has_the_signs_of_gammapy(store, camera_events, expected_event
         error = x.std() / np.sqrt(len(x))
         assert x.mean() == pytest.approx(mean, abs=3 * error)
         assert sign * x.mean() > 2.5 * error
-    # The same without a field-of-view frame: more events at smaller azimuth and at smaller altitude.
+    # What the signs mean, without a field-of-view frame: FOV_LON grows with decreasing azimuth.
     observation = store.data_store.obs(store.off_obs_ids[1], required_irf=IRFS)
-    altaz = observation.events.radec.transform_to(observation.get_pointing_altaz(observation.events.time).frame)
     pointing = observation.get_pointing_altaz(observation.events.time)
-    assert np.mean((altaz.az - pointing.az).wrap_at("180d").deg < 0) > 0.51
-    assert np.mean(altaz.alt.deg < pointing.alt.deg) > 0.505
+    altaz = observation.events.radec.transform_to(pointing.frame)
+    lon, lat, _ = camera_events[observation.obs_id]
+    clear = (np.abs(lon) > 0.05) & (np.abs(lat) > 0.15)
+    assert np.all((altaz.az - pointing.az).wrap_at("180d").deg[clear] * lon[clear] < 0)
+    assert np.all((altaz.alt - pointing.alt).deg[clear] * lat[clear] > 0)
 
 
 def test_rate_changes_with_zenith_during_a_run(store):
@@ -276,7 +277,7 @@ def test_rate_changes_with_zenith_during_a_run(store):
         (symmetric.integral(ENERGY, offset, 0.0, z, shift=shift) @ rings).sum() * 210 * norm for z in cos_zenith
     ]
     assert poisson_probability(counts, expected) > P_MIN
-    assert poisson_probability(counts, np.full(8, counts.mean())) < P_MIN
+    assert counts[4:].sum() - counts[:4].sum() > 2.5 * np.sqrt(counts.sum())
 
 
 def test_background_rate_is_per_ontime_and_header_has_dead_time(store, camera_events, expected_events):
@@ -286,16 +287,16 @@ def test_background_rate_is_per_ontime_and_header_has_dead_time(store, camera_ev
         assert observation.observation_live_time_duration.to_value("s") == pytest.approx(1680 * 0.94)
     total = sum(len(events[0]) for events in camera_events.values())
     expected = sum(counts.sum() for counts in expected_events.values())
-    # 6 % would be 9 standard deviations.
-    assert abs(total / expected - 1) < 3 / np.sqrt(expected) < 0.02
+    # 6 % would be nearly 9 standard deviations.
+    assert abs(total / expected - 1) < 3 / np.sqrt(expected) < 0.025
 
 
 def test_run_effects_scatter_and_muon_efficiency_tells_of_the_shift(tmp_path, store):
     tiny = {"ontime": 1 * u.min, "n_wobble": 0, "truth": BackgroundTruth(scale=0.01), "source": False}
-    scattered = simulate_data_store(tmp_path / "a", n_off=40, **tiny)
+    scattered = simulate_data_store(tmp_path / "a", n_off=25, **tiny)
     norm, shift = np.log(list(scattered.run_norm.values())), np.array(list(scattered.run_shift.values()))
     for values in (norm, shift):
-        assert 0.038 < values.std() < 0.062 and abs(values.mean()) < 0.024
+        assert 0.03 < values.std() < 0.07 and abs(values.mean()) < 0.03
     efficiency = scattered.data_store.obs_table["MUONEFF"]
     assert np.corrcoef(np.log(efficiency), shift)[0, 1] < -0.9
     plain = simulate_data_store(tmp_path / "b", n_off=3, norm_scatter=0, shift_scatter=0, **tiny)

@@ -117,6 +117,10 @@ class FovCells:
         pixels = np.maximum(self.membership.sum(axis=0), 1)
         return (self.membership.T @ values) / pixels[:, None]
 
+    def asymmetry(self, axis: BSplineAxis) -> np.ndarray:
+        """`asymmetry_basis` averaged over the pixels of each cell."""
+        return self.mean(asymmetry_basis(self.fov_lon, self.fov_lat, axis))
+
     def ring_mean(self, values: np.ndarray, default: np.ndarray) -> np.ndarray:
         """Mean over the pixels of each ring, shapes (n_fov, k) to (n_ring, k); ``default`` in rings without pixels."""
         pixels = self._rings(self.membership.sum(axis=0)[:, None])

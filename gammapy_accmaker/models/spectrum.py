@@ -21,6 +21,7 @@ __all__ = ["SmoothSpectrum", "fit_spectrum"]
 FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
 TOLERANCE = 1e-8
 MAX_ROUNDS = 200
+SMOOTHING_ROUNDS = 80  # after which smoothing parameters that still creep are left as they are
 SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
 SMOOTHING_RANGE = (1e-3, 1e8)
 
@@ -113,7 +114,7 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray) -> SmoothSpectrum
     c = np.interp(axis.centers, 0.5 * (log_edges[:-1] + log_edges[1:])[[0, -1]], ends) if len(counts) > 1 else np.full(axis.n, ends[0])
     c += np.log(counts.sum() / np.bincount(bins, width * np.exp(basis @ c)).sum())
     smoothing = np.ones(len(rank))
-    for _ in range(MAX_ROUNDS):
+    for k in range(MAX_ROUNDS):
         fine = width * np.exp(basis @ c)
         mu = np.bincount(bins, fine, len(counts))
         slope = np.zeros((len(counts), axis.n))
@@ -124,7 +125,7 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray) -> SmoothSpectrum
         size = np.abs(step).max()
         c = c + step * min(1, 1 / max(size, 1e-300))
         drift = 0.0
-        if size < 0.3:
+        if size < 0.3 and k < SMOOTHING_ROUNDS:
             # the rows of the differences are independent, so each group's part of the penalty has full rank
             left = rank - smoothing * np.bincount(group, np.sum(difference * cho_solve(factor, difference.T).T, axis=1))
             size_of = np.bincount(group, (difference @ c) ** 2)

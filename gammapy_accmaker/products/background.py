@@ -15,11 +15,11 @@ from regions import PointSkyRegion
 from scipy.ndimage import map_coordinates
 
 from gammapy_accmaker.binning import energy_edges_from_axis
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.reduction.fov import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 
-__all__ = ["expected_counts", "expected_counts_directly", "make_background_map", "zenith_nodes"]
+__all__ = ["expected_counts", "expected_counts_directly", "icrs_vectors", "make_background_map", "zenith_nodes"]
 
 OFFSET_STEP = 0.05  # deg
 ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
@@ -44,7 +44,9 @@ def make_background_map(model: RateModel, track: FovTrack, geom, time_step: floa
     Raises
     ------
     InputError
-        For a geometry of another kind, or one that does not overlap the run in space or in energy.
+        For a geometry of another kind, or whose energies all lie outside of the model.
+    ObservationError
+        For a geometry that does not overlap the field of view of the run.
     """
     if not isinstance(geom, (WcsGeom, RegionGeom)) or geom.axes.names != ["energy"]:
         raise InputError(
@@ -68,7 +70,7 @@ def _wcs_counts(model, track, geom, edges, time_step):
     factor = int(np.ceil(np.max(image.pixel_scales.to_value("deg")) / COARSE_PIXEL - 1e-6))
     if factor > 1:
         image = image.upsample(factor)
-    xyz = _icrs_vectors(image.get_coord(sparse=False), image.frame)
+    xyz = icrs_vectors(image)
     counts = expected_counts(model, track, xyz, image.solid_angle().to_value("sr").ravel(), edges, time_step)
     fine = counts.reshape(len(counts), *image.data_shape)
     ny, nx = geom.to_image().data_shape
@@ -81,12 +83,17 @@ def _region_counts(model, track, geom, edges, time_step):
     coord, weights = geom.get_wcs_coord_and_weights()
     image = geom.to_wcs_geom().to_image()
     solid_angle = image.solid_angle().to_value("sr").T[image.coord_to_idx(coord)].ravel() * weights.ravel()
-    xyz = _icrs_vectors(coord, geom.frame)
+    xyz = _vectors_in_icrs(coord, geom.frame)
     counts = expected_counts(model, track, xyz, solid_angle, edges, time_step)
     return counts.sum(1).reshape(len(counts), 1, 1)
 
 
-def _icrs_vectors(coord, frame):
+def icrs_vectors(image) -> np.ndarray:
+    """ICRS unit vectors of the pixel centres of a geometry without energy axis, shape (n, 3)."""
+    return _vectors_in_icrs(image.get_coord(sparse=False), image.frame)
+
+
+def _vectors_in_icrs(coord, frame):
     lon, lat = np.ravel(coord.lon.to_value("rad")), np.ravel(coord.lat.to_value("rad"))
     xyz = unit_vectors(lon, lat)
     if frame == "icrs":
@@ -119,7 +126,7 @@ def expected_counts(model: RateModel, track: FovTrack, xyz, solid_angle, energy_
     reach = model.offset_max + _pointing_drift(track)
     near = np.flatnonzero(xyz @ pointing >= np.cos(np.radians(reach)))
     if len(near) == 0:
-        raise InputError(
+        raise ObservationError(
             f"geom: no pixel lies within {reach:.2f} deg of the pointing; choose a geometry that overlaps the field of view"
         )
     if _pointing_drift(track) > 1e-3:

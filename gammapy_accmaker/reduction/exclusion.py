@@ -166,7 +166,7 @@ def _flatten(exclusion):
         yield from _flatten((exclusion.region1, exclusion.region2))
     elif isinstance(exclusion, (SkyRegion, Map)):
         yield exclusion
-    elif isinstance(exclusion, Iterable) and not isinstance(exclusion, SkyCoord):
+    elif isinstance(exclusion, (Regions, Iterable)) and not isinstance(exclusion, SkyCoord):
         for item in exclusion:
             yield from _flatten(item)
     else:

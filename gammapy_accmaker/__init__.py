@@ -1,0 +1,8 @@
+"""Background models of imaging Cherenkov telescopes, fitted from the observations, for gammapy."""
+
+from gammapy_accmaker.acceptance import AcceptanceModel
+from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.fit import fit_acceptance
+from gammapy_accmaker.maker import AcceptanceBackgroundMaker
+
+__all__ = ["AcceptanceBackgroundMaker", "AcceptanceConfig", "AcceptanceModel", "fit_acceptance"]

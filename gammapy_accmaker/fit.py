@@ -1,0 +1,178 @@
+"""Configuration + observations -> `AcceptanceModel`."""
+
+from __future__ import annotations
+
+import logging
+
+import astropy.units as u
+import numpy as np
+from astropy.table import Table
+from gammapy.maps import Map
+from gammapy.utils.parallel import N_JOBS_DEFAULT, run_multiprocessing
+
+from gammapy_accmaker.acceptance import AcceptanceModel
+from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
+from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
+from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.models.binned import fit_binned, fit_run_norms
+from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_observation
+from gammapy_accmaker.reduction.exclusion import Exclusion
+
+__all__ = ["fit_acceptance", "make_bins", "make_exclusion", "reduce_observations", "run_norm", "reduce_one"]
+
+log = logging.getLogger(__name__)
+
+SUBPOINTS = 3  # along each side of a bin, over which the model is averaged to predict the counts of a run
+
+
+def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None) -> AcceptanceModel:
+    """Fit an acceptance model to observations.
+
+    Parameters
+    ----------
+    observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
+        ON or OFF observations. One that cannot be used is left out, named in a warning and listed in the run table.
+    config : `AcceptanceConfig` or dict, optional
+        Options; their defaults where it is None.
+    exclusion : sky region, region file, mask map, or a list of these, optional
+        Left out of the fit, in addition to the exclusion of the configuration.
+    n_jobs : int, optional
+        Processes that reduce the observations; gammapy's default.
+    parallel_backend : {"multiprocessing", "ray"}, optional
+        gammapy's default.
+
+    Returns
+    -------
+    model : `AcceptanceModel`
+
+    Raises
+    ------
+    InputError
+        Without observations, or where none can be used.
+    """
+    config = AcceptanceConfig.coerce(config)
+    observations = list(observations)
+    if not observations:
+        raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
+    bins = make_bins(config)
+    runs, failures = reduce_observations(observations, bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend)
+    if not runs:
+        reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
+        raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
+    counts = sum(run.counts for run in runs).toarray()
+    if not counts.any():
+        raise InputError(
+            f"observations: no events outside of the exclusion between {config.energy.min} and {config.energy.max} within "
+            f"{config.offset_max}; check energy, offset_max and exclusion"
+        )
+    exposure = np.array([run.exposure for run in runs])
+    norms = np.ones(len(runs))
+    if config.run_effects.type == "norm":
+        norms = fit_run_norms(np.array([run.counts.sum(0) for run in runs]), exposure)
+    rate_model = fit_binned(counts, norms @ exposure, bins.energy_edges, bins.fov)
+    return AcceptanceModel(rate_model, config.to_yaml(), make_run_table(rate_model, bins, runs, failures, config))
+
+
+def make_bins(config: AcceptanceConfig) -> CountsBins:
+    """Bins that the configuration asks for."""
+    if config.fit_energy is not None:
+        edges = config.fit_energy.to_value("TeV")
+    else:
+        edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)
+    offset_max, offset_bins = config.offset_max.deg, config.model.offset_bins
+    radial = config.model.type == "radial"
+    if isinstance(offset_bins, u.Quantity):
+        fov_edges = offset_bins.to_value("deg")
+        fov = FovBins((fov_edges,) if radial else (fov_edges, fov_edges))
+    else:
+        fov = FovBins.rings(offset_max, offset_bins) if radial else FovBins.grid(offset_max, 2 * offset_bins)
+    return CountsBins(edges, fov, config.fov_alignment)
+
+
+def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:
+    """Exclusion of the configuration and what is given besides it."""
+    regions = config.exclusion.regions
+    items = list(regions) if isinstance(regions, list) else [regions]
+    if config.exclusion.mask is not None:
+        try:
+            items.append(Map.read(config.exclusion.mask))
+        except Exception as error:  # readers of maps raise many kinds
+            raise InputError(f"exclusion.mask: {config.exclusion.mask} cannot be read as a map ({error})") from error
+    return Exclusion([*items, exclusion], config.exclusion.margin)
+
+
+def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> RunCounts:
+    """Counts and exposure of one observation, which must have some of each."""
+    time_step = None if config.time_step is None else config.time_step.to_value("s")
+    run = reduce_observation(observation, bins, exclusion, time_step=time_step, location=config.observatory_location)
+    if not run.exposure.any():
+        raise ObservationError(f"observation {run.obs_id}: the exclusion covers its whole field of view; make it smaller")
+    if not run.counts.nnz:
+        raise ObservationError(f"observation {run.obs_id}: it has no events in the energies and offsets of the model outside of the exclusion")
+    return run
+
+
+def _reduce_or_explain(observation, bins, config, exclusion):
+    try:
+        return reduce_one(observation, bins, config, exclusion)
+    except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def reduce_observations(
+    observations, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion, n_jobs=None, parallel_backend=None
+) -> tuple[list[RunCounts], dict[int, str]]:
+    """Counts of the observations that can be used, and for the others the reason, by number.
+
+    One warning names those that are left out.
+    """
+    results = run_multiprocessing(
+        _reduce_or_explain,
+        [(observation, bins, config, exclusion) for observation in observations],
+        backend=parallel_backend,
+        pool_kwargs={"processes": min(n_jobs or N_JOBS_DEFAULT, len(observations))},
+        task_name="Reduction of observations",
+    )
+    runs = [result for result in results if isinstance(result, RunCounts)]
+    failures = {int(o.obs_id): r for o, r in zip(observations, results, strict=True) if isinstance(r, str)}
+    if failures:
+        reasons = "\n".join(f"  {obs_id}: {reason}" for obs_id, reason in failures.items())
+        log.warning(f"{len(failures)} of {len(observations)} observations are left out:\n{reasons}")
+    return runs, failures
+
+
+def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCounts) -> np.ndarray:
+    """Counts that a model of norm 1 expects in a run, shape (energy,), outside of its exclusion."""
+    lon, lat = bins.fov.subpoints(SUBPOINTS)
+    seen = run.exposure > 0
+    intensity = rate_model.integral_grid(bins.energy_edges, lon[seen].ravel(), lat[seen].ravel(), run.cos_zenith)
+    intensity = intensity.reshape(len(intensity), seen.sum(), -1).mean(2)
+    return intensity @ (run.exposure * bins.fov.solid_angle)[seen]
+
+
+def run_norm(rate_model: RateModel, bins: CountsBins, run: RunCounts) -> tuple[float, float]:
+    """Maximum likelihood norm of a run, and its error."""
+    expected = expected_counts_in_bins(rate_model, bins, run).sum()
+    return run.counts.sum() / expected, np.sqrt(run.counts.sum()) / expected
+
+
+def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Table:
+    """One row for each run: what went in, its effects, and the reason where it was left out."""
+    rows = []
+    for run in runs:
+        norm, error = run_norm(rate_model, bins, run)
+        if config.run_effects.type == "none":
+            norm, error = 1.0, 0.0
+        zenith = np.degrees(np.arccos(np.clip(run.cos_zenith, -1, 1)))
+        expected = norm * expected_counts_in_bins(rate_model, bins, run).sum()
+        dropped = run.dropped["not finite"] + run.dropped["outside GTI"]
+        rows.append((run.obs_id, role, True, run.ontime, run.livetime, zenith, run.azimuth, run.mjd,
+                     int(run.counts.sum()), expected, dropped, norm, error, ""))  # fmt: skip
+    nan = np.nan
+    rows += [(obs_id, role, False, nan, nan, nan, nan, nan, 0, nan, 0, nan, nan, reason) for obs_id, reason in failures.items()]
+    names = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD",
+             "COUNTS", "EXPECTED", "DROPPED", "NORM", "NORM_ERR", "FLAG"]  # fmt: skip
+    table = Table(rows=rows, names=names, units={"ONTIME": "s", "LIVETIME": "s", "ZENITH": "deg", "AZIMUTH": "deg", "MJD": "d"})
+    table.sort("OBS_ID")
+    return table

@@ -1,0 +1,229 @@
+"""`AcceptanceBackgroundMaker`: the acceptance in gammapy's chain of makers."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from astropy.table import vstack
+from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
+from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
+from gammapy.maps import Map
+from gammapy.modeling import Fit
+
+from gammapy_accmaker.acceptance import AcceptanceModel
+from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
+from gammapy_accmaker.fit import fit_acceptance, make_bins, make_exclusion, make_run_table, reduce_observations, reduce_one, run_norm
+from gammapy_accmaker.models.base import ScaledModel
+from gammapy_accmaker.products.background import icrs_vectors, make_background_map
+from gammapy_accmaker.products.irf import make_background_irf
+from gammapy_accmaker.reduction.counts import observation_track
+
+__all__ = ["AcceptanceBackgroundMaker"]
+
+log = logging.getLogger(__name__)
+
+
+class AcceptanceBackgroundMaker(Maker):
+    """Fill the background of datasets from an acceptance model fitted to observations.
+
+    In a chain it stands behind `~gammapy.makers.SafeMaskMaker`. A background that the dataset has already is replaced.
+
+    Parameters
+    ----------
+    config : `AcceptanceConfig` or dict, optional
+        Options. Default: those of ``model``, or the defaults of `AcceptanceConfig`.
+    model : `AcceptanceModel`, optional
+        A model made earlier; without one, call `fit`.
+    exclusion : sky region, region file, mask map, or a list of these, optional
+        Sky positions left out of fit, run effects and renormalisation, in addition to those of the configuration.
+        A mask is False where excluded.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceBackgroundMaker
+    >>> maker = AcceptanceBackgroundMaker({"model": {"type": "grid"}}, exclusion="sources.reg")  # doctest: +SKIP
+    >>> maker.fit(observations)  # doctest: +SKIP
+    >>> makers = [MapDatasetMaker(selection=["counts", "exposure", "psf", "edisp"]), maker]  # doctest: +SKIP
+    >>> datasets = DatasetsMaker(makers, stack_datasets=False).run(reference, observations)  # doctest: +SKIP
+    """
+
+    tag = "AcceptanceBackgroundMaker"
+
+    def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None):
+        if model is not None and not isinstance(model, AcceptanceModel):
+            raise InputError(f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)")
+        if config is None and model is not None:
+            config = AcceptanceConfig.from_yaml(model.config)
+        self.config = AcceptanceConfig.coerce(config)
+        self.model = model
+        self.exclusion = exclusion
+        self._exclusion = make_exclusion(self.config, exclusion)
+
+    def fit(self, observations, off_observations=None, n_jobs=None, parallel_backend=None) -> AcceptanceBackgroundMaker:
+        """Fit the model.
+
+        Parameters
+        ----------
+        observations : `~gammapy.data.Observations`
+            Observations whose background is wanted; the model is fitted to them, outside of the exclusion.
+        off_observations : `~gammapy.data.Observations`, optional
+            Where given, the model is fitted to these instead, and the run effects of both are in `run_table`.
+        n_jobs : int, optional
+            Processes that reduce the observations.
+        parallel_backend : {"multiprocessing", "ray"}, optional
+
+        Returns
+        -------
+        maker : `AcceptanceBackgroundMaker`
+            This maker, with `model` set.
+        """
+        if off_observations is None:
+            self.model = fit_acceptance(observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend)
+            return self
+        off = fit_acceptance(off_observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend)
+        bins = make_bins(self.config)
+        runs, failures = reduce_observations(list(observations), bins, self.config, self._exclusion, n_jobs, parallel_backend)
+        on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
+        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]))
+        return self
+
+    @property
+    def run_table(self):
+        """Run by run: exposure, counts, norm and its error, and why a run was left out (`~astropy.table.Table`)."""
+        return self._fitted().run_table
+
+    def make_irf(self, observation):
+        """Background IRF of a run: time-averaged and adapted to it.
+
+        Parameters
+        ----------
+        observation : `~gammapy.data.Observation`
+
+        Returns
+        -------
+        irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
+        """
+        return make_background_irf(self._adapted(observation), self._track(observation), self.config.fov_alignment, self._time_step)
+
+    def make_background(self, geom, observation) -> Map:
+        """Expected background counts of a run.
+
+        Parameters
+        ----------
+        geom : `~gammapy.maps.WcsGeom` or `~gammapy.maps.RegionGeom`
+            Geometry with the reconstructed energy axis "energy".
+        observation : `~gammapy.data.Observation`
+
+        Returns
+        -------
+        background : `~gammapy.maps.Map`
+            0 where the model has no coverage.
+
+        Raises
+        ------
+        InputError, ObservationError
+            Where the geometry or the observation cannot be used.
+        """
+        return make_background_map(self._adapted(observation), self._track(observation), geom, self._time_step)
+
+    def run(self, dataset, observation):
+        """Fill the background of a dataset.
+
+        Parameters
+        ----------
+        dataset : `~gammapy.datasets.MapDataset` or `~gammapy.datasets.SpectrumDataset`
+            It is not changed.
+        observation : `~gammapy.data.Observation`
+            Run of the dataset. One that cannot be used is named in a warning, and its dataset is masked.
+
+        Returns
+        -------
+        dataset : of the same type, or `~gammapy.datasets.MapDatasetOnOff` after a ring
+            Bins that the model does not cover are taken out of ``mask_safe``.
+        """
+        model = self._fitted()
+        self._check_dataset(dataset)
+        models = dataset.models
+        dataset = dataset.copy(name=dataset.name)
+        dataset.models = models
+        geom = dataset.counts.geom
+        try:
+            dataset.background = self.make_background(geom, observation)
+        except ObservationError as error:
+            log.warning(f"{error}. Its dataset {dataset.name} has no background and is masked.")
+            dataset.background = Map.from_geom(geom, unit="")
+        covered = dataset.background.data > 0
+        if dataset.mask_safe is not None:
+            covered = covered & dataset.mask_safe.data
+        dataset.mask_safe = Map.from_geom(geom, data=covered)
+        if not covered.any():
+            return dataset
+        return self._renormalized(dataset, observation)
+
+    def _renormalized(self, dataset, observation):
+        options = self.config.renormalization
+        if options.type == "none":
+            return dataset
+        image = dataset.counts.geom.to_image()
+        excluded = self._exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
+        mask = Map.from_geom(image, data=~excluded)
+        if options.type == "fov":
+            maker = FoVBackgroundMaker(
+                method=options.method,
+                exclusion_mask=mask,
+                spectral_model=options.spectral_model.copy(),
+                spatial_model=options.spatial_model,
+                min_counts=options.min_counts,
+                min_npred_background=options.min_npred_background,
+                fit=Fit(**options.fit_options),
+            )
+            return maker.run(dataset, observation)
+        # the ring makers read their mask at the coordinates of the dataset, energy included
+        mask = Map.from_geom(dataset.counts.geom, data=np.broadcast_to(mask.data, dataset.counts.data.shape).copy())
+        given = options.model_dump(exclude={"type"})
+        cls = RingBackgroundMaker if options.type == "ring" else AdaptiveRingBackgroundMaker
+        return cls(exclusion_mask=mask, **given).run(dataset, observation)
+
+    def _check_dataset(self, dataset):
+        if not isinstance(dataset, MapDataset) or isinstance(dataset, (MapDatasetOnOff, SpectrumDatasetOnOff)):
+            raise InputError(
+                f"dataset: got {type(dataset).__name__}, but a MapDataset or SpectrumDataset is needed; "
+                "put this maker before any ring or reflected regions"
+            )
+        kind, geom = self.config.renormalization.type, dataset.counts.geom
+        if kind != "none" and geom.is_region:
+            raise InputError(f"renormalization: got {kind!r} for a region, but it needs a map; use `renormalization: {{type: none}}`")
+        nbin = geom.axes["energy"].nbin
+        if kind in ("ring", "adaptive_ring") and nbin != 1:
+            raise InputError(f"renormalization: {kind!r} needs a dataset with one energy bin, but got {nbin}; use one bin or `type: fov`")
+
+    def _fitted(self):
+        if self.model is None:
+            raise NotFittedError(
+                "there is no model yet: call `maker.fit(observations)` first, or pass "
+                "`model=AcceptanceModel.read(path)` when the maker is made"
+            )
+        return self.model
+
+    @property
+    def _time_step(self):
+        return None if self.config.time_step is None else self.config.time_step.to_value("s")
+
+    def _track(self, observation):
+        return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)
+
+    def _adapted(self, observation):
+        """The model with the effects of the run, from its own unexcluded events."""
+        rate_model = self._fitted().rate_model
+        if self.config.run_effects.type == "none":
+            return rate_model
+        bins = make_bins(self.config)
+        norm, _ = run_norm(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion))
+        return ScaledModel(rate_model, norm)
+
+    def __str__(self):
+        lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())
+        fitted = "none yet: call fit" if self.model is None else str(self.model).split("\n\n", 1)[1].strip()
+        return f"{type(self).__name__}\n{'-' * len(type(self).__name__)}\n\n{lines}\n\n  model: {fitted}\n"

@@ -1,0 +1,292 @@
+"""Poisson likelihood of one run under the spline model, its derivatives by the run's effects and by the rate.
+
+Per run, only sums over polar cells are formed; their size does not depend on the number of runs or of events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
+from gammapy_accmaker.models.fov_cells import FovCells
+from gammapy_accmaker.models.run_effects import EffectBasis
+from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
+
+__all__ = ["RateTable", "RunCells", "RunDesign", "RunSums", "fit_effects", "sum_slices"]
+
+MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
+NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
+TEV_IN_MEV = 1e6
+
+
+@dataclass(frozen=True)
+class RunDesign:
+    """What all runs of a fit share: bins, cells, and the basis functions at them.
+
+    Parameters
+    ----------
+    energy_edges : `~numpy.ndarray`, shape (n_energy + 1,)
+        TeV.
+    cells : `FovCells`
+    energy, offset : `ScaledEnergyAxis`, `BSplineAxis`
+        Axes of the rate.
+    effects : `EffectBasis`
+    """
+
+    energy_edges: np.ndarray
+    cells: FovCells
+    energy: ScaledEnergyAxis
+    offset: BSplineAxis
+    effects: EffectBasis
+
+    @cached_property
+    def log_energy(self) -> np.ndarray:
+        """log(E / TeV) at the logarithmic centres of the bins."""
+        return 0.5 * np.log(self.energy_edges[1:] * self.energy_edges[:-1])
+
+    @cached_property
+    def log_width(self) -> np.ndarray:
+        """Log of the widths of the bins in MeV."""
+        return np.log(np.diff(self.energy_edges) * TEV_IN_MEV)
+
+    @cached_property
+    def ring_basis(self) -> np.ndarray:
+        """Splines in offset, averaged over the pixels of each ring."""
+        return self.cells.ring_mean(self.offset.basis(self.cells.offset), self.offset.basis(self.cells.ring_offset))
+
+    @cached_property
+    def ring_rows(self) -> np.ndarray:
+        return row_tensor(self.ring_basis)
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """Energy dependence of the additive effects."""
+        return self.effects.energy_columns(self.log_energy)
+
+    @cached_property
+    def cell_modes(self) -> np.ndarray:
+        """Camera modes of the additive effects in the cells."""
+        return self.cells.mean(self.effects.mode_values(self.cells.fov_lon, self.cells.fov_lat))
+
+    @cached_property
+    def cell_shifts(self) -> np.ndarray:
+        """Camera modes of the shift in the cells."""
+        return self.cells.mean(self.effects.shift_values(self.cells.fov_lon, self.cells.fov_lat))
+
+    @cached_property
+    def mode_columns(self) -> list[np.ndarray]:
+        """Numbers of the additive effects of each camera mode."""
+        return [np.flatnonzero(self.effects.mode_of_column == m) for m in range(len(self.effects.modes))]
+
+    @cached_property
+    def mode_products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Products, in the cells, of modes with modes, shifts with shifts and shifts with modes."""
+        modes, shifts = self.cell_modes, self.cell_shifts
+        return row_tensor(modes), row_tensor(shifts), row_tensor(shifts, modes)
+
+
+@dataclass(frozen=True)
+class RunCells:
+    """Counts and exposure of a slice of a run in the cells.
+
+    Attributes
+    ----------
+    index, counts : `~numpy.ndarray`, shape (n_filled,)
+        Flat number (energy bin x cell) and content of the bins with counts.
+    exposure : `~numpy.ndarray`, shape (n_cell,)
+        In s sr.
+    zenith_basis : `~numpy.ndarray`, shape (n_zenith,)
+    scaled_energy : `~numpy.ndarray`, shape (n_energy,)
+        Scaled log energy of the bins before the run's own shift.
+    additive_counts : `~numpy.ndarray`, shape (n_additive,)
+        Sum of the counts times each additive effect.
+    """
+
+    index: np.ndarray
+    counts: np.ndarray
+    exposure: np.ndarray
+    zenith_basis: np.ndarray
+    scaled_energy: np.ndarray
+    additive_counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class RateTable:
+    """The population's rate at one zenith angle: log rate and its derivative by u, shape (n_grid, n_ring)."""
+
+    values: np.ndarray
+    slopes: np.ndarray
+    asymmetry: np.ndarray
+
+    @classmethod
+    def at(cls, design: RunDesign, coefficients: np.ndarray, zenith_basis: np.ndarray, asymmetry: np.ndarray):
+        """Tabulate; ``asymmetry`` is the log asymmetry, shape (n_energy, n_cell)."""
+        rings = (coefficients @ zenith_basis) @ design.ring_basis.T
+        return cls(design.energy.grid_basis @ rings, design.energy.grid_derivative @ rings, asymmetry)
+
+
+@dataclass(frozen=True)
+class RunSums:
+    """Derivatives of the log-likelihood of a run; effects are numbered as in `EffectBasis`.
+
+    Attributes
+    ----------
+    gradient, information : `~numpy.ndarray`, shapes (n,), (n, n)
+        By the effects, without their prior.
+    expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+    rate_gradient : `~numpy.ndarray`, shape (n_spline_energy, n_spline_offset)
+        By the coefficients of the rate at the run's zenith angle; None unless asked for, as the next two.
+    rate_information : `~numpy.ndarray`, shape (k, k), k = n_spline_energy * n_spline_offset
+    cross_information : `~numpy.ndarray`, shape (k, n)
+    """
+
+    gradient: np.ndarray
+    information: np.ndarray
+    expected: np.ndarray
+    rate_gradient: np.ndarray | None = None
+    rate_information: np.ndarray | None = None
+    cross_information: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, design: RunDesign, table: RateTable, run: RunCells, effects: np.ndarray, *, full: bool = False):
+        """Evaluate at the given effects; ``full`` adds the derivatives by the rate."""
+        basis, n_shift = design.effects, design.effects.n_shift
+        node, fraction, slope, mu = _expected(design, table, run, effects)
+        n_energy, n_ring, n_mode = len(design.log_energy), design.cells.n_ring, len(basis.modes)
+        columns, mode_of = design.columns, basis.mode_of_column
+        mode_mode, shift_shift, shift_mode = design.mode_products
+
+        # additive effects
+        gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
+        gradient[n_shift:] = run.additive_counts - (columns * (mu @ design.cell_modes)[:, mode_of]).sum(0)
+        products = (mu @ mode_mode).reshape(n_energy, n_mode, n_mode)
+        additive = information[n_shift:, n_shift:]
+        for m, own in enumerate(design.mode_columns):
+            for q, other in enumerate(design.mode_columns):
+                weighted = columns[:, other] * products[:, m, q, None]
+                additive[np.ix_(own, other)] = columns[:, own].T @ weighted
+
+        # energy shift: d log mu / d shift is the slope
+        mu_slope = mu * slope
+        if n_shift:
+            residual = -mu_slope.sum(0)
+            filled = run.counts * slope.ravel()[run.index]
+            residual += np.bincount(run.index % mu.shape[1], filled, mu.shape[1])
+            gradient[:n_shift] = residual @ design.cell_shifts
+            information[:n_shift, :n_shift] = ((mu_slope * slope).sum(0) @ shift_shift).reshape(n_shift, n_shift)
+            mixed = (mu_slope @ shift_mode).reshape(n_energy, n_shift, n_mode)
+            for m, own in enumerate(design.mode_columns):
+                information[:n_shift, n_shift + own] = mixed[:, :, m].T @ columns[:, own]
+            information[n_shift:, :n_shift] = information[:n_shift, n_shift:].T
+        if not full:
+            return cls(gradient, information, mu)
+
+        # rate: the gradient is exact; the information takes one shift for the whole field of view
+        residual = -mu
+        residual.ravel()[run.index] += run.counts
+        size, node = len(design.energy.grid) * n_ring, node.ravel()
+        upper = residual * fraction
+        on_grid = np.bincount(node, (residual - upper).ravel(), size)
+        on_grid += np.bincount(node + n_ring, upper.ravel(), size)
+        on_grid = on_grid.reshape(-1, n_ring)
+        rate_gradient = design.energy.grid_basis.T @ on_grid @ design.ring_basis
+        shift = effects[0] if n_shift else 0.0
+        at_energy = design.energy.basis(run.scaled_energy + shift)
+        by_ring = mu.reshape(n_energy, n_ring, -1)
+        n_e, n_t = at_energy.shape[1], design.ring_basis.shape[1]
+        rate_information = row_tensor(at_energy).T @ by_ring.sum(2) @ design.ring_rows
+        rate_information = rate_information.reshape(n_e, n_e, n_t, n_t).transpose(0, 2, 1, 3).reshape(n_e * n_t, -1)
+        cross = np.zeros((n_e, n_t, basis.n))
+        slopes_by_ring = mu_slope.reshape(n_energy, n_ring, -1)
+        for k in range(n_shift):
+            weights = (slopes_by_ring * design.cell_shifts[:, k].reshape(n_ring, -1)).sum(2)
+            cross[:, :, k] = at_energy.T @ weights @ design.ring_basis
+        for m in range(n_mode):
+            weights = (by_ring * design.cell_modes[:, m].reshape(n_ring, -1)).sum(2) @ design.ring_basis
+            here = design.mode_columns[m]
+            products = row_tensor(at_energy, columns[:, here]).T @ weights
+            cross[:, :, n_shift + here] = products.reshape(n_e, len(here), n_t).transpose(0, 2, 1)
+        return cls(gradient, information, mu, rate_gradient, rate_information, cross.reshape(n_e * n_t, basis.n))
+
+    def __add__(self, other: RunSums) -> RunSums:
+        """Sum over the slices of a run."""
+        own, others = (
+            (x.gradient, x.information, x.expected, x.rate_gradient, x.rate_information, x.cross_information)
+            for x in (self, other)
+        )
+        return RunSums(*(None if a is None else a + b for a, b in zip(own, others)))
+
+
+def _expected(design, table, run, effects):
+    """Node and fraction on the grid of u, slope and expected counts, shapes (n_energy, n_cell)."""
+    basis, n_ring = design.effects, design.cells.n_ring
+    shift = design.cell_shifts @ effects[: basis.n_shift]
+    node, fraction = design.energy.locate(run.scaled_energy[:, None] + shift)
+    node = node * n_ring + design.cells.ring_of_cell
+    values, slopes = table.values.ravel(), table.slopes.ravel()
+    low, low_slope = values[node], slopes[node]
+    eta = low + (values[node + n_ring] - low) * fraction
+    slope = low_slope + (slopes[node + n_ring] - low_slope) * fraction
+    eta += basis.by_mode(design.columns, effects) @ design.cell_modes.T + design.log_width[:, None] + table.asymmetry
+    return node, fraction, slope, np.exp(np.minimum(eta, MAX_LOG_RATE)) * run.exposure
+
+
+def fit_effects(
+    design: RunDesign,
+    tables: list[RateTable],
+    slices: list[RunCells],
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    *,
+    start: np.ndarray | None = None,
+    max_steps: int = 30,
+    tolerance: float = 1e-4,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Effects of a run by penalised maximum likelihood (Newton steps with Fisher's information).
+
+    Parameters
+    ----------
+    design : `RunDesign`
+    tables, slices : list of `RateTable` and of `RunCells`
+        One for each slice of the run.
+    mean, covariance : `~numpy.ndarray`, shapes (n,), (n, n)
+        Gaussian prior of the effects.
+    start : `~numpy.ndarray`, shape (n,), optional
+        First values, the prior mean by default.
+    max_steps : int
+    tolerance : float
+        Largest step at convergence, in standard deviations of the prior.
+
+    Returns
+    -------
+    effects, covariance : `~numpy.ndarray`, shapes (n,), (n, n)
+        And posterior covariance.
+    expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+    converged : bool
+    """
+    effects = (mean if start is None else start).copy()
+    n_shift, converged = design.effects.n_shift, False
+    precision = np.linalg.inv(covariance)
+    width = np.sqrt(np.diag(covariance))
+    for _ in range(max_steps):
+        sums = sum_slices(design, tables, slices, effects)
+        information = sums.information + precision
+        step = np.linalg.solve(information, sums.gradient - precision @ (effects - mean))
+        longest = np.abs(step[:n_shift]).max(initial=0) / NEWTON_LIMIT[0]
+        longest = max(longest, np.abs(step[n_shift:]).max(initial=0) / NEWTON_LIMIT[1], 1.0)
+        effects = effects + step / longest
+        if np.abs(step / width).max(initial=0) < tolerance:
+            converged = True
+            break
+    return effects, np.linalg.inv(information), sums.expected, converged
+
+
+def sum_slices(design, tables, slices, effects, *, full: bool = False) -> RunSums:
+    """`RunSums` of all slices of a run together."""
+    total = RunSums.of(design, tables[0], slices[0], effects, full=full)
+    for table, run in zip(tables[1:], slices[1:]):
+        total = total + RunSums.of(design, table, run, effects, full=full)
+    return total

@@ -1,0 +1,417 @@
+"""Fit of the spline model to the counts of many runs.
+
+The coefficients of the rate and the effects of all runs are fitted together: for the present rate each run's effects
+are brought to their maximum, and the step of the rate uses the information that is left when the effects are
+integrated out (a Schur complement for each run), so that scatter between runs is not taken for structure in zenith
+angle. Smoothing parameters follow Fellner-Schall updates, the population of the effects the EM algorithm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, lapack
+
+from gammapy_accmaker.models.bsplines import (
+    BSplineAxis,
+    axis_penalties,
+    difference_penalty,
+    fellner_schall,
+    fit_tensor_spline,
+    penalty_eigenvalues,
+)
+from gammapy_accmaker.models.covariates import CovariateScale
+from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
+from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
+from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, fit_effects, sum_slices
+from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
+from gammapy_accmaker.models.spline import SplineModel
+from gammapy_accmaker.models.spline_run import as_slices, project_run, summarise_run
+
+__all__ = ["fit_spline"]
+
+MAX_BIN_WIDTH = 0.12  # in log energy; wider bins would need an integral within the bin
+OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
+MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
+START_INDEX = -2.7  # spectral index before anything is fitted
+RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
+MAX_STEP = 1.5  # of a coefficient of the rate in one round
+NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without data flatten out
+RIDGE = 1e-5
+ASYMMETRY_ROUNDS = (2, 4, 6, 9)
+DEBUG = __import__('os').environ.get('DEBUG')
+CHUNK = 16  # runs whose information is added to the whole in one product
+
+
+def fit_spline(
+    runs,
+    energy_edges,
+    fov_lon,
+    fov_lat,
+    solid_angle,
+    *,
+    run_effects: str = "shift",
+    gradient: bool = True,
+    zenith: bool = True,
+    covariates: tuple[str, ...] = (),
+    max_rounds: int = 14,
+) -> SplineModel:
+    """Fit the spline model.
+
+    Parameters
+    ----------
+    runs : list of `RunCounts`-like
+        With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``, ``azimuth`` in deg,
+        ``obs_id`` and ``covariates``. Entries of the same ``obs_id`` are slices of one run and share its effects.
+    energy_edges : array_like, shape (n_energy + 1,)
+        TeV; fine bins (0.02 dex is good, at most 0.05 dex), in which the rate is taken at the centre.
+    fov_lon, fov_lat, solid_angle : array_like, shape (n_fov,)
+        Pixels, in deg and sr.
+    run_effects : str
+        ``none``, ``norm``, ``tilt`` or ``shift``.
+    gradient : bool
+        For ``shift``: whether radial width and gradients in the field of view may differ from run to run.
+    zenith : bool
+        Whether the rate depends on zenith angle.
+    covariates : tuple of str
+        Keys of ``run.covariates`` that the energy scale and the mean effects may depend on.
+    max_rounds : int
+        Most rounds of the fit.
+
+    Returns
+    -------
+    model : `SplineModel`
+    """
+    energy_edges = np.asarray(energy_edges, dtype=float)
+    if np.diff(np.log(energy_edges)).max() > MAX_BIN_WIDTH:
+        raise ValueError("energy_edges: bins of the spline fit must not be wider than 0.05 dex; use finer bins")
+    grouped = _group(runs, zenith)
+    cells = FovCells(*(np.asarray(a, dtype=float) for a in (fov_lon, fov_lat, solid_angle)))
+    setup = _Setup.of(grouped, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
+    fit = _JointFit(setup, grouped)
+    fit.run(max_rounds)
+    return fit.model()
+
+
+def _group(runs, zenith):
+    """Slices by run, in an order that does not depend on that of the input."""
+    by_run = {}
+    for run in runs:
+        by_run.setdefault(run.obs_id, []).append(run)
+    grouped = []
+    for key in sorted(by_run):
+        slices = as_slices(sorted(by_run[key], key=lambda r: (r.cos_zenith, r.counts.sum(), r.exposure.sum())))
+        if slices:
+            grouped.append(slices)
+    if not sum(s.counts.sum() for slices in grouped for s in slices) > 0:
+        raise ValueError(f"runs: none of {len(by_run)} runs has both exposure and counts in the energy range")
+    unknown = [s[0].obs_id for s in grouped if not all(np.isfinite(r.cos_zenith) for r in s)]
+    if zenith and unknown:
+        raise ValueError(f"runs {unknown}: zenith angle is not known; give a location or fit with zenith=False")
+    return grouped
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Axes and bases of a fit, from the runs."""
+
+    design: RunDesign
+    scale: CovariateScale
+    zenith_range: tuple[float, float]
+    zenith_axis: BSplineAxis
+    asymmetry_energy_axis: BSplineAxis
+    asymmetry_offset_axis: BSplineAxis
+
+    @classmethod
+    def of(cls, grouped, energy_edges, cells, run_effects, gradient, zenith, covariates):
+        log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
+        slices = [s for run in grouped for s in run]
+        spectra = np.array([np.asarray(s.counts.sum(axis=1)).ravel() for s in slices])
+        scale = _threshold_scaling(CovariateScale.of(slices, zenith, covariates), slices, spectra, log_energy)
+        scaled = np.array([log_energy + sum(scale.scaling(s.cos_zenith, s.covariates)) for s in slices])
+        energy = _energy_axis(scaled, spectra)
+        cos_zenith = np.array([s.cos_zenith for s in slices])
+        lo, hi = (float(cos_zenith.min()), float(cos_zenith.max())) if zenith else (0.0, 1.0)
+        if zenith and hi - lo > MIN_ZENITH_RANGE:
+            zenith_axis = BSplineAxis(lo, hi, int(np.clip(np.ceil((hi - lo) / ZENITH_STEP) + 3, 4, 9)))
+        else:
+            zenith_axis = BSplineAxis(lo, hi, 1)
+        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 3, 4))
+        lo_e, pivot, hi_e = _quantiles(log_energy, spectra.sum(0), (1e-3, 0.5, 1 - 1e-3))
+        if hi_e - lo_e < 0.1:
+            lo_e, hi_e = log_energy[0] - 0.1, log_energy[-1] + 0.1
+        effects = EffectBasis(run_effects, gradient, lo_e, hi_e, pivot, cells.offset_max)
+        n_energy = max(int(np.ceil((hi_e - lo_e) / ASYMMETRY_ENERGY_STEP)) + 3, 4)
+        n_offset = max(int(np.ceil(cells.offset_max / ASYMMETRY_OFFSET_STEP)) + 3, 4)
+        return cls(
+            RunDesign(energy_edges, cells, energy, offset, effects),
+            scale,
+            (lo, hi),
+            zenith_axis,
+            BSplineAxis(lo_e, hi_e, n_energy),
+            BSplineAxis(0.0, cells.offset_max, n_offset),
+        )
+
+
+def _quantiles(x, weights, shares):
+    """Positions below which the given shares of the weights lie; x need not be sorted."""
+    order = np.argsort(x, kind="stable")
+    total = np.cumsum(weights[order])
+    return [float(np.interp(share * total[-1], total, x[order])) for share in shares]
+
+
+def _threshold_scaling(scale, slices, spectra, log_energy):
+    """Energy scaling that moves the 5 % quantiles of the runs' log energies onto each other."""
+    seen = spectra.sum(1) > 0
+    if not seen.any() or not len(scale.center):
+        return scale
+    standard = np.array([scale.standard(s.cos_zenith, s.covariates) for s in slices])[seen]
+    weights = spectra[seen].sum(1)
+    quantile = np.array([_quantiles(log_energy, s, (0.05,))[0] for s in spectra[seen]])
+    mean = np.average(standard, axis=0, weights=weights)
+    centered = (standard - mean) * weights[:, None]
+    gram = centered.T @ standard + 1e-2 * weights.sum() * np.eye(standard.shape[1])
+    slope = np.linalg.solve(gram, centered.T @ (quantile - np.average(quantile, weights=weights)))
+    return scale.with_scaling(-slope)
+
+
+def _energy_axis(scaled, spectra):
+    """Knots dense from the lowest counts to beyond the peak of the counts, where the threshold is."""
+    low, middle = _quantiles(scaled.ravel(), spectra.ravel(), (3e-4, 0.4))
+    return ScaledEnergyAxis(float(scaled.min()), float(scaled.max()), low - 0.1, middle)
+
+
+class _JointFit:
+    """State of the fit between its rounds."""
+
+    def __init__(self, setup: _Setup, grouped):
+        self.setup, self.design = setup, setup.design
+        scale, basis = setup.scale, setup.design.effects
+        self.runs: list[list[RunCells]] = []
+        regressors = []
+        for slices in grouped:
+            self.runs.append([self._project(s) for s in slices])
+            rows = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
+            regressors.append(np.mean(rows, axis=0))
+        self.obs_ids = [slices[0].obs_id for slices in grouped]
+        self.own_scaling = [scale.scaling(s[0].cos_zenith, s[0].covariates)[1] for s in grouped]
+        self.regressors = np.array(regressors)
+        self.counts = self._all_counts()
+        weights = self.counts.sum(1) @ self.design.columns / self.counts.sum()
+        regression = np.zeros((scale.n_regressor, basis.n))
+        self.population = RunPopulation(basis, regression, basis.prior_covariance(), weights)
+        self.values = np.zeros((len(grouped), basis.n))
+        # zenith is in the rate itself already, but for gradients in the field of view
+        self.allowed = np.ones(regression.shape, dtype=bool)
+        self.allowed[: int(scale.zenith)] = basis.odd
+        self.coefficients = self._first_coefficients()
+        sizes = self.coefficients.shape
+        axes = [difference_penalty(n) for n in sizes]
+        self.penalties, self.eigenvalues = axis_penalties(axes), penalty_eigenvalues(axes)
+        flat = axis_penalties([np.zeros((sizes[0],) * 2), *(difference_penalty(n, 1) for n in sizes[1:])])
+        self.null_space = NULL_SPACE * (flat[1] + flat[2]) + RIDGE * np.eye(self.coefficients.size)
+        self.smoothing = np.array([1.0, 10.0, 10.0])
+        self.asymmetry_bases = [
+            setup.asymmetry_energy_axis.basis(self.design.log_energy),
+            self.design.cells.asymmetry(setup.asymmetry_offset_axis),
+        ]
+        orders = asymmetry_orders(setup.asymmetry_offset_axis).astype(float)
+        n = setup.asymmetry_energy_axis.n
+        self.asymmetry_penalties = [difference_penalty(n, 1) + 1e-3 * np.eye(n), np.diag(orders**2)]
+        self.asymmetry = np.zeros((n, len(orders)))
+        self.asymmetry_fit = None
+        self.gains: list[np.ndarray | None] = [None] * len(grouped)
+        self.covariance, self.step, self.factor, self.converged = None, None, None, False
+
+    def _project(self, part):
+        zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
+        scaling = sum(self.setup.scale.scaling(part.cos_zenith, part.covariates))
+        return project_run(self.design, part, self.setup.zenith_axis.basis([zenith])[0], scaling)
+
+    def _all_counts(self):
+        shape = (len(self.design.log_energy), self.design.cells.n_cell)
+        total = np.zeros(shape[0] * shape[1])
+        for slices in self.runs:
+            for part in slices:
+                total[part.index] += part.counts
+        return total.reshape(shape)
+
+    def _first_coefficients(self):
+        """The same spectrum at all offsets and zenith angles: a one-dimensional fit of all counts."""
+        energy, n_cell = self.design.energy, self.design.cells.n_cell
+        nodes = np.linspace(energy.lo, energy.hi, 151)
+        counts, exposure = np.zeros(150), np.zeros(150)
+        for part in (p for slices in self.runs for p in slices):
+            bins = np.clip(np.searchsorted(nodes, part.scaled_energy) - 1, 0, 149)
+            counts += np.bincount(bins[part.index // n_cell], part.counts, 150)
+            flux = np.exp(self.design.log_width + START_INDEX * part.scaled_energy)
+            exposure += np.bincount(bins, flux * part.exposure.sum(), 150)
+        seen = exposure > 0
+        basis, n = energy.basis(0.5 * (nodes[1:] + nodes[:-1])[seen]), energy.n
+        fit = fit_tensor_spline(
+            counts[seen],
+            exposure[seen],
+            [basis],
+            [difference_penalty(n)],
+            smoothing=[1.0],
+            estimate_smoothing=False,
+            max_rounds=100,
+        )
+        spectrum = fit.coefficients + START_INDEX * energy.centers
+        return np.tile(spectrum[:, None, None], (1, self.design.offset.n, self.setup.zenith_axis.n))
+
+    def run(self, max_rounds):
+        """All rounds of the fit."""
+        for k in range(max_rounds):
+            before = self.population
+            adapt = k >= RATE_ONLY_ROUNDS and self.design.effects.n > 0
+            decrement, expected = self._round(adapt)
+            if DEBUG: print(k, f"{decrement:.3g}", self.smoothing.round(4), round(self.population.norm_spread,4), round(self.population.shift_spread,4), "dev", np.abs(self.values).max().round(2) if self.values.size else 0, f"{__import__('time').time():.1f}")
+            if k in ASYMMETRY_ROUNDS:
+                self._fit_asymmetry(expected)
+            if k > max(ASYMMETRY_ROUNDS[:3]) and decrement < 0.5 and _similar(before, self.population):
+                self.converged = True
+                break
+        # the last pass: effects and errors at the final rate
+        self.converged = self.converged or decrement < 5.0
+        self._round(self.design.effects.n > 0, final=True)
+
+    def _round(self, adapt, final=False):
+        """Effects of every run at the present rate, then one step of the rate, its smoothing and the population."""
+        design, shape = self.design, self.coefficients.shape
+        k, n_z, n = shape[0] * shape[1], shape[2], design.effects.n
+        information = np.zeros((k * k, n_z * n_z))
+        gradient = np.zeros((k, n_z))
+        expected = np.zeros(self.counts.shape)
+        second_moments = np.zeros((n, n))
+        self.results = []
+        asymmetry = self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
+        before = self.covariance
+        if before is not None:
+            before = before.reshape(k, n_z, k, n_z).transpose(0, 2, 1, 3).reshape(k * k, n_z * n_z)
+        precision = np.linalg.inv(self.population.covariance)
+        chunk = []
+        for i, slices in enumerate(self.runs):
+            tables = [RateTable.at(design, self.coefficients, s.zenith_basis, asymmetry) for s in slices]
+            time = np.array([s.exposure.sum() for s in slices])
+            zenith = time @ np.array([s.zenith_basis for s in slices]) / time.sum()
+            if adapt:
+                mean = self.population.mean(self.regressors[i])
+                if self.gains[i] is not None:
+                    # follow the last step of the rate, to first order
+                    self.values[i] -= (self.step @ zenith) @ self.gains[i]
+                self.values[i], _, _, converged = fit_effects(
+                    design,
+                    tables,
+                    slices,
+                    mean,
+                    self.population.covariance,
+                    start=self.values[i],
+                    max_steps=30 if final else 2,
+                    tolerance=1e-4 if final else 3e-3,
+                )
+            sums = sum_slices(design, tables, slices, self.values[i], full=True)
+            expected += sums.expected
+            rate_information, rate_gradient = sums.rate_information, sums.rate_gradient
+            if adapt:
+                posterior = np.linalg.inv(sums.information + precision)
+                gain = sums.cross_information @ posterior
+                rate_information = rate_information - gain @ sums.cross_information.T
+                left = sums.gradient - precision @ (self.values[i] - mean)
+                rate_gradient = rate_gradient - (gain @ left).reshape(rate_gradient.shape)
+                self.gains[i] = gain.astype(np.float32)
+                if before is not None:
+                    at = (before @ np.outer(zenith, zenith).ravel()).reshape(k, k)
+                    posterior = posterior + gain.T @ at @ gain
+                second_moments += posterior
+                if final:
+                    self.results.append((posterior, sums.expected, converged))
+            elif final:
+                self.results.append((np.zeros((n, n)), sums.expected, True))
+            gradient += rate_gradient.reshape(k, 1) * zenith
+            chunk.append((rate_information.ravel(), np.outer(zenith, zenith).ravel()))
+            if len(chunk) == CHUNK or i == len(self.runs) - 1:
+                information += np.array([c[0] for c in chunk]).T @ np.array([c[1] for c in chunk])
+                chunk = []
+        information = information.reshape(k, k, n_z, n_z).transpose(0, 2, 1, 3).reshape(k * n_z, k * n_z)
+        penalty = sum(s * p for s, p in zip(self.smoothing, self.penalties)) + self.null_space
+        lower = cholesky(information + penalty, lower=True)
+        values = self.coefficients.ravel()
+        slope = gradient.ravel() - penalty @ values
+        if final:
+            self.factor = lapack.dtrtri(lower, lower=1)[0].T
+            return 0.0, expected
+        step = cho_solve((lower, True), slope)
+        decrement = float(slope @ step)
+        step = np.clip(step, -MAX_STEP, MAX_STEP)
+        self.step, values = step.reshape(k, n_z), values + step
+        self.coefficients = values.reshape(shape)
+        triangle = lapack.dpotri(lower, lower=1)[0]
+        self.covariance = np.tril(triangle) + np.tril(triangle, -1).T
+        if adapt or not self.design.effects.n:
+            self.smoothing = fellner_schall(self.smoothing, self.eigenvalues, self.penalties, values, self.covariance)
+        if adapt:
+            self.population = update_population(
+                self.population, self.values, second_moments, self.regressors, self.allowed
+            )
+        return decrement, expected
+
+    def _fit_asymmetry(self, expected):
+        without = expected / np.exp(self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T)
+        self.asymmetry_fit = fit_tensor_spline(
+            self.counts,
+            np.maximum(without, 1e-12),
+            self.asymmetry_bases,
+            self.asymmetry_penalties,
+            smoothing=None if self.asymmetry_fit is None else self.asymmetry_fit.smoothing,
+            start=self.asymmetry,
+            max_rounds=8,
+        )
+        self.asymmetry = self.asymmetry_fit.coefficients
+
+    def model(self) -> SplineModel:
+        """The fitted model."""
+        setup, design, population = self.setup, self.design, self.population
+        effects = tuple(
+            summarise_run(
+                design,
+                self.runs[i],
+                self.values[i].copy(),
+                covariance,
+                expected,
+                population.covariance,
+                self.obs_ids[i],
+                self.own_scaling[i],
+                converged,
+            )
+            for i, (covariance, expected, converged) in enumerate(self.results)
+        )
+        return SplineModel(
+            energy_edges=design.energy_edges,
+            fov_lon=design.cells.fov_lon,
+            fov_lat=design.cells.fov_lat,
+            solid_angle=design.cells.solid_angle,
+            zenith_range=setup.zenith_range,
+            covariates=setup.scale,
+            energy_axis=design.energy,
+            offset_axis=design.offset,
+            zenith_axis=setup.zenith_axis,
+            asymmetry_energy_axis=setup.asymmetry_energy_axis,
+            asymmetry_offset_axis=setup.asymmetry_offset_axis,
+            coefficients=self.coefficients,
+            precision_factor=self.factor[np.triu_indices(len(self.factor))].astype(np.float32),
+            asymmetry=self.asymmetry,
+            asymmetry_covariance=self.asymmetry_fit.covariance.astype(np.float32),
+            smoothing=self.smoothing,
+            asymmetry_smoothing=self.asymmetry_fit.smoothing,
+            population=population,
+            effects=effects,
+            converged=self.converged,
+        )
+
+
+def _similar(before: RunPopulation, after: RunPopulation) -> bool:
+    """Whether the spreads of the population changed by less than 1 %."""
+    pairs = [(before.norm_spread, after.norm_spread), (before.shift_spread, after.shift_spread)]
+    return all(abs(a - b) <= 0.01 * b for a, b in pairs)

@@ -1,0 +1,202 @@
+"""Adapt the spline model to one run, from the run's own counts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gammapy_accmaker.models.run_effects import EFFECT_KINDS, EffectBasis, RunEffect, norm_row
+from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, fit_effects
+from gammapy_accmaker.models.spline import SplineModel
+from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance, poisson_pulls
+
+__all__ = ["fit_run", "project_run", "summarise_run"]
+
+GROUP_WIDTH = 0.1  # dex; energy groups of the goodness of fit
+FEW_COUNTS = 50
+POOR_FIT = 6.0  # standard deviations of the deviance of an energy group
+FAR_SHIFT = 4.0  # standard deviations of the population
+
+
+def as_slices(run) -> list:
+    """A run as the list of its slices, those without exposure left out."""
+    slices = list(run) if isinstance(run, (list, tuple)) else [run]
+    return [s for s in slices if np.any(s.exposure > 0)]
+
+
+def project_run(design: RunDesign, run, zenith_basis: np.ndarray, scaling: float) -> RunCells:
+    """Sum the counts and the exposure of one slice over the cells.
+
+    Parameters
+    ----------
+    design : `RunDesign`
+    run : `RunCounts`-like
+        With ``counts`` (n_energy, n_fov), sparse, and ``exposure`` (n_fov,) in s.
+    zenith_basis : `~numpy.ndarray`, shape (n_zenith,)
+    scaling : float
+        Of log energy, before the run's own shift.
+    """
+    n_energy, n_fov = len(design.log_energy), len(design.cells.fov_lon)
+    if run.counts.shape != (n_energy, n_fov) or run.exposure.shape != (n_fov,):
+        raise ValueError(
+            f"run {run.obs_id}: counts {run.counts.shape} and exposure {run.exposure.shape} do not fit the bins of the "
+            f"model, ({n_energy}, {n_fov}) and ({n_fov},); reduce the run with the bins of the fit"
+        )
+    counts = (run.counts @ design.cells.membership).tocoo()
+    index = counts.coords[0].astype(np.int64) * design.cells.n_cell + counts.coords[1]
+    order = np.argsort(index)
+    exposure = design.cells.membership.T @ (run.exposure * design.cells.solid_angle)
+    filled = counts.data[order] > 0
+    index, counts = index[order][filled], counts.data[order][filled].astype(float)
+    by_mode = np.zeros((n_energy, len(design.effects.modes)))
+    energy, cell = np.divmod(index, design.cells.n_cell)
+    for m in range(by_mode.shape[1]):
+        by_mode[:, m] = np.bincount(energy, counts * design.cell_modes[cell, m], n_energy)
+    additive = (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
+    return RunCells(index, counts, exposure, zenith_basis, design.log_energy + scaling, additive)
+
+
+def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
+    """Effects of a run from its own counts, by penalised maximum likelihood.
+
+    A run with few counts shrinks to what is expected under its conditions.
+
+    Parameters
+    ----------
+    model : `SplineModel`
+    run : `RunCounts`-like or list of them
+        A run or its slices, in the bins of the model.
+    kind : str, optional
+        ``none``, ``norm``, ``tilt`` or ``shift``; that of the model by default. A kind that the model was not fitted
+        with gets its prior width from the model's population.
+
+    Returns
+    -------
+    effect : `RunEffect`
+    """
+    kind = model.population.basis.kind if kind is None else kind
+    if kind not in EFFECT_KINDS:
+        raise ValueError(f"kind: got {kind!r}, but one of {', '.join(EFFECT_KINDS)} is needed")
+    first = run[0] if isinstance(run, (list, tuple)) else run
+    slices = as_slices(run)
+    own = model.population.basis
+    mean = model.mean_effects(first.cos_zenith, first.azimuth, first.covariates)
+    scaling = model.covariates.scaling(first.cos_zenith, first.covariates)[1]
+    if kind == own.kind:
+        design, prior = model.design, (mean, model.population.covariance)
+    else:
+        design = model.design_for(_reduced(own, kind))
+        prior = _project_prior(model, design, mean)
+    cells, tables, scale = [], [], model.covariates
+    for part in slices:
+        zenith = model.clamp_zenith(part.cos_zenith)
+        basis = model.zenith_axis.basis([zenith])[0]
+        cells.append(project_run(design, part, basis, sum(scale.scaling(zenith, part.covariates))))
+        tables.append(RateTable.at(design, model.coefficients, basis, model.asymmetry_cells))
+    flags = []
+    low, high = model.zenith_range
+    if not low - 1e-3 <= first.cos_zenith <= high + 1e-3:
+        flags.append("zenith outside trained range")
+    if slices:
+        values, covariance, expected, converged = fit_effects(design, tables, cells, *prior)
+    else:
+        values, covariance, expected, converged = *prior, np.zeros((len(design.log_energy), design.cells.n_cell)), True
+        flags.append("no exposure")
+    return summarise_run(
+        design, cells, values, covariance, expected, prior[1], first.obs_id, scaling, converged, tuple(flags)
+    )
+
+
+def summarise_run(
+    design: RunDesign,
+    cells: list[RunCells],
+    values: np.ndarray,
+    covariance: np.ndarray,
+    expected: np.ndarray,
+    prior_covariance: np.ndarray,
+    obs_id: int,
+    scaling: float,
+    converged: bool,
+    flags: tuple[str, ...] = (),
+) -> RunEffect:
+    """Put the fitted effects of a run and its goodness of fit into a `RunEffect`.
+
+    Parameters
+    ----------
+    design, cells
+        Of the run.
+    values, covariance : `~numpy.ndarray`, shapes (n,), (n, n)
+        Effects and their posterior covariance.
+    expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+    prior_covariance : `~numpy.ndarray`, shape (n, n)
+        Covariance of the population.
+    obs_id, scaling, converged, flags
+        As in `RunEffect`.
+    """
+    n_energy, n_ring = expected.shape[0], design.cells.n_ring
+    counts = np.zeros(expected.size)
+    for part in cells:
+        counts += np.bincount(part.index, part.counts, expected.size)
+    edges = np.log10(design.energy_edges)
+    n_group = max(round((edges[-1] - edges[0]) / GROUP_WIDTH), 1)
+    group = np.minimum(np.arange(n_energy) * n_group // n_energy, n_group - 1)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    # rings in thirds of the position angle: enough counts in a bin to see a misfit, fine enough to place it
+    shape = (n_energy, n_ring, 3, design.cells.n_sector // 3)
+    counts, mu = (np.add.reduceat(a.reshape(shape).sum(3), starts).reshape(len(starts), -1) for a in (counts, expected))
+    seen = mu > 0
+    moments = [np.zeros(mu.shape), np.zeros(mu.shape)]
+    for out, moment in zip(moments, deviance_moments(mu[seen])):
+        out[seen] = moment
+    excess = np.where(seen, poisson_deviance(counts, np.where(seen, mu, 1)) - moments[0], 0).sum(1)
+    deviance = excess / np.sqrt(np.maximum(moments[1].sum(1), 1e-12))
+    by_energy = expected.sum(1)
+    weights = by_energy @ design.columns / max(by_energy.sum(), 1e-300)
+    total = counts.sum()
+    flags = list(flags)
+    if total < FEW_COUNTS:
+        flags.append("few counts")
+    if not converged:
+        flags.append("not converged")
+    if np.any(deviance > POOR_FIT):
+        flags.append("poor fit")
+    if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * np.sqrt(prior_covariance[0, 0]):
+        flags.append("unusual energy shift")
+    return RunEffect(
+        obs_id=int(obs_id),
+        basis=design.effects,
+        coefficients=values,
+        covariance=covariance,
+        scaling=float(scaling),
+        norm_row=norm_row(design.effects, weights),
+        group_edges=np.append(design.energy_edges[:-1][starts], design.energy_edges[-1]),
+        counts=counts.sum(1),
+        expected=mu.sum(1),
+        deviance=deviance,
+        pulls=poisson_pulls(counts.sum(1), mu.sum(1)),
+        converged=bool(converged),
+        flags=tuple(flags),
+    )
+
+
+def _reduced(basis: EffectBasis, kind: str) -> EffectBasis:
+    return EffectBasis(
+        kind, basis.gradient, basis.log_energy_min, basis.log_energy_max, basis.pivot, basis.offset_max
+    )
+
+
+def _project_prior(model: SplineModel, design: RunDesign, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prior of fewer effects: the best approximation by them of what the model's population does to the spectrum."""
+    own, basis = model.population.basis, design.effects
+    prior = basis.prior_covariance()
+    if own.n == 0 or basis.n == 0 or basis.kind == "shift":
+        return np.zeros(basis.n), prior
+    weights = model.spectrum_weights
+    columns = np.concatenate([np.zeros((len(weights), own.n_shift)), own.energy_columns(design.log_energy)], axis=1)
+    columns[:, own.n_shift :] *= own.mode_of_column == own.modes.index("flat")
+    if own.n_shift:
+        columns[:, 0] = model.mean_slope
+    target = design.columns * weights[:, None]
+    gram = design.columns.T @ target + 1e-9 * np.eye(basis.n)
+    project = np.linalg.solve(gram, target.T @ columns)
+    # a little of the prior keeps a population without spread from fixing the effect
+    return project @ mean, project @ model.population.covariance @ project.T + 1e-2 * prior

@@ -1,0 +1,79 @@
+"""The model file: FITS image extensions that hold the arrays of a model, text and the run table. Data, never code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.files import write_atomically
+
+__all__ = ["read_model_file", "write_model_file"]
+
+FORMAT = "gammapy_accmaker model"
+FORMAT_VERSION = 1
+MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed
+
+
+def write_model_file(path: Path, arrays: dict[str, np.ndarray], texts: dict[str, str], run_table: Table, overwrite: bool) -> None:
+    """Write arrays, texts and the run table of a model to one FITS file, exactly."""
+    primary = fits.PrimaryHDU()
+    primary.header["FORMAT"] = FORMAT
+    primary.header["VERSION"] = FORMAT_VERSION
+    hdus = [primary]
+    for name, values in arrays.items():
+        values = np.asarray(values)
+        if values.dtype.kind not in "iuf":
+            raise InputError(f"model array {name!r}: got the type {values.dtype}, but numbers are needed")
+        # FITS has no scalar and no empty images
+        hdu = fits.ImageHDU(np.atleast_1d(values) if values.size else None, name=f"ARRAY_{len(hdus)}")
+        hdu.header["KEY"] = name
+        hdu.header["SHAPE"] = ",".join(str(n) for n in values.shape)
+        hdus.append(hdu)
+    text_table = Table({"KEY": list(texts), "TEXT": list(texts.values())})
+    hdus.append(fits.BinTableHDU(text_table, name="TEXTS"))
+    hdus.append(fits.BinTableHDU(run_table, name="RUNS"))
+    write_atomically(path, lambda temporary: fits.HDUList(hdus).writeto(temporary), overwrite)
+
+
+def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], Table]:
+    """Read what `write_model_file` wrote.
+
+    Raises
+    ------
+    InputError
+        For a file that is missing, is not such a file, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"model file: there is no file {path}")
+    try:
+        with fits.open(path, memmap=False) as hdulist:
+            header = hdulist[0].header
+            if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
+                raise InputError(f"model file: {path} was not written by AcceptanceModel.write (version {FORMAT_VERSION})")
+            arrays = _read_arrays(path, hdulist)
+            texts = Table.read(hdulist["TEXTS"])
+            run_table = Table.read(hdulist["RUNS"])
+    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model file: {path} is damaged or is no FITS file ({error})") from error
+    return arrays, {str(k): str(t) for k, t in zip(texts["KEY"], texts["TEXT"], strict=True)}, run_table
+
+
+def _read_arrays(path, hdulist):
+    arrays, size = {}, 0
+    for hdu in hdulist:
+        if not hdu.name.startswith("ARRAY_"):
+            continue
+        shape = tuple(int(n) for n in hdu.header["SHAPE"].split(",") if n)
+        size += int(np.prod(shape, dtype=object)) * abs(hdu.header["BITPIX"]) // 8
+        if size > MAX_BYTES or any(n < 0 for n in shape):
+            raise InputError(f"model file: {path} claims arrays of {size} bytes; it is damaged")
+        values = np.zeros(0) if hdu.data is None else hdu.data
+        arrays[hdu.header["KEY"]] = values.astype(values.dtype.newbyteorder("=")).reshape(shape)
+    return arrays

@@ -54,13 +54,13 @@ def region_at(observation, fov_lon, fov_lat, radius, seconds=0.0, alignment="alt
     return CircleSkyRegion(SkyCoord(center.ra, center.dec), radius * u.deg)
 
 
-def brute_force_exposure(observation, fov, alignment, excluded, step=10.0, n=10):
+def brute_force_exposure(observation, fov, alignment, excluded, step=10.0, n=12):
     """Unexcluded time in s of each bin: dense points in each bin, carried to the sky by gammapy's frames every step."""
     fraction = (np.arange(n) + 0.5) / n
     if fov.is_radial:
         cos = np.cos(np.radians(fov.edges[0]))
         theta = np.arccos(cos[:-1, None] + np.diff(cos)[:, None] * fraction)[:, :, None]
-        phi = 2 * np.pi * np.arange(12 * n) / (12 * n)
+        phi = 2 * np.pi * np.arange(8 * n) / (8 * n)
         lon = np.arctan2(np.sin(theta) * np.cos(phi), np.cos(theta))
         lat = np.arcsin(np.sin(theta) * np.sin(phi))
         lon, lat = (np.degrees(a).reshape(fov.size, -1) for a in (lon, lat))
@@ -153,9 +153,9 @@ def test_exposure_is_the_ontime_and_not_the_livetime(name):
 @pytest.mark.parametrize("case", ["high", "gap", "drift"])
 def test_exposure_of_a_turning_exclusion(case, name, alignment):
     pointing, intervals = {
-        "high": (HIGH, [(0, 600)]),
-        "gap": (HIGH, [(0, 200), (1500, 1800)]),
-        "drift": (drifting(100, 60), [(0, 500)]),
+        "high": (tracking(20, 86), [(0, 400)]),
+        "gap": (HIGH, [(0, 100), (1500, 1700)]),
+        "drift": (drifting(100, 60), [(0, 300)]),
     }[case]
     observation = make_observation(pointing, intervals)
     # one well inside, one that crosses the rim, one outside that may come in
@@ -170,7 +170,7 @@ def test_exposure_of_a_turning_exclusion(case, name, alignment):
     assert expected.min() < 0.9
     clear = expected > 0.05  # what is seen less is left out
     # 5 x 5 points stand for a bin
-    assert_allclose(fraction[clear], expected[clear], atol=0.04)
+    assert_allclose(fraction[clear], expected[clear], atol=0.05)
     assert np.abs(fraction - expected)[clear].mean() < 0.005
     assert (fraction - expected)[clear].mean() == pytest.approx(0, abs=0.002)
 
@@ -188,7 +188,7 @@ def test_exclusion_that_turns_from_outside_into_a_corner_of_the_grid():
 def test_small_exclusion_takes_its_area_on_average():
     observation = make_observation(HIGH)
     radius, lost = 0.12, []
-    for i, lon in enumerate(np.linspace(0.2, 0.7, 40)):
+    for i, lon in enumerate(np.linspace(0.2, 0.7, 25)):
         exclusion = Exclusion(region_at(observation, lon, 0.013 * i, radius, alignment="radec"))
         exposure = reduce_observation(observation, CountsBins(ENERGY, GRID, "radec"), exclusion).exposure
         lost.append(((1 - exposure / 1700) * GRID.solid_angle).sum())
@@ -516,5 +516,5 @@ def test_hess_dr1_run_against_a_plain_histogram(alignment):
     assert reduced.ontime == pytest.approx(observation.observation_time_duration.to_value("s"))
     assert 0.8 < reduced.livetime / reduced.ontime < 0.98
     assert reduced.exposure.max() == pytest.approx(reduced.ontime)
-    exposure = brute_force_exposure(observation, GRID, alignment, in_circles([circle]), step=120, n=8)
+    exposure = brute_force_exposure(observation, GRID, alignment, in_circles([circle]), step=300, n=8)
     assert_allclose(reduced.exposure, exposure, atol=0.04 * reduced.ontime)

@@ -409,12 +409,12 @@ def test_near_keeps_all_that_touches_the_circle(margin):
     rng = np.random.default_rng(5)
     dropped = 0
     for center in CENTERS.values():
-        for pointing in random_in_cap(center.icrs, 6, 8, rng):
-            positions = xyz_of(around(pointing, 3, 1000))
+        for pointing in random_in_cap(center.icrs, 6, 5, rng):
+            positions = xyz_of(around(pointing, 3, 500))
             near = exclusion.near(xyz_of(pointing), 3.0)
             assert_array_equal(near.contains(positions), exclusion.contains(positions))
             dropped += len(exclusion) - len(near)
-    assert dropped > 0.5 * 32 * len(exclusion)
+    assert dropped > 0.5 * 20 * len(exclusion)
 
 
 def test_exclusion_pickles():

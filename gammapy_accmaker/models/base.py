@@ -22,7 +22,9 @@ class RateModel(ABC):
     energy_edges : `~numpy.ndarray`
         Edges in TeV within which the model was trained; the rate outside is 0.
     offset_max : float
-        Offset in deg up to which the model was trained; the rate outside is 0.
+        Offset in deg beyond which the rate is 0.
+    half_width : float
+        Largest trained offset in deg of a radial model, half the side of the trained square of another.
     is_radial : bool
         Whether the rate depends on the offset alone.
     zenith_range : tuple of float, or None
@@ -31,6 +33,7 @@ class RateModel(ABC):
 
     energy_edges: np.ndarray
     offset_max: float
+    half_width: float
     is_radial: bool
     zenith_range: tuple[float, float] | None
 
@@ -139,7 +142,7 @@ class ScaledModel(RateModel):
     def __init__(self, model: RateModel, norm: float):
         self.model, self.norm = model, norm
         self.energy_edges, self.offset_max = model.energy_edges, model.offset_max
-        self.is_radial, self.zenith_range = model.is_radial, model.zenith_range
+        self.half_width, self.is_radial, self.zenith_range = model.half_width, model.is_radial, model.zenith_range
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         return self.norm * self.model.rate_grid(energy, fov_lon, fov_lat, cos_zenith)

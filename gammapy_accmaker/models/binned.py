@@ -65,7 +65,13 @@ class BinnedModel(RateModel):
 
     @property
     def offset_max(self) -> float:
-        return self.fov.offset_max
+        # gammapy continues a Background2D by one bin at its last value; datasets are cut out as squares around
+        # the outermost ring, and their rim would be lost without
+        return self.fov.offset_max + (self.fov.edges[0][-1] - self.fov.edges[0][-2] if self.is_radial else 0.0)
+
+    @property
+    def half_width(self) -> float:
+        return float(max(np.abs(edges).max() for edges in self.fov.edges))
 
     @cached_property
     def filled(self) -> np.ndarray:
@@ -100,12 +106,12 @@ class BinnedModel(RateModel):
         return self._over_fov(density, fov_lon, fov_lat)
 
     def _over_fov(self, values, fov_lon, fov_lat):
-        inside = self.fov.index(fov_lon, fov_lat) >= 0
+        inside = offset(fov_lon, fov_lat) < self.offset_max if self.is_radial else self.fov.index(fov_lon, fov_lat) >= 0
         return np.where(inside, (_fov_weights(self.fov, fov_lon, fov_lat) @ values.T).T, 0.0)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         i = np.clip(np.searchsorted(self.bin_edges, energy, side="right") - 1, 0, len(self.bin_edges) - 2)
-        j = np.maximum(self.fov.index(fov_lon, fov_lat), 0)
+        j = self.fov.index(fov_lon, fov_lat)  # -1 beyond the last ring: the last ring
         # a filled bin knows no more than the least of its peers
         counts = np.where(self.filled, 0, self.counts)
         return 1 / np.sqrt(counts[np.ix_(i, j)] + 1)

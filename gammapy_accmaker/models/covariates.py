@@ -80,13 +80,14 @@ class CovariateScale:
         return float(parts[:first].sum()), float(parts[first:].sum())
 
     def regressors(self, cos_zenith: float, azimuth: float | None, covariates: dict[str, float] | None) -> np.ndarray:
-        """What the mean effects of a run depend on, shape (k + 2,); the last two are of the azimuth (deg)."""
-        return np.append(self.standard(cos_zenith, covariates), _azimuth(cos_zenith, azimuth, self.azimuth_center))
+        """What the mean effects of a run depend on: covariates, two of the azimuth (deg), and 1; shape (k + 3,)."""
+        azimuthal = _azimuth(cos_zenith, azimuth, self.azimuth_center)
+        return np.concatenate([self.standard(cos_zenith, covariates), azimuthal, [1.0]])
 
     @property
     def n_regressor(self) -> int:
         """Number of `regressors`."""
-        return len(self.center) + 2
+        return len(self.center) + 3
 
 
 def _azimuth(cos_zenith, azimuth, center):

@@ -174,21 +174,23 @@ class RunPopulation:
     regression : `~numpy.ndarray`, shape (n_covariate, basis.n)
         Mean effect per unit of each (centred) covariate.
     covariance : `~numpy.ndarray`, shape (basis.n, basis.n)
-    weights : `~numpy.ndarray`, shape (n_additive,)
-        Mean of each additive column over the spectrum of all counts: what a coefficient adds to the log of the norm.
+    norm_spread, shift_spread : float
+        Standard deviations over the runs of the log of the norm and of the energy shift (in log energy), once the
+        covariates are taken into account.
     """
 
     basis: EffectBasis
     regression: np.ndarray
     covariance: np.ndarray
-    weights: np.ndarray
+    norm_spread: float = np.nan
+    shift_spread: float = np.nan
 
     def mean(self, covariates: np.ndarray) -> np.ndarray:
         """Mean effects of runs with these covariates, shape (n,)."""
         return covariates @ self.regression
 
-    @cached_property
-    def norm_row(self) -> np.ndarray:
+
+def norm_row(self) -> np.ndarray:
         """What each coefficient adds to the log of the norm, shape (n,)."""
         return norm_row(self.basis, self.weights)
 
@@ -215,6 +217,8 @@ def update_population(
     second_moments: np.ndarray,
     covariates: np.ndarray,
     allowed: np.ndarray,
+    norm_rows: np.ndarray,
+    norm_variance: float,
 ) -> RunPopulation:
     """One step of the EM algorithm for the population's means and covariance.
 
@@ -228,12 +232,15 @@ def update_population(
     covariates : `~numpy.ndarray`, shape (n_run, n_covariate)
     allowed : `~numpy.ndarray`, shape (n_covariate, n)
         Whether the mean of an effect may depend on a covariate.
+    norm_rows : `~numpy.ndarray`, shape (n_run, n)
+        What the effects add to the log of each run's norm, see `norm_row`.
+    norm_variance : float
+        Sum over the runs of the posterior variance of the log of the norm.
 
     Returns
     -------
     population : `RunPopulation`
     """
-    # no constant term: the mean over all runs belongs to the rate itself
     gram = covariates.T @ covariates + COVARIATE_RUNS * np.eye(covariates.shape[1])
     regression = np.zeros(allowed.shape)
     for pattern in np.unique(allowed, axis=1).T:
@@ -243,7 +250,10 @@ def update_population(
     left = effects - covariates @ regression
     prior = PRIOR_RUNS * population.basis.prior_covariance()
     covariance = (left.T @ left + second_moments + prior) / (len(effects) + PRIOR_RUNS)
-    return RunPopulation(population.basis, regression, 0.5 * (covariance + covariance.T), population.weights)
+    covariance = 0.5 * (covariance + covariance.T)
+    shift = float(np.sqrt(covariance[0, 0])) if population.basis.n_shift else 0.0
+    norm = float(np.sqrt(np.mean((norm_rows * left).sum(1) ** 2) + norm_variance / len(effects)))
+    return RunPopulation(population.basis, regression, covariance, norm, shift)
 
 
 @dataclass(frozen=True)

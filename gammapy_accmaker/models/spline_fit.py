@@ -23,7 +23,7 @@ from gammapy_accmaker.models.bsplines import (
 )
 from gammapy_accmaker.models.covariates import CovariateScale
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
-from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
+from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, norm_row, update_population
 from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, fit_effects, sum_slices
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline import SplineModel
@@ -38,9 +38,10 @@ START_INDEX = -2.7  # spectral index before anything is fitted
 RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
 MAX_STEP = 1.5  # of a coefficient of the rate in one round
 NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without data flatten out
-RIDGE = 1e-5
+RIDGE = 1e-2  # towards the spectrum of all counts: where there are no data a coefficient does not run away
 ASYMMETRY_ROUNDS = (2, 4, 6, 9)
-DEBUG = __import__('os').environ.get('DEBUG')
+MIN_ROUNDS = 6
+CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
 CHUNK = 16  # runs whose information is added to the whole in one product
 
 
@@ -198,19 +199,20 @@ class _JointFit:
         self.own_scaling = [scale.scaling(s[0].cos_zenith, s[0].covariates)[1] for s in grouped]
         self.regressors = np.array(regressors)
         self.counts = self._all_counts()
-        weights = self.counts.sum(1) @ self.design.columns / self.counts.sum()
         regression = np.zeros((scale.n_regressor, basis.n))
-        self.population = RunPopulation(basis, regression, basis.prior_covariance(), weights)
+        self.population = RunPopulation(basis, regression, basis.prior_covariance())
         self.values = np.zeros((len(grouped), basis.n))
-        # zenith is in the rate itself already, but for gradients in the field of view
+        # constants and zenith are in the rate itself already, but for gradients in the field of view
         self.allowed = np.ones(regression.shape, dtype=bool)
         self.allowed[: int(scale.zenith)] = basis.odd
+        self.allowed[-1] = basis.odd
         self.coefficients = self._first_coefficients()
         sizes = self.coefficients.shape
         axes = [difference_penalty(n) for n in sizes]
         self.penalties, self.eigenvalues = axis_penalties(axes), penalty_eigenvalues(axes)
         flat = axis_penalties([np.zeros((sizes[0],) * 2), *(difference_penalty(n, 1) for n in sizes[1:])])
         self.null_space = NULL_SPACE * (flat[1] + flat[2]) + RIDGE * np.eye(self.coefficients.size)
+        self.pull = RIDGE * self.coefficients.ravel()
         self.smoothing = np.array([1.0, 10.0, 10.0])
         self.asymmetry_bases = [
             setup.asymmetry_energy_axis.basis(self.design.log_energy),
@@ -221,8 +223,7 @@ class _JointFit:
         self.asymmetry_penalties = [difference_penalty(n, 1) + 1e-3 * np.eye(n), np.diag(orders**2)]
         self.asymmetry = np.zeros((n, len(orders)))
         self.asymmetry_fit = None
-        self.gains: list[np.ndarray | None] = [None] * len(grouped)
-        self.covariance, self.step, self.factor, self.converged = None, None, None, False
+        self.covariance, self.factor, self.converged = None, None, False
 
     def _project(self, part):
         zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
@@ -263,19 +264,19 @@ class _JointFit:
 
     def run(self, max_rounds):
         """All rounds of the fit."""
+        adapt, last = self.design.effects.n > 0, np.inf
         for k in range(max_rounds):
             before = self.population
-            adapt = k >= RATE_ONLY_ROUNDS and self.design.effects.n > 0
-            decrement, expected = self._round(adapt)
-            if DEBUG: print(k, f"{decrement:.3g}", self.smoothing.round(4), round(self.population.norm_spread,4), round(self.population.shift_spread,4), "dev", np.abs(self.values).max().round(2) if self.values.size else 0, f"{__import__('time').time():.1f}")
+            expected = self._round(adapt and k >= RATE_ONLY_ROUNDS)
+            change = np.abs(expected - last).sum() / self.counts.sum()
+            last = expected
             if k in ASYMMETRY_ROUNDS:
                 self._fit_asymmetry(expected)
-            if k > max(ASYMMETRY_ROUNDS[:3]) and decrement < 0.5 and _similar(before, self.population):
+            if k > MIN_ROUNDS and change < CONVERGED and _similar(before, self.population):
                 self.converged = True
                 break
         # the last pass: effects and errors at the final rate
-        self.converged = self.converged or decrement < 5.0
-        self._round(self.design.effects.n > 0, final=True)
+        self._round(adapt, final=True)
 
     def _round(self, adapt, final=False):
         """Effects of every run at the present rate, then one step of the rate, its smoothing and the population."""
@@ -284,23 +285,20 @@ class _JointFit:
         information = np.zeros((k * k, n_z * n_z))
         gradient = np.zeros((k, n_z))
         expected = np.zeros(self.counts.shape)
-        second_moments = np.zeros((n, n))
+        second_moments, norm_rows, norm_variance = np.zeros((n, n)), np.zeros((len(self.runs), n)), 0.0
         self.results = []
         asymmetry = self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
         before = self.covariance
         if before is not None:
             before = before.reshape(k, n_z, k, n_z).transpose(0, 2, 1, 3).reshape(k * k, n_z * n_z)
         precision = np.linalg.inv(self.population.covariance)
-        chunk = []
+        chunk, follow = [], []
         for i, slices in enumerate(self.runs):
             tables = [RateTable.at(design, self.coefficients, s.zenith_basis, asymmetry) for s in slices]
             time = np.array([s.exposure.sum() for s in slices])
             zenith = time @ np.array([s.zenith_basis for s in slices]) / time.sum()
             if adapt:
                 mean = self.population.mean(self.regressors[i])
-                if self.gains[i] is not None:
-                    # follow the last step of the rate, to first order
-                    self.values[i] -= (self.step @ zenith) @ self.gains[i]
                 self.values[i], _, _, converged = fit_effects(
                     design,
                     tables,
@@ -320,11 +318,14 @@ class _JointFit:
                 rate_information = rate_information - gain @ sums.cross_information.T
                 left = sums.gradient - precision @ (self.values[i] - mean)
                 rate_gradient = rate_gradient - (gain @ left).reshape(rate_gradient.shape)
-                self.gains[i] = gain.astype(np.float32)
+                follow.append((zenith, gain.astype(np.float32)))
                 if before is not None:
                     at = (before @ np.outer(zenith, zenith).ravel()).reshape(k, k)
                     posterior = posterior + gain.T @ at @ gain
                 second_moments += posterior
+                by_energy = sums.expected.sum(1)
+                norm_rows[i] = norm_row(design.effects, by_energy @ design.columns / max(by_energy.sum(), 1e-300))
+                norm_variance += norm_rows[i] @ posterior @ norm_rows[i]
                 if final:
                     self.results.append((posterior, sums.expected, converged))
             elif final:
@@ -338,24 +339,32 @@ class _JointFit:
         penalty = sum(s * p for s, p in zip(self.smoothing, self.penalties)) + self.null_space
         lower = cholesky(information + penalty, lower=True)
         values = self.coefficients.ravel()
-        slope = gradient.ravel() - penalty @ values
+        slope = gradient.ravel() - penalty @ values + self.pull
         if final:
             self.factor = lapack.dtrtri(lower, lower=1)[0].T
-            return 0.0, expected
+            return expected
         step = cho_solve((lower, True), slope)
-        decrement = float(slope @ step)
         step = np.clip(step, -MAX_STEP, MAX_STEP)
-        self.step, values = step.reshape(k, n_z), values + step
+        values = values + step
         self.coefficients = values.reshape(shape)
         triangle = lapack.dpotri(lower, lower=1)[0]
         self.covariance = np.tril(triangle) + np.tril(triangle, -1).T
         if adapt or not self.design.effects.n:
             self.smoothing = fellner_schall(self.smoothing, self.eigenvalues, self.penalties, values, self.covariance)
         if adapt:
+            # the effects follow the step to first order before the population does, or the two would oscillate
+            for i, (zenith, gain) in enumerate(follow):
+                self.values[i] -= (step.reshape(k, n_z) @ zenith) @ gain
             self.population = update_population(
-                self.population, self.values, second_moments, self.regressors, self.allowed
+                self.population,
+                self.values,
+                second_moments,
+                self.regressors,
+                self.allowed,
+                norm_rows,
+                norm_variance,
             )
-        return decrement, expected
+        return expected
 
     def _fit_asymmetry(self, expected):
         without = expected / np.exp(self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T)
@@ -414,4 +423,4 @@ class _JointFit:
 def _similar(before: RunPopulation, after: RunPopulation) -> bool:
     """Whether the spreads of the population changed by less than 1 %."""
     pairs = [(before.norm_spread, after.norm_spread), (before.shift_spread, after.shift_spread)]
-    return all(abs(a - b) <= 0.01 * b for a, b in pairs)
+    return all(abs(a - b) <= 0.01 * b or not np.isfinite(b) for a, b in pairs)

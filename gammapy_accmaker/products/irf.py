@@ -44,16 +44,15 @@ def make_background_irf(model: RateModel, track: FovTrack, alignment: str, time_
     """
     energy_axis = _energy_axis(model)
     if model.is_radial:
-        nbin = int(np.ceil(model.offset_max / (0.5 * FOV_STEP)))
-        axes = [energy_axis, MapAxis.from_bounds(0, model.offset_max, nbin, unit="deg", name="offset")]
+        nbin = int(np.ceil(model.half_width / (0.5 * FOV_STEP)))
+        axes = [energy_axis, MapAxis.from_bounds(0, model.half_width, nbin, unit="deg", name="offset")]
     else:
-        half_width = _square_half_width(model)
-        nbin = 2 * int(np.ceil(half_width / FOV_STEP))
+        nbin = 2 * int(np.ceil(model.half_width / FOV_STEP))
         if energy_axis.nbin == nbin:
             # readers tell the axes by their lengths
             nbin += 2
         names = ("fov_lon", "fov_lat")
-        axes = [energy_axis, *(MapAxis.from_bounds(-half_width, half_width, nbin, unit="deg", name=n) for n in names)]
+        axes = [energy_axis, *(MapAxis.from_bounds(-model.half_width, model.half_width, nbin, unit="deg", name=n) for n in names)]
 
     seconds, weights = time_nodes(track.intervals, time_step)
     nodes, shares = zenith_nodes(model, track.cos_zenith_at(seconds))
@@ -103,8 +102,3 @@ def _energy_axis(model):
     nbin = max(int(np.ceil(np.log10(high / low) * ENERGIES_PER_DECADE)), 2)
     return MapAxis.from_energy_bounds(low, high, nbin, unit="TeV")
 
-
-def _square_half_width(model):
-    """Half the side of the square that a model covers, in deg."""
-    fov = getattr(model, "fov", None)
-    return model.offset_max if fov is None else float(max(np.abs(e).max() for e in fov.edges))

@@ -15,7 +15,7 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.fit import fit_acceptance, make_bins, make_exclusion, make_run_table, reduce_observations, reduce_one, run_norm
-from gammapy_accmaker.models.base import ScaledModel
+from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
@@ -94,6 +94,15 @@ class AcceptanceBackgroundMaker(Maker):
         """Run by run: exposure, counts, norm and its error, and why a run was left out (`~astropy.table.Table`)."""
         return self._fitted().run_table
 
+    def adapt(self, observation) -> RateModel:
+        """The acceptance with the effects of one run, from the run's own unexcluded events."""
+        rate_model = self._fitted().rate_model
+        if self.config.run_effects.type == "none":
+            return rate_model
+        bins = make_bins(self.config)
+        norm, _ = run_norm(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion))
+        return ScaledModel(rate_model, norm)
+
     def make_irf(self, observation):
         """Background IRF of a run: time-averaged and adapted to it.
 
@@ -105,7 +114,7 @@ class AcceptanceBackgroundMaker(Maker):
         -------
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         """
-        return make_background_irf(self._adapted(observation), self._track(observation), self.config.fov_alignment, self._time_step)
+        return make_background_irf(self.adapt(observation), self._track(observation), self.config.fov_alignment, self._time_step)
 
     def make_background(self, geom, observation) -> Map:
         """Expected background counts of a run.
@@ -126,7 +135,7 @@ class AcceptanceBackgroundMaker(Maker):
         InputError, ObservationError
             Where the geometry or the observation cannot be used.
         """
-        return make_background_map(self._adapted(observation), self._track(observation), geom, self._time_step)
+        return make_background_map(self.adapt(observation), self._track(observation), geom, self._time_step)
 
     def run(self, dataset, observation):
         """Fill the background of a dataset.
@@ -213,15 +222,6 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _track(self, observation):
         return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)
-
-    def _adapted(self, observation):
-        """The model with the effects of the run, from its own unexcluded events."""
-        rate_model = self._fitted().rate_model
-        if self.config.run_effects.type == "none":
-            return rate_model
-        bins = make_bins(self.config)
-        norm, _ = run_norm(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion))
-        return ScaledModel(rate_model, norm)
 
     def __str__(self):
         lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())

@@ -190,21 +190,6 @@ class RunPopulation:
         return covariates @ self.regression
 
 
-def norm_row(self) -> np.ndarray:
-        """What each coefficient adds to the log of the norm, shape (n,)."""
-        return norm_row(self.basis, self.weights)
-
-    @property
-    def norm_spread(self) -> float:
-        """Standard deviation over the runs of the log of the norm."""
-        return float(np.sqrt(self.norm_row @ self.covariance @ self.norm_row))
-
-    @property
-    def shift_spread(self) -> float:
-        """Standard deviation over the runs of the energy shift, in log energy; 0 without shift."""
-        return float(np.sqrt(self.covariance[0, 0])) if self.basis.n_shift else 0.0
-
-
 def norm_row(basis: EffectBasis, weights: np.ndarray) -> np.ndarray:
     """What each coefficient adds to the log of the norm, if the spectrum weighs the additive columns so."""
     flat = np.isin(basis.term_names, ("norm", "tilt", "residual"))

@@ -101,4 +101,4 @@ class ScaledEnergyAxis:
         """Node below each u and the fraction of the way to the next, both of the shape of u."""
         position = (np.clip(u, self.grid[0], self.grid[-1]) - self.grid[0]) / GRID_STEP
         node = np.minimum(position.astype(np.int64), len(self.grid) - 2)
-        return node, position - node
+        return node, np.clip(position - node, 0.0, 1.0)

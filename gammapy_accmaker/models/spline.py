@@ -19,6 +19,7 @@ from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_basis
 from gammapy_accmaker.models.run_effects import EffectBasis, RunEffect, RunPopulation
 from gammapy_accmaker.models.run_likelihood import RunDesign
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
+from gammapy_accmaker.models.spline_serial import pack, unpack
 
 __all__ = ["SplineModel"]
 
@@ -87,6 +88,15 @@ class SplineModel:
 
     def __setstate__(self, state):
         self.__dict__.update(state)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Serial form, exact, made of arrays alone."""
+        return pack(self)
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> SplineModel:
+        """The inverse of `to_arrays`."""
+        return unpack(cls, arrays)
 
     @property
     def offset_max(self) -> float:

@@ -1,0 +1,1 @@
+"""Validation: predictions held against counts and truth. Reads, never feeds back."""

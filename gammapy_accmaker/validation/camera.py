@@ -1,0 +1,42 @@
+"""What a model expects in the bins of the camera frame, run by run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.products.background import zenith_nodes
+from gammapy_accmaker.reduction.fov import FovTrack, time_nodes
+
+__all__ = ["expected_in_camera"]
+
+
+def expected_in_camera(model: RateModel, track: FovTrack, energy_edges: np.ndarray, fov: FovBins, time_step: float | None = 60.0) -> np.ndarray:
+    """Background counts that a model expects in a run, nothing excluded.
+
+    Parameters
+    ----------
+    model : `RateModel`
+        Acceptance, adapted to the run.
+    track : `FovTrack`
+        Camera track of the run.
+    energy_edges : `~numpy.ndarray`
+        In TeV, shape (nbin + 1,).
+    fov : `FovBins`
+        Bins in the alignment of the model.
+    time_step : float or None
+        Resolution in s over which the zenith angle is followed.
+
+    Returns
+    -------
+    counts : `~numpy.ndarray`
+        Shape (nbin, fov.size).
+    """
+    seconds, weights = time_nodes(track.intervals, time_step)
+    nodes, shares = zenith_nodes(model, track.cos_zenith_at(seconds))
+    lon, lat = fov.subpoints(2)
+    intensity = sum(
+        time * model.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z) for z, time in zip(nodes, weights @ shares, strict=True)
+    )
+    return intensity.reshape(len(energy_edges) - 1, *lon.shape).mean(2) * fov.solid_angle

@@ -9,10 +9,10 @@ import astropy.units as u
 import numpy as np
 import yaml
 from astropy.coordinates import EarthLocation
-from gammapy.modeling.models import Model, SpectralModel
+from gammapy.modeling.models import Model, SpatialModel, SpectralModel
 from gammapy.utils.observers import observatory_locations
-from gammapy.utils.scripts import make_path, read_yaml
-from gammapy.utils.types import AngleType, EnergyType, PathType
+from gammapy.utils.scripts import make_path
+from gammapy.utils.types import AngleType, EnergyType
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from gammapy_accmaker.errors import InputError
@@ -21,7 +21,20 @@ from gammapy_accmaker.files import write_atomically
 __all__ = ["AcceptanceConfig"]
 
 
+def _naming(validate):
+    """A validator whose every error is a ValueError: only those does pydantic report with the name of the option."""
+
+    def validate_or_refuse(value):
+        try:
+            return validate(value)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"got {value!r}, which cannot be used ({error})") from error
+
+    return validate_or_refuse
+
+
 def _of_type(unit):
+    @_naming
     def validate(value):
         value = u.Quantity(value)
         if not value.unit.is_equivalent(unit):
@@ -34,14 +47,15 @@ def _of_type(unit):
 
 
 def _edges_of_type(unit):
+    @_naming
     def validate(value):
         if isinstance(value, (list, tuple)):
             value = u.Quantity([u.Quantity(v) for v in value])
         value = u.Quantity(value)
         if not value.unit.is_equivalent(unit):
             raise ValueError(f"got {value}, but edges in units such as '{unit}' are needed")
-        if value.ndim != 1 or len(value) < 2 or not np.all(np.diff(value.value) > 0):
-            raise ValueError(f"got {value}, but at least two increasing edges are needed")
+        if value.ndim != 1 or len(value) < 2 or not np.all(np.isfinite(value.value)) or not np.all(np.diff(value.value) > 0):
+            raise ValueError(f"got {value}, but at least two increasing, finite edges are needed")
         return value
 
     return validate
@@ -51,6 +65,7 @@ def _edges_to_strings(value):
     return [f"{v} {value.unit}" for v in value.value]
 
 
+@_naming
 def _location(value):
     if value is None or isinstance(value, EarthLocation):
         return value
@@ -70,6 +85,7 @@ def _location_to_dict(value):
     return {"lon": f"{round(geodetic.lon.deg, 9)} deg", "lat": f"{round(geodetic.lat.deg, 9)} deg", "height": f"{height} m"}
 
 
+@_naming
 def _norm_spectral_model(value):
     if isinstance(value, str):
         value = Model.create(tag=value, model_type="spectral")
@@ -80,12 +96,27 @@ def _norm_spectral_model(value):
     return value
 
 
+@_naming
 def _spatial_model(value):
     if isinstance(value, str):
-        return Model.create(tag=value, model_type="spatial")
-    if isinstance(value, dict):
-        return Model.from_dict({"spatial": value.get("spatial", value)})
+        value = Model.create(tag=value, model_type="spatial")
+    elif isinstance(value, dict):
+        value = Model.from_dict({"spatial": value.get("spatial", value)})
+    if value is not None and not isinstance(value, SpatialModel):
+        raise ValueError(f"got {value!r}, but a spatial model or its name is needed")
     return value
+
+
+def _path(value):
+    if not isinstance(value, (str, Path)):
+        raise ValueError(f"got {value!r}, but the path of a file is needed")
+    return make_path(value)
+
+
+# Checked here first: gammapy's types let some errors through without the option's name, and take infinite energies.
+OneAngle = Annotated[AngleType, BeforeValidator(_of_type("deg"))]
+OneEnergy = Annotated[EnergyType, BeforeValidator(_of_type("TeV"))]
+OnePath = Annotated[Path, BeforeValidator(_path)]  # gammapy's would write a list as one string
 
 
 AngleEdges = Annotated[u.Quantity, BeforeValidator(_edges_of_type("deg")), PlainSerializer(_edges_to_strings, when_used="json")]
@@ -102,11 +133,27 @@ class _Options(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, validate_default=True)
 
 
+class SplineOptions(_Options):
+    """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
+
+    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow.
+    """
+
+    type: Literal["spline"] = "spline"
+    covariates: list[str] = ["MUONEFF"]
+
+
 class RadialOptions(_Options):
     """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges."""
 
     type: Literal["radial"] = "radial"
     offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+
+    @model_validator(mode="after")
+    def _from_zero(self):
+        if not isinstance(self.offset_bins, int) and self.offset_bins[0] < 0:
+            raise ValueError(f"offset_bins: got {self.offset_bins}, but offsets >= 0 are needed")
+        return self
 
 
 class GridOptions(_Options):
@@ -119,8 +166,8 @@ class GridOptions(_Options):
 class EnergyOptions(_Options):
     """Energy axis of the fitted model."""
 
-    min: EnergyType = u.Quantity("0.1 TeV")
-    max: EnergyType = u.Quantity("100 TeV")
+    min: OneEnergy = u.Quantity("0.1 TeV")
+    max: OneEnergy = u.Quantity("100 TeV")
     nbins_per_decade: Annotated[int, Field(ge=1)] = 10
 
     @model_validator(mode="after")
@@ -133,7 +180,7 @@ class EnergyOptions(_Options):
 class ZenithOptions(_Options):
     """How the rate follows the zenith angle of the pointing."""
 
-    type: Literal["none", "continuous"] = "none"
+    type: Literal["none", "continuous"] = "continuous"
 
 
 class AzimuthOptions(_Options):
@@ -143,9 +190,14 @@ class AzimuthOptions(_Options):
 
 
 class RunEffectsOptions(_Options):
-    """What differs from run to run and is taken from the run's own unexcluded events."""
+    """What differs from run to run and is taken from the run's own unexcluded events.
 
-    type: Literal["none", "norm"] = "norm"
+    ``norm``: a factor; ``tilt``: and a power law; ``shift``: and instead of it an energy shift, a smooth spectral
+    residual and, with ``gradient``, gradients over the field of view. ``tilt`` and ``shift`` need the spline model.
+    """
+
+    type: Literal["none", "norm", "tilt", "shift"] = "shift"
+    gradient: bool = True
 
 
 class NoRenormalization(_Options):
@@ -170,20 +222,20 @@ class RingRenormalization(_Options):
     """`~gammapy.makers.RingBackgroundMaker` outside of the exclusion; for datasets with one energy bin."""
 
     type: Literal["ring"] = "ring"
-    r_in: AngleType = "0.5 deg"
-    width: AngleType = "0.3 deg"
+    r_in: OneAngle = "0.5 deg"
+    width: OneAngle = "0.3 deg"
 
 
 class AdaptiveRingRenormalization(_Options):
     """`~gammapy.makers.AdaptiveRingBackgroundMaker` outside of the exclusion; for datasets with one energy bin."""
 
     type: Literal["adaptive_ring"] = "adaptive_ring"
-    r_in: AngleType = "0.5 deg"
-    r_out_max: AngleType = "1.5 deg"
-    width: AngleType = "0.3 deg"
-    stepsize: AngleType = "0.02 deg"
+    r_in: OneAngle = "0.5 deg"
+    r_out_max: OneAngle = "1.5 deg"
+    width: OneAngle = "0.3 deg"
+    stepsize: OneAngle = "0.02 deg"
     threshold_alpha: float = 0.1
-    theta: AngleType = "0.22 deg"
+    theta: OneAngle = "0.22 deg"
     method: Literal["fixed_width", "fixed_r_in"] = "fixed_width"
 
 
@@ -193,9 +245,9 @@ class ExclusionOptions(_Options):
     ``regions``: one or more region files; ``mask``: a map file that is False where excluded; ``margin``: around both.
     """
 
-    regions: PathType | list[PathType] | None = None
-    mask: PathType | None = None
-    margin: AngleType = "0 deg"
+    regions: OnePath | list[OnePath] | None = None
+    mask: OnePath | None = None
+    margin: OneAngle = "0 deg"
     iterative: None = None
 
     @model_validator(mode="after")
@@ -224,9 +276,9 @@ class AcceptanceConfig(_Options):
     <Angle 2. deg>
     """
 
-    model: Annotated[RadialOptions | GridOptions, Field(discriminator="type")] = RadialOptions()
+    model: Annotated[SplineOptions | RadialOptions | GridOptions, Field(discriminator="type")] = SplineOptions()
     energy: EnergyOptions = EnergyOptions()
-    offset_max: AngleType = "2.5 deg"
+    offset_max: OneAngle = "2.5 deg"
     fit_energy: EnergyEdges | None = None
     fov_alignment: Literal["altaz", "radec"] = "altaz"
     zenith: ZenithOptions = ZenithOptions()
@@ -244,11 +296,25 @@ class AcceptanceConfig(_Options):
     def _consistent(self):
         if not 0 < self.offset_max.deg < 90:
             raise ValueError(f"offset_max: got {self.offset_max}, but an angle between 0 and 90 deg is needed")
+        if self.fit_energy is not None and self.fit_energy[0] <= 0:
+            raise ValueError(f"fit_energy: got {self.fit_energy}, but energies > 0 are needed")
         if self.time_step is not None and self.time_step.to_value("s") < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
-        if self.zenith.type == "continuous" and self.model.type in ("radial", "grid"):
-            raise ValueError(f"zenith: 'continuous' needs the model type 'spline', but got {self.model.type!r}; use `zenith: {{type: none}}`")
+        if self.model.type in ("radial", "grid"):
+            for key in ("zenith", "run_effects"):
+                self._for_binned(key)
+        elif self.fit_energy is not None:
+            raise ValueError("fit_energy: got edges, but the spline model has fine bins of its own; leave it null or use another model")
         return self
+
+    def _for_binned(self, key):
+        """Binned models have no zenith dependence and no more effects than a norm: their default, an error if asked for."""
+        options, known = getattr(self, key), {"zenith": ("none",), "run_effects": ("none", "norm")}[key]
+        if options.type in known:
+            return
+        if key in self.model_fields_set and "type" in options.model_fields_set:
+            raise ValueError(f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}")
+        object.__setattr__(self, key, type(options)(type=known[-1]))
 
     @classmethod
     def coerce(cls, config) -> AcceptanceConfig:
@@ -280,7 +346,7 @@ class AcceptanceConfig(_Options):
         path = make_path(path)
         if not path.is_file():
             raise InputError(f"config: there is no file {path}; write one with `AcceptanceConfig().write(path)`")
-        return cls.coerce(read_yaml(path))
+        return cls.from_yaml(path.read_text())
 
     def to_yaml(self) -> str:
         """YAML text that `from_yaml` reads back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
@@ -11,18 +12,25 @@ from gammapy.maps import Map
 from gammapy.utils.parallel import N_JOBS_DEFAULT, run_multiprocessing
 
 from gammapy_accmaker.acceptance import AcceptanceModel
-from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
+from gammapy_accmaker.binning import FovBins, energy_edges_per_decade, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
-from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.models.binned import fit_binned, fit_run_norms
+from gammapy_accmaker.models.base import RateModel, ScaledModel
+from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_rate import SplineRate
+from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_observation
 from gammapy_accmaker.reduction.exclusion import Exclusion
 
-__all__ = ["fit_acceptance", "make_bins", "make_exclusion", "reduce_observations", "run_norm", "reduce_one"]
+__all__ = ["adapt_to_run", "fit_acceptance", "make_bins", "make_exclusion", "reduce_observations", "run_norm", "reduce_one"]
 
 log = logging.getLogger(__name__)
 
+SPLINE_BINS_PER_DECADE = 50
+SPLINE_PIXEL = 0.1  # deg
+RUN_COLUMNS = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "COUNTS", "EXPECTED", "DROPPED",
+               "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "FLAG"]  # fmt: skip
 SUBPOINTS = 3  # along each side of a bin, over which the model is averaged to predict the counts of a run
 
 
@@ -60,22 +68,60 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
-    counts = sum(run.counts for run in runs).toarray()
-    if not counts.any():
+    if not any(run.counts.nnz for run in runs):
         raise InputError(
             f"observations: no events outside of the exclusion between {config.energy.min} and {config.energy.max} within "
             f"{config.offset_max}; check energy, offset_max and exclusion"
         )
+    rate_model = _fit_spline(runs, bins, config) if config.model.type == "spline" else _fit_binned(runs, bins, config)
+    return AcceptanceModel(rate_model, config.to_yaml(), make_run_table(rate_model, bins, runs, failures, config))
+
+
+def _fit_binned(runs, bins, config) -> BinnedModel:
     exposure = np.array([run.exposure for run in runs])
     norms = np.ones(len(runs))
     if config.run_effects.type == "norm":
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in runs]), exposure)
-    rate_model = fit_binned(counts, norms @ exposure, bins.energy_edges, bins.fov)
-    return AcceptanceModel(rate_model, config.to_yaml(), make_run_table(rate_model, bins, runs, failures, config))
+    return fit_binned(sum(run.counts for run in runs).toarray(), norms @ exposure, bins.energy_edges, bins.fov)
+
+
+def _fit_spline(runs, bins, config) -> SplineRate:
+    inside = offset(bins.fov.fov_lon, bins.fov.fov_lat) < config.offset_max.deg
+    model = fit_spline(
+        [_of_pixels(run, inside) for run in runs],
+        bins.energy_edges,
+        *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
+        run_effects=config.run_effects.type,
+        gradient=config.run_effects.gradient,
+        zenith=config.zenith.type == "continuous",
+        covariates=tuple(name for name in config.model.covariates if all(name in run.covariates for run in runs)),
+    )
+    return SplineRate(model)
+
+
+def _of_pixels(run, inside):
+    return replace(run, counts=run.counts[:, inside], exposure=run.exposure[inside])
+
+
+def adapt_to_run(rate_model: RateModel, bins: CountsBins, run: RunCounts, config: AcceptanceConfig) -> tuple[RateModel, dict]:
+    """The model with the effects of a run, and these effects as columns of the run table."""
+    kind = config.run_effects.type
+    if isinstance(rate_model, SplineRate):
+        model = rate_model.model
+        inside = offset(bins.fov.fov_lon, bins.fov.fov_lat) < config.offset_max.deg
+        effect = fit_run(model, _of_pixels(run, inside), kind=kind)
+        row = {"NORM": effect.norm, "NORM_ERR": effect.norm_error, "SHIFT": effect.shift, "SHIFT_ERR": effect.shift_error}
+        return SplineRate(model, effect, run.azimuth, run.covariates), row | {"FLAG": "; ".join(effect.flags)}
+    norm, error = run_norm(rate_model, bins, run) if kind == "norm" else (1.0, 0.0)
+    return ScaledModel(rate_model, norm), {"NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0, "FLAG": ""}
 
 
 def make_bins(config: AcceptanceConfig) -> CountsBins:
     """Bins that the configuration asks for."""
+    if config.model.type == "spline":
+        low, high = config.energy.min, config.energy.max
+        edges = energy_edges_per_decade(low, high, SPLINE_BINS_PER_DECADE)
+        return CountsBins(edges, FovBins.grid(config.offset_max.deg, 2 * int(np.ceil(config.offset_max.deg / SPLINE_PIXEL))), config.fov_alignment)
     if config.fit_energy is not None:
         edges = config.fit_energy.to_value("TeV")
     else:
@@ -161,18 +207,16 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Tabl
     """One row for each run: what went in, its effects, and the reason where it was left out."""
     rows = []
     for run in runs:
-        norm, error = run_norm(rate_model, bins, run)
-        if config.run_effects.type == "none":
-            norm, error = 1.0, 0.0
-        zenith = np.degrees(np.arccos(np.clip(run.cos_zenith, -1, 1)))
-        expected = norm * expected_counts_in_bins(rate_model, bins, run).sum()
-        dropped = run.dropped["not finite"] + run.dropped["outside GTI"]
-        rows.append((run.obs_id, role, True, run.ontime, run.livetime, zenith, run.azimuth, run.mjd,
-                     int(run.counts.sum()), expected, dropped, norm, error, ""))  # fmt: skip
-    nan = np.nan
-    rows += [(obs_id, role, False, nan, nan, nan, nan, nan, 0, nan, 0, nan, nan, reason) for obs_id, reason in failures.items()]
-    names = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD",
-             "COUNTS", "EXPECTED", "DROPPED", "NORM", "NORM_ERR", "FLAG"]  # fmt: skip
-    table = Table(rows=rows, names=names, units={"ONTIME": "s", "LIVETIME": "s", "ZENITH": "deg", "AZIMUTH": "deg", "MJD": "d"})
+        adapted, effects = adapt_to_run(rate_model, bins, run, config)
+        rows.append({
+            "OBS_ID": run.obs_id, "ROLE": role, "USED": True, "ONTIME": run.ontime, "LIVETIME": run.livetime,
+            "ZENITH": np.degrees(np.arccos(np.clip(run.cos_zenith, -1, 1))), "AZIMUTH": run.azimuth, "MJD": run.mjd,
+            "COUNTS": int(run.counts.sum()), "EXPECTED": expected_counts_in_bins(adapted, bins, run).sum(),
+            "DROPPED": run.dropped["not finite"] + run.dropped["outside GTI"], **effects,
+        })  # fmt: skip
+    empty = dict.fromkeys(("ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "EXPECTED", "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR"), np.nan)
+    for obs_id, reason in failures.items():
+        rows.append({"OBS_ID": obs_id, "ROLE": role, "USED": False, "COUNTS": 0, "DROPPED": 0, "FLAG": reason, **empty})
+    table = Table(rows=rows, names=RUN_COLUMNS, units={"ONTIME": "s", "LIVETIME": "s", "ZENITH": "deg", "AZIMUTH": "deg", "MJD": "d"})
     table.sort("OBS_ID")
     return table

@@ -14,8 +14,8 @@ from gammapy.modeling import Fit
 from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.fit import fit_acceptance, make_bins, make_exclusion, make_run_table, reduce_observations, reduce_one, run_norm
-from gammapy_accmaker.models.base import RateModel, ScaledModel
+from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_bins, make_exclusion, make_run_table, reduce_observations, reduce_one
+from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
@@ -100,8 +100,7 @@ class AcceptanceBackgroundMaker(Maker):
         if self.config.run_effects.type == "none":
             return rate_model
         bins = make_bins(self.config)
-        norm, _ = run_norm(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion))
-        return ScaledModel(rate_model, norm)
+        return adapt_to_run(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion), self.config)[0]
 
     def make_irf(self, observation):
         """Background IRF of a run: time-averaged and adapted to it.

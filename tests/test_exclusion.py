@@ -356,6 +356,18 @@ def test_outside_of_the_mask_nothing_is_excluded_but_by_the_margin():
     assert_array_equal(inside[clear], (np.hypot(x, y) < 0.2)[clear])
 
 
+def test_mask_margin_starts_at_the_border_of_a_pixel():
+    geom = WcsGeom.create(skydir=(83, 0), binsz=0.2, width=(4, 4), proj="CAR", frame="icrs")
+    lon, lat = (geom.get_coord()[name].to_value("deg") for name in ("lon", "lat"))
+    mask = Map.from_geom(geom, data=~((np.abs(lon - 83) < 0.6) & (np.abs(lat) < 0.4)))
+    positions = around(SkyCoord(83, 0, unit="deg"), 2)
+    x = np.maximum(0, np.abs(positions.ra.deg - 83) - 0.6)
+    y = np.maximum(0, np.abs(positions.dec.deg) - 0.4)
+    inside = Exclusion(mask, margin=0.3 * u.deg).contains(xyz_of(positions))
+    clear = np.abs(np.hypot(x, y) - 0.3) > 0.05  # a quarter of a pixel
+    assert_array_equal(inside[clear], (np.hypot(x, y) < 0.3)[clear])
+
+
 def test_mask_margin_is_an_angle_on_the_sky_far_from_the_equator():
     geom = WcsGeom.create(skydir=(83, 60), binsz=0.05, width=(20, 10), proj="CAR", frame="icrs")
     center = SkyCoord(83, 62, unit="deg")

@@ -49,7 +49,9 @@ class CovariateScale:
         center = np.where(known, raw, 0).sum(0) / number
         width = np.sqrt((np.where(known, raw - center, 0) ** 2).sum(0) / number)
         width[width < 1e-6 * np.maximum(np.abs(center), 1e-3)] = 0
-        blank = cls(zenith, tuple(names), center, width, np.tile([-np.inf, np.inf], (len(center), 1)), center, np.zeros(2))
+        blank = cls(
+            zenith, tuple(names), center, width, np.tile([-np.inf, np.inf], (len(center), 1)), center, np.zeros(2)
+        )
         standard = np.array([blank.standard(r.cos_zenith, r.covariates) for r in runs]).reshape(len(runs), -1)
         azimuth = np.mean([_azimuth(r.cos_zenith, r.azimuth, np.zeros(2)) for r in runs], axis=0)
         limits = np.stack([standard.min(0), standard.max(0)], axis=1)

@@ -54,7 +54,9 @@ def asymmetry_basis(fov_lon, fov_lat, axis: BSplineAxis) -> np.ndarray:
     # a harmonic of order m vanishes like offset ** m at the centre, or it would jump there
     rise = np.minimum(offset / (0.3 * axis.hi), 1)
     columns = [
-        radial * (rise**m * wave(m * angle))[:, None] for m in range(1, ASYMMETRY_ORDER + 1) for wave in (np.cos, np.sin)
+        radial * (rise**m * wave(m * angle))[:, None]
+        for m in range(1, ASYMMETRY_ORDER + 1)
+        for wave in (np.cos, np.sin)
     ]
     return np.hstack(columns)
 

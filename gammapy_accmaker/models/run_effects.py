@@ -88,6 +88,11 @@ class EffectBasis:
         return BSplineAxis(self.log_energy_min, self.log_energy_max, n)
 
     @property
+    def residual_axis(self) -> BSplineAxis:
+        """Axis of the spectral residual in log energy."""
+        return self._axis("residual")
+
+    @property
     def n_shift(self) -> int:
         """Number of coefficients of the energy shift; they come first."""
         return len(self.shift_modes)
@@ -149,7 +154,7 @@ class EffectBasis:
 
     def prior_covariance(self) -> np.ndarray:
         """Covariance of the coefficients before any run is seen, shape (n, n); smooth along energy."""
-        widths = dict(norm=SD_NORM, tilt=SD_TILT, residual=SD_RESIDUAL, radial=SD_RADIAL)
+        widths = {"norm": SD_NORM, "tilt": SD_TILT, "residual": SD_RESIDUAL, "radial": SD_RADIAL}
         blocks = [np.array([[(SD_SHIFT if m == "flat" else SD_SHIFT_GRADIENT) ** 2]]) for m in self.shift_modes]
         for name, _, k in self.terms:
             distance = np.subtract.outer(np.arange(k), np.arange(k)) / PRIOR_CORRELATION

@@ -241,6 +241,7 @@ def fit_effects(
     mean: np.ndarray,
     covariance: np.ndarray,
     *,
+    directions: np.ndarray | None = None,
     start: np.ndarray | None = None,
     max_steps: int = 30,
     tolerance: float = 1e-4,
@@ -252,8 +253,10 @@ def fit_effects(
     design : `RunDesign`
     tables, slices : list of `RateTable` and of `RunCells`
         One for each slice of the run.
-    mean, covariance : `~numpy.ndarray`, shapes (n,), (n, n)
-        Gaussian prior of the effects.
+    mean, covariance : `~numpy.ndarray`, shapes (n,), (m, m)
+        Gaussian prior: the mean of the effects and the covariance of what is free.
+    directions : `~numpy.ndarray`, shape (n, m), optional
+        The effects are the mean plus combinations of these columns; by default all are free, m = n.
     start : `~numpy.ndarray`, shape (n,), optional
         First values, the prior mean by default.
     max_steps : int
@@ -268,20 +271,23 @@ def fit_effects(
     converged : bool
     """
     effects = (mean if start is None else start).copy()
+    free = np.eye(len(mean)) if directions is None else directions
+    values = np.linalg.lstsq(free, effects - mean)[0] if directions is not None else effects - mean
     n_shift, converged = design.effects.n_shift, False
     precision = np.linalg.inv(covariance)
     width = np.sqrt(np.diag(covariance))
     for _ in range(max_steps):
-        sums = sum_slices(design, tables, slices, effects)
-        information = sums.information + precision
-        step = np.linalg.solve(information, sums.gradient - precision @ (effects - mean))
-        longest = np.abs(step[:n_shift]).max(initial=0) / NEWTON_LIMIT[0]
-        longest = max(longest, np.abs(step[n_shift:]).max(initial=0) / NEWTON_LIMIT[1], 1.0)
-        effects = effects + step / longest
+        sums = sum_slices(design, tables, slices, mean + free @ values)
+        information = free.T @ sums.information @ free + precision
+        step = np.linalg.solve(information, free.T @ sums.gradient - precision @ values)
+        of_effects = np.abs(free @ step)
+        longest = of_effects[:n_shift].max(initial=0) / NEWTON_LIMIT[0]
+        longest = max(longest, of_effects[n_shift:].max(initial=0) / NEWTON_LIMIT[1], 1.0)
+        values = values + step / longest
         if np.abs(step / width).max(initial=0) < tolerance:
             converged = True
             break
-    return effects, np.linalg.inv(information), sums.expected, converged
+    return mean + free @ values, free @ np.linalg.inv(information) @ free.T, sums.expected, converged
 
 
 def sum_slices(design, tables, slices, effects, *, full: bool = False) -> RunSums:

@@ -389,7 +389,7 @@ class _JointFit:
                 self.values[i].copy(),
                 covariance,
                 expected,
-                population.covariance,
+                population,
                 self.obs_ids[i],
                 self.own_scaling[i],
                 converged,

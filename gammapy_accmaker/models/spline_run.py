@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from gammapy_accmaker.models.run_effects import EFFECT_KINDS, EffectBasis, RunEffect, norm_row
+from gammapy_accmaker.models.run_effects import EFFECT_KINDS, RunEffect, RunPopulation, norm_row
 from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, fit_effects
 from gammapy_accmaker.models.spline import SplineModel
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance, poisson_pulls
 
-__all__ = ["fit_run", "project_run", "summarise_run"]
+__all__ = ["as_slices", "fit_run", "project_run", "summarise_run"]
 
 GROUP_WIDTH = 0.1  # dex; energy groups of the goodness of fit
 FEW_COUNTS = 50
@@ -66,43 +68,45 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
     run : `RunCounts`-like or list of them
         A run or its slices, in the bins of the model.
     kind : str, optional
-        ``none``, ``norm``, ``tilt`` or ``shift``; that of the model by default. A kind that the model was not fitted
-        with gets its prior width from the model's population.
+        ``none``, ``norm``, ``tilt`` or ``shift``; that of the model by default. Fewer effects than the model
+        has take their prior width from its population, and the others stay at their means.
 
     Returns
     -------
     effect : `RunEffect`
     """
-    kind = model.population.basis.kind if kind is None else kind
+    own = model.population.basis
+    kind = own.kind if kind is None else kind
     if kind not in EFFECT_KINDS:
         raise ValueError(f"kind: got {kind!r}, but one of {', '.join(EFFECT_KINDS)} is needed")
     first = run[0] if isinstance(run, (list, tuple)) else run
-    slices = as_slices(run)
-    own = model.population.basis
     mean = model.mean_effects(first.cos_zenith, first.azimuth, first.covariates)
-    scaling = model.covariates.scaling(first.cos_zenith, first.covariates)[1]
-    if kind == own.kind:
-        design, prior = model.design, (mean, model.population.covariance)
-    else:
-        design = model.design_for(_reduced(own, kind))
-        prior = _project_prior(model, design, mean)
+    directions, prior, design = None, model.population.covariance, model.design
+    if EFFECT_KINDS.index(kind) < EFFECT_KINDS.index(own.kind):
+        directions, prior = _fewer_effects(model, kind)
+    elif kind != own.kind:
+        design = model.design_for(replace(own, kind=kind))
+        mean, prior = np.zeros(design.effects.n), design.effects.prior_covariance()
     cells, tables, scale = [], [], model.covariates
+    slices = as_slices(run)
     for part in slices:
         zenith = model.clamp_zenith(part.cos_zenith)
         basis = model.zenith_axis.basis([zenith])[0]
         cells.append(project_run(design, part, basis, sum(scale.scaling(zenith, part.covariates))))
         tables.append(RateTable.at(design, model.coefficients, basis, model.asymmetry_cells))
+    scaling = scale.scaling(model.clamp_zenith(first.cos_zenith), first.covariates)[1]
     flags = []
     low, high = model.zenith_range
     if not low - 1e-3 <= first.cos_zenith <= high + 1e-3:
         flags.append("zenith outside trained range")
     if slices:
-        values, covariance, expected, converged = fit_effects(design, tables, cells, *prior)
+        values, covariance, expected, converged = fit_effects(design, tables, cells, mean, prior, directions=directions)
     else:
-        values, covariance, expected, converged = *prior, np.zeros((len(design.log_energy), design.cells.n_cell)), True
+        covariance = prior if directions is None else directions @ prior @ directions.T
+        values, expected, converged = mean, np.zeros((len(design.log_energy), design.cells.n_cell)), True
         flags.append("no exposure")
     return summarise_run(
-        design, cells, values, covariance, expected, prior[1], first.obs_id, scaling, converged, tuple(flags)
+        design, cells, values, covariance, expected, model.population, first.obs_id, scaling, converged, tuple(flags)
     )
 
 
@@ -112,7 +116,7 @@ def summarise_run(
     values: np.ndarray,
     covariance: np.ndarray,
     expected: np.ndarray,
-    prior_covariance: np.ndarray,
+    population: RunPopulation,
     obs_id: int,
     scaling: float,
     converged: bool,
@@ -127,8 +131,7 @@ def summarise_run(
     values, covariance : `~numpy.ndarray`, shapes (n,), (n, n)
         Effects and their posterior covariance.
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
-    prior_covariance : `~numpy.ndarray`, shape (n, n)
-        Covariance of the population.
+    population : `RunPopulation`
     obs_id, scaling, converged, flags
         As in `RunEffect`.
     """
@@ -159,7 +162,7 @@ def summarise_run(
         flags.append("not converged")
     if np.any(deviance > POOR_FIT):
         flags.append("poor fit")
-    if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * np.sqrt(prior_covariance[0, 0]):
+    if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * population.shift_spread > 0:
         flags.append("unusual energy shift")
     return RunEffect(
         obs_id=int(obs_id),
@@ -178,25 +181,28 @@ def summarise_run(
     )
 
 
-def _reduced(basis: EffectBasis, kind: str) -> EffectBasis:
-    return EffectBasis(
-        kind, basis.gradient, basis.log_energy_min, basis.log_energy_max, basis.pivot, basis.offset_max
-    )
+def _fewer_effects(model: SplineModel, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Directions of the norm, and of the tilt, among the effects of the model, and their prior covariance.
 
-
-def _project_prior(model: SplineModel, design: RunDesign, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prior of fewer effects: the best approximation by them of what the model's population does to the spectrum."""
-    own, basis = model.population.basis, design.effects
-    prior = basis.prior_covariance()
-    if own.n == 0 or basis.n == 0 or basis.kind == "shift":
-        return np.zeros(basis.n), prior
-    weights = model.spectrum_weights
+    The prior is the best approximation, over the spectrum, of what the model's population does.
+    """
+    own, design = model.population.basis, model.design
+    fewer = replace(own, kind=kind)
+    if fewer.n == 0:
+        return np.zeros((own.n, 0)), np.zeros((0, 0))
+    directions = np.zeros((own.n, fewer.n))
+    directions[own.n_shift :, 0] = own.term_names == "norm"
+    if kind == "tilt":
+        residual = own.term_names == "residual"
+        # coefficients that are linear in the splines' centres make a straight line
+        directions[own.n_shift :, 1][residual] = own.residual_axis.centers - own.pivot
+    weights = model.spectrum_weights[:, None]
     columns = np.concatenate([np.zeros((len(weights), own.n_shift)), own.energy_columns(design.log_energy)], axis=1)
     columns[:, own.n_shift :] *= own.mode_of_column == own.modes.index("flat")
     if own.n_shift:
         columns[:, 0] = model.mean_slope
-    target = design.columns * weights[:, None]
-    gram = design.columns.T @ target + 1e-9 * np.eye(basis.n)
-    project = np.linalg.solve(gram, target.T @ columns)
+    target = columns @ directions
+    gram = target.T @ (weights * target) + 1e-9 * np.eye(fewer.n)
+    project = np.linalg.solve(gram, (weights * target).T @ columns)
     # a little of the prior keeps a population without spread from fixing the effect
-    return project @ mean, project @ model.population.covariance @ project.T + 1e-2 * prior
+    return directions, project @ model.population.covariance @ project.T + 1e-2 * fewer.prior_covariance()

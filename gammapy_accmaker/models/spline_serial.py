@@ -53,7 +53,9 @@ def unpack(kind: type, arrays: dict[str, np.ndarray], name: str = ""):
     for f in fields(kind):
         key = name + f.name
         if key not in arrays:
-            raise ValueError(f"{kind.__name__}: the array {key!r} is missing; the file is damaged or of another version")
+            raise ValueError(
+                f"{kind.__name__}: the array {key!r} is missing; the file is damaged or of another version"
+            )
         value = np.asarray(arrays[key])
         word = str(value).split() if value.dtype.kind == "U" and value.ndim == 0 else [""]
         if word[0] == "node":

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import gammainc, gammaincc, gammaln, ndtri, xlogy
 from scipy.stats import chi2
 
-__all__ = ["poisson_deviance", "poisson_pit", "poisson_pulls", "deviance_p_value", "free_norm_log_likelihood"]
+__all__ = ["deviance_p_value", "free_norm_log_likelihood", "poisson_deviance", "poisson_pit", "poisson_pulls"]
 
 # A normal score is cut where the probability is no longer a number that 1 can be told from.
 SMALLEST_PROBABILITY = 1e-300

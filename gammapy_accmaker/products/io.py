@@ -15,6 +15,7 @@ __all__ = ["read_model_file", "write_model_file"]
 
 FORMAT = "gammapy_accmaker model"
 FORMAT_VERSION = 1
+TEXT, STRING, STRINGS = "text:", "string:", "strings:"
 MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed
 
 
@@ -24,13 +25,19 @@ def write_model_file(path: Path, arrays: dict[str, np.ndarray], texts: dict[str,
     primary.header["FORMAT"] = FORMAT
     primary.header["VERSION"] = FORMAT_VERSION
     hdus = [primary]
+    texts = {TEXT + key: text for key, text in texts.items()}
     for name, values in arrays.items():
         values = np.asarray(values)
-        if values.dtype.kind not in "iuf":
-            raise InputError(f"model array {name!r}: got the type {values.dtype}, but numbers are needed")
+        if values.dtype.kind == "U" and values.ndim <= 1:
+            texts[(STRING if values.ndim == 0 else STRINGS) + name] = "\n".join(np.atleast_1d(values))
+            continue
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"model array {name!r}: got the type {values.dtype}, but numbers or text are needed")
+        is_bool, values = values.dtype.kind == "b", values.astype("u1") if values.dtype.kind == "b" else values
         # FITS has no scalar and no empty images
         hdu = fits.ImageHDU(np.atleast_1d(values) if values.size else None, name=f"ARRAY_{len(hdus)}")
         hdu.header["KEY"] = name
+        hdu.header["BOOL"] = is_bool
         hdu.header["SHAPE"] = ",".join(str(n) for n in values.shape)
         hdus.append(hdu)
     text_table = Table({"KEY": list(texts), "TEXT": list(texts.values())})
@@ -62,7 +69,15 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
         if isinstance(error, InputError):
             raise
         raise InputError(f"model file: {path} is damaged or is no FITS file ({error})") from error
-    return arrays, {str(k): str(t) for k, t in zip(texts["KEY"], texts["TEXT"], strict=True)}, run_table
+    found = {}
+    for key, text in zip(texts["KEY"], texts["TEXT"], strict=True):
+        kind, name = str(key).split(":", 1)
+        if kind + ":" == TEXT:
+            found[name] = str(text)
+        else:
+            lines = np.array(str(text).split("\n"))
+            arrays[name] = lines if kind + ":" == STRINGS else lines[0]
+    return arrays, found, run_table
 
 
 def _read_arrays(path, hdulist):
@@ -75,5 +90,6 @@ def _read_arrays(path, hdulist):
         if size > MAX_BYTES or any(n < 0 for n in shape):
             raise InputError(f"model file: {path} claims arrays of {size} bytes; it is damaged")
         values = np.zeros(0) if hdu.data is None else hdu.data
-        arrays[hdu.header["KEY"]] = values.astype(values.dtype.newbyteorder("=")).reshape(shape)
+        values = values.astype(values.dtype.newbyteorder("=")).reshape(shape)
+        arrays[hdu.header["KEY"]] = values.astype(bool) if hdu.header["BOOL"] else values
     return arrays

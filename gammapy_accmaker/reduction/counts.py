@@ -214,7 +214,7 @@ def _unexcluded_fraction(fov, track, exclusion, time_step):
     excluded = np.zeros(len(touched))
     for matrix, weight in zip(matrices, weights, strict=True):
         inside = exclusion.contains(camera[touched].reshape(-1, 3) @ matrix)
-        excluded += weight * inside.reshape(len(touched), -1).mean(1)
+        excluded += weight * inside.reshape(len(touched), camera.shape[1]).mean(1)
     fraction[touched] -= excluded / weights.sum()
     fraction[fraction < MIN_EXPOSURE] = 0
     return fraction

@@ -1,0 +1,83 @@
+"""The spline model as the rest of the package sees a model: within its coverage, integrated over energy, for one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gammapy_accmaker.models.base import RateModel, integrate_rate
+from gammapy_accmaker.models.run_effects import RunEffect
+from gammapy_accmaker.models.spline import SplineModel
+
+__all__ = ["SplineRate"]
+
+NODE_STEP = 0.03  # in log10 energy, between which the rate is integrated as a power law
+RIM = 1 / 12  # of the trained offset; so far the rate is continued at its last value
+
+
+@dataclass(frozen=True)
+class SplineRate(RateModel):
+    """Rate of a `SplineModel` under the conditions of one run, or of the mean run.
+
+    Attributes
+    ----------
+    model : `SplineModel`
+    effect : `RunEffect`, optional
+        Of the run; without it the mean of runs under these conditions.
+    azimuth : float, optional
+        Of the pointing in deg.
+    covariates : dict of float
+        Of the run.
+    """
+
+    model: SplineModel
+    effect: RunEffect | None = None
+    azimuth: float | None = None
+    covariates: dict[str, float] = field(default_factory=dict)
+
+    is_radial = False
+
+    @property
+    def energy_edges(self) -> np.ndarray:
+        return self.model.energy_edges
+
+    @property
+    def half_width(self) -> float:
+        return self.model.offset_max
+
+    @property
+    def offset_max(self) -> float:
+        return (1 + RIM) * self.model.offset_max
+
+    @property
+    def zenith_range(self) -> tuple[float, float] | None:
+        return None if self.model.zenith_axis.n == 1 else self.model.zenith_range
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        energy = np.asarray(energy, dtype=float)
+        rate = self.model.rate_grid(
+            energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, covariates=self.covariates, effect=self.effect
+        )
+        # one part in 1e9 beyond the edges is rounding, more is outside
+        covered = (energy >= self.energy_edges[0] * (1 - 1e-9)) & (energy <= self.energy_edges[-1] * (1 + 1e-9))
+        return np.where(covered[:, None] & (np.hypot(fov_lon, fov_lat) < self.offset_max), rate, 0.0)
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+        low, high = (np.clip(energy_edges[k], *self.energy_edges[[0, -1]]) for k in (0, -1))
+        n = max(int(np.ceil(np.log10(high / low) / NODE_STEP)), 1)
+        knots = np.geomspace(low, high, n + 1)
+        return integrate_rate(lambda energy: self.rate_grid(energy, fov_lon, fov_lat, cos_zenith), energy_edges, knots)
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0, part="both"):
+        """One standard deviation of the log of the rate; ``part``: "coefficients", "run" or "both"."""
+        return self.model.relative_error_grid(
+            energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect, part=part
+        )
+
+    def to_arrays(self):
+        return self.model.to_arrays()
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(SplineModel.from_arrays(arrays))

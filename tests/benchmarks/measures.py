@@ -1,0 +1,142 @@
+"""What the benchmarks time: fits of all runs of H.E.S.S. DL3 DR1, and background maps of one of them.
+
+As a script it does one of them in a process of its own, for an honest first call and peak memory, and prints JSON::
+
+    python tests/benchmarks/measures.py fit grid --offset-bins 6
+    python tests/benchmarks/measures.py background
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from gammapy.data import DataStore
+from gammapy.makers.utils import make_map_background_irf
+from gammapy.maps import MapAxis, WcsGeom
+
+from gammapy_accmaker import AcceptanceBackgroundMaker, fit_acceptance
+
+DR1 = Path(os.environ.get("GAMMAPY_DATA", "")) / "hess-dl3-dr1"
+EXCLUSION = Path(os.environ.get("ACCMAKER_EXCLUSION", Path(__file__).parents[3] / "shared" / "dr1-exclusions.reg"))
+BACKGROUND_RUN = 33795  # 28 min
+REPEATS = 5
+
+
+def fit_config(model, offset_bins):
+    """Options of a binned fit: 24 bins 0.2-20 TeV; 12 offset bins are 12 rings or a grid of 24 x 24."""
+    edges = np.geomspace(0.2, 20, 25)
+    return {
+        "model": {"type": model, "offset_bins": offset_bins},
+        "energy": {"min": "0.2 TeV", "max": "20 TeV"},
+        "fit_energy": [f"{edge} TeV" for edge in edges],
+        "offset_max": "2.5 deg",
+        "fov_alignment": "altaz",
+        "zenith": {"type": "none"},
+        "azimuth": {"type": "none"},
+        "time_step": "1 min",
+        "run_effects": {"type": "norm"},
+        "renormalization": {"type": "none"},
+    }
+
+
+def open_runs(runs=None):
+    """All runs, or some, with nothing read yet but the index."""
+    store = DataStore.from_dir(DR1)
+    return store.get_observations(store.obs_table["OBS_ID"] if runs is None else runs, required_irf=["aeff"])
+
+
+def fit(model, offset_bins, n_jobs=1):
+    """From the index files to the fitted model."""
+    return fit_acceptance(open_runs(), fit_config(model, offset_bins), exclusion=EXCLUSION, n_jobs=n_jobs)
+
+
+def fitted_maker():
+    """A maker with a grid model of all runs."""
+    maker = AcceptanceBackgroundMaker(fit_config("grid", 12), exclusion=EXCLUSION)
+    return maker.fit(open_runs(), n_jobs=1)
+
+
+def new_run_and_geom():
+    """The run and a map of 5 x 5 deg around its pointing; new objects, so that nothing is kept from an earlier call."""
+    observation = open_runs([BACKGROUND_RUN])[0]
+    energy = MapAxis.from_energy_bounds("0.5 TeV", "10 TeV", nbin=10)
+    return observation, WcsGeom.create(skydir=observation.pointing.fixed_icrs, width=5, binsz=0.02, axes=[energy])
+
+
+def gammapy_background(irf, observation, geom):
+    """The map as `~gammapy.makers.MapDatasetMaker` makes it."""
+    return make_map_background_irf(
+        pointing=observation.pointing,
+        ontime=observation.observation_time_duration,
+        bkg=irf,
+        geom=geom,
+        time_start=observation.tstart,
+        location=observation.observatory_earth_location,
+    )
+
+
+def _timed(call, *args):
+    start = time.perf_counter()
+    result = call(*args)
+    return result, time.perf_counter() - start
+
+
+def _timed_with_new_inputs(call):
+    (observation, geom), times = new_run_and_geom(), []
+    for _ in range(REPEATS):
+        observation, geom = new_run_and_geom()
+        result, seconds = _timed(call, observation, geom)
+        times.append(seconds)
+    return result, times[0], statistics.median(times[1:]), (observation, geom)
+
+
+def measure_fit(model, offset_bins, n_jobs):
+    cpu = time.process_time()
+    fitted, seconds = _timed(fit, model, offset_bins, n_jobs)
+    cpu = time.process_time() - cpu
+    return {
+        "tool": "gammapy_accmaker",
+        "model": model,
+        "shape": list(fitted.rate_model.counts.shape),
+        "runs": int(fitted.run_table["USED"].sum()),
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def measure_background():
+    maker = fitted_maker()
+    irf = maker.make_irf(new_run_and_geom()[0])
+    ours, ours_first, ours_next, _ = _timed_with_new_inputs(lambda observation, geom: maker.make_background(geom, observation))
+    theirs, theirs_first, theirs_next, _ = _timed_with_new_inputs(lambda observation, geom: gammapy_background(irf, observation, geom))
+    return {
+        "first_seconds": ours_first,
+        "seconds": ours_next,
+        "gammapy_first_seconds": theirs_first,
+        "gammapy_seconds": theirs_next,
+        "energy_bin_ratio": (ours.data.sum((1, 2)) / theirs.data.sum((1, 2))).tolist(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("fit")
+    one.add_argument("model", choices=["radial", "grid"])
+    one.add_argument("--offset-bins", type=int, default=12)
+    one.add_argument("--n-jobs", type=int, default=1)
+    commands.add_parser("background")
+    args = parser.parse_args()
+    result = measure_background() if args.command == "background" else measure_fit(args.model, args.offset_bins, args.n_jobs)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_observation
 from gammapy_accmaker.reduction.exclusion import Exclusion
 
-__all__ = ["adapt_to_run", "fit_acceptance", "make_bins", "make_exclusion", "reduce_observations", "run_norm", "reduce_one"]
+__all__ = ["adapt_to_run", "fit_acceptance", "make_bins", "make_exclusion", "reduce_observations", "reduce_one"]
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +110,13 @@ def adapt_to_run(rate_model: RateModel, bins: CountsBins, run: RunCounts, config
         model = rate_model.model
         inside = offset(bins.fov.fov_lon, bins.fov.fov_lat) < config.offset_max.deg
         effect = fit_run(model, _of_pixels(run, inside), kind=kind)
-        row = {"NORM": effect.norm, "NORM_ERR": effect.norm_error, "SHIFT": effect.shift, "SHIFT_ERR": effect.shift_error}
-        return SplineRate(model, effect, run.azimuth, run.covariates), row | {"FLAG": "; ".join(effect.flags)}
-    norm, error = run_norm(rate_model, bins, run) if kind == "norm" else (1.0, 0.0)
-    return ScaledModel(rate_model, norm), {"NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0, "FLAG": ""}
+        row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
+        row |= {"SHIFT": effect.shift, "SHIFT_ERR": effect.shift_error, "FLAG": "; ".join(effect.flags)}
+        return SplineRate(model, effect, run.azimuth, run.covariates), row
+    expected, counts = expected_counts_in_bins(rate_model, bins, run).sum(), run.counts.sum()
+    norm, error = (counts / expected, np.sqrt(counts) / expected) if kind == "norm" else (1.0, 0.0)
+    row = {"EXPECTED": norm * expected, "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0, "FLAG": ""}
+    return ScaledModel(rate_model, norm), row
 
 
 def make_bins(config: AcceptanceConfig) -> CountsBins:
@@ -197,22 +200,15 @@ def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCou
     return intensity @ (run.exposure * bins.fov.solid_angle)[seen]
 
 
-def run_norm(rate_model: RateModel, bins: CountsBins, run: RunCounts) -> tuple[float, float]:
-    """Maximum likelihood norm of a run, and its error."""
-    expected = expected_counts_in_bins(rate_model, bins, run).sum()
-    return run.counts.sum() / expected, np.sqrt(run.counts.sum()) / expected
-
-
 def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Table:
     """One row for each run: what went in, its effects, and the reason where it was left out."""
     rows = []
     for run in runs:
-        adapted, effects = adapt_to_run(rate_model, bins, run, config)
+        _, effects = adapt_to_run(rate_model, bins, run, config)
         rows.append({
             "OBS_ID": run.obs_id, "ROLE": role, "USED": True, "ONTIME": run.ontime, "LIVETIME": run.livetime,
             "ZENITH": np.degrees(np.arccos(np.clip(run.cos_zenith, -1, 1))), "AZIMUTH": run.azimuth, "MJD": run.mjd,
-            "COUNTS": int(run.counts.sum()), "EXPECTED": expected_counts_in_bins(adapted, bins, run).sum(),
-            "DROPPED": run.dropped["not finite"] + run.dropped["outside GTI"], **effects,
+            "COUNTS": int(run.counts.sum()), "DROPPED": run.dropped["not finite"] + run.dropped["outside GTI"], **effects,
         })  # fmt: skip
     empty = dict.fromkeys(("ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "EXPECTED", "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR"), np.nan)
     for obs_id, reason in failures.items():

@@ -4,5 +4,6 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.fit import fit_acceptance
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
+from gammapy_accmaker.validation.cross_validation import cross_validate
 
-__all__ = ["AcceptanceBackgroundMaker", "AcceptanceConfig", "AcceptanceModel", "fit_acceptance"]
+__all__ = ["AcceptanceBackgroundMaker", "AcceptanceConfig", "AcceptanceModel", "cross_validate", "fit_acceptance"]

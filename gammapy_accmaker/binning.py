@@ -11,7 +11,7 @@ from gammapy.maps import MapAxis
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["FovBins", "energy_edges_from_axis", "energy_edges_per_decade", "check_edges", "axis_index", "offset"]
+__all__ = ["FovBins", "axis_index", "check_edges", "energy_edges_from_axis", "energy_edges_per_decade", "offset"]
 
 
 def check_edges(name: str, edges) -> np.ndarray:

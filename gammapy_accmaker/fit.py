@@ -23,7 +23,7 @@ from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_observation
 from gammapy_accmaker.reduction.exclusion import Exclusion
 
-__all__ = ["adapt_to_run", "fit_acceptance", "make_bins", "make_exclusion", "reduce_observations", "reduce_one"]
+__all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "make_bins", "make_exclusion", "reduce_observations", "reduce_one"]
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
-    if not any(run.counts.nnz for run in runs):
-        raise InputError(
-            f"observations: no events outside of the exclusion between {config.energy.min} and {config.energy.max} within "
-            f"{config.offset_max}; check energy, offset_max and exclusion"
-        )
-    rate_model = _fit_spline(runs, bins, config) if config.model.type == "spline" else _fit_binned(runs, bins, config)
+    rate_model = fit_runs(runs, bins, config)
     return AcceptanceModel(rate_model, config.to_yaml(), make_run_table(rate_model, bins, runs, failures, config))
+
+
+def fit_runs(runs: list[RunCounts], bins: CountsBins, config: AcceptanceConfig) -> RateModel:
+    """Model fitted to reduced runs."""
+    return _fit_spline(runs, bins, config) if config.model.type == "spline" else _fit_binned(runs, bins, config)
 
 
 def _fit_binned(runs, bins, config) -> BinnedModel:

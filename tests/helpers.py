@@ -53,9 +53,7 @@ def make_observation(pointing, intervals=((0, 1700),), table=None, *, location=H
         seconds = intervals[:1, 0] if len(intervals) else np.zeros(1)
         table = event_table(seconds, pointing_at(pointing, seconds), [1.0])
     meta = ObservationMetaData(deadtime_fraction=deadtime, location=location)
-    return Observation(
-        obs_id=obs_id, meta=meta, gti=gti, events=EventList(table), pointing=pointing, location=location
-    )
+    return Observation(obs_id=obs_id, meta=meta, gti=gti, events=EventList(table), pointing=pointing, location=location)
 
 
 def simulate(pointing, size, *, intervals=((0, 1700),), radius=3.5, seed=0, location=HESS, obs_id=7):

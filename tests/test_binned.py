@@ -9,13 +9,11 @@ from scipy.stats import chi2
 from stores import EDGES, expected_in_bins, fitted, fov_bins
 
 from gammapy_accmaker.binning import FovBins
-from gammapy_accmaker.demo import BackgroundTruth
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.base import ScaledModel, integrate_power_law, integrate_rate
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
 
 KINDS = ["radial", "grid"]
-TRUTH = BackgroundTruth()
 
 
 def averaged(model, fov=None, edges=EDGES, n=6):
@@ -29,10 +27,10 @@ def draw(kind, seconds, seed=0, hole=None, fov=None):
     """Poisson counts of the truth, exposure (0 in the bins of a hole) and bins."""
     fov = fov or fov_bins(kind)
     exposure = np.full(fov.size, float(seconds))
+    counts = np.random.default_rng(seed).poisson(expected_in_bins(EDGES, fov, exposure)).astype(float)
     if hole is not None:
-        exposure[hole] = 0
-    expected = expected_in_bins(TRUTH, EDGES, fov, exposure)
-    return np.random.default_rng(seed).poisson(expected).astype(float), exposure, fov
+        exposure[hole] = counts[:, hole] = 0
+    return counts, exposure, fov
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,14 +52,14 @@ def test_the_surface_gives_the_counts_back(kind, seconds):
     model = fit_binned(counts, exposure, EDGES, fov)
     expected = averaged(model) * fov.solid_angle * exposure
     assert expected.sum() == pytest.approx(counts.sum(), rel=2e-3)
-    many = counts.sum(1) > 100
     in_energy = (expected.sum(1) - counts.sum(1)) / np.sqrt(counts.sum(1) + 1)
     assert np.abs(in_energy).max() < 3
-    in_field = (expected.sum(0) - counts.sum(0)) / np.sqrt(counts.sum(0) + 1)
-    assert np.abs(in_field).max() < 3
+    in_field = (expected.sum(0) - counts.sum(0)) / np.sqrt(expected.sum(0) + 1)
+    assert in_field.std() < 1.1 and np.abs(in_field).max() < 4
     # and not only in sums
-    pulls = ((counts - expected) / np.sqrt(expected))[many]
-    assert np.all(np.abs(pulls) < 6) and pulls.std() < 1.1
+    many = expected > 3
+    pulls = (counts[many] - expected[many]) / np.sqrt(expected[many])
+    assert np.abs(pulls).max() < 5.5 and pulls.std() < 1.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,11 +67,20 @@ def test_the_surface_follows_the_truth(kind):
     model = fitted(kind, seconds=1e6)
     fov, edges = fov_bins(kind), EDGES[3:19]
     expected = averaged(model, edges=edges)
-    truth = expected_in_bins(TRUTH, edges, fov, 1) / fov.solid_angle
-    counts = expected_in_bins(TRUTH, edges, fov, 1e6)
+    truth = expected_in_bins(edges, fov, 1) / fov.solid_angle
+    counts = expected_in_bins(edges, fov, 1e6)
     pulls = (expected - truth) / truth * np.sqrt(counts)
     assert np.mean(pulls**2) < 2
     assert (expected * fov.solid_angle).sum() == pytest.approx((truth * fov.solid_angle).sum(), rel=2e-3)
+
+
+@pytest.mark.parametrize("seconds", [1e3, 1e4, 1e5, 1e6])
+def test_a_grid_is_better_than_its_histogram_at_any_exposure(seconds):
+    """Bins with few counts follow their ring, but not against a gradient or the steep edge that all energies show."""
+    counts, exposure, fov = draw("grid", seconds)
+    expected = (averaged(fit_binned(counts, exposure, EDGES, fov)) * fov.solid_angle * exposure).sum(0)
+    truth = expected_in_bins(EDGES, fov, exposure).sum(0)
+    assert np.std((expected - truth) / np.sqrt(truth)) < 1.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,7 +137,7 @@ def test_a_gradient_has_the_right_sign(kind):
     """More counts at positive FOV_LON are a larger rate there, for the grid; a radial model has none."""
     model = fitted(kind)
     right, left = model.rate(0.3, np.array([1.5, -1.5]), 0.0)
-    up, down = model.rate(10.0, 0.0, np.array([1.5, -1.5]))
+    up, down = model.rate(1.0, 0.0, np.array([1.5, -1.5]))
     if kind == "radial":
         assert right == left and up == down
     else:
@@ -148,8 +155,8 @@ def test_trap_a_bin_that_is_never_seen_is_finite_flagged_and_near_the_truth(kind
     assert np.array_equal(np.flatnonzero(model.filled), hole)
     edges = np.array([0.2, 0.5, 1, 10])
     got = (averaged(model, edges=edges) * fov.solid_angle)[:, hole].sum(1)
-    truth = expected_in_bins(TRUTH, edges, fov, 1.0)[:, hole].sum(1)
-    neighbours = expected_in_bins(TRUTH, edges, fov, 2e4)[:, hole].sum(1)
+    truth = expected_in_bins(edges, fov, 1.0)[:, hole].sum(1)
+    neighbours = expected_in_bins(edges, fov, 2e4)[:, hole].sum(1)
     assert np.all(np.isfinite(got)) and np.all(got > 0)
     assert np.all(np.abs(got / truth - 1) < 3 / np.sqrt(neighbours) + 0.02)
     # far from it nothing changes
@@ -173,9 +180,11 @@ def test_trap_an_empty_energy_bin_does_not_explode(kind, where):
     expected = averaged(model) * fov.solid_angle * exposure
     assert np.all(np.isfinite(expected)) and np.all(expected >= 0)
     assert expected.sum() == pytest.approx(counts.sum(), abs=2 * np.sqrt(counts.sum()))
-    near = slice(max(empty - 2, 0), empty + 3)
-    many = counts[near].sum(1)
-    assert np.all(np.abs(expected[near].sum(1) - many) < 3 * np.sqrt(many + 1) + 0.5 * np.sqrt(many.max()))
+    others = np.delete(np.arange(30), empty)
+    pulls = (expected.sum(1) - counts.sum(1)) / np.sqrt(counts.sum(1) + 1)
+    assert np.abs(pulls[others]).max() < 4
+    # a smooth spectrum goes on through the hole, no higher than before it
+    assert expected[empty].sum() <= 1.1 * expected[empty - 1].sum() + 1
 
 
 def test_trap_far_bins_of_a_large_hole_take_the_nearest():
@@ -241,7 +250,7 @@ def test_irregular_edges():
     counts, exposure, fov = draw("grid", 1e5, fov=FovBins((lon, lat)))
     model = fit_binned(counts, exposure, EDGES, fov)
     expected = (averaged(model) * fov.solid_angle * exposure).sum(0)
-    assert np.all(np.abs(expected / counts.sum(0) - 1) < 0.02)
+    assert np.all(np.abs(expected / counts.sum(0) - 1) < 4 / np.sqrt(counts.sum(0)))
     assert model.half_width == 2.0
     assert np.all(model.rate(1.0, np.array([0.0, 1.95, 2.05]), np.array([1.85, 0.0, 0.0])) == [0, model.rate(1.0, 1.95, 0.0), 0])
 
@@ -300,7 +309,7 @@ def test_pulls_of_many_models_are_those_of_poisson_counts():
     for seed in range(20):
         counts, exposure, fov = draw("radial", 3e3, seed=seed)
         expected = (averaged(fit_binned(counts, exposure, EDGES, fov)) * fov.solid_angle * exposure).sum(1)
-        truth = expected_in_bins(TRUTH, EDGES, fov, exposure).sum(1)
+        truth = expected_in_bins(EDGES, fov, exposure).sum(1)
         many = truth > 5
         probabilities.append(chi2.sf(np.sum((expected - truth)[many] ** 2 / truth[many]), many.sum()))
     assert min(probabilities) > 1e-3

@@ -33,12 +33,12 @@ def bins(request):
 
 @pytest.mark.parametrize("edges", [[1.0], [], [1, 1], [2, 1], [0, np.nan, 1], [0, np.inf], [[0, 1], [2, 3]]])
 def test_bad_edges_name_the_argument(edges):
-    with pytest.raises(InputError, match="(?s)offset edges.*increasing"):
+    with pytest.raises(InputError, match=r"(?s)offset edges.*increasing"):
         check_edges("offset edges", edges)
 
 
 def test_negative_offset_is_refused():
-    with pytest.raises(InputError, match="-1.*>= 0"):
+    with pytest.raises(InputError, match=r"-1.*>= 0"):
         FovBins((np.array([-1.0, 0.0, 1.0]),))
 
 
@@ -64,9 +64,9 @@ def test_energy_edges_from_axis_converts_to_tev():
 
 
 def test_energy_axis_of_wrong_name_or_unit():
-    with pytest.raises(InputError, match="'energy_true'.*'energy'"):
+    with pytest.raises(InputError, match=r"'energy_true'.*'energy'"):
         energy_edges_from_axis(MapAxis.from_energy_bounds("1 TeV", "10 TeV", nbin=2, name="energy_true"))
-    with pytest.raises(InputError, match="unit.*TeV"):
+    with pytest.raises(InputError, match=r"unit.*TeV"):
         energy_edges_from_axis(MapAxis.from_edges([1, 2, 3], unit="s", name="energy"))
 
 

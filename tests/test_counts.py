@@ -116,15 +116,15 @@ def total(reduced):
 @pytest.mark.parametrize("name", FOV)
 @pytest.mark.parametrize("pointing", [HIGH, tracking(250, 40), drifting(100, 60)], ids=["high", "low", "drift"])
 def test_counts_are_those_of_a_plain_histogram(pointing, name, alignment):
-    observation = simulate(pointing, 2000)
+    observation = simulate(pointing, 1500)
     bins = CountsBins(ENERGY, FOV[name], alignment)
     reduced = reduce_observation(observation, bins)
     expected = by_hand(observation, bins)
     assert reduced.counts.shape == expected.shape
-    assert expected.sum() > 300
+    assert expected.sum() > 200
     # an event within 5 arcsec of an edge may change its bin
     assert np.abs(reduced.counts.toarray() - expected).sum() <= 4
-    assert total(reduced) == 2000
+    assert total(reduced) == 1500
 
 
 @pytest.mark.parametrize("alignment", ["altaz", "radec"])
@@ -189,12 +189,12 @@ def test_exclusion_that_turns_from_outside_into_a_corner_of_the_grid():
 @pytest.mark.parametrize("alignment", ["altaz", "radec"])
 @pytest.mark.parametrize("name", FOV)
 def test_drift_run_meets_an_exclusion_late(name, alignment):
-    observation = simulate(drifting(180, 70), 3000, radius=2.5)
+    observation = simulate(drifting(180, 70), 1500, radius=2.5)
     circles = [region_at(observation, 0.5, 0.3, 0.6, seconds=1500)]
     assert circles[0].center.separation(pointing_at(observation.pointing, np.zeros(1)))[0].deg > 5
     bins = CountsBins(ENERGY, FOV[name], alignment)
     reduced = reduce_observation(observation, bins, Exclusion(circles), time_step=20)
-    expected = brute_force_exposure(observation, FOV[name], alignment, in_circles(circles), step=20, n=6)
+    expected = brute_force_exposure(observation, FOV[name], alignment, in_circles(circles), step=40, n=6)
     assert expected.min() < 1600
     assert_allclose(reduced.exposure, expected, atol=0.02 * 1700)
     assert np.abs(reduced.counts.toarray() - by_hand(observation, bins, in_circles(circles))).sum() <= 4
@@ -237,7 +237,8 @@ def test_fully_excluded_bin_has_no_exposure_and_no_counts(name, alignment):
     assert centre.sum() in (1, 4)
     assert (reduced.exposure[centre] == 0).all()
     assert (reduced.exposure[~centre] > 0).all()
-    assert reduced.counts[:, centre].sum() == 0 and reduced.counts.sum() > 500
+    assert reduced.counts[:, centre].sum() == 0
+    assert reduced.counts.sum() > 500
     assert total(reduced) == 3000
 
 
@@ -246,7 +247,8 @@ def test_bin_that_is_hardly_seen_is_left_out_and_its_events_are_counted_as_dropp
     # all of the two inner rings but 1 % of the second
     exclusion = Exclusion(CircleSkyRegion(HIGH.fixed_icrs, 0.797 * u.deg))
     reduced = reduce_observation(observation, CountsBins([0.01, 1000], RINGS), exclusion)
-    assert (reduced.exposure[:2] == 0).all() and reduced.counts[:, :2].sum() == 0
+    assert (reduced.exposure[:2] == 0).all()
+    assert reduced.counts[:, :2].sum() == 0
     assert reduced.dropped["unexposed bin"] > 0
     assert total(reduced) == 20_000
 
@@ -255,7 +257,8 @@ def test_exclusion_of_everything():
     observation = simulate(HIGH, 100)
     exclusion = Exclusion(CircleSkyRegion(HIGH.fixed_icrs, 10 * u.deg))
     reduced = reduce_observation(observation, CountsBins(ENERGY, GRID), exclusion)
-    assert (reduced.exposure == 0).all() and reduced.counts.nnz == 0
+    assert (reduced.exposure == 0).all()
+    assert reduced.counts.nnz == 0
     assert reduced.dropped["excluded"] == 100
 
 
@@ -308,13 +311,15 @@ def test_mean_pointing_is_over_the_good_time():
     altaz = observation.get_pointing_altaz(START + seconds * u.s)
     assert reduced.cos_zenith == pytest.approx(np.sin(altaz.alt.rad).mean(), abs=1e-5)
     azimuth = altaz.az.wrap_at("180d").deg
-    assert azimuth.min() < -1 and azimuth.max() > 1
+    assert azimuth.min() < -1
+    assert azimuth.max() > 1
     assert (reduced.azimuth + 180) % 360 - 180 == pytest.approx(azimuth.mean(), abs=0.02)
     assert 0 <= reduced.azimuth < 360
     assert reduced.mjd == pytest.approx((START + seconds.mean() * u.s).mjd, abs=1e-6)
     # the same where exclusions take one step
     one_step = reduce_observation(observation, CountsBins(ENERGY, GRID), time_step=None)
-    assert one_step.cos_zenith == reduced.cos_zenith and one_step.mjd == reduced.mjd
+    assert one_step.cos_zenith == reduced.cos_zenith
+    assert one_step.mjd == reduced.mjd
 
 
 def test_without_location_radec_works_and_altaz_says_what_to_set():
@@ -322,8 +327,9 @@ def test_without_location_radec_works_and_altaz_says_what_to_set():
     reduced = reduce_observation(observation, CountsBins(ENERGY, GRID, "radec"))
     expected = reduce_observation(simulate(HIGH, 500), CountsBins(ENERGY, GRID, "radec"))
     assert_array_equal(reduced.counts.toarray(), expected.counts.toarray())
-    assert np.isnan(reduced.cos_zenith) and np.isnan(reduced.azimuth)
-    with pytest.raises(ObservationError, match="12.*observatory_location"):
+    assert np.isnan(reduced.cos_zenith)
+    assert np.isnan(reduced.azimuth)
+    with pytest.raises(ObservationError, match=r"12.*observatory_location"):
         reduce_observation(observation, CountsBins(ENERGY, GRID))
     reduced = reduce_observation(observation, CountsBins(ENERGY, GRID), location=HESS)
     assert reduced.cos_zenith == pytest.approx(np.sin(np.radians(80)), abs=0.02)
@@ -380,7 +386,7 @@ def test_file_with_nan_energies_positions_and_times(tmp_path):
 def test_wrong_unit_of_a_column_names_the_run(tmp_path, column, unit):
     observation = simulate(HIGH, 20, obs_id=31)
     observation.events.table[column].unit = unit
-    with pytest.raises(ObservationError, match="31.*events cannot be used.*ENERGY"):
+    with pytest.raises(ObservationError, match=r"31.*events cannot be used.*ENERGY"):
         reduce_observation(observation, CountsBins(ENERGY, GRID))
 
 
@@ -395,7 +401,7 @@ def test_lazily_read_file_with_a_wrong_unit_names_the_run(tmp_path):
             return EventList(table)
 
     lazy = Lazy(obs_id=31, gti=observation.gti, pointing=HIGH, location=HESS, meta=observation.meta)
-    with pytest.raises(ObservationError, match="31.*ENERGY"):
+    with pytest.raises(ObservationError, match=r"31.*ENERGY"):
         reduce_observation(lazy, CountsBins(ENERGY, GRID))
 
 
@@ -412,7 +418,7 @@ def test_other_units_are_converted():
 def test_no_event_list_or_none_that_can_be_used():
     observation = make_observation(HIGH, obs_id=17)
     without = Observation(obs_id=17, gti=observation.gti, pointing=HIGH, location=HESS, meta=observation.meta)
-    with pytest.raises(ObservationError, match="17.*no event list"):
+    with pytest.raises(ObservationError, match=r"17.*no event list"):
         reduce_observation(without, CountsBins(ENERGY, GRID))
     table = observation.events.table
     for bad in (table[:0], event_table([5000.0], pointing_at(HIGH, np.zeros(1)), [1.0])):
@@ -422,13 +428,14 @@ def test_no_event_list_or_none_that_can_be_used():
 
 def test_empty_good_time_names_the_run():
     table = make_observation(HIGH).events.table
-    with pytest.raises(ObservationError, match="99.*good time"):
+    with pytest.raises(ObservationError, match=r"99.*good time"):
         reduce_observation(make_observation(HIGH, [], table, obs_id=99), CountsBins(ENERGY, GRID))
 
 
 def test_events_of_no_energy_bin_leave_empty_counts_with_exposure():
     reduced = reduce_observation(simulate(HIGH, 50), CountsBins([500.0, 900.0], GRID))
-    assert reduced.counts.nnz == 0 and reduced.dropped["out of range"] == 50
+    assert reduced.counts.nnz == 0
+    assert reduced.dropped["out of range"] == 50
     assert (reduced.exposure > 0).all()
 
 
@@ -452,7 +459,8 @@ def test_inputs_are_not_changed():
     reduce_observation(observation, CountsBins(ENERGY, GRID), exclusion)
     assert len(exclusion) == 2
     for before, after in ((table, observation.events.table), (gti, observation.gti.table)):
-        assert before.colnames == after.colnames and before.meta == after.meta
+        assert before.colnames == after.colnames
+        assert before.meta == after.meta
         for name in before.colnames:
             assert (before[name] == after[name]).all()
 

@@ -74,7 +74,8 @@ def test_azimuth_is_continuous_through_north():
     track = observation_track(make_observation(POINTINGS["crosses the meridian in the north"]), "altaz")
     assert np.abs(np.diff(track.azimuth)).max() < 5
     assert np.ptp(track.azimuth) > 3
-    assert 0 <= track.azimuth_at(track.seconds).min() < 10 and track.azimuth_at(track.seconds).max() > 350
+    assert 0 <= track.azimuth_at(track.seconds).min() < 10
+    assert track.azimuth_at(track.seconds).max() > 350
 
 
 def test_fov_lon_grows_with_decreasing_azimuth_and_fov_lat_with_altitude():
@@ -123,12 +124,13 @@ def test_radec_needs_no_location():
     observation = make_observation(pointing, location=None)
     track = observation_track(observation, "radec")
     np.testing.assert_array_equal(track.matrices, observation_track(make_observation(pointing), "radec").matrices)
-    assert np.isnan(track.cos_zenith).all() and np.isnan(track.azimuth).all()
+    assert np.isnan(track.cos_zenith).all()
+    assert np.isnan(track.azimuth).all()
 
 
 def test_altaz_without_location_names_the_run_and_the_remedy():
     observation = make_observation(tracking(100, 60), location=None, obs_id=4711)
-    with pytest.raises(ObservationError, match="4711.*observatory_location"):
+    with pytest.raises(ObservationError, match=r"4711.*observatory_location"):
         observation_track(observation, "altaz")
 
 
@@ -155,7 +157,7 @@ def test_own_location_wins_over_the_given_one():
 @pytest.mark.parametrize("intervals", [[], [(100, 100)]])
 def test_no_good_time_names_the_run(intervals):
     observation = make_observation(tracking(100, 60), intervals, obs_id=4711)
-    with pytest.raises(ObservationError, match="4711.*good time interval"):
+    with pytest.raises(ObservationError, match=r"4711.*good time interval"):
         observation_track(observation, "altaz")
 
 

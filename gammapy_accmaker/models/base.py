@@ -124,7 +124,7 @@ def integrate_rate(evaluate, energy_edges: np.ndarray, knots: np.ndarray) -> np.
     within = knots[(knots >= energy_edges[0]) & (knots <= energy_edges[-1])]
     nodes = np.unique(np.concatenate([inside, within]))
     # edges that meet a knot up to rounding would leave a sliver between them
-    nodes = nodes[np.append(True, np.diff(nodes) > 1e-9 * nodes[1:])]
+    nodes = nodes[np.diff(nodes, prepend=-np.inf) > 1e-9 * nodes]
     if len(nodes) < 2:
         shape = evaluate(knots[:1]).shape[1:]
         return np.zeros((len(energy_edges) - 1, *shape))

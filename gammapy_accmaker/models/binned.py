@@ -24,6 +24,7 @@ from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, linea
 __all__ = ["BinnedModel", "fit_binned", "fit_run_norms"]
 
 ITERATIONS = 6  # of the nodes; enough for 1e-3, and few enough that noise from bin to bin is not amplified
+SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
 SUBPOINTS = 4  # along each side of a bin, to average the surface over it
 
 
@@ -190,36 +191,50 @@ def _expected(counts, volume, fov):
     """Expected counts over exposure and solid angle, > 0 everywhere: the counts, shrunk where they are few.
 
     A ring's mean is drawn from a gamma distribution around the product of spectrum and profile, and a bin's mean from one
-    around its ring at the same energy. The relative spread of each is estimated from the counts, so that a bin with
-    many counts keeps them, and one with few takes what its peers have.
+    around the rings at the same energy, times the pattern over the field that all energies share. The relative spread of
+    each is estimated from the counts, so that a bin with many counts keeps them, and one with few takes what its peers have.
     """
     seen = volume > 0
-    ring = np.arange(fov.size)
-    if not fov.is_radial:
-        ring = (offset(fov.fov_lon, fov.fov_lat) / np.diff(fov.edges[0]).min()).astype(int)
+    theta = offset(fov.fov_lon, fov.fov_lat)
+    ring = np.arange(fov.size) if fov.is_radial else (theta / np.diff(fov.edges[0]).min()).astype(int)
     member = csr_array((np.ones(fov.size), (np.arange(fov.size), ring)))
     ring_counts, ring_volume = counts @ member, volume @ member
     profile = _fill_1d((ring_counts.sum(0) + 1e-3) / np.where(ring_volume > 0, ring_volume, np.nan))
     total = np.maximum(counts.sum(1), 1)  # of an empty energy bin only the profile is used
-    ring_intensity = _shrink(ring_counts, ring_volume, np.outer(total / (ring_volume @ profile), profile))
-    intensity = ring_intensity
+    intensity = _shrink(ring_counts, ring_volume, np.outer(total / (ring_volume @ profile), profile))
     if not fov.is_radial:
-        intensity = _shrink(counts, volume, ring_intensity[:, ring])
+        prior = _between_rings(intensity, theta, ring)
+        prior *= ((intensity @ ring_volume) / (prior @ volume))[:, None]
+        every_energy = prior.sum(0, keepdims=True)
+        prior *= _shrink(counts.sum(0, keepdims=True), volume, every_energy) / every_energy
+        intensity = _shrink(counts, volume, prior)
     if not seen.all():
         intensity[:, ~seen] = _from_neighbours(np.log(intensity[:, seen]), fov, seen)
     return intensity
 
 
+def _between_rings(values, theta, ring):
+    """Values of rings, shape (n, ring), at offsets: within a ring the rate falls steeply towards the edge of the camera."""
+    members = np.bincount(ring)
+    known = members > 0
+    at = np.bincount(ring, theta)[known] / members[known]
+    return np.exp([np.interp(theta, at, row) for row in np.log(values[:, known])])
+
+
 def _shrink(counts, volume, prior):
     """Posterior mean of gamma-distributed means around a prior.
 
-    Their relative variance at each energy is found by moments from the energy bin and its two neighbours.
+    Their relative variance at each energy is found by moments from the energy bin and its two neighbours, weighted by
+    the inverse square of the variance of the counts that it implies.
     """
     mu = prior * volume
-    excess, size = ((counts - mu) ** 2 - mu).sum(1), (mu**2).sum(1)
-    variance = uniform_filter1d(excess, 3) / uniform_filter1d(size, 3)
-    weight = 1 / np.clip(variance, 1e-6, 1)[:, None]
-    return prior * (counts + weight) / (mu + weight)
+    excess, size = (counts - mu) ** 2 - mu, mu**2
+    variance = np.zeros((len(mu), 1))
+    for _ in range(SPREAD_ROUNDS):
+        weight = (1 + variance * mu) ** -2
+        variance = uniform_filter1d((weight * excess).sum(1), 3) / uniform_filter1d((weight * size).sum(1), 3)
+        variance = np.clip(variance, 1e-6, 1)[:, None]
+    return prior * (counts * variance + 1) / (mu * variance + 1)
 
 
 def _fill_1d(values):

@@ -97,6 +97,13 @@ class ScaledEnergyAxis:
         """`derivative` at the nodes, shape (m, n)."""
         return self.derivative(self.grid)
 
+    @cached_property
+    def differentiate(self) -> np.ndarray:
+        """Matrix from coefficients to those of the spline nearest to the derivative, shape (n, n)."""
+        inside = (self.grid >= self.lo) & (self.grid <= self.hi)
+        basis = self.grid_basis[inside]
+        return np.linalg.solve(basis.T @ basis + 1e-9 * np.eye(self.n), basis.T @ self.grid_derivative[inside])
+
     def locate(self, u) -> tuple[np.ndarray, np.ndarray]:
         """Node below each u and the fraction of the way to the next, both of the shape of u."""
         position = (np.clip(u, self.grid[0], self.grid[-1]) - self.grid[0]) / GRID_STEP

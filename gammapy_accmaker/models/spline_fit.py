@@ -24,7 +24,7 @@ from gammapy_accmaker.models.bsplines import (
 from gammapy_accmaker.models.covariates import CovariateScale
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
 from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, norm_row, update_population
-from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, fit_effects, sum_slices
+from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, RunSums, fit_effects, sum_slices
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline import SplineModel
 from gammapy_accmaker.models.spline_run import as_slices, project_run, summarise_run
@@ -38,7 +38,7 @@ START_INDEX = -2.7  # spectral index before anything is fitted
 RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
 MAX_STEP = 1.5  # of a coefficient of the rate in one round
 NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without data flatten out
-RIDGE = 1e-2  # towards the spectrum of all counts: where there are no data a coefficient does not run away
+RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a coefficient does not run away
 ASYMMETRY_ROUNDS = (2, 4, 6, 9)
 MIN_ROUNDS = 6
 CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
@@ -292,7 +292,7 @@ class _JointFit:
         if before is not None:
             before = before.reshape(k, n_z, k, n_z).transpose(0, 2, 1, 3).reshape(k * k, n_z * n_z)
         precision = np.linalg.inv(self.population.covariance)
-        chunk, follow = [], []
+        chunk, follow, at_zenith = [], [], {}
         for i, slices in enumerate(self.runs):
             tables = [RateTable.at(design, self.coefficients, s.zenith_basis, asymmetry) for s in slices]
             time = np.array([s.exposure.sum() for s in slices])
@@ -313,15 +313,20 @@ class _JointFit:
             expected += sums.expected
             rate_information, rate_gradient = sums.rate_information, sums.rate_gradient
             if adapt:
-                posterior = np.linalg.inv(sums.information + precision)
-                gain = sums.cross_information @ posterior
-                rate_information = rate_information - gain @ sums.cross_information.T
+                between, cross = sums.information, sums.cross_information
+                if final:
+                    between, cross = self._shift_within_rate(sums, zenith)
+                posterior = np.linalg.inv(between + precision)
+                gain = cross @ posterior
+                rate_information = rate_information - gain @ cross.T
                 left = sums.gradient - precision @ (self.values[i] - mean)
                 rate_gradient = rate_gradient - (gain @ left).reshape(rate_gradient.shape)
                 follow.append((zenith, gain.astype(np.float32)))
                 if before is not None:
-                    at = (before @ np.outer(zenith, zenith).ravel()).reshape(k, k)
-                    posterior = posterior + gain.T @ at @ gain
+                    key = tuple(np.round(zenith, 1))
+                    if key not in at_zenith:
+                        at_zenith[key] = (before @ np.outer(zenith, zenith).ravel()).reshape(k, k)
+                    posterior = posterior + gain.T @ at_zenith[key] @ gain
                 second_moments += posterior
                 by_energy = sums.expected.sum(1)
                 norm_rows[i] = norm_row(design.effects, by_energy @ design.columns / max(by_energy.sum(), 1e-300))
@@ -365,6 +370,19 @@ class _JointFit:
                 norm_variance,
             )
         return expected
+
+    def _shift_within_rate(self, sums: RunSums, zenith) -> tuple[np.ndarray, np.ndarray]:
+        """Information of the effects, and between rate and effects, with the shift as a direction of the rate.
+
+        The derivative of a spline is not quite a spline of the same knots. The small difference would look as if the
+        knots told where the threshold is, and errors there would come out too small.
+        """
+        information, cross = sums.information.copy(), sums.cross_information.copy()
+        if self.design.effects.n_shift:
+            direction = (self.design.energy.differentiate @ (self.coefficients @ zenith)).ravel()
+            cross[:, 0] = sums.rate_information @ direction
+            information[0] = information[:, 0] = direction @ cross
+        return information, cross
 
     def _fit_asymmetry(self, expected):
         without = expected / np.exp(self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T)

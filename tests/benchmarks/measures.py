@@ -14,7 +14,6 @@ import statistics
 import time
 from pathlib import Path
 
-import astropy.units as u
 import numpy as np
 from gammapy.data import DataStore
 from gammapy.makers.utils import make_map_background_irf
@@ -81,27 +80,25 @@ def gammapy_background(irf, observation, geom):
     )
 
 
-def _timed(call, *args):
-    start = time.perf_counter()
+def processor_time(call, *args):
+    """What a call returns, and its seconds on the processor and elapsed."""
+    start, cpu = time.perf_counter(), time.process_time()
     result = call(*args)
-    return result, time.perf_counter() - start
+    return result, time.process_time() - cpu, time.perf_counter() - start
 
 
-def _timed_with_new_inputs(call):
-    (observation, geom), times = new_run_and_geom(), []
+def _map_times(call):
+    """A map, and the processor times of the first call and of later ones (median), each with new inputs."""
+    times = []
     for _ in range(REPEATS):
-        observation, geom = new_run_and_geom()
-        result, seconds = _timed(call, observation, geom)
-        times.append(seconds)
-    return result, times[0], statistics.median(times[1:]), (observation, geom)
+        result, cpu, _ = processor_time(call, *new_run_and_geom())
+        times.append(cpu)
+    return result.data.sum((1, 2)), {"first": times[0], "next": statistics.median(times[1:])}
 
 
 def measure_fit(model, offset_bins, n_jobs):
-    cpu = time.process_time()
-    fitted, seconds = _timed(fit, model, offset_bins, n_jobs)
-    cpu = time.process_time() - cpu
+    fitted, cpu, seconds = processor_time(fit, model, offset_bins, n_jobs)
     return {
-        "tool": "gammapy_accmaker",
         "model": model,
         "shape": list(fitted.rate_model.counts.shape),
         "runs": int(fitted.run_table["USED"].sum()),
@@ -114,15 +111,9 @@ def measure_fit(model, offset_bins, n_jobs):
 def measure_background():
     maker = fitted_maker()
     irf = maker.make_irf(new_run_and_geom()[0])
-    ours, ours_first, ours_next, _ = _timed_with_new_inputs(lambda observation, geom: maker.make_background(geom, observation))
-    theirs, theirs_first, theirs_next, _ = _timed_with_new_inputs(lambda observation, geom: gammapy_background(irf, observation, geom))
-    return {
-        "first_seconds": ours_first,
-        "seconds": ours_next,
-        "gammapy_first_seconds": theirs_first,
-        "gammapy_seconds": theirs_next,
-        "energy_bin_ratio": (ours.data.sum((1, 2)) / theirs.data.sum((1, 2))).tolist(),
-    }
+    ours, our_times = _map_times(lambda observation, geom: maker.make_background(geom, observation))
+    theirs, their_times = _map_times(lambda observation, geom: gammapy_background(irf, observation, geom))
+    return {"ours": our_times, "gammapy": their_times, "energy_bin_ratio": (ours / theirs).tolist()}
 
 
 def main():

@@ -1,0 +1,214 @@
+"""How well a configuration predicts runs that its fit has not seen.
+
+The runs are divided into folds; each fold is predicted by a model fitted to the others. What a configuration fits to the
+run itself is fitted to a random half of the run's events, and the prediction is scored on the other half.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+from astropy.table import Table
+from gammapy.data import EventList
+from gammapy.utils.pbar import progress_bar
+
+from gammapy_accmaker.binning import FovBins, offset
+from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.fit import adapt_to_run, fit_runs, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.models.stats import free_norm_log_likelihood
+from gammapy_accmaker.reduction.counts import CountsBins
+from gammapy_accmaker.validation.significance import disc_significance
+
+__all__ = ["CrossValidation", "cross_validate"]
+
+PIXEL = 0.1  # deg, of the scores
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Result of `cross_validate`.
+
+    Attributes
+    ----------
+    table : `~astropy.table.Table`
+        One row for each configuration: score, its gain over the first, the error of the gain from its scatter over the runs,
+        bias and scatter of the log norm of the runs before they are adapted to, mean time of a fit.
+    scores : `~astropy.table.Table`
+        One row for each run: the score of each configuration, in a column of its name.
+    significance : `~astropy.table.Table`
+        Mean and width of the significance of the held-out runs in the camera frame, stacked one fold at a time, for each
+        configuration and energy band.
+    """
+
+    table: Table
+    scores: Table
+    significance: Table
+
+
+def cross_validate(
+    observations,
+    configs: dict,
+    *,
+    exclusion=None,
+    n_folds: int = 5,
+    seed: int = 0,
+    split_seed: int = 3,
+    energy_edges: u.Quantity | None = None,
+    band_edges: u.Quantity | None = None,
+    offset_max: u.Quantity = 2.3 * u.deg,
+    n_jobs: int | None = None,
+    parallel_backend: str | None = None,
+) -> CrossValidation:
+    """Score configurations on runs that their fit has not seen.
+
+    The score of a run is the sum of n log(mu / sum(mu)) over energy bins and camera pixels of 0.1 deg, that is its Poisson
+    log-likelihood with a free norm, on half of its events and scaled to all of them.
+
+    Parameters
+    ----------
+    observations : `~gammapy.data.Observations`
+        Observations; those that one of the configurations cannot use are left out for all.
+    configs : dict of `AcceptanceConfig` or dict
+        Configurations by name. The first is the reference of the gains.
+    exclusion : sky region, region file, mask map, or a list of these, optional
+        Left out of fits and scores.
+    n_folds : int
+        Number of folds.
+    seed, split_seed : int
+        Of the division into folds and of the halves of the events.
+    energy_edges : `~astropy.units.Quantity`, optional
+        Energy bins of the score; 24 logarithmic ones from 0.2 to 20 TeV by default.
+    band_edges : `~astropy.units.Quantity`, optional
+        Energy bands of the significance; four a decade from 0.32 to 10 TeV by default.
+    offset_max : `~astropy.units.Quantity`
+        Largest offset of the score.
+    n_jobs, parallel_backend
+        As for `fit_acceptance`.
+
+    Returns
+    -------
+    result : `CrossValidation`
+    """
+    observations = list(observations)
+    if not 2 <= n_folds <= len(observations):
+        raise InputError(f"n_folds: got {n_folds} for {len(observations)} observations, but 2 to as many folds as runs are needed")
+    configs = {name: AcceptanceConfig.coerce(config) for name, config in configs.items()}
+    edges = np.geomspace(0.2, 20, 25) if energy_edges is None else u.Quantity(energy_edges).to_value("TeV")
+    bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else u.Quantity(band_edges).to_value("TeV")
+
+    rng = np.random.default_rng(split_seed)
+    halves = [_split(observation, rng) for observation in progress_bar(observations, desc="Splitting of runs")]
+    scoring = _Scoring(edges, bands, u.Quantity(offset_max).to_value("deg"))
+    reduced = {name: _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend) for name, config in configs.items()}
+    used = [k for k in range(len(observations)) if all(k in by_run for by_run in reduced.values())]
+    if len(used) < n_folds:
+        raise InputError(f"observations: only {len(used)} can be used by all configurations, but {n_folds} folds need as many")
+    folds = np.array_split(np.random.default_rng(seed).permutation(len(observations)), n_folds)
+    folds = [[k for k in fold if k in set(used)] for fold in folds]
+
+    rows, significance = [], []
+    scores = Table({"OBS_ID": [int(observations[k].obs_id) for k in used]})
+    for name, config in configs.items():
+        held_out = _HeldOut.of(reduced[name], folds, config, scoring)
+        scores[name] = [held_out.scores[k] for k in used]
+        gain = scores[name] - scores[scores.colnames[1]]
+        norms = np.array([held_out.log_norms[k] for k in used])
+        rows.append((name, scores[name].sum(), gain.sum(), np.sqrt(len(gain)) * np.std(gain), norms.mean(), norms.std(), held_out.fit_time))
+        significance += [(name, low, high, *found) for low, high, found in zip(bands[:-1], bands[1:], held_out.significance, strict=True)]
+    table = Table(rows=rows, names=["CONFIG", "SCORE", "GAIN", "GAIN_ERR", "LOG_NORM_BIAS", "LOG_NORM_STD", "FIT_TIME"], units={"FIT_TIME": "s"})
+    names = ["CONFIG", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
+    return CrossValidation(table, scores, Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"}))
+
+
+def _split(observation, rng):
+    """The observation with one random half of its events, and with the other."""
+    table = observation.events.table
+    first = rng.random(len(table)) < 0.5
+    halves = []
+    for keep in (first, ~first):
+        half = copy.copy(observation)
+        half.events = EventList(table[keep])
+        halves.append(half)
+    return halves
+
+
+class _Scoring:
+    """Bins of the score and of the significance."""
+
+    def __init__(self, edges, bands, offset_max):
+        n = int(np.ceil(offset_max / PIXEL))
+        self.fov = FovBins.grid(n * PIXEL, 2 * n)
+        # one set of fine bins serves both: every edge of the two is an edge here
+        self.fine = np.unique(np.round(np.concatenate([edges, bands]), 12))
+        self.inside = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max
+        self.in_score, self.in_band = (_members(self.fine, e) for e in (edges, bands))
+
+    def expected(self, model, run):
+        """Expected counts in the fine bins, shape (n, fov.size)."""
+        intensity = model.integral_grid(self.fine, self.fov.fov_lon, self.fov.fov_lat, run.cos_zenith)
+        return intensity * (run.exposure * self.fov.solid_angle * self.inside)
+
+
+def _members(fine, edges):
+    """Sums fine bins to coarse ones, shape (coarse, fine)."""
+    middle = np.sqrt(fine[1:] * fine[:-1])
+    bins = np.searchsorted(edges, middle) - 1
+    return (bins == np.arange(len(edges) - 1)[:, None]).astype(float)
+
+
+def _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend):
+    """By the number of the run: it and its first half in the bins of the fit, it and its second half in those of the score."""
+    excluded = make_exclusion(config, exclusion)
+    scoring_bins = CountsBins(scoring.fine, scoring.fov, config.fov_alignment)
+    number = {int(observation.obs_id): k for k, observation in enumerate(observations)}
+    parts = []
+    for runs, bins in (
+        (observations, make_bins(config)),
+        ([half for half, _ in halves], make_bins(config)),
+        (observations, scoring_bins),
+        ([half for _, half in halves], scoring_bins),
+    ):
+        found, _ = reduce_observations(runs, bins, config, excluded, n_jobs, parallel_backend)
+        parts.append({number[run.obs_id]: run for run in found})
+    return {k: tuple(part[k] for part in parts) for k in parts[0] if all(k in part for part in parts)}
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Scores and log norms by run, and significances by band, of one configuration."""
+
+    scores: dict[int, float]
+    log_norms: dict[int, float]
+    significance: list[tuple[float, float, int]]
+    fit_time: float
+
+    @classmethod
+    def of(cls, reduced, folds, config, scoring):
+        bins = make_bins(config)
+        scores, log_norms, seconds, pulls = {}, {}, [], []
+        for fold in progress_bar(folds, desc="Folds"):
+            start = time.monotonic()
+            model = fit_runs([reduced[k][0] for k in sorted(set(reduced) - set(fold))], bins, config)
+            seconds.append(time.monotonic() - start)
+            stack = 0.0
+            for k in fold:
+                _, to_adapt, whole, to_score = reduced[k]
+                all_counts, counts = (run.counts.toarray() * scoring.inside for run in (whole, to_score))
+                mu = scoring.expected(adapt_to_run(model, bins, to_adapt, config)[0], to_score)
+                binned = scoring.in_score @ counts
+                scale = (scoring.in_score @ all_counts).sum() / max(binned.sum(), 1)
+                scores[k] = scale * free_norm_log_likelihood(binned, scoring.in_score @ mu)
+                unadapted = scoring.in_score @ scoring.expected(model, whole)
+                log_norms[k] = np.log(max((scoring.in_score @ all_counts).sum(), 0.5) / unadapted.sum())
+                stack = stack + np.stack([scoring.in_band @ counts, scoring.in_band @ (mu * counts.sum() / mu.sum())])
+            pulls.append(disc_significance(*stack, scoring.fov, scoring.inside))
+        significance = []
+        for band in zip(*pulls, strict=True):
+            values = np.concatenate([found for found, _ in band])
+            significance.append((values.mean(), values.std(), int(sum(n for _, n in band))))
+        return cls(scores, log_norms, significance, float(np.mean(seconds)))

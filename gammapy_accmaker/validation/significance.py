@@ -1,0 +1,62 @@
+"""Significance of counts against a prediction, in discs of the camera frame or of the sky."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.signal import fftconvolve
+
+from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.models.stats import poisson_pulls
+
+__all__ = ["disc_significance", "disc_sums"]
+
+DISC_RADIUS = 0.2  # deg
+
+
+def disc_sums(image: np.ndarray, pixel: float, radius: float = DISC_RADIUS) -> np.ndarray:
+    """Sums of images over a disc around each pixel.
+
+    Parameters
+    ----------
+    image : `~numpy.ndarray`
+        Shape (..., nx, ny).
+    pixel, radius : float
+        Side of a pixel and radius of the disc, in deg.
+    """
+    n = int(np.ceil(radius / pixel))
+    x = np.arange(-n, n + 1) * pixel
+    disc = (np.hypot(*np.meshgrid(x, x, indexing="ij")) <= radius + 1e-9).astype(float)
+    return fftconvolve(image, disc.reshape(*[1] * (image.ndim - 2), *disc.shape), mode="same", axes=(-2, -1))
+
+
+def disc_significance(counts, mu, fov: FovBins, inside, radius: float = DISC_RADIUS, seed: int = 0):
+    """Normal scores of the counts in discs of the camera frame, by energy band.
+
+    Parameters
+    ----------
+    counts, mu : `~numpy.ndarray`
+        Observed and expected counts, shape (band, fov.size).
+    fov : `FovBins`
+        Grid of square pixels.
+    inside : `~numpy.ndarray`
+        Pixels around which a disc is taken, shape (fov.size,).
+    radius : float
+        Of the discs in deg.
+    seed : int
+        The scores are exactly normal at few counts too, for which they are randomised within the step of a count.
+
+    Returns
+    -------
+    bands : list of (`~numpy.ndarray`, int)
+        The scores of all discs with an expectation, and the counts of the band.
+    """
+    pixel = fov.edges[0][1] - fov.edges[0][0]
+    shape = (len(counts), *fov.shape)
+    n, expected = (disc_sums(np.asarray(a).reshape(shape), pixel, radius).reshape(len(counts), -1) for a in (counts, mu))
+    n = np.round(n)
+    rng = np.random.default_rng(seed)
+    bands = []
+    for k in range(len(counts)):
+        seen = inside & (expected[k] > 1e-3)
+        bands.append((poisson_pulls(n[k, seen], expected[k, seen], rng), int(counts[k].sum())))
+    return bands

@@ -14,11 +14,12 @@ from gammapy.modeling import Fit
 from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_bins, make_exclusion, make_run_table, reduce_observations, reduce_one
+from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one
 
 __all__ = ["AcceptanceBackgroundMaker"]
 

@@ -91,12 +91,14 @@ class AnalyticModel(RateModel):
     half_width: float = 2.5
     zenith_range: tuple = (0.4, 1.0)
     energy_edges: np.ndarray = field(default_factory=lambda: EDGES)
+    norm: float = 1.0
+    shift: float = 0.0
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
-        return self.truth.rate(energy[:, None], fov_lon, fov_lat, cos_zenith)
+        return self.norm * self.truth.rate(energy[:, None], fov_lon, fov_lat, cos_zenith, shift=self.shift)
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
-        return self.truth.integral(energy_edges, fov_lon, fov_lat, cos_zenith)
+        return self.norm * self.truth.integral(energy_edges, fov_lon, fov_lat, cos_zenith, shift=self.shift)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         return np.zeros((len(energy), len(fov_lon)))

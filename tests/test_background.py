@@ -114,7 +114,7 @@ def test_trap_fov_lon_grows_with_decreasing_azimuth_and_right_ascension(alignmen
         other = position.directional_offset_by(position.position_angle(pointing), 2 * position.separation(pointing))
         energy = background.geom.axes["energy"].center[k]
         here, there = (background.interp_by_coord({"skycoord": p, "energy": energy}) for p in (position, other))
-        return float(here / there)
+        return (here / there).item()
 
     expected = {e: AnalyticModel().truth.asymmetry(e, *p) for e, p in ((0.27, (1, 0)), (2.7, (0, 1)))}
     opposite = {e: AnalyticModel().truth.asymmetry(e, *p) for e, p in ((0.27, (-1, 0)), (2.7, (0, -1)))}
@@ -135,7 +135,7 @@ def test_trap_gti_gaps_count(pointing):
     assert np.allclose(both[:, near], (first + second)[:, near], rtol=1e-3)
     # the test can tell: one block of 1200 s differs
     block = make_background_map(AnalyticModel(), observation_track(make_observation(tracking(120, 75), [(0, 1200)]), "altaz"), geom, 60.0).data
-    assert np.abs(block / both - 1)[:, near].max() > 0.01
+    assert np.abs(block[:, near] / both[:, near] - 1).max() > 0.01
 
 
 def test_trap_the_rate_is_per_ontime(pointing):
@@ -173,19 +173,16 @@ def test_the_truth_of_the_simulation_is_predicted(which):
     store = full_store()
     obs_id = store.on_obs_ids[0] if which != "OFF" else store.off_obs_ids[1]
     (observation,) = observations(store, [obs_id])
-    model = AnalyticModel(truth=store.truth)
+    model = AnalyticModel(truth=store.truth, norm=store.run_norm[obs_id], shift=store.run_shift[obs_id])
     center = observation.pointing.fixed_icrs
     geom = sky_geom(center, edges=EDGES, width=5.2, binsz=0.04)
     got = make_background_map(model, observation_track(observation, "altaz"), geom, 60.0).data
     pixels = np.linspace(-2.5, 2.5, 126)
     middle = 0.5 * (pixels[1:] + pixels[:-1])
     inside = np.hypot(*np.meshgrid(middle, middle, indexing="ij")) < 2.2
-    truth = store.expected_counts(obs_id, EDGES, pixels, pixels)[:, inside].sum(1) / store.run_norm[obs_id]
-    if store.run_shift[obs_id]:
-        shifted = store.truth.integral(EDGES, 0.5, 0.0, shift=store.run_shift[obs_id]) / store.truth.integral(EDGES, 0.5, 0.0)
-        truth = truth / shifted.ravel()  # nearly: it depends little on zenith and offset
+    truth = store.expected_counts(obs_id, EDGES, pixels, pixels)[:, inside].sum(1)
     near = geom.to_image().separation(center).deg < 2.2
-    assert np.allclose(got[:, near].sum(1), truth, rtol=0.01)
+    assert np.allclose(got[:, near].sum(1), truth, rtol=3e-3)
 
 
 def test_energies_beyond_the_model_are_empty(track, pointing):
@@ -203,13 +200,14 @@ def test_units_of_the_energy_axis_do_not_matter(track, pointing):
     assert there.geom.axes["energy"].unit == "GeV" and there.unit == ""
 
 
-def test_a_map_of_the_whole_sky(track, pointing):
-    """Pixels where there is no sky have no background, and pixels behind have none."""
-    geom = WcsGeom.create(skydir=pointing, binsz=1, proj="AIT", axes=[energy_axis(EDGES)])
+def test_a_map_of_half_the_sky(track, pointing):
+    """Pixels where there is no sky have no background."""
+    geom = WcsGeom.create(skydir=pointing, binsz=1, width=120, proj="SIN", axes=[energy_axis(EDGES)])
+    assert np.isnan(geom.to_image().solid_angle().value).any() or np.isnan(geom.to_image().get_coord().lon.value).any()
     background = make_background_map(fitted("grid"), track, geom, 60.0).data
     assert np.all(np.isfinite(background))
     near = make_background_map(fitted("grid"), track, sky_geom(pointing, edges=EDGES, width=8, binsz=0.1), 60.0).data
-    assert np.allclose(in_energy(background), in_energy(near), rtol=0.02)
+    assert np.allclose(in_energy(background), in_energy(near), rtol=5e-3)
 
 
 def test_steps_in_time(track, pointing):
@@ -217,7 +215,7 @@ def test_steps_in_time(track, pointing):
     geom = sky_geom(pointing, width=4)
     fine, minute, one = (make_background_map(AnalyticModel(), track, geom, step).data for step in (10.0, 60.0, None))
     near = geom.to_image().separation(pointing).deg < 1.9
-    assert np.abs(minute / fine - 1)[:, near].max() < 1e-3
+    assert np.abs(minute[:, near] / fine[:, near] - 1).max() < 1e-3
     assert np.allclose(in_energy(one * near), in_energy(fine * near), rtol=0.01)
 
 
@@ -226,7 +224,7 @@ def test_steps_in_time(track, pointing):
     [
         (WcsGeom.create(npix=3), "axis 'energy'"),
         (WcsGeom.create(npix=3, axes=[MapAxis.from_energy_edges([1, 2], unit="TeV", name="energy_true")]), "energy_true"),
-        (WcsGeom.create(npix=3, axes=[MapAxis.from_edges([1, 2], unit="m", name="energy")]), "'m'"),
+        (WcsGeom.create(npix=3, axes=[MapAxis.from_edges([1, 2], unit="m", name="energy")]), "unit.*m.*TeV"),
         (WcsGeom.create(npix=3, axes=[energy_axis(), MapAxis.from_edges([0, 1], name="phase")]), "phase"),
         (HpxGeom.create(nside=4, axes=[energy_axis()]), "HpxGeom"),
         (RegionGeom.create(None, axes=[energy_axis()]), "region"),

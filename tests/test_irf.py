@@ -11,8 +11,9 @@ from gammapy.makers import MapDatasetMaker
 from gammapy.makers.utils import make_map_background_irf
 from gammapy.maps import MapAxis
 from helpers import make_observation, tracking
-from stores import AnalyticModel, altered, fitted, full_store, observations, sky_geom
+from stores import AnalyticModel, altered, fitted, sky_geom
 
+from gammapy_accmaker.demo_irfs import make_irfs
 from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.products.background import make_background_map
 from gammapy_accmaker.products.irf import RATE_UNIT, make_background_irf
@@ -23,7 +24,8 @@ KINDS = ["radial", "grid"]
 
 @pytest.fixture(scope="module")
 def observation():
-    return observations(full_store(), full_store().off_obs_ids[:1])[0]
+    """Ten minutes: gammapy evaluates an IRF anew for each degree that the field turns."""
+    return make_observation(tracking(130, 65), [(0, 600)])
 
 
 def irf_of(kind, observation, alignment="altaz"):
@@ -96,7 +98,7 @@ def test_trap_gammapy_reads_our_counts(kind, alignment, observation):
     model = AnalyticModel() if kind == "analytic" else fitted(kind)
     pointing = observation.pointing.fixed_icrs
     axis = MapAxis.from_energy_bounds(0.2, 20, 8, unit="TeV")
-    geom = sky_geom(pointing, width=4.4, edges=axis.edges.value)
+    geom = sky_geom(pointing, width=4.4, edges=axis.edges.value, binsz=0.1)
     ours = make_background_map(model, observation_track(observation, alignment), geom, 60.0).data
     theirs = make_map_background_irf(
         observation.pointing,
@@ -109,19 +111,16 @@ def test_trap_gammapy_reads_our_counts(kind, alignment, observation):
     ).data
     near = geom.to_image().separation(pointing).deg < 2.15
     ratio = theirs[:, near].sum(1) / ours[:, near].sum(1)
-    # bins with few counts of the fit have noisy profiles; there a logarithm of a line is not a line of logarithms
-    good = axis.center.to_value("TeV") < 8
-    assert np.all(np.abs(ratio - 1)[good] < 3e-3)
-    assert np.all(np.abs(ratio - 1) < 1e-2)
-    assert (theirs[:, near].sum() / ours[:, near].sum()) == pytest.approx(1, abs=2e-3)
+    assert np.all(np.abs(ratio - 1) < 5e-3)
+    assert (theirs[:, near].sum() / ours[:, near].sum()) == pytest.approx(1, abs=3e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_map_dataset_maker_fills_the_background_from_it(kind, observation):
     """In memory, as a user would who hands the IRF on."""
     irf = irf_of(kind, observation)
-    with_background = altered(observation, bkg=irf)
-    geom = sky_geom(observation.pointing.fixed_icrs, edges=np.geomspace(0.3, 10, 13), width=4.4)
+    with_background = altered(observation, bkg=irf, aeff=make_irfs(0.9, 0.2)["aeff"], edisp=None, psf=None)
+    geom = sky_geom(observation.pointing.fixed_icrs, edges=np.geomspace(0.3, 10, 13), width=4.4, binsz=0.1)
     empty = MapDataset.create(geom, name="test")
     dataset = MapDatasetMaker(selection=["background"], background_oversampling=4).run(empty, with_background)
     ours = make_background_map(fitted(kind), observation_track(observation, "altaz"), geom, 60.0)
@@ -138,7 +137,7 @@ def test_the_zenith_angle_is_averaged_over_the_good_time():
     energy = irf.axes["energy"].center[20].to_value("TeV")
     seconds = np.concatenate([np.arange(5, 600, 10.0), np.arange(4005, 5200, 10.0)])
     want = np.mean([AnalyticModel().truth.rate(energy, 0.05, 0.05, z) for z in track.cos_zenith_at(seconds)])
-    lon, lat = (int(irf.axes[n].coord_to_idx(0.05 * u.deg)) for n in ("fov_lon", "fov_lat"))
+    lon, lat = (irf.axes[n].coord_to_idx(0.05 * u.deg).item() for n in ("fov_lon", "fov_lat"))
     assert irf.data[20, lon, lat] == pytest.approx(want, rel=5e-3)
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-__all__ = ["RateModel", "integrate_power_law", "integrate_rate", "TEV_IN_MEV"]
+__all__ = ["TEV_IN_MEV", "RateModel", "integrate_power_law", "integrate_rate"]
 
 TEV_IN_MEV = 1e6
 

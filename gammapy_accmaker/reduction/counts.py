@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.fov import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 
-__all__ = ["CountsBins", "RunCounts", "observation_track", "reduce_observation"]
+__all__ = ["CountsBins", "RunCounts", "observation_track", "reduce_observation", "reduce_slices"]
 
 GTI_TOLERANCE = 1.0  # s; H.E.S.S. DR1 rounds the stop of its intervals down, and a few events come later
 SUBPOINTS = 5  # along each side of a bin that an exclusion touches
@@ -57,7 +58,7 @@ class RunCounts:
     covariates : dict of float
         What the event header tells of the state of the instrument.
     dropped : dict of int
-        Events that were left out, by reason.
+        Events of the whole run that were left out, by reason.
     """
 
     obs_id: int
@@ -98,7 +99,20 @@ def reduce_observation(
     time_step: float | None = 60.0,
     location: EarthLocation | None = None,
 ) -> RunCounts:
-    """Counts and exposure of an observation in the field of view.
+    """Counts and exposure of a whole observation in the field of view; see `reduce_slices`."""
+    return reduce_slices(observation, bins, exclusion, time_step=time_step, location=location)[0]
+
+
+def reduce_slices(
+    observation,
+    bins: CountsBins,
+    exclusion: Exclusion | None = None,
+    *,
+    max_zenith_change: float | None = None,
+    time_step: float | None = 60.0,
+    location: EarthLocation | None = None,
+) -> list[RunCounts]:
+    """Counts and exposure of an observation in the field of view, slice by slice in time.
 
     Parameters
     ----------
@@ -108,10 +122,17 @@ def reduce_observation(
         Bins of energy and field of view.
     exclusion : `Exclusion`, optional
         Sky positions left out of counts and exposure.
+    max_zenith_change : float, optional
+        Over which cos zenith may change within a slice; without it the whole run is one slice.
     time_step : float or None
         Resolution in s at which exclusions turn through the camera; None: one step.
     location : `~astropy.coordinates.EarthLocation`, optional
         Site, used where the observation has none.
+
+    Returns
+    -------
+    slices : list of `RunCounts`
+        Their exposures sum to that of the run.
 
     Raises
     ------
@@ -120,26 +141,44 @@ def reduce_observation(
     """
     track = observation_track(observation, bins.alignment, location)
     xyz, energy, seconds, dropped, covariates = _read_events(observation, track)
-    center = track.matrices[0, 0]
-    if exclusion is not None and len(exclusion):
-        exclusion = exclusion.near(center, bins.fov.offset_max + _drift(track))
-        keep = ~exclusion.contains(xyz)
-        dropped["excluded"] = int((~keep).sum())
-        xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
-        fraction = _unexcluded_fraction(bins.fov, track, exclusion, time_step)
-    else:
-        fraction = np.ones(bins.fov.size)
-
+    if exclusion is None:
+        exclusion = Exclusion()
+    exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + _drift(track))
+    keep = ~exclusion.contains(xyz)
+    dropped["excluded"] = int((~keep).sum())
+    xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
     fov_bin = bins.fov.index(*track.to_fov(xyz, seconds))
     energy_bin = axis_index(bins.energy_edges, energy)
     inside = (fov_bin >= 0) & (energy_bin >= 0)
     dropped["out of range"] = int((~inside).sum())
-    seen = inside & (fraction > 0)[fov_bin]
-    dropped["unexposed bin"] = int((inside & ~seen).sum())
-    shape = (len(bins.energy_edges) - 1, bins.fov.size)
-    counts = csr_array((np.ones(seen.sum()), (energy_bin[seen], fov_bin[seen])), shape=shape)
-    counts.sum_duplicates()
+    dropped["unexposed bin"] = 0
+    live = observation.observation_live_time_duration.to_value("s") / track.ontime
 
+    edges = _slice_edges(track, max_zenith_change)
+    number = np.searchsorted(edges[1:-1], seconds, side="right")
+    slices = []
+    for k, (start, stop) in enumerate(itertools.pairwise(edges)):
+        part = track.during(start, stop)
+        if part.ontime <= 0:
+            continue
+        fraction = _unexcluded_fraction(bins.fov, part, exclusion, time_step)
+        here = inside & (number == k)
+        seen = here & (fraction > 0)[fov_bin]
+        dropped["unexposed bin"] += int((here & ~seen).sum())
+        shape = (len(bins.energy_edges) - 1, bins.fov.size)
+        counts = csr_array((np.ones(seen.sum()), (energy_bin[seen], fov_bin[seen])), shape=shape)
+        counts.sum_duplicates()
+        slices.append(_run_counts(observation, part, counts, fraction, live, covariates, dropped))
+    return slices
+
+
+def _slice_edges(track, max_zenith_change):
+    change = np.ptp(track.cos_zenith)
+    n = 1 if max_zenith_change is None or not np.isfinite(change) else max(int(np.ceil(change / max_zenith_change)), 1)
+    return np.linspace(track.intervals[0, 0], track.intervals[-1, 1], n + 1)
+
+
+def _run_counts(observation, track, counts, fraction, live, covariates, dropped):
     nodes, weights = time_nodes(track.intervals, POINTING_STEP)
     mean_time = np.average(nodes, weights=weights)
     return RunCounts(
@@ -147,7 +186,7 @@ def reduce_observation(
         counts=counts,
         exposure=fraction * track.ontime,
         ontime=track.ontime,
-        livetime=observation.observation_live_time_duration.to_value("s"),
+        livetime=live * track.ontime,
         cos_zenith=float(np.average(track.cos_zenith_at(nodes), weights=weights)),
         azimuth=float(np.average(np.interp(nodes, track.seconds, track.azimuth), weights=weights) % 360),
         mjd=float(track.start.mjd + mean_time / 86400),

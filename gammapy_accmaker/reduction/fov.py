@@ -8,7 +8,7 @@ rotation is interpolated between them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
@@ -107,6 +107,11 @@ class FovTrack:
     def turns(self) -> bool:
         """Whether the field rotates in the camera."""
         return bool(np.ptp(self.matrices, axis=0).max() > 1e-9)
+
+    def during(self, start: float, stop: float) -> FovTrack:
+        """The part of the good time between two times in s."""
+        intervals = np.clip(self.intervals, start, stop)
+        return replace(self, intervals=intervals[intervals[:, 1] > intervals[:, 0]])
 
     def matrices_at(self, seconds: np.ndarray) -> np.ndarray:
         """Rotation matrices at these times, shape (n, 3, 3); clamped to the nodes."""

@@ -19,9 +19,10 @@ from gammapy.utils.pbar import progress_bar
 from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.fit import adapt_to_run, fit_runs, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.fit import adapt_to_run, fit_runs
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
+from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 from gammapy_accmaker.validation.significance import disc_significance
 
 __all__ = ["CrossValidation", "cross_validate"]
@@ -148,10 +149,18 @@ class _Scoring:
         self.inside = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max
         self.in_score, self.in_band = (_members(self.fine, e) for e in (edges, bands))
 
-    def expected(self, model, run):
+    def expected(self, model, slices):
         """Expected counts in the fine bins, shape (n, fov.size)."""
-        intensity = model.integral_grid(self.fine, self.fov.fov_lon, self.fov.fov_lat, run.cos_zenith)
-        return intensity * (run.exposure * self.fov.solid_angle * self.inside)
+        lon, lat = self.fov.fov_lon[self.inside], self.fov.fov_lat[self.inside]
+        out = np.zeros((len(self.fine) - 1, self.fov.size))
+        for part in slices:
+            time = (part.exposure * self.fov.solid_angle)[self.inside]
+            out[:, self.inside] += model.integral_grid(self.fine, lon, lat, part.cos_zenith) * time
+        return out
+
+    def counts(self, slices):
+        """Counts in the fine bins, shape (n, fov.size)."""
+        return sum(part.counts.toarray() for part in slices) * self.inside
 
 
 def _members(fine, edges):
@@ -174,7 +183,7 @@ def _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_b
         ([half for _, half in halves], scoring_bins),
     ):
         found, _ = reduce_observations(runs, bins, config, excluded, n_jobs, parallel_backend)
-        parts.append({number[run.obs_id]: run for run in found})
+        parts.append({number[slices[0].obs_id]: slices for slices in found})
     return {k: tuple(part[k] for part in parts) for k in parts[0] if all(k in part for part in parts)}
 
 
@@ -198,7 +207,7 @@ class _HeldOut:
             stack = 0.0
             for k in fold:
                 _, to_adapt, whole, to_score = reduced[k]
-                all_counts, counts = (run.counts.toarray() * scoring.inside for run in (whole, to_score))
+                all_counts, counts = (scoring.counts(slices) for slices in (whole, to_score))
                 mu = scoring.expected(adapt_to_run(model, bins, to_adapt, config)[0], to_score)
                 binned = scoring.in_score @ counts
                 scale = (scoring.in_score @ all_counts).sum() / max(binned.sum(), 1)

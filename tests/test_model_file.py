@@ -1,0 +1,215 @@
+"""The model file: exact, whole or not at all, and data only."""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from stores import EDGES, fitted, options
+
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.products import io
+from gammapy_accmaker.products.io import read_model_file, write_model_file
+
+KINDS = ["radial", "grid"]
+RUNS = {
+    "OBS_ID": [3, 7], "ROLE": ["fit", "apply"], "USED": [True, False], "ONTIME": [1680.123456789, np.nan],
+    "NORM": [1 / 3, np.nan], "FLAG": ["", "observation 7: it has no good time intervals; \u00b1 dust"[:-7]],
+}  # fmt: skip
+
+
+def model_of(kind):
+    table = Table(RUNS, units={"ONTIME": "s"})
+    return AcceptanceModel(fitted(kind), AcceptanceConfig.coerce(options(kind, offset_max="2.5 deg")).to_yaml(), table)
+
+
+@pytest.fixture
+def path(tmp_path):
+    model_of("grid").write(tmp_path / "model.fits")
+    return tmp_path / "model.fits"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_restored_exactly(kind, tmp_path):
+    before = model_of(kind)
+    before.write(tmp_path / "model.fits")
+    after = AcceptanceModel.read(str(tmp_path / "model.fits"))
+    here, there = before.rate_model.to_arrays(), after.rate_model.to_arrays()
+    assert here.keys() == there.keys()
+    for name, values in here.items():
+        assert values.dtype == there[name].dtype and values.shape == there[name].shape
+        assert values.tobytes() == there[name].tobytes(), name
+    assert after.config == before.config
+    assert after.run_table.colnames == before.run_table.colnames
+    for name in RUNS:
+        assert np.array_equal(after.run_table[name], before.run_table[name], equal_nan=name in ("ONTIME", "NORM")), name
+    assert after.run_table["ONTIME"].unit == "s"
+    lon, lat = np.linspace(-2.5, 2.5, 30), np.linspace(1, -1, 30)
+    assert np.array_equal(after.rate_model.integral_grid(EDGES, lon, lat), before.rate_model.integral_grid(EDGES, lon, lat))
+    assert str(after) == str(before)
+    # and again
+    after.write(tmp_path / "again.fits")
+    assert AcceptanceModel.read(tmp_path / "again.fits").rate_model.profile.tobytes() == there["profile"].tobytes()
+
+
+def test_a_maker_takes_the_configuration_of_the_file(path):
+    maker = AcceptanceBackgroundMaker(model=AcceptanceModel.read(path))
+    assert maker.config.to_yaml() == model_of("grid").config
+    assert maker.config.model.type == "grid" and maker.config.run_effects.type == "norm"
+
+
+def test_it_is_valid_fits(path):
+    with fits.open(path) as hdulist:
+        hdulist.verify("exception")
+        assert hdulist[0].header["FORMAT"] == "gammapy_accmaker model"
+
+
+def test_an_existing_file_is_kept(path):
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="overwrite=True"):
+        model_of("radial").write(path)
+    assert path.read_bytes() == before
+    model_of("radial").write(path, overwrite=True)
+    assert AcceptanceModel.read(path).rate_model.is_radial
+    assert [p.name for p in path.parent.iterdir()] == ["model.fits"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nothing_is_written_half(overwrite, path, monkeypatch):
+    before = path.read_bytes()
+    target = path if overwrite else path.with_name("other.fits")
+
+    def fail(self, name, *args, **kwargs):
+        name.write_bytes(b"SIMPLE  =")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(io.fits.HDUList, "writeto", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        model_of("radial").write(target, overwrite=overwrite)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["model.fits"]
+
+
+def test_files_are_moved_into_place(tmp_path):
+    target, seen = tmp_path / "a.txt", []
+
+    def write(temporary):
+        seen.append(temporary)
+        assert not target.exists()
+        temporary.write_text("whole")
+
+    write_atomically(target, write, overwrite=False)
+    assert target.read_text() == "whole" and seen[0] != target and seen[0].parent == tmp_path
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="no file"):
+        AcceptanceModel.read(tmp_path / "nothing.fits")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"SIMPLE  =                    T" + b" " * 5000, bytes(range(256)) * 40])
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
+def test_foreign_bytes(content, tmp_path):
+    (tmp_path / "x.fits").write_bytes(content)
+    with pytest.raises(InputError, match="model file"):
+        AcceptanceModel.read(tmp_path / "x.fits")
+
+
+def test_foreign_fits_file(tmp_path):
+    Table({"a": [1, 2]}).write(tmp_path / "x.fits")
+    with pytest.raises(InputError, match="not written by AcceptanceModel.write"):
+        AcceptanceModel.read(tmp_path / "x.fits")
+
+
+def test_unknown_version(path):
+    with fits.open(path, mode="update") as hdulist:
+        hdulist[0].header["VERSION"] = 99
+    with pytest.raises(InputError, match="version"):
+        AcceptanceModel.read(path)
+
+
+@pytest.mark.parametrize("part", np.linspace(0.02, 0.995, 12))
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
+def test_truncated_file(part, path):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(InputError, match="model file"):
+        AcceptanceModel.read(path)
+
+
+@pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
+def test_damaged_bytes_never_give_another_error(path):
+    """Flipped bytes are an InputError or change values, but no foreign exception comes out and no memory is eaten."""
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    headers = [k for k in range(0, len(content), 80) if content[k : k + 6] in (b"NAXIS1", b"BITPIX", b"SHAPE ", b"KEY   ", b"TFORM1")]
+    for k in [*(h + 29 for h in headers), *(h + 12 for h in headers), *rng.integers(0, len(content), 40)]:
+        path.write_bytes(content[:k] + bytes([rng.integers(32, 127)]) + content[k + 1 :])
+        try:
+            AcceptanceModel.read(path)
+        except InputError as error:
+            assert "model file" in str(error) or "edges" in str(error)
+
+
+@pytest.mark.parametrize("missing", ["TEXTS", "RUNS", "ARRAY_1", "ARRAY_5"])
+def test_a_missing_part_is_named(missing, path):
+    with fits.open(path) as hdulist:
+        left = fits.HDUList([hdu.copy() for hdu in hdulist if hdu.name != missing])
+        left.writeto(path, overwrite=True)
+    with pytest.raises(InputError, match="model file"):
+        AcceptanceModel.read(path)
+
+
+def test_unknown_kind(path):
+    arrays, texts, runs = read_model_file(path)
+    write_model_file(path, arrays, texts | {"kind": "crystal ball"}, runs, overwrite=True)
+    with pytest.raises(InputError, match="crystal ball"):
+        AcceptanceModel.read(path)
+
+
+def test_a_shape_that_does_not_fit(path):
+    with fits.open(path, mode="update") as hdulist:
+        hdulist["ARRAY_3"].header["SHAPE"] = "3,4,5"
+    with pytest.raises(InputError, match="model file"):
+        AcceptanceModel.read(path)
+    with fits.open(path, mode="update") as hdulist:
+        hdulist["ARRAY_3"].header["SHAPE"] = "100000,100000,100"
+    with pytest.raises(InputError, match="damaged"):
+        AcceptanceModel.read(path)
+
+
+def test_arrays_of_other_types_are_refused(tmp_path):
+    with pytest.raises(InputError, match="numbers"):
+        write_model_file(tmp_path / "x.fits", {"a": np.array(["text"])}, {}, Table({"OBS_ID": [1]}), overwrite=False)
+
+
+def test_scalars_empty_arrays_and_kinds_of_numbers(tmp_path):
+    arrays = {
+        "scalar": np.array(1 / 3), "empty": np.zeros((0,)), "integers": np.arange(6).reshape(2, 3), "small": np.float32([1 / 3]),
+        "nan": np.array([np.nan, np.inf, -0.0]), "a long name, with LOWER case": np.ones((2, 1, 3)),
+    }  # fmt: skip
+    write_model_file(tmp_path / "x.fits", arrays, {"text": "a\nb\n  c: 'd'\n", "none": ""}, Table({"OBS_ID": [1]}), overwrite=False)
+    again, texts, _ = read_model_file(tmp_path / "x.fits")
+    for name, values in arrays.items():
+        assert again[name].dtype == values.dtype and again[name].shape == values.shape, name
+        assert again[name].tobytes() == values.tobytes(), name
+    assert texts["text"].rstrip() == "a\nb\n  c: 'd'" and texts["none"] == ""
+
+
+def test_peek_draws(path):
+    import matplotlib.pyplot as plt
+
+    for kind in KINDS:
+        figure = model_of(kind).peek()
+        assert len(figure.axes) >= 4
+        plt.close(figure)
+
+
+def test_rate_takes_quantities():
+    import astropy.units as u
+
+    model = model_of("grid")
+    rate = model.rate([300, 3000] * u.GeV, 60 * u.arcmin, 0 * u.deg)
+    assert rate.unit == "s-1 MeV-1 sr-1" and rate.shape == (2,)
+    assert np.allclose(rate.value, model.rate_model.rate(np.array([0.3, 3.0]), 1.0, 0.0))

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
+
+from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
+from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
+from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_run import fit_run, project_run
+
+BINS = (EDGES, LON, LAT, SOLID_ANGLE)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fit_spline(simulate_runs(24, seed=1), *BINS)
+
+
+def thin(run, share, seed=0):
+    counts = np.random.default_rng(seed).binomial(run.counts.toarray().astype(int), share)
+    return SimulatedRun(run.obs_id, csr_array(counts.astype(float)), run.exposure * share, run.cos_zenith, run.azimuth)
+
+
+def test_norm_and_shift_of_new_runs(model):
+    runs = simulate_runs(30, seed=77, obs_id=500, zenith=(0.7, 0.98))
+    effects = [fit_run(model, r) for r in runs]
+    shift = np.array([e.shift for e in effects]) - [r.shift for r in runs]
+    norm = np.log([e.norm for e in effects]) - [r.norm for r in runs]
+    # the population's own zero point is shared by all runs
+    assert np.std(shift) < 0.035
+    assert np.std(norm) < 0.09
+    assert abs(shift.mean()) < 0.05
+    assert abs(norm.mean()) < 0.12
+    assert all(e.converged for e in effects)
+    assert np.mean([len(e.flags) for e in effects]) < 0.1
+    assert abs(np.concatenate([e.pulls for e in effects]).std() - 1) < 0.3
+
+
+def test_likelihood_derivatives_equal_finite_differences(model):
+    run, design = simulate_runs(1, seed=5, zenith=(0.8, 0.85))[0], model.design
+    basis = model.zenith_axis.basis([run.cos_zenith])[0]
+    cells = project_run(design, run, basis, sum(model.covariates.scaling(run.cos_zenith, {})))
+    effects = 0.03 * np.random.default_rng(0).normal(size=design.effects.n)
+    counts = np.bincount(cells.index, cells.counts, len(design.log_energy) * design.cells.n_cell)
+
+    def log_likelihood(effects, coefficients=model.coefficients):
+        table = RateTable.at(design, coefficients, basis, model.asymmetry_cells)
+        mu = RunSums.of(design, table, cells, effects).expected.ravel()
+        return (counts[mu > 0] * np.log(mu[mu > 0])).sum() - mu.sum()
+
+    table = RateTable.at(design, model.coefficients, basis, model.asymmetry_cells)
+    sums = RunSums.of(design, table, cells, effects, full=True)
+    for k in range(design.effects.n):
+        step = np.eye(design.effects.n)[k] * 1e-5
+        numeric = (log_likelihood(effects + step) - log_likelihood(effects - step)) / 2e-5
+        scale = np.sqrt(sums.information[k, k]) + 1
+        # the slope of the table is smoothed, so that the shift's derivative is not exact
+        assert abs(sums.gradient[k] - numeric) < (0.3 if k < design.effects.n_shift else 1e-3) * scale
+    for e, t in ((8, 1), (12, 3), (15, 5)):
+        step = np.zeros(model.coefficients.shape)
+        step[e, t] = 1e-5
+        numeric = log_likelihood(effects, model.coefficients + step) - log_likelihood(
+            effects, model.coefficients - step
+        )
+        expected = sums.rate_gradient[e, t] * basis.sum()
+        assert numeric / 2e-5 == pytest.approx(expected, abs=1e-2 * (1 + abs(expected)))
+
+
+def test_few_counts_shrink_to_the_population(model):
+    def bright(energy, lon, lat, cos_zenith, norm, shift):
+        return true_rate(energy, lon, lat, cos_zenith, norm + 0.4, shift)
+
+    run = simulate_runs(1, seed=12, sd_norm=0.0, sd_shift=0.0, zenith=(0.85, 0.86), rate=bright)[0]
+    full, little, nothing = (fit_run(model, thin(run, s)) for s in (1.0, 0.003, 0.0))
+    mean = model.mean_effects(run.cos_zenith, run.azimuth)
+    assert full.norm > 1.25
+    assert abs(np.log(little.norm)) < abs(np.log(full.norm))
+    assert "few counts" in little.flags
+    assert np.allclose(nothing.coefficients, mean, atol=0.01)
+    assert "no exposure" in nothing.flags
+    assert nothing.norm_error > little.norm_error > full.norm_error
+
+
+def test_a_faint_source_does_not_move_the_effects(model):
+    run = simulate_runs(1, seed=21, zenith=(0.85, 0.86))[0]
+    counts = run.counts.toarray()
+    spot = np.argmin(np.hypot(LON - 0.5, LAT - 0.1))
+    source = np.random.default_rng(1).poisson(0.01 * counts.sum() * CENTERS**-1.3 / (CENTERS**-1.3).sum())
+    counts[:, spot] += source
+    with_source = SimulatedRun(run.obs_id, csr_array(counts), run.exposure, run.cos_zenith, run.azimuth)
+    first, second = fit_run(model, run), fit_run(model, with_source)
+    assert abs(second.shift - first.shift) < first.shift_error
+    assert abs(second.norm - first.norm) < first.norm_error
+    moved = (second.coefficients - first.coefficients) / np.sqrt(np.diag(first.covariance))
+    assert np.abs(moved).max() < 1
+
+
+@pytest.mark.parametrize("kind", ["none", "norm", "tilt", "shift"])
+def test_kinds_of_effects(model, kind):
+    run = simulate_runs(1, seed=31, sd_norm=0.0, sd_shift=0.0, zenith=(0.85, 0.86))[0]
+    brighter = SimulatedRun(1, run.counts * 1.3, run.exposure, run.cos_zenith, run.azimuth)
+    effect = fit_run(model, brighter, kind=kind)
+    if kind == "none":
+        assert np.array_equal(effect.coefficients, model.mean_effects(run.cos_zenith, run.azimuth))
+        assert effect.norm_error == 0
+    else:
+        assert effect.norm == pytest.approx(fit_run(model, run, kind=kind).norm * 1.3, rel=0.06)
+    if kind != "shift":
+        assert effect.shift == pytest.approx(model.mean_effects(run.cos_zenith, run.azimuth)[0])
+    with pytest.raises(ValueError, match="kind"):
+        fit_run(model, run, kind="more")
+
+
+@pytest.mark.parametrize("kind", ["none", "norm", "tilt"])
+def test_fit_with_fewer_effects(kind):
+    runs = simulate_runs(6, seed=41, sd_norm=0.2, sd_shift=0.0, zenith=(0.85, 0.95))
+    model = fit_spline(runs, *BINS, run_effects=kind)
+    norms = np.array([e.norm for e in model.effects])
+    if kind == "none":
+        assert np.array_equal(norms, np.ones(6))
+        # a run that is adapted after all takes the default population
+        assert fit_run(model, runs[0], kind="norm").norm != 1
+    else:
+        assert np.corrcoef(np.log(norms), [r.norm for r in runs])[0, 1] > 0.85
+
+
+def test_effect_basis_terms():
+    basis = EffectBasis("shift", True, np.log(0.2), np.log(10.0), 0.0, 2.0)
+    assert basis.shift_modes == ("flat", "lon", "lat")
+    assert basis.energy_columns(np.zeros(3)).shape == (3, basis.n - 3)
+    assert np.linalg.eigvalsh(basis.prior_covariance()).min() > 0
+    assert EffectBasis("shift", False, 0.0, 1.0, 0.5, 2.0).modes == ("flat",)
+    assert EffectBasis("none", True, 0.0, 1.0, 0.5, 2.0).n == 0
+    with pytest.raises(ValueError, match="run effects"):
+        EffectBasis("all", True, 0.0, 1.0, 0.5, 2.0)
+
+
+def test_population_update_finds_spread_and_slope():
+    basis = EffectBasis("norm", False, 0.0, 1.0, 0.5, 2.0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2))
+    effects = 0.3 * x[:, :1] + 0.1 * rng.normal(size=(400, 1))
+    start = RunPopulation(basis, np.zeros((2, 1)), basis.prior_covariance())
+    allowed = np.array([[True], [False]])
+    found = update_population(start, effects, np.zeros((1, 1)), x, allowed, np.ones((400, 1)), 0.0)
+    assert found.regression[:, 0] == pytest.approx([0.3, 0.0], abs=0.02)
+    assert found.norm_spread == pytest.approx(0.1, rel=0.1)
+    assert np.sqrt(found.covariance[0, 0]) == pytest.approx(0.1, rel=0.1)

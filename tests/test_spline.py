@@ -1,0 +1,205 @@
+import pickle
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
+
+from gammapy_accmaker.models.spline import SplineModel
+from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_run import fit_run
+
+BINS = (EDGES, LON, LAT, SOLID_ANGLE)
+N_RUN = 24
+ENERGY = np.array([1.2, 1.7, 2.5, 5.0])
+POSITIONS = (np.array([0.2, 0.8, 1.4, 1.8]), np.array([0.1, -0.6, 0.5, -0.2]))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return simulate_runs(N_RUN, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model(runs):
+    return fit_spline(runs, *BINS)
+
+
+def deviations(model, zeniths):
+    """Log of fit over truth and its expected error, above the threshold and within the field of view."""
+    out = []
+    for z in zeniths:
+        log_ratio = np.log(model.rate_grid(ENERGY, *POSITIONS, z) / true_rate(ENERGY, *POSITIONS, z))
+        out.append((log_ratio, model.relative_error_grid(ENERGY, *POSITIONS, z, part="coefficients")))
+    return np.array(out).transpose(1, 0, 2, 3)
+
+
+def test_recovers_the_simulated_rate_within_its_error(model):
+    assert model.converged
+    log_ratio, error = deviations(model, [0.72, 0.8, 0.9, 0.98])
+    assert np.abs(log_ratio).mean() < 0.08
+    assert 0.01 < np.median(error) < 0.08
+    assert np.sqrt(np.mean((log_ratio / error) ** 2)) < 1.8
+
+
+def test_recovers_the_threshold(model):
+    for z in (0.75, 0.95):
+        energy = 0.35 * z**-2.3 * np.array([1.05, 1.3])
+        ratio = model.rate(energy, 0.3, -0.2, z) / true_rate(energy, np.array([0.3]), np.array([-0.2]), z)[:, 0]
+        assert np.abs(np.log(ratio)).max() < 0.35
+
+
+def test_spread_of_the_runs_is_found(model, runs):
+    assert model.population.norm_spread == pytest.approx(np.std([r.norm for r in runs]), rel=0.2)
+    assert model.population.shift_spread == pytest.approx(np.std([r.shift for r in runs]), rel=0.2)
+
+
+@pytest.mark.slow
+def test_pulls_have_unit_width():
+    near = np.hypot(LON, LAT) < 1.3
+    bins, pulls = (EDGES[25:75], LON[near], LAT[near], SOLID_ANGLE[near]), []
+    for seed in range(20):
+        cut = [
+            SimulatedRun(r.obs_id, csr_array(r.counts[25:74][:, near]), r.exposure[near], r.cos_zenith, r.azimuth)
+            for r in simulate_runs(12, seed=100 + seed, zenith=(0.85, 0.95), ontime=4000.0, sd_shift=0.0)
+        ]
+        model = fit_spline(cut, *bins, run_effects="norm", zenith=False)
+        lon, lat = np.array([0.2, 0.8]), np.array([0.1, -0.6])
+        ratio = model.rate_grid(ENERGY, lon, lat, 0.9) / true_rate(ENERGY, lon, lat, 0.9)
+        pulls.append(np.log(ratio) / model.relative_error_grid(ENERGY, lon, lat, 0.9, part="coefficients"))
+    # the norms of 12 runs are most of the error, so that the pulls of one simulation hang together
+    assert np.sqrt(np.mean(np.square(pulls))) == pytest.approx(1.0, abs=0.3)
+
+
+def test_order_of_the_runs_does_not_matter(runs):
+    some = runs[:5]
+    first, second = (fit_spline(r, *BINS).rate_grid(CENTERS, LON, LAT, 0.9) for r in (some, some[::-1]))
+    assert np.allclose(first, second, rtol=1e-10)
+
+
+def test_twice_the_exposure_halves_the_rate(runs):
+    some = runs[:5]
+    longer = [SimulatedRun(r.obs_id, r.counts, 2 * r.exposure, r.cos_zenith, r.azimuth) for r in some]
+    first, second = (fit_spline(r, *BINS).rate_grid(ENERGY, *POSITIONS, 0.9) for r in (some, longer))
+    assert np.allclose(first, 2 * second, rtol=1e-3)
+
+
+def test_serial_form_and_pickle_are_exact(model, runs):
+    arrays = model.to_arrays()
+    assert all(isinstance(a, np.ndarray) and a.dtype != object for a in arrays.values())
+    for copy in (SplineModel.from_arrays(arrays), pickle.loads(pickle.dumps(model))):
+        effect = copy.effects[3]
+        assert np.array_equal(
+            copy.rate_grid(ENERGY, *POSITIONS, 0.8, effect=effect),
+            model.rate_grid(ENERGY, *POSITIONS, 0.8, effect=model.effects[3]),
+        )
+        assert np.array_equal(
+            copy.relative_error_grid(ENERGY, *POSITIONS, 0.8), model.relative_error_grid(ENERGY, *POSITIONS, 0.8)
+        )
+        assert fit_run(copy, runs[0]).norm == fit_run(model, runs[0]).norm
+        assert effect.flags == model.effects[3].flags
+    del arrays["coefficients"]
+    with pytest.raises(ValueError, match="coefficients"):
+        SplineModel.from_arrays(arrays)
+    assert len(pickle.dumps(model)) < 20e6
+
+
+def test_outside_the_trained_range_values_are_clamped(model):
+    lo, hi = model.zenith_range
+    lon = np.array([0.5])
+    assert np.array_equal(model.rate_grid(ENERGY, lon, lon, 0.2), model.rate_grid(ENERGY, lon, lon, lo))
+    assert np.array_equal(model.rate_grid(ENERGY, lon, lon, 1.0), model.rate_grid(ENERGY, lon, lon, max(hi, 1.0)))
+    assert np.allclose(model.rate(50.0, 0, 0, 0.9), model.rate(EDGES[-1], 0, 0, 0.9))
+    assert np.allclose(model.rate(1.0, 7.0, 0, 0.9), model.rate(1.0, model.offset_max, 0, 0.9))
+    wide = model.rate_grid(np.geomspace(0.001, 1000, 50), np.linspace(-9, 9, 30), np.linspace(9, -9, 30), np.nan)
+    assert np.all(np.isfinite(wide))
+    assert np.all(wide >= 0)
+
+
+def test_rate_broadcasts_and_equals_the_grid(model):
+    rate = model.rate(ENERGY[:, None], *POSITIONS, 0.8)
+    assert rate.shape == (4, 4)
+    assert np.allclose(rate, model.rate_grid(ENERGY, *POSITIONS, 0.8), rtol=1e-12)
+    scattered = model.rate(ENERGY, *POSITIONS, np.array([0.7, 0.8, 0.8, 0.9]))
+    each = [model.rate(e, x, y, z) for e, x, y, z in zip(ENERGY, *POSITIONS, [0.7, 0.8, 0.8, 0.9])]
+    assert np.allclose(scattered, each, rtol=1e-12)
+
+
+def test_counts_are_given_back(model, runs):
+    volume = SOLID_ANGLE * np.diff(EDGES)[:, None] * 1e6
+    for run, effect in zip(runs[:4], model.effects):
+        mu = model.rate_grid(CENTERS, LON, LAT, run.cos_zenith, azimuth=run.azimuth, effect=effect) * volume
+        assert (mu * run.exposure).sum() == pytest.approx(run.counts.sum(), rel=0.02)
+
+
+@pytest.mark.parametrize("n_run", [1, 4])
+def test_few_runs_at_one_zenith(n_run):
+    runs = simulate_runs(n_run, seed=8, zenith=(0.85, 0.851))
+    model = fit_spline(runs, *BINS)
+    ratio = model.rate_grid(ENERGY, *POSITIONS, 0.85) / true_rate(ENERGY, *POSITIONS, 0.85)
+    assert np.abs(np.log(ratio)).max() < 0.9
+    assert np.all(np.isfinite(model.relative_error_grid(CENTERS, *POSITIONS, 0.85)))
+    assert 0.05 < model.population.norm_spread < 0.3
+    rate = model.rate_grid(CENTERS, LON, LAT, 0.85)
+    assert np.all(np.isfinite(rate))
+
+
+def test_empty_energies_and_pixels_without_exposure():
+    runs = []
+    hidden = np.hypot(LON - 1, LAT) < 0.35
+    for r in simulate_runs(4, seed=3, zenith=(0.9, 0.95)):
+        counts = r.counts.toarray()
+        counts[-20:] = 0
+        counts[:, hidden] = 0
+        runs.append(SimulatedRun(r.obs_id, csr_array(counts), np.where(hidden, 0, r.exposure), r.cos_zenith, r.azimuth))
+    model = fit_spline(runs, *BINS)
+    ratio = model.rate_grid([1.0], LON, LAT, 0.92) / true_rate(np.array([1.0]), LON, LAT, 0.92)
+    assert abs(np.log(ratio[:, hidden]).mean() - np.log(ratio[:, ~hidden]).mean()) < 0.1
+    assert np.all(
+        model.rate_grid(CENTERS[-5:], LON, LAT, 0.92) < 0.5 * model.rate_grid(CENTERS[-26:-25], LON, LAT, 0.92)
+    )
+
+
+def test_without_zenith_and_with_unknown_zenith(runs):
+    unknown = [SimulatedRun(r.obs_id, r.counts, r.exposure, np.nan, np.nan) for r in runs[:4]]
+    with pytest.raises(ValueError, match="zenith angle is not known"):
+        fit_spline(unknown, *BINS)
+    model = fit_spline(unknown, *BINS, zenith=False)
+    assert np.array_equal(model.rate_grid(ENERGY, *POSITIONS, 0.7), model.rate_grid(ENERGY, *POSITIONS, np.nan))
+    assert fit_run(model, unknown[0]).converged
+
+
+def test_slices_of_a_run_share_its_effects(runs):
+    halves = []
+    for r in runs[:4]:
+        counts = r.counts.toarray()
+        first = np.random.default_rng(r.obs_id).binomial(counts.astype(int), 0.5)
+        for part in (first, counts - first):
+            halves.append(
+                SimulatedRun(r.obs_id, csr_array(part.astype(float)), r.exposure / 2, r.cos_zenith, r.azimuth)
+            )
+    whole, split = fit_spline(runs[:4], *BINS), fit_spline(halves, *BINS)
+    assert len(split.effects) == 4
+    assert np.allclose(split.rate_grid(ENERGY, *POSITIONS, 0.9), whole.rate_grid(ENERGY, *POSITIONS, 0.9), rtol=1e-2)
+    effect = fit_run(whole, halves[:2])
+    assert effect.norm == pytest.approx(fit_run(whole, runs[0]).norm, rel=1e-6)
+
+
+def test_bad_input_is_named(runs):
+    with pytest.raises(ValueError, match="finer bins"):
+        fit_spline(runs[:1], np.geomspace(0.2, 10, 10), LON, LAT, SOLID_ANGLE)
+    with pytest.raises(ValueError, match="do not fit the bins"):
+        fit_spline(runs[:1], EDGES[:-1], LON, LAT, SOLID_ANGLE)
+    empty = SimulatedRun(1, csr_array(runs[0].counts.shape), runs[0].exposure, 0.9, 0.0)
+    with pytest.raises(ValueError, match="counts in the energy range"):
+        fit_spline([empty], *BINS)
+    with pytest.raises(ValueError, match="run effects"):
+        fit_spline(runs[:1], *BINS, run_effects="everything")
+
+
+def test_inputs_are_not_changed(runs):
+    before = [(r.counts.copy(), r.exposure.copy()) for r in runs[:2]]
+    fit_spline(runs[:2], *BINS, max_rounds=3)
+    for run, (counts, exposure) in zip(runs, before):
+        assert (run.counts != counts).nnz == 0
+        assert np.array_equal(run.exposure, exposure)

@@ -207,7 +207,10 @@ class NoRenormalization(_Options):
 
 
 class FovRenormalization(_Options):
-    """`~gammapy.makers.FoVBackgroundMaker` outside of the exclusion; ``fit_options`` go to `~gammapy.modeling.Fit`."""
+    """`~gammapy.makers.FoVBackgroundMaker` outside of the exclusion; ``fit_options`` go to `~gammapy.modeling.Fit`.
+
+    ``prior``: a Gaussian prior on norm and tilt of the model that stays on the dataset, as wide as the acceptance is sure.
+    """
 
     type: Literal["fov"] = "fov"
     method: Literal["scale", "fit"] = "scale"
@@ -216,6 +219,7 @@ class FovRenormalization(_Options):
     min_counts: float = 0
     min_npred_background: float = 0
     fit_options: dict[str, Any] = {}
+    prior: bool = False
 
 
 class RingRenormalization(_Options):

@@ -121,7 +121,7 @@ def adapt_to_run(
     mean, variance = deviance_moments(norm * expected)
     score = (poisson_deviance(counts, norm * expected) - mean) / np.sqrt(variance)
     row = {"EXPECTED": norm * expected.sum(), "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0}
-    return ScaledModel(rate_model, norm), row | {"DEVIANCE": score.max(), "FLAG": ""}
+    return ScaledModel(rate_model, norm, error), row | {"DEVIANCE": score.max(), "FLAG": ""}
 
 
 def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCounts) -> np.ndarray:

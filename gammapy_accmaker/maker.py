@@ -10,13 +10,15 @@ from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
 from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
 from gammapy.maps import Map
 from gammapy.modeling import Fit
+from gammapy.modeling.models import GaussianPrior
 
 from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
-from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import icrs_vectors, make_background_map
+from gammapy_accmaker.models.base import RateModel, ScaledModel
+from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one
@@ -98,8 +100,8 @@ class AcceptanceBackgroundMaker(Maker):
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
         rate_model = self._fitted().rate_model
-        if self.config.run_effects.type == "none":
-            return rate_model
+        if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
+            return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
         return adapt_to_run(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion), self.config)[0]
 
@@ -136,6 +138,11 @@ class AcceptanceBackgroundMaker(Maker):
             Where the geometry or the observation cannot be used.
         """
         return make_background_map(self.adapt(observation), self._track(observation), geom, self._time_step)
+
+    def make_background_error(self, geom, observation) -> Map:
+        """Standard deviation of each bin of `make_background`, from the fit and from the effects of the run."""
+        model, track = self.adapt(observation), self._track(observation)
+        return make_error_map(model, track, make_background_map(model, track, geom, self._time_step))
 
     def run(self, dataset, observation):
         """Fill the background of a dataset.
@@ -182,7 +189,7 @@ class AcceptanceBackgroundMaker(Maker):
             maker = FoVBackgroundMaker(
                 method=options.method,
                 exclusion_mask=mask,
-                spectral_model=options.spectral_model.copy(),
+                spectral_model=self._norm_model(options, observation),
                 spatial_model=options.spatial_model,
                 min_counts=options.min_counts,
                 min_npred_background=options.min_npred_background,
@@ -194,6 +201,16 @@ class AcceptanceBackgroundMaker(Maker):
         given = options.model_dump(exclude={"type"})
         cls = RingBackgroundMaker if options.type == "ring" else AdaptiveRingBackgroundMaker
         return cls(exclusion_mask=mask, **given).run(dataset, observation)
+
+    def _norm_model(self, options, observation):
+        """Norm spectral model of the renormalisation, with the prior that the fit of the run leaves."""
+        model = options.spectral_model.copy()
+        if options.prior:
+            adapted = self.adapt(observation)
+            for name, mean, sigma in (("norm", 1, adapted.norm_spread), ("tilt", 0, adapted.tilt_spread)):
+                if name in model.parameters.names and np.isfinite(sigma) and sigma > 0:
+                    model.parameters[name].prior = GaussianPrior(mu=mean, sigma=sigma)
+        return model
 
     def _check_dataset(self, dataset):
         if not isinstance(dataset, MapDataset) or isinstance(dataset, (MapDatasetOnOff, SpectrumDatasetOnOff)):

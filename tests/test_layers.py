@@ -34,7 +34,7 @@ ALLOWED = {
     "config": {"astropy", "pydantic", "yaml", "gammapy.utils", "gammapy.modeling", OURS + "files"},
     "runs": {"astropy.units", "gammapy.maps", "gammapy.utils", *(OURS + n for n in ("binning", "config", "reduction"))},
     "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "models", "reduction", "runs"))},
-    "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "models.base", "products", "reduction", "runs"))},
+    "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "models.base", "models.binned", "products", "reduction", "runs"))},
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "products", "reduction", "runs", "validation"))},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_truth"},

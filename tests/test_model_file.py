@@ -15,7 +15,7 @@ from gammapy_accmaker.products.io import read_model_file, write_model_file
 KINDS = ["radial", "grid"]
 RUNS = {
     "OBS_ID": [3, 7], "ROLE": ["fit", "apply"], "USED": [True, False], "ONTIME": [1680.123456789, np.nan],
-    "NORM": [1 / 3, np.nan], "FLAG": ["", "observation 7: it has no good time intervals; \u00b1 dust"[:-7]],
+    "NORM": [1 / 3, np.nan], "FLAG": ["", "observation 7: it has no good time intervals, \u00b1 dust"],
 }  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def test_it_is_restored_exactly(kind, tmp_path):
     assert after.run_table.colnames == before.run_table.colnames
     for name in RUNS:
         assert np.array_equal(after.run_table[name], before.run_table[name], equal_nan=name in ("ONTIME", "NORM")), name
-    assert after.run_table["ONTIME"].unit == "s"
+        assert after.run_table[name].dtype.kind == before.run_table[name].dtype.kind
+    assert after.run_table["ONTIME"].unit == "s" and not after.run_table.has_masked_columns
     lon, lat = np.linspace(-2.5, 2.5, 30), np.linspace(1, -1, 30)
     assert np.array_equal(after.rate_model.integral_grid(EDGES, lon, lat), before.rate_model.integral_grid(EDGES, lon, lat))
     assert str(after) == str(before)
@@ -134,7 +135,8 @@ def test_unknown_version(path):
 @pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
 def test_truncated_file(part, path):
     content = path.read_bytes()
-    path.write_bytes(content[: int(part * len(content))])
+    # the last block of 2880 bytes may be padding
+    path.write_bytes(content[: int(part * (len(content) - 2880))])
     with pytest.raises(InputError, match="model file"):
         AcceptanceModel.read(path)
 
@@ -181,20 +183,21 @@ def test_a_shape_that_does_not_fit(path):
 
 def test_arrays_of_other_types_are_refused(tmp_path):
     with pytest.raises(InputError, match="numbers"):
-        write_model_file(tmp_path / "x.fits", {"a": np.array(["text"])}, {}, Table({"OBS_ID": [1]}), overwrite=False)
+        write_model_file(tmp_path / "x.fits", {"a": np.array([1 + 1j])}, {}, Table({"OBS_ID": [1]}), overwrite=False)
 
 
 def test_scalars_empty_arrays_and_kinds_of_numbers(tmp_path):
     arrays = {
         "scalar": np.array(1 / 3), "empty": np.zeros((0,)), "integers": np.arange(6).reshape(2, 3), "small": np.float32([1 / 3]),
-        "nan": np.array([np.nan, np.inf, -0.0]), "a long name, with LOWER case": np.ones((2, 1, 3)),
+        "nan": np.array([np.nan, np.inf, -0.0]), "truth": np.array([[True], [False]]), "word": np.array("bspline "),
+        "words": np.array(["a\nb", "", "\u03b8 "]), "a long name, with LOWER case": np.ones((2, 1, 3)),
     }  # fmt: skip
     write_model_file(tmp_path / "x.fits", arrays, {"text": "a\nb\n  c: 'd'\n", "none": ""}, Table({"OBS_ID": [1]}), overwrite=False)
     again, texts, _ = read_model_file(tmp_path / "x.fits")
     for name, values in arrays.items():
         assert again[name].dtype == values.dtype and again[name].shape == values.shape, name
         assert again[name].tobytes() == values.tobytes(), name
-    assert texts["text"].rstrip() == "a\nb\n  c: 'd'" and texts["none"] == ""
+    assert texts == {"text": "a\nb\n  c: 'd'\n", "none": ""}
 
 
 def test_peek_draws(path):

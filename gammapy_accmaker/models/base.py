@@ -137,12 +137,21 @@ def integrate_rate(evaluate, energy_edges: np.ndarray, knots: np.ndarray) -> np.
 
 
 class ScaledModel(RateModel):
-    """A model times the norm of one run."""
+    """A model times the norm of one run.
 
-    def __init__(self, model: RateModel, norm: float):
-        self.model, self.norm = model, norm
+    ``norm_spread``: relative error of the norm. ``tilt_spread``: of the spectral index, NaN since it is not fitted.
+    """
+
+    tilt_spread = np.nan
+
+    def __init__(self, model: RateModel, norm: float, norm_error: float = 0.0):
+        self.model, self.norm, self.norm_error = model, norm, norm_error
         self.energy_edges, self.offset_max = model.energy_edges, model.offset_max
         self.half_width, self.is_radial, self.zenith_range = model.half_width, model.is_radial, model.zenith_range
+
+    @property
+    def norm_spread(self) -> float:
+        return self.norm_error / self.norm
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         return self.norm * self.model.rate_grid(energy, fov_lon, fov_lat, cos_zenith)
@@ -151,7 +160,7 @@ class ScaledModel(RateModel):
         return self.norm * self.model.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
-        return self.model.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+        return np.hypot(self.model.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith), self.norm_spread)
 
     def to_arrays(self):
         return self.model.to_arrays() | {"norm": np.array(self.norm)}

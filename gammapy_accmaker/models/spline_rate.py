@@ -13,6 +13,7 @@ from gammapy_accmaker.models.spline import SplineModel
 __all__ = ["SplineRate"]
 
 NODE_STEP = 0.03  # in log10 energy, between which the rate is integrated as a power law
+TILT_RANGE = (0.5, 10.0)  # TeV
 RIM = 1 / 12  # of the trained offset; so far the rate is continued at its last value
 
 
@@ -53,6 +54,25 @@ class SplineRate(RateModel):
     @property
     def zenith_range(self) -> tuple[float, float] | None:
         return None if self.model.zenith_axis.n == 1 else self.model.zenith_range
+
+    @property
+    def norm_spread(self) -> float:
+        """Relative error of the norm of the run, or its spread over the runs where it is not fitted."""
+        fitted = self.effect is not None and self.effect.basis.n > 0
+        return self.effect.norm_error / self.effect.norm if fitted else self.model.population.norm_spread
+
+    @property
+    def tilt_spread(self) -> float:
+        """Standard deviation of the spectral index that the effects of the run leave, over TILT_RANGE."""
+        fitted = self.effect is not None and self.effect.basis.n > 0
+        basis = self.effect.basis if fitted else self.model.population.basis
+        covariance = self.effect.covariance if fitted else self.model.population.covariance
+        log_energy = np.linspace(*np.log(TILT_RANGE), 20)
+        slope = (log_energy - log_energy.mean()) / ((log_energy - log_energy.mean()) ** 2).sum()
+        modes = basis.mode_values(np.zeros(1), np.zeros(1))[0]
+        additive = slope @ (basis.energy_columns(log_energy) * modes[basis.mode_of_column])
+        row = np.concatenate([np.zeros(basis.n_shift), additive])
+        return float(np.sqrt(row @ covariance @ row))
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         energy = np.asarray(energy, dtype=float)

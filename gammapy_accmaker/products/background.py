@@ -19,11 +19,12 @@ from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.reduction.fov import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 
-__all__ = ["expected_counts", "expected_counts_directly", "icrs_vectors", "make_background_map", "zenith_nodes"]
+__all__ = ["expected_counts", "expected_counts_directly", "icrs_vectors", "make_background_map", "make_error_map", "zenith_nodes"]
 
 OFFSET_STEP = 0.05  # deg
 ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
 ZENITH_STEP = 0.02  # of cos zenith, between which the rate is linear in it
+ERROR_OFFSET_STEP, ERROR_ANGLE_STEPS = 0.25, 32
 COARSE_PIXEL = 0.1  # deg; larger pixels are divided, since the rate at a centre is not the mean over them
 
 
@@ -63,6 +64,23 @@ def make_background_map(model: RateModel, track: FovTrack, geom, time_step: floa
     else:
         data = _wcs_counts(model, track, geom, edges, time_step)
     return Map.from_geom(geom, data=data, unit="")
+
+
+def make_error_map(model: RateModel, track: FovTrack, background: Map) -> Map:
+    """Map of the standard deviation of a background that `make_background_map` made.
+
+    It is that of each bin by itself, from the counts of the fit and the effects of the run; neighbouring bins are
+    correlated. The relative error is taken in the middle of the run and of each energy bin.
+    """
+    lon, lat, shape = _polar_grid(model, ERROR_OFFSET_STEP, ERROR_ANGLE_STEPS)
+    energy = np.clip(background.geom.axes["energy"].center.to_value("TeV"), *model.energy_edges[[0, -1]])
+    middle, _ = time_nodes(track.intervals, None)
+    error = model.relative_error_grid(energy, lon, lat, float(track.cos_zenith_at(middle)[0])).reshape(-1, *shape)
+    image = background.geom.to_image()
+    position = image.center_skydir.icrs if image.is_region else None
+    xyz = icrs_vectors(image) if position is None else unit_vectors(position.ra.rad, position.dec.rad)[None]
+    relative = _read_polar(error, np.nan_to_num(xyz @ track.matrices_at(middle)[0].T), model.offset_max)
+    return Map.from_geom(background.geom, data=background.data * relative.reshape(background.data.shape), unit="")
 
 
 def _wcs_counts(model, track, geom, edges, time_step):
@@ -133,17 +151,7 @@ def expected_counts(model: RateModel, track: FovTrack, xyz, solid_angle, energy_
         counts[:, near] = expected_counts_directly(model, track, xyz[near], solid_angle[near], energy_edges, time_step)
         return counts
     average = _polar_average(model, track, energy_edges, time_step)
-    camera = xyz[near] @ track.matrices[0].T
-    theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
-    row = theta / model.offset_max * (average.shape[1] - 1)
-    column = np.arctan2(camera[:, 2], camera[:, 1]) / (2 * np.pi) % 1 * average.shape[2]
-    if average.shape[2] > 1:
-        average = np.concatenate([average, average[:, :, :1]], axis=2)
-        at = [row, column]
-    else:
-        at = [row, np.zeros_like(row)]
-    for plane, out in zip(average, counts, strict=True):
-        out[near] = map_coordinates(plane, at, order=1, mode="nearest") * solid_angle[near]
+    counts[:, near] = _read_polar(average, xyz[near] @ track.matrices[0].T, model.offset_max) * solid_angle[near]
     return counts
 
 
@@ -165,21 +173,36 @@ def _pointing_drift(track):
 def _polar_average(model, track, energy_edges, time_step):
     """Rate summed over the run, in counts per sr, over (energy bin, offset, angle at the first node)."""
     seconds, weights = time_nodes(track.intervals, time_step)
-    theta = np.linspace(0, model.offset_max * (1 - 1e-12), int(np.ceil(model.offset_max / OFFSET_STEP)) + 1)
-    nphi = 1 if model.is_radial else ANGLE_STEPS
-    phi = 2 * np.pi * np.arange(nphi) / nphi
-    t, p = np.meshgrid(np.radians(theta), phi, indexing="ij")
-    xyz = np.stack([np.cos(t), np.sin(t) * np.cos(p), np.sin(t) * np.sin(p)], axis=-1)
-    lon, lat = (np.degrees(a).ravel() for a in vectors_to_lonlat(xyz))
-
+    lon, lat, shape = _polar_grid(model, OFFSET_STEP, ANGLE_STEPS)
     turn = track.matrices_at(seconds) @ track.matrices[0].T
     angle = np.arctan2(turn[:, 2, 1], turn[:, 1, 1])
     nodes, zenith_weights = zenith_nodes(model, track.cos_zenith_at(seconds))
     average = 0.0
     for z, share in zip(nodes, zenith_weights.T, strict=True):
-        rate = model.integral_grid(energy_edges, lon, lat, z).reshape(-1, *t.shape)
+        rate = model.integral_grid(energy_edges, lon, lat, z).reshape(-1, *shape)
         average = average + _turned(rate, angle, weights * share)
     return average
+
+
+def _polar_grid(model, offset_step, angle_steps):
+    """FOV_LON and FOV_LAT in deg of a polar grid over the coverage of a model, raveled, and its shape."""
+    theta = np.linspace(0, model.offset_max * (1 - 1e-12), int(np.ceil(model.offset_max / offset_step)) + 1)
+    nphi = 1 if model.is_radial else angle_steps
+    t, p = np.meshgrid(np.radians(theta), 2 * np.pi * np.arange(nphi) / nphi, indexing="ij")
+    xyz = np.stack([np.cos(t), np.sin(t) * np.cos(p), np.sin(t) * np.sin(p)], axis=-1)
+    lon, lat = (np.degrees(a).ravel() for a in vectors_to_lonlat(xyz))
+    return lon, lat, t.shape
+
+
+def _read_polar(planes, camera, offset_max):
+    """Values at camera unit vectors, shape (n, 3), of planes over a polar grid, shape (m, offset, angle): (m, n)."""
+    theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
+    row = theta / offset_max * (planes.shape[1] - 1)
+    column = np.zeros_like(row)
+    if planes.shape[2] > 1:
+        column = np.arctan2(camera[:, 2], camera[:, 1]) / (2 * np.pi) % 1 * planes.shape[2]
+        planes = np.concatenate([planes, planes[:, :, :1]], axis=2)
+    return np.stack([map_coordinates(plane, [row, column], order=1, mode="nearest") for plane in planes])
 
 
 def _turned(rate, angle, weights):
@@ -191,8 +214,8 @@ def _turned(rate, angle, weights):
     if n == 1:
         return rate * share[0]
     turned = np.fft.irfft(np.fft.rfft(rate) * np.conj(np.fft.rfft(share)), n)
-    # rounding of the transform must not leave a negative rate
-    return np.maximum(turned, 0)
+    # rounding of the transform must not leave a rate where there is none
+    return np.where(turned > 1e-12 * turned.max(), turned, 0)
 
 
 def zenith_nodes(model: RateModel, cos_zenith: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ __all__ = ["read_model_file", "write_model_file"]
 
 FORMAT = "gammapy_accmaker model"
 FORMAT_VERSION = 1
-TEXT, STRING, STRINGS = "text:", "string:", "strings:"
+TEXT, STRINGS = "text:", "strings:"
 MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed
 
 
@@ -29,7 +30,7 @@ def write_model_file(path: Path, arrays: dict[str, np.ndarray], texts: dict[str,
     for name, values in arrays.items():
         values = np.asarray(values)
         if values.dtype.kind == "U" and values.ndim <= 1:
-            texts[(STRING if values.ndim == 0 else STRINGS) + name] = "\n".join(np.atleast_1d(values))
+            texts[STRINGS + name] = values.tolist()
             continue
         if values.dtype.kind not in "biuf":
             raise InputError(f"model array {name!r}: got the type {values.dtype}, but numbers or text are needed")
@@ -40,8 +41,11 @@ def write_model_file(path: Path, arrays: dict[str, np.ndarray], texts: dict[str,
         hdu.header["BOOL"] = is_bool
         hdu.header["SHAPE"] = ",".join(str(n) for n in values.shape)
         hdus.append(hdu)
-    text_table = Table({"KEY": list(texts), "TEXT": list(texts.values())})
+    # as JSON, since FITS drops trailing blanks and knows ASCII alone
+    text_table = Table({"KEY": list(texts), "TEXT": [json.dumps(text) for text in texts.values()]})
     hdus.append(fits.BinTableHDU(text_table, name="TEXTS"))
+    run_table = run_table.copy()
+    run_table.convert_unicode_to_bytestring()
     hdus.append(fits.BinTableHDU(run_table, name="RUNS"))
     write_atomically(path, lambda temporary: fits.HDUList(hdus).writeto(temporary), overwrite)
 
@@ -64,20 +68,16 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
                 raise InputError(f"model file: {path} was not written by AcceptanceModel.write (version {FORMAT_VERSION})")
             arrays = _read_arrays(path, hdulist)
             texts = Table.read(hdulist["TEXTS"])
-            run_table = Table.read(hdulist["RUNS"])
-    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            # else NaN and empty text would come back masked
+            run_table = Table.read(hdulist["RUNS"], mask_invalid=False)
+            run_table.convert_bytestring_to_unicode()
+            found = {str(key): json.loads(str(text)) for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)}
+    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, fits.VerifyError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model file: {path} is damaged or is no FITS file ({error})") from error
-    found = {}
-    for key, text in zip(texts["KEY"], texts["TEXT"], strict=True):
-        kind, name = str(key).split(":", 1)
-        if kind + ":" == TEXT:
-            found[name] = str(text)
-        else:
-            lines = np.array(str(text).split("\n"))
-            arrays[name] = lines if kind + ":" == STRINGS else lines[0]
-    return arrays, found, run_table
+    arrays |= {key.removeprefix(STRINGS): np.array(text, dtype=str) for key, text in found.items() if key.startswith(STRINGS)}
+    return arrays, {key.removeprefix(TEXT): text for key, text in found.items() if key.startswith(TEXT)}, run_table
 
 
 def _read_arrays(path, hdulist):

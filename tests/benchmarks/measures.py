@@ -4,6 +4,7 @@ As a script it does one of them in a process of its own, for an honest first cal
 
     python tests/benchmarks/measures.py fit grid --offset-bins 6
     python tests/benchmarks/measures.py background
+    python tests/benchmarks/measures.py read
 """
 
 import argparse
@@ -25,6 +26,7 @@ DR1 = Path(os.environ.get("GAMMAPY_DATA", "")) / "hess-dl3-dr1"
 EXCLUSION = Path(os.environ.get("ACCMAKER_EXCLUSION", Path(__file__).parents[3] / "shared" / "dr1-exclusions.reg"))
 BACKGROUND_RUN = 33795  # 28 min
 REPEATS = 5
+OVERSAMPLING = 5
 
 
 def fit_config(model, offset_bins):
@@ -68,14 +70,20 @@ def new_run_and_geom():
     return observation, WcsGeom.create(skydir=observation.pointing.fixed_icrs, width=5, binsz=0.02, axes=[energy])
 
 
-def gammapy_background(irf, observation, geom):
-    """The map as `~gammapy.makers.MapDatasetMaker` makes it."""
+def read_events():
+    """The event tables of all runs, by gammapy: the time that fits are compared with."""
+    return [observation.events.table for observation in open_runs()]
+
+
+def gammapy_background(irf, observation, geom, oversampling=None):
+    """The map as `~gammapy.makers.MapDatasetMaker` makes it; oversampling divides the energy bins."""
     return make_map_background_irf(
         pointing=observation.pointing,
         ontime=observation.observation_time_duration,
         bkg=irf,
         geom=geom,
         time_start=observation.tstart,
+        oversampling=oversampling,
         location=observation.observatory_earth_location,
     )
 
@@ -96,6 +104,10 @@ def _map_times(call):
     return result.data.sum((1, 2)), {"first": times[0], "next": statistics.median(times[1:])}
 
 
+def _peak_mb(who):
+    return resource.getrusage(who).ru_maxrss / 1024
+
+
 def measure_fit(model, offset_bins, n_jobs):
     fitted, cpu, seconds = processor_time(fit, model, offset_bins, n_jobs)
     return {
@@ -104,7 +116,8 @@ def measure_fit(model, offset_bins, n_jobs):
         "runs": int(fitted.run_table["USED"].sum()),
         "seconds": seconds,
         "cpu_seconds": cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        # of n workers, each as large as the largest, while n = 1 works in this process
+        "peak_mb": _peak_mb(resource.RUSAGE_SELF) + (n_jobs * _peak_mb(resource.RUSAGE_CHILDREN) if n_jobs > 1 else 0),
     }
 
 
@@ -113,7 +126,19 @@ def measure_background():
     irf = maker.make_irf(new_run_and_geom()[0])
     ours, our_times = _map_times(lambda observation, geom: maker.make_background(geom, observation))
     theirs, their_times = _map_times(lambda observation, geom: gammapy_background(irf, observation, geom))
-    return {"ours": our_times, "gammapy": their_times, "energy_bin_ratio": (ours / theirs).tolist()}
+    # by itself gammapy takes each bin of the map as one power law between the rates at its edges
+    finer = gammapy_background(irf, *new_run_and_geom(), oversampling=OVERSAMPLING).data.sum((1, 2))
+    return {
+        "ours": our_times,
+        "gammapy": their_times,
+        "energy_bin_ratio": (ours / theirs).tolist(),
+        "energy_bin_ratio_oversampled": (ours / finer).tolist(),
+    }
+
+
+def measure_read():
+    tables, cpu, seconds = processor_time(read_events)
+    return {"runs": len(tables), "events": sum(map(len, tables)), "seconds": seconds, "cpu_seconds": cpu}
 
 
 def main():
@@ -124,8 +149,12 @@ def main():
     one.add_argument("--offset-bins", type=int, default=12)
     one.add_argument("--n-jobs", type=int, default=1)
     commands.add_parser("background")
+    commands.add_parser("read")
     args = parser.parse_args()
-    result = measure_background() if args.command == "background" else measure_fit(args.model, args.offset_bins, args.n_jobs)
+    if args.command == "fit":
+        result = measure_fit(args.model, args.offset_bins, args.n_jobs)
+    else:
+        result = measure_background() if args.command == "background" else measure_read()
     print(json.dumps(result))
 
 

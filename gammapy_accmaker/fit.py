@@ -111,7 +111,8 @@ def adapt_to_run(
         model, inside = rate_model.model, _spline_pixels(bins, config)
         effect = fit_run(model, [_of_pixels(part, inside) for part in slices], kind=kind)
         row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
-        row |= {"SHIFT": effect.shift, "SHIFT_ERR": effect.shift_error, "DEVIANCE": np.max(effect.deviance, initial=0.0)}
+        # what the covariates of the run foretell of its energy scale, and what its events add
+        row |= {"SHIFT": effect.scaling + effect.shift, "SHIFT_ERR": effect.shift_error, "DEVIANCE": np.max(effect.deviance, initial=0.0)}
         return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row | {"FLAG": "; ".join(effect.flags)}
     (run,) = slices
     expected, counts = expected_counts_in_bins(rate_model, bins, run), np.asarray(run.counts.sum(1)).ravel()

@@ -170,7 +170,7 @@ class AcceptanceBackgroundMaker(Maker):
         except ObservationError as error:
             log.warning(f"{error}. Its dataset {dataset.name} has no background and is masked.")
             dataset.background = Map.from_geom(geom, unit="")
-        covered = dataset.background.data > 0
+        covered = (dataset.background.data > 0) & self._covers(dataset)[:, None, None]
         if dataset.mask_safe is not None:
             covered = covered & dataset.mask_safe.data
         dataset.mask_safe = Map.from_geom(geom, data=covered)
@@ -224,6 +224,17 @@ class AcceptanceBackgroundMaker(Maker):
         nbin = geom.axes["energy"].nbin
         if kind in ("ring", "adaptive_ring") and nbin != 1:
             raise InputError(f"renormalization: {kind!r} needs a dataset with one energy bin, but got {nbin}; use one bin or `type: fov`")
+
+    def _covers(self, dataset):
+        """Whether each energy bin lies within the energies of the fit; one that sticks out is filled in part."""
+        edges, fit = energy_edges_from_axis(dataset.counts.geom.axes["energy"]), make_bins(self.config).energy_edges
+        inside = (edges[:-1] > fit[0] * (1 - 1e-6)) & (edges[1:] < fit[-1] * (1 + 1e-6))
+        if not inside.all():
+            log.warning(
+                f"{dataset.name}: {(~inside).sum()} of its {len(inside)} energy bins, {edges[0]:.3g} to {edges[-1]:.3g} TeV, "
+                f"reach beyond the model, {fit[0]:.3g} to {fit[-1]:.3g} TeV, and are masked"
+            )
+        return inside
 
     def _fitted(self):
         if self.model is None:

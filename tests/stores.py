@@ -48,7 +48,7 @@ def plain_store():
 @cache
 def full_store():
     """Wobble and OFF runs with all that the simulation has: source, zenith, norms, energy shifts, dead time, a gap."""
-    return simulate_data_store(_folder() / "full", n_wobble=4, n_off=4)
+    return simulate_data_store(_folder() / "full", n_wobble=4, n_off=4, zenith_range=(0, 30) * u.deg)
 
 
 def observations(store, obs_ids=None):

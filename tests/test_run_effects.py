@@ -78,7 +78,7 @@ def test_few_counts_shrink_to_the_population(model):
     assert "few counts" in little.flags
     assert np.allclose(nothing.coefficients, mean, atol=0.01)
     assert "no exposure" in nothing.flags
-    assert nothing.norm_error > little.norm_error > full.norm_error
+    assert min(nothing.norm_error, little.norm_error) > 2 * full.norm_error
 
 
 def test_a_faint_source_does_not_move_the_effects(model):

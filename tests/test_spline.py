@@ -58,7 +58,7 @@ def test_spread_of_the_runs_is_found(model, runs):
 def test_pulls_have_unit_width():
     near = np.hypot(LON, LAT) < 1.3
     bins, pulls = (EDGES[25:75], LON[near], LAT[near], SOLID_ANGLE[near]), []
-    for seed in range(20):
+    for seed in range(16):
         cut = [
             SimulatedRun(r.obs_id, csr_array(r.counts[25:74][:, near]), r.exposure[near], r.cos_zenith, r.azimuth)
             for r in simulate_runs(12, seed=100 + seed, zenith=(0.85, 0.95), ontime=4000.0, sd_shift=0.0)
@@ -73,12 +73,12 @@ def test_pulls_have_unit_width():
 
 def test_order_of_the_runs_does_not_matter(runs):
     some = runs[:5]
-    first, second = (fit_spline(r, *BINS).rate_grid(CENTERS, LON, LAT, 0.9) for r in (some, some[::-1]))
+    first, second = (fit_spline(r, *BINS, max_rounds=7).rate_grid(CENTERS, LON, LAT, 0.9) for r in (some, some[::-1]))
     assert np.allclose(first, second, rtol=1e-10)
 
 
 def test_twice_the_exposure_halves_the_rate(runs):
-    some = runs[:5]
+    some = runs[:3]
     longer = [SimulatedRun(r.obs_id, r.counts, 2 * r.exposure, r.cos_zenith, r.azimuth) for r in some]
     first, second = (fit_spline(r, *BINS).rate_grid(ENERGY, *POSITIONS, 0.9) for r in (some, longer))
     assert np.allclose(first, 2 * second, rtol=1e-3)
@@ -199,7 +199,7 @@ def test_bad_input_is_named(runs):
 
 def test_inputs_are_not_changed(runs):
     before = [(r.counts.copy(), r.exposure.copy()) for r in runs[:2]]
-    fit_spline(runs[:2], *BINS, max_rounds=3)
+    fit_spline(runs[:2], *BINS, max_rounds=4)
     for run, (counts, exposure) in zip(runs, before):
         assert (run.counts != counts).nnz == 0
         assert np.array_equal(run.exposure, exposure)

@@ -201,15 +201,17 @@ def _expected(counts, volume, fov):
     ring_counts, ring_volume = counts @ member, volume @ member
     profile = _fill_1d((ring_counts.sum(0) + 1e-3) / np.where(ring_volume > 0, ring_volume, np.nan))
     total = np.maximum(counts.sum(1), 1)  # of an empty energy bin only the profile is used
-    intensity = _shrink(ring_counts, ring_volume, np.outer(total / (ring_volume @ profile), profile))
+    intensity = rings = _shrink(ring_counts, ring_volume, np.outer(total / (ring_volume @ profile), profile))
     if not fov.is_radial:
-        prior = _between_rings(intensity, theta, ring)
-        prior *= ((intensity @ ring_volume) / (prior @ volume))[:, None]
+        rings = _between_rings(intensity, theta, ring)
+        prior = rings * ((intensity @ ring_volume) / (rings @ volume))[:, None]
         every_energy = prior.sum(0, keepdims=True)
         prior *= _shrink(counts.sum(0, keepdims=True), volume, every_energy) / every_energy
         intensity = _shrink(counts, volume, prior)
     if not seen.all():
-        intensity[:, ~seen] = _from_neighbours(np.log(intensity[:, seen]), fov, seen)
+        # relative to the rings, whose profile a line across a hole would cut short
+        around = _from_neighbours(np.log(intensity[:, seen] / rings[:, seen]), fov, seen)
+        intensity[:, ~seen] = rings[:, ~seen] * around
     return intensity
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "difference_penalty",
     "fellner_schall",
     "fit_tensor_spline",
+    "penalty_eigenvalues",
     "penalty_matrix",
     "row_tensor",
     "tensor_information",

@@ -46,7 +46,7 @@ class SplineModel:
         Of g, in log(E / TeV) and deg.
     coefficients : `~numpy.ndarray`, shape (n_e, n_t, n_z)
         Of f.
-    precision_factor : `~numpy.ndarray`, shape (p (p + 1) / 2,)
+    covariance_factor : `~numpy.ndarray`, shape (p (p + 1) / 2,)
         Upper triangle of R, covariance of the coefficients = R R', p = n_e * n_t * n_z; float32.
     asymmetry : `~numpy.ndarray`, shape (n_a, n_b)
         Coefficients of g.
@@ -73,7 +73,7 @@ class SplineModel:
     asymmetry_energy_axis: BSplineAxis
     asymmetry_offset_axis: BSplineAxis
     coefficients: np.ndarray
-    precision_factor: np.ndarray
+    covariance_factor: np.ndarray
     asymmetry: np.ndarray
     asymmetry_covariance: np.ndarray
     smoothing: np.ndarray
@@ -253,7 +253,7 @@ class SplineModel:
     def _factor(self):
         p = self.coefficients.size
         out = np.zeros((p, p))
-        out[np.triu_indices(p)] = self.precision_factor
+        out[np.triu_indices(p)] = self.covariance_factor
         return out
 
     def relative_error_grid(

@@ -8,32 +8,26 @@ angle. Smoothing parameters follow Fellner-Schall updates, the population of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, lapack
 
 from gammapy_accmaker.models.bsplines import (
-    BSplineAxis,
     axis_penalties,
     difference_penalty,
     fellner_schall,
     fit_tensor_spline,
     penalty_eigenvalues,
 )
-from gammapy_accmaker.models.covariates import CovariateScale
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
-from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, norm_row, update_population
-from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, RunSums, fit_effects, sum_slices
-from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
+from gammapy_accmaker.models.run_effects import RunPopulation, norm_row, update_population
+from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunSums, fit_effects, sum_slices
 from gammapy_accmaker.models.spline import SplineModel
-from gammapy_accmaker.models.spline_run import as_slices, project_run, summarise_run
+from gammapy_accmaker.models.spline_run import column_means, project_run, summarise_run
+from gammapy_accmaker.models.spline_setup import SplineSetup, group_runs
 
 __all__ = ["fit_spline"]
 
 MAX_BIN_WIDTH = 0.12  # in log energy; wider bins would need an integral within the bin
-OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
-MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
 START_INDEX = -2.7  # spectral index before anything is fitted
 RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
 MAX_STEP = 1.5  # of a coefficient of the rate in one round
@@ -42,7 +36,7 @@ RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a co
 ASYMMETRY_ROUNDS = (2, 4, 6, 9)
 MIN_ROUNDS = 6
 CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
-CHUNK = 16  # runs whose information is added to the whole in one product
+ROUND_STEPS = 2  # of the effects of a run in one round
 
 
 def fit_spline(
@@ -87,106 +81,20 @@ def fit_spline(
     energy_edges = np.asarray(energy_edges, dtype=float)
     if np.diff(np.log(energy_edges)).max() > MAX_BIN_WIDTH:
         raise ValueError("energy_edges: bins of the spline fit must not be wider than 0.05 dex; use finer bins")
-    grouped = _group(runs, zenith)
+    if max_rounds <= RATE_ONLY_ROUNDS:
+        raise ValueError(f"max_rounds: got {max_rounds}, but more than {RATE_ONLY_ROUNDS} are needed")
+    grouped = group_runs(runs, zenith)
     cells = FovCells(*(np.asarray(a, dtype=float) for a in (fov_lon, fov_lat, solid_angle)))
-    setup = _Setup.of(grouped, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
+    setup = SplineSetup.of(grouped, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
     fit = _JointFit(setup, grouped)
     fit.run(max_rounds)
     return fit.model()
 
 
-def _group(runs, zenith):
-    """Slices by run, in an order that does not depend on that of the input."""
-    by_run = {}
-    for run in runs:
-        by_run.setdefault(run.obs_id, []).append(run)
-    grouped = []
-    for key in sorted(by_run):
-        slices = as_slices(sorted(by_run[key], key=lambda r: (r.cos_zenith, r.counts.sum(), r.exposure.sum())))
-        if slices:
-            grouped.append(slices)
-    if not sum(s.counts.sum() for slices in grouped for s in slices) > 0:
-        raise ValueError(f"runs: none of {len(by_run)} runs has both exposure and counts in the energy range")
-    unknown = [s[0].obs_id for s in grouped if not all(np.isfinite(r.cos_zenith) for r in s)]
-    if zenith and unknown:
-        raise ValueError(f"runs {unknown}: zenith angle is not known; give a location or fit with zenith=False")
-    return grouped
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """Axes and bases of a fit, from the runs."""
-
-    design: RunDesign
-    scale: CovariateScale
-    zenith_range: tuple[float, float]
-    zenith_axis: BSplineAxis
-    asymmetry_energy_axis: BSplineAxis
-    asymmetry_offset_axis: BSplineAxis
-
-    @classmethod
-    def of(cls, grouped, energy_edges, cells, run_effects, gradient, zenith, covariates):
-        log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
-        slices = [s for run in grouped for s in run]
-        spectra = np.array([np.asarray(s.counts.sum(axis=1)).ravel() for s in slices])
-        scale = _threshold_scaling(CovariateScale.of(slices, zenith, covariates), slices, spectra, log_energy)
-        scaled = np.array([log_energy + sum(scale.scaling(s.cos_zenith, s.covariates)) for s in slices])
-        energy = _energy_axis(scaled, spectra)
-        cos_zenith = np.array([s.cos_zenith for s in slices])
-        lo, hi = (float(cos_zenith.min()), float(cos_zenith.max())) if zenith else (0.0, 1.0)
-        if zenith and hi - lo > MIN_ZENITH_RANGE:
-            zenith_axis = BSplineAxis(lo, hi, int(np.clip(np.ceil((hi - lo) / ZENITH_STEP) + 3, 4, 9)))
-        else:
-            zenith_axis = BSplineAxis(lo, hi, 1)
-        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 3, 4))
-        lo_e, pivot, hi_e = _quantiles(log_energy, spectra.sum(0), (1e-3, 0.5, 1 - 1e-3))
-        if hi_e - lo_e < 0.1:
-            lo_e, hi_e = log_energy[0] - 0.1, log_energy[-1] + 0.1
-        effects = EffectBasis(run_effects, gradient, lo_e, hi_e, pivot, cells.offset_max)
-        n_energy = max(int(np.ceil((hi_e - lo_e) / ASYMMETRY_ENERGY_STEP)) + 3, 4)
-        n_offset = max(int(np.ceil(cells.offset_max / ASYMMETRY_OFFSET_STEP)) + 3, 4)
-        return cls(
-            RunDesign(energy_edges, cells, energy, offset, effects),
-            scale,
-            (lo, hi),
-            zenith_axis,
-            BSplineAxis(lo_e, hi_e, n_energy),
-            BSplineAxis(0.0, cells.offset_max, n_offset),
-        )
-
-
-def _quantiles(x, weights, shares):
-    """Positions below which the given shares of the weights lie; x need not be sorted."""
-    order = np.argsort(x, kind="stable")
-    total = np.cumsum(weights[order])
-    return [float(np.interp(share * total[-1], total, x[order])) for share in shares]
-
-
-def _threshold_scaling(scale, slices, spectra, log_energy):
-    """Energy scaling that moves the 5 % quantiles of the runs' log energies onto each other."""
-    seen = spectra.sum(1) > 0
-    if not seen.any() or not len(scale.center):
-        return scale
-    standard = np.array([scale.standard(s.cos_zenith, s.covariates) for s in slices])[seen]
-    weights = spectra[seen].sum(1)
-    quantile = np.array([_quantiles(log_energy, s, (0.05,))[0] for s in spectra[seen]])
-    mean = np.average(standard, axis=0, weights=weights)
-    centered = (standard - mean) * weights[:, None]
-    gram = centered.T @ standard + 1e-2 * weights.sum() * np.eye(standard.shape[1])
-    slope = np.linalg.solve(gram, centered.T @ (quantile - np.average(quantile, weights=weights)))
-    return scale.with_scaling(-slope)
-
-
-def _energy_axis(scaled, spectra):
-    """Knots dense from the lowest counts to beyond the peak of the counts, where the threshold is."""
-    low, middle = _quantiles(scaled.ravel(), spectra.ravel(), (3e-4, 0.4))
-    return ScaledEnergyAxis(float(scaled.min()), float(scaled.max()), low - 0.1, middle)
-
-
 class _JointFit:
     """State of the fit between its rounds."""
 
-    def __init__(self, setup: _Setup, grouped):
+    def __init__(self, setup: SplineSetup, grouped):
         self.setup, self.design = setup, setup.design
         scale, basis = setup.scale, setup.design.effects
         self.runs: list[list[RunCells]] = []
@@ -223,7 +131,7 @@ class _JointFit:
         self.asymmetry_penalties = [difference_penalty(n, 1) + 1e-3 * np.eye(n), np.diag(orders**2)]
         self.asymmetry = np.zeros((n, len(orders)))
         self.asymmetry_fit = None
-        self.covariance, self.factor, self.converged = None, None, False
+        self.by_zenith, self.factor, self.effects, self.converged = None, None, (), False
 
     def _project(self, part):
         zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
@@ -279,26 +187,24 @@ class _JointFit:
         self._round(adapt, final=True)
 
     def _round(self, adapt, final=False):
-        """Effects of every run at the present rate, then one step of the rate, its smoothing and the population."""
-        design, shape = self.design, self.coefficients.shape
+        """Effects of every run at the present rate, then one step of the rate, its smoothing and the population.
+
+        The final round only takes the effects and the errors at the present rate. Returns the expected counts.
+        """
+        design, shape, n_run = self.design, self.coefficients.shape, len(self.runs)
         k, n_z, n = shape[0] * shape[1], shape[2], design.effects.n
-        information = np.zeros((k * k, n_z * n_z))
-        gradient = np.zeros((k, n_z))
+        information, gradient = np.zeros((n_z, n_z, k, k)), np.zeros((k, n_z))
         expected = np.zeros(self.counts.shape)
-        second_moments, norm_rows, norm_variance = np.zeros((n, n)), np.zeros((len(self.runs), n)), 0.0
-        self.results = []
+        second_moments, norm_rows, norm_variance = np.zeros((n, n)), np.zeros((n_run, n)), 0.0
         asymmetry = self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
-        before = self.covariance
-        if before is not None:
-            before = before.reshape(k, n_z, k, n_z).transpose(0, 2, 1, 3).reshape(k * k, n_z * n_z)
         precision = np.linalg.inv(self.population.covariance)
-        chunk, follow, at_zenith = [], [], {}
+        follow, effects = [], []
         for i, slices in enumerate(self.runs):
             tables = [RateTable.at(design, self.coefficients, s.zenith_basis, asymmetry) for s in slices]
             time = np.array([s.exposure.sum() for s in slices])
             zenith = time @ np.array([s.zenith_basis for s in slices]) / time.sum()
+            mean, posterior, converged = self.population.mean(self.regressors[i]), np.zeros((n, n)), True
             if adapt:
-                mean = self.population.mean(self.regressors[i])
                 self.values[i], _, _, converged = fit_effects(
                     design,
                     tables,
@@ -306,56 +212,58 @@ class _JointFit:
                     mean,
                     self.population.covariance,
                     start=self.values[i],
-                    max_steps=30 if final else 2,
+                    max_steps=30 if final else ROUND_STEPS,
                     tolerance=1e-4 if final else 3e-3,
                 )
             sums = sum_slices(design, tables, slices, self.values[i], full=True)
             expected += sums.expected
-            rate_information, rate_gradient = sums.rate_information, sums.rate_gradient
+            rate_information, rate_gradient = sums.rate_information, sums.rate_gradient.ravel()
             if adapt:
-                between, cross = sums.information, sums.cross_information
-                if final:
-                    between, cross = self._shift_within_rate(sums, zenith)
+                between, cross = (
+                    self._shift_within_rate(sums, zenith)
+                    if final
+                    else (
+                        sums.information,
+                        sums.cross_information,
+                    )
+                )
                 posterior = np.linalg.inv(between + precision)
                 gain = cross @ posterior
                 rate_information = rate_information - gain @ cross.T
-                left = sums.gradient - precision @ (self.values[i] - mean)
-                rate_gradient = rate_gradient - (gain @ left).reshape(rate_gradient.shape)
+                # what the effects have yet to move, when they are not quite at their maximum
+                rate_gradient = rate_gradient - gain @ (sums.gradient - precision @ (self.values[i] - mean))
                 follow.append((zenith, gain.astype(np.float32)))
-                if before is not None:
-                    key = tuple(np.round(zenith, 1))
-                    if key not in at_zenith:
-                        at_zenith[key] = (before @ np.outer(zenith, zenith).ravel()).reshape(k, k)
-                    posterior = posterior + gain.T @ at_zenith[key] @ gain
+                posterior = posterior + gain.T @ self._rate_covariance(zenith) @ gain
                 second_moments += posterior
-                by_energy = sums.expected.sum(1)
-                norm_rows[i] = norm_row(design.effects, by_energy @ design.columns / max(by_energy.sum(), 1e-300))
+                norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected))
                 norm_variance += norm_rows[i] @ posterior @ norm_rows[i]
-                if final:
-                    self.results.append((posterior, sums.expected, converged))
-            elif final:
-                self.results.append((np.zeros((n, n)), sums.expected, True))
-            gradient += rate_gradient.reshape(k, 1) * zenith
-            chunk.append((rate_information.ravel(), np.outer(zenith, zenith).ravel()))
-            if len(chunk) == CHUNK or i == len(self.runs) - 1:
-                information += np.array([c[0] for c in chunk]).T @ np.array([c[1] for c in chunk])
-                chunk = []
-        information = information.reshape(k, k, n_z, n_z).transpose(0, 2, 1, 3).reshape(k * n_z, k * n_z)
+            gradient += rate_gradient[:, None] * zenith
+            near = np.flatnonzero(zenith)
+            for a in near:
+                for b in near[near <= a]:
+                    information[a, b] += zenith[a] * zenith[b] * rate_information
+            if final:
+                effects.append(self._effect(i, posterior, sums.expected, converged))
+        for a in range(n_z):
+            for b in range(a):
+                information[b, a] = information[a, b]
+        information = information.transpose(2, 0, 3, 1).reshape(k * n_z, k * n_z)
         penalty = sum(s * p for s, p in zip(self.smoothing, self.penalties)) + self.null_space
         lower = cholesky(information + penalty, lower=True)
-        values = self.coefficients.ravel()
-        slope = gradient.ravel() - penalty @ values + self.pull
         if final:
-            self.factor = lapack.dtrtri(lower, lower=1)[0].T
+            self.factor, self.effects = lapack.dtrtri(lower, lower=1)[0].T, tuple(effects)
             return expected
-        step = cho_solve((lower, True), slope)
+        values = self.coefficients.ravel()
+        step = cho_solve((lower, True), gradient.ravel() - penalty @ values + self.pull)
         step = np.clip(step, -MAX_STEP, MAX_STEP)
         values = values + step
         self.coefficients = values.reshape(shape)
         triangle = lapack.dpotri(lower, lower=1)[0]
-        self.covariance = np.tril(triangle) + np.tril(triangle, -1).T
-        if adapt or not self.design.effects.n:
-            self.smoothing = fellner_schall(self.smoothing, self.eigenvalues, self.penalties, values, self.covariance)
+        covariance = triangle + triangle.T
+        covariance[np.diag_indices(len(values))] /= 2
+        self.by_zenith = np.ascontiguousarray(covariance.reshape(k, n_z, k, n_z).transpose(1, 3, 0, 2))
+        if adapt or not n:
+            self.smoothing = fellner_schall(self.smoothing, self.eigenvalues, self.penalties, values, covariance)
         if adapt:
             # the effects follow the step to first order before the population does, or the two would oscillate
             for i, (zenith, gain) in enumerate(follow):
@@ -370,6 +278,24 @@ class _JointFit:
                 norm_variance,
             )
         return expected
+
+    def _rate_covariance(self, zenith):
+        """Covariance of the coefficients in energy and offset at one zenith angle, from the last round."""
+        near = np.flatnonzero(zenith)
+        return sum(zenith[a] * zenith[b] * self.by_zenith[a, b] for a in near for b in near)
+
+    def _effect(self, i, covariance, expected, converged):
+        return summarise_run(
+            self.design,
+            self.runs[i],
+            self.values[i].copy(),
+            covariance,
+            expected,
+            self.population,
+            self.obs_ids[i],
+            self.own_scaling[i],
+            converged,
+        )
 
     def _shift_within_rate(self, sums: RunSums, zenith) -> tuple[np.ndarray, np.ndarray]:
         """Information of the effects, and between rate and effects, with the shift as a direction of the rate.
@@ -400,20 +326,6 @@ class _JointFit:
     def model(self) -> SplineModel:
         """The fitted model."""
         setup, design, population = self.setup, self.design, self.population
-        effects = tuple(
-            summarise_run(
-                design,
-                self.runs[i],
-                self.values[i].copy(),
-                covariance,
-                expected,
-                population,
-                self.obs_ids[i],
-                self.own_scaling[i],
-                converged,
-            )
-            for i, (covariance, expected, converged) in enumerate(self.results)
-        )
         return SplineModel(
             energy_edges=design.energy_edges,
             fov_lon=design.cells.fov_lon,
@@ -427,13 +339,13 @@ class _JointFit:
             asymmetry_energy_axis=setup.asymmetry_energy_axis,
             asymmetry_offset_axis=setup.asymmetry_offset_axis,
             coefficients=self.coefficients,
-            precision_factor=self.factor[np.triu_indices(len(self.factor))].astype(np.float32),
+            covariance_factor=self.factor[np.triu_indices(len(self.factor))].astype(np.float32),
             asymmetry=self.asymmetry,
             asymmetry_covariance=self.asymmetry_fit.covariance.astype(np.float32),
             smoothing=self.smoothing,
             asymmetry_smoothing=self.asymmetry_fit.smoothing,
             population=population,
-            effects=effects,
+            effects=self.effects,
             converged=self.converged,
         )
 

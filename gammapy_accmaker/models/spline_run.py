@@ -110,6 +110,12 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
     )
 
 
+def column_means(design: RunDesign, expected: np.ndarray) -> np.ndarray:
+    """Mean of each additive effect over the spectrum of the expected counts, shape (n_additive,)."""
+    by_energy = expected.sum(axis=1)
+    return by_energy @ design.columns / by_energy.sum() if by_energy.any() else design.columns.mean(axis=0)
+
+
 def summarise_run(
     design: RunDesign,
     cells: list[RunCells],
@@ -152,8 +158,7 @@ def summarise_run(
         out[seen] = moment
     excess = np.where(seen, poisson_deviance(counts, np.where(seen, mu, 1)) - moments[0], 0).sum(1)
     deviance = excess / np.sqrt(np.maximum(moments[1].sum(1), 1e-12))
-    by_energy = expected.sum(1)
-    weights = by_energy @ design.columns / max(by_energy.sum(), 1e-300)
+    weights = column_means(design, expected)
     total = counts.sum()
     flags = list(flags)
     if total < FEW_COUNTS:

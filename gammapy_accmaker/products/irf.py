@@ -80,12 +80,18 @@ def make_background_irf(model: RateModel, track: FovTrack, alignment: str, time_
 
 
 def _half_step_grid(axes):
-    """Positions in deg at the bin centres and half way between them, and their relative solid angle."""
+    """Positions in deg at the bin centres and half way between them, and their relative weight in an integral.
+
+    The weights are those of Simpson's rule: between two centres the logarithm is a line, and the rate is a curve.
+    """
     steps = [np.linspace(a.center.value[0], a.center.value[-1], 2 * a.nbin - 1) for a in axes]
+    weights = [np.where(np.arange(len(s)) % 2, 4.0, 2.0) for s in steps]
+    for weight in weights:
+        weight[[0, -1]] = 1
     if len(steps) == 1:
-        return steps[0], np.zeros_like(steps[0]), np.sin(np.radians(steps[0]))
+        return steps[0], np.zeros_like(steps[0]), weights[0] * np.sin(np.radians(steps[0]))
     lon, lat = np.meshgrid(*steps, indexing="ij")
-    return lon, lat, np.cos(np.radians(lat))
+    return lon, lat, np.outer(*weights) * np.cos(np.radians(lat))
 
 
 def _with_geometric_means(values, axis):

@@ -1,0 +1,119 @@
+"""Choice of the axes of the spline model, from the runs that it is fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.covariates import CovariateScale
+from gammapy_accmaker.models.run_effects import EffectBasis
+from gammapy_accmaker.models.run_likelihood import RunDesign
+from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
+from gammapy_accmaker.models.spline_run import as_slices
+
+__all__ = ["SplineSetup", "group_runs"]
+
+OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
+MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
+
+
+def group_runs(runs, zenith):
+    """Slices by run, in an order that does not depend on that of the input."""
+    by_run = {}
+    for run in runs:
+        by_run.setdefault(run.obs_id, []).append(run)
+    grouped = []
+    for key in sorted(by_run):
+        slices = as_slices(sorted(by_run[key], key=lambda r: (r.cos_zenith, r.counts.sum(), r.exposure.sum())))
+        if slices:
+            grouped.append(slices)
+    if not sum(s.counts.sum() for slices in grouped for s in slices) > 0:
+        raise ValueError(f"runs: none of {len(by_run)} runs has both exposure and counts in the energy range")
+    unknown = [s[0].obs_id for s in grouped if not all(np.isfinite(r.cos_zenith) for r in s)]
+    if zenith and unknown:
+        raise ValueError(f"runs {unknown}: zenith angle is not known; give a location or fit with zenith=False")
+    return grouped
+
+
+@dataclass(frozen=True)
+class SplineSetup:
+    """Axes and bases of a fit.
+
+    Attributes
+    ----------
+    design : `RunDesign`
+    scale : `CovariateScale`
+    zenith_range : tuple of float
+        In cos zenith.
+    zenith_axis, asymmetry_energy_axis, asymmetry_offset_axis : `BSplineAxis`
+    """
+
+    design: RunDesign
+    scale: CovariateScale
+    zenith_range: tuple[float, float]
+    zenith_axis: BSplineAxis
+    asymmetry_energy_axis: BSplineAxis
+    asymmetry_offset_axis: BSplineAxis
+
+    @classmethod
+    def of(cls, grouped, energy_edges, cells, run_effects, gradient, zenith, covariates) -> SplineSetup:
+        """Choose them for these runs (from `group_runs`); the arguments are those of `fit_spline`."""
+        log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
+        slices = [s for run in grouped for s in run]
+        spectra = np.array([np.asarray(s.counts.sum(axis=1)).ravel() for s in slices])
+        scale = _threshold_scaling(CovariateScale.of(slices, zenith, covariates), slices, spectra, log_energy)
+        scaled = np.array([log_energy + sum(scale.scaling(s.cos_zenith, s.covariates)) for s in slices])
+        energy = _energy_axis(scaled, spectra)
+        cos_zenith = np.array([s.cos_zenith for s in slices])
+        lo, hi = (float(cos_zenith.min()), float(cos_zenith.max())) if zenith else (0.0, 1.0)
+        if zenith and hi - lo > MIN_ZENITH_RANGE:
+            # no more splines than the runs can tell apart
+            n_zenith = min(int(np.ceil((hi - lo) / ZENITH_STEP)) + 3, 3 + len(grouped) // 3, 9)
+            zenith_axis = BSplineAxis(lo, hi, max(n_zenith, 4))
+        else:
+            zenith_axis = BSplineAxis(lo, hi, 1)
+        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 3, 4))
+        lo_e, pivot, hi_e = _quantiles(log_energy, spectra.sum(0), (1e-3, 0.5, 1 - 1e-3))
+        if hi_e - lo_e < 0.1:
+            lo_e, hi_e = log_energy[0] - 0.1, log_energy[-1] + 0.1
+        effects = EffectBasis(run_effects, gradient, lo_e, hi_e, pivot, cells.offset_max)
+        n_energy = max(int(np.ceil((hi_e - lo_e) / ASYMMETRY_ENERGY_STEP)) + 3, 4)
+        n_offset = max(int(np.ceil(cells.offset_max / ASYMMETRY_OFFSET_STEP)) + 3, 4)
+        return cls(
+            RunDesign(energy_edges, cells, energy, offset, effects),
+            scale,
+            (lo, hi),
+            zenith_axis,
+            BSplineAxis(lo_e, hi_e, n_energy),
+            BSplineAxis(0.0, cells.offset_max, n_offset),
+        )
+
+
+def _quantiles(x, weights, shares):
+    """Positions below which the given shares of the weights lie; x need not be sorted."""
+    order = np.argsort(x, kind="stable")
+    total = np.cumsum(weights[order])
+    return [float(np.interp(share * total[-1], total, x[order])) for share in shares]
+
+
+def _threshold_scaling(scale, slices, spectra, log_energy):
+    """Energy scaling that moves the 5 % quantiles of the runs' log energies onto each other."""
+    seen = spectra.sum(1) > 0
+    if not seen.any() or not len(scale.center):
+        return scale
+    standard = np.array([scale.standard(s.cos_zenith, s.covariates) for s in slices])[seen]
+    weights = spectra[seen].sum(1)
+    quantile = np.array([_quantiles(log_energy, s, (0.05,))[0] for s in spectra[seen]])
+    mean = np.average(standard, axis=0, weights=weights)
+    centered = (standard - mean) * weights[:, None]
+    gram = centered.T @ standard + 1e-2 * weights.sum() * np.eye(standard.shape[1])
+    slope = np.linalg.solve(gram, centered.T @ (quantile - np.average(quantile, weights=weights)))
+    return scale.with_scaling(-slope)
+
+
+def _energy_axis(scaled, spectra):
+    """Knots dense from the lowest counts to beyond the peak of the counts, where the threshold is."""
+    low, middle = _quantiles(scaled.ravel(), spectra.ravel(), (3e-4, 0.4))
+    return ScaledEnergyAxis(float(scaled.min()), float(scaled.max()), low - 0.1, middle)

@@ -13,6 +13,7 @@ from gammapy.modeling import Fit
 from gammapy.modeling.models import GaussianPrior
 
 from gammapy_accmaker.acceptance import AcceptanceModel
+from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table

@@ -64,7 +64,7 @@ def test_a_model_with_the_asymmetry_predicts_better_than_one_without(observation
         "radial": {"model": {"type": "radial"}, **common},
         "grid": {"model": {"type": "grid", "offset_bins": 8}, **common},
     }
-    result = cross_validate(observations, configs, n_folds=3)
+    result = cross_validate(observations, configs, n_folds=3, sky=True)
     score = dict(zip(result.table["CONFIG"], result.table["SCORE"], strict=True))
     assert score["grid"] > score["radial"] + 20
     assert score["radial"] > score["one ring"] + 1000
@@ -72,9 +72,11 @@ def test_a_model_with_the_asymmetry_predicts_better_than_one_without(observation
     assert result.table["SCORE"][1] == pytest.approx(result.scores["radial"].sum())
     # the norms of the runs scatter by 5 % in the truth
     assert 0.01 < result.table["LOG_NORM_STD"][1] < 0.12
-    bands = result.significance[result.significance["CONFIG"] == "grid"]
-    assert np.all(np.abs(bands["MEAN"]) < 0.5)
-    assert np.all((bands["WIDTH"] > 0.8) & (bands["WIDTH"] < 1.4))
+    for frame in ("camera", "sky"):
+        bands = result.significance[(result.significance["CONFIG"] == "grid") & (result.significance["FRAME"] == frame)]
+        assert len(bands) == 6
+        assert np.all(np.abs(bands["MEAN"]) < 0.5)
+        assert np.all((bands["WIDTH"] > 0.8) & (bands["WIDTH"] < 1.4))
 
 
 def test_folds_need_runs(observations):
@@ -99,7 +101,7 @@ def test_significance_of_a_true_model_is_standard_normal_at_any_counts(level):
     means, widths = [], []
     for seed in range(8):
         counts = csr_array(rng.poisson(np.full((1, fov.size), level))).toarray()
-        ((values, total),) = disc_significance(counts, np.full((1, fov.size), level), fov, inside, seed=seed)
+        ((values, total),) = disc_significance(counts, np.full((1, fov.size), level), fov.shape, 0.1, inside, seed=seed)
         assert total == counts.sum()
         means.append(values.mean())
         widths.append(values.std())

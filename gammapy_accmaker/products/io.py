@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ __all__ = ["read_model_file", "write_model_file"]
 
 FORMAT = "gammapy_accmaker model"
 FORMAT_VERSION = 1
-TEXT, STRINGS = "text:", "strings:"
+TEXT, STRING, STRINGS = "text:", "string:", "strings:"
+LINE_END, TEXT_END = "\n", "|"
 MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed
 
 
@@ -30,7 +30,11 @@ def write_model_file(path: Path, arrays: dict[str, np.ndarray], texts: dict[str,
     for name, values in arrays.items():
         values = np.asarray(values)
         if values.dtype.kind == "U" and values.ndim <= 1:
-            texts[STRINGS + name] = values.tolist()
+            if any(LINE_END in text for text in np.atleast_1d(values)):
+                raise InputError(f"model array {name!r}: got a text with a line break, but one line is needed")
+            # each line is ended, so that no lines and one empty line differ
+            kind = STRING if values.ndim == 0 else STRINGS
+            texts[kind + name] = "".join(f"{text}{LINE_END}" for text in np.atleast_1d(values))
             continue
         if values.dtype.kind not in "biuf":
             raise InputError(f"model array {name!r}: got the type {values.dtype}, but numbers or text are needed")
@@ -41,8 +45,8 @@ def write_model_file(path: Path, arrays: dict[str, np.ndarray], texts: dict[str,
         hdu.header["BOOL"] = is_bool
         hdu.header["SHAPE"] = ",".join(str(n) for n in values.shape)
         hdus.append(hdu)
-    # as JSON, since FITS drops trailing blanks and knows ASCII alone
-    text_table = Table({"KEY": list(texts), "TEXT": [json.dumps(text) for text in texts.values()]})
+    # FITS drops blanks at the end of a text and knows bytes alone
+    text_table = Table({"KEY": list(texts), "TEXT": [(text + TEXT_END).encode() for text in texts.values()]})
     hdus.append(fits.BinTableHDU(text_table, name="TEXTS"))
     run_table = run_table.copy()
     run_table.convert_unicode_to_bytestring()
@@ -71,12 +75,18 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
             # else NaN and empty text would come back masked
             run_table = Table.read(hdulist["RUNS"], mask_invalid=False)
             run_table.convert_bytestring_to_unicode()
-            found = {str(key): json.loads(str(text)) for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)}
+            texts.convert_bytestring_to_unicode()
+            found = {str(key): str(text).removesuffix(TEXT_END) for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)}
     except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, fits.VerifyError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"model file: {path} is damaged or is no FITS file ({error})") from error
-    arrays |= {key.removeprefix(STRINGS): np.array(text, dtype=str) for key, text in found.items() if key.startswith(STRINGS)}
+    for key, text in found.items():
+        lines = np.array(text.split(LINE_END)[:-1], dtype=str)
+        if key.startswith(STRINGS):
+            arrays[key.removeprefix(STRINGS)] = lines
+        elif key.startswith(STRING) and len(lines) == 1:
+            arrays[key.removeprefix(STRING)] = lines[0]
     return arrays, {key.removeprefix(TEXT): text for key, text in found.items() if key.startswith(TEXT)}, run_table
 
 

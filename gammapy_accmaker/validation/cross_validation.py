@@ -24,6 +24,7 @@ from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 from gammapy_accmaker.validation.significance import disc_significance
+from gammapy_accmaker.validation.sky import SkyStack
 
 __all__ = ["CrossValidation", "cross_validate"]
 
@@ -42,8 +43,8 @@ class CrossValidation:
     scores : `~astropy.table.Table`
         One row for each run: the score of each configuration, in a column of its name.
     significance : `~astropy.table.Table`
-        Mean and width of the significance of the held-out runs in the camera frame, stacked one fold at a time, for each
-        configuration and energy band.
+        Mean and width of the significance of the held-out runs, for each configuration and energy band: in the camera
+        frame stacked one fold at a time and, if asked for, in the sky frame stacked one field at a time.
     """
 
     table: Table
@@ -62,6 +63,7 @@ def cross_validate(
     energy_edges: u.Quantity | None = None,
     band_edges: u.Quantity | None = None,
     offset_max: u.Quantity = 2.3 * u.deg,
+    sky: bool = False,
     n_jobs: int | None = None,
     parallel_backend: str | None = None,
 ) -> CrossValidation:
@@ -88,6 +90,8 @@ def cross_validate(
         Energy bands of the significance; four a decade from 0.32 to 10 TeV by default.
     offset_max : `~astropy.units.Quantity`
         Largest offset of the score.
+    sky : bool
+        Whether significance is found in the sky frame too, stacked field by field.
     n_jobs, parallel_backend
         As for `fit_acceptance`.
 
@@ -115,14 +119,15 @@ def cross_validate(
     rows, significance = [], []
     scores = Table({"OBS_ID": [int(observations[k].obs_id) for k in used]})
     for name, config in configs.items():
-        held_out = _HeldOut.of(reduced[name], folds, config, scoring)
+        in_sky = SkyStack(observations, bands, scoring.offset_max, config, make_exclusion(config, exclusion)) if sky else None
+        held_out = _HeldOut.of(reduced[name], folds, config, scoring, in_sky)
         scores[name] = [held_out.scores[k] for k in used]
         gain = scores[name] - scores[scores.colnames[1]]
         norms = np.array([held_out.log_norms[k] for k in used])
         rows.append((name, scores[name].sum(), gain.sum(), np.sqrt(len(gain)) * np.std(gain), norms.mean(), norms.std(), held_out.fit_time))
-        significance += [(name, low, high, *found) for low, high, found in zip(bands[:-1], bands[1:], held_out.significance, strict=True)]
+        significance += [(name, frame, bands[k], bands[k + 1], *found) for frame, k, *found in held_out.significance]
     table = Table(rows=rows, names=["CONFIG", "SCORE", "GAIN", "GAIN_ERR", "LOG_NORM_BIAS", "LOG_NORM_STD", "FIT_TIME"], units={"FIT_TIME": "s"})
-    names = ["CONFIG", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
+    names = ["CONFIG", "FRAME", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
     return CrossValidation(table, scores, Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"}))
 
 
@@ -146,6 +151,7 @@ class _Scoring:
         self.fov = FovBins.grid(n * PIXEL, 2 * n)
         # one set of fine bins serves both: every edge of the two is an edge here
         self.fine = np.unique(np.round(np.concatenate([edges, bands]), 12))
+        self.offset_max = offset_max
         self.inside = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max
         self.in_score, self.in_band = (_members(self.fine, e) for e in (edges, bands))
 
@@ -193,11 +199,11 @@ class _HeldOut:
 
     scores: dict[int, float]
     log_norms: dict[int, float]
-    significance: list[tuple[float, float, int]]
+    significance: list[tuple[str, int, float, float, int]]
     fit_time: float
 
     @classmethod
-    def of(cls, reduced, folds, config, scoring):
+    def of(cls, reduced, folds, config, scoring, sky):
         bins = make_bins(config)
         scores, log_norms, seconds, pulls = {}, {}, [], []
         for fold in progress_bar(folds, desc="Folds"):
@@ -206,7 +212,7 @@ class _HeldOut:
             seconds.append(time.monotonic() - start)
             stack = 0.0
             for k in fold:
-                _, to_adapt, whole, to_score = reduced[k]
+                run, to_adapt, whole, to_score = reduced[k]
                 all_counts, counts = (scoring.counts(slices) for slices in (whole, to_score))
                 mu = scoring.expected(adapt_to_run(model, bins, to_adapt, config)[0], to_score)
                 binned = scoring.in_score @ counts
@@ -214,10 +220,21 @@ class _HeldOut:
                 scores[k] = scale * free_norm_log_likelihood(binned, scoring.in_score @ mu)
                 unadapted = scoring.in_score @ scoring.expected(model, whole)
                 log_norms[k] = np.log(max((scoring.in_score @ all_counts).sum(), 0.5) / unadapted.sum())
-                stack = stack + np.stack([scoring.in_band @ counts, scoring.in_band @ (mu * counts.sum() / mu.sum())])
-            pulls.append(disc_significance(*stack, scoring.fov, scoring.inside))
-        significance = []
-        for band in zip(*pulls, strict=True):
-            values = np.concatenate([found for found, _ in band])
-            significance.append((values.mean(), values.std(), int(sum(n for _, n in band))))
+                # as the maker does: effects from the run's own events, all of them, and one norm
+                adapted = adapt_to_run(model, bins, run, config)[0]
+                mu = scoring.expected(adapted, whole)
+                stack = stack + np.stack([scoring.in_band @ all_counts, scoring.in_band @ (mu * all_counts.sum() / mu.sum())])
+                if sky is not None:
+                    sky.add(k, adapted, all_counts.sum() / mu.sum())
+            pulls.append(disc_significance(*stack, scoring.fov.shape, PIXEL, scoring.inside))
+        significance = [("camera", k, *found) for k, found in enumerate(_summary(pulls))]
+        if sky is not None:
+            significance += [("sky", k, *found) for k, found in enumerate(_summary(sky.significance()))]
         return cls(scores, log_norms, significance, float(np.mean(seconds)))
+
+
+def _summary(stacks):
+    """Mean and width of the scores of all discs, and the counts, by band."""
+    for band in zip(*stacks, strict=True):
+        values = np.concatenate([found for found, _ in band])
+        yield values.mean(), values.std(), int(sum(n for _, n in band))

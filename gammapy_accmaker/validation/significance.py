@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.signal import fftconvolve
 
-from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.stats import poisson_pulls
 
 __all__ = ["disc_significance", "disc_sums"]
@@ -29,17 +28,19 @@ def disc_sums(image: np.ndarray, pixel: float, radius: float = DISC_RADIUS) -> n
     return fftconvolve(image, disc.reshape(*[1] * (image.ndim - 2), *disc.shape), mode="same", axes=(-2, -1))
 
 
-def disc_significance(counts, mu, fov: FovBins, inside, radius: float = DISC_RADIUS, seed: int = 0):
-    """Normal scores of the counts in discs of the camera frame, by energy band.
+def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0):
+    """Normal scores of the counts in discs around pixels, by energy band.
 
     Parameters
     ----------
     counts, mu : `~numpy.ndarray`
-        Observed and expected counts, shape (band, fov.size).
-    fov : `FovBins`
-        Grid of square pixels.
+        Observed and expected counts, shape (band, number of pixels).
+    shape : tuple of int
+        Of the grid of square pixels.
+    pixel : float
+        Side of a pixel in deg.
     inside : `~numpy.ndarray`
-        Pixels around which a disc is taken, shape (fov.size,).
+        Pixels around which a disc is taken, shape (number of pixels,).
     radius : float
         Of the discs in deg.
     seed : int
@@ -50,9 +51,7 @@ def disc_significance(counts, mu, fov: FovBins, inside, radius: float = DISC_RAD
     bands : list of (`~numpy.ndarray`, int)
         The scores of all discs with an expectation, and the counts of the band.
     """
-    pixel = fov.edges[0][1] - fov.edges[0][0]
-    shape = (len(counts), *fov.shape)
-    n, expected = (disc_sums(np.asarray(a).reshape(shape), pixel, radius).reshape(len(counts), -1) for a in (counts, mu))
+    n, expected = (disc_sums(np.asarray(a).reshape(len(counts), *shape), pixel, radius).reshape(len(counts), -1) for a in (counts, mu))
     n = np.round(n)
     rng = np.random.default_rng(seed)
     bands = []

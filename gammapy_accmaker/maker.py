@@ -160,11 +160,12 @@ class AcceptanceBackgroundMaker(Maker):
         dataset : of the same type, or `~gammapy.datasets.MapDatasetOnOff` after a ring
             Bins that the model does not cover are taken out of ``mask_safe``.
         """
-        model = self._fitted()
+        self._fitted()
         self._check_dataset(dataset)
         models = dataset.models
         dataset = dataset.copy(name=dataset.name)
-        dataset.models = models
+        # a renormalisation changes the parameters of a background model that is there already
+        dataset.models = None if models is None else models.copy()
         geom = dataset.counts.geom
         try:
             dataset.background = self.make_background(geom, observation)

@@ -52,7 +52,7 @@ def test_warped_axis_derivative_and_dense_knots():
 @pytest.mark.parametrize("shape", [(7,), (7, 6), (7, 6, 5)])
 def test_array_arithmetic_equals_dense_reference(shape):
     rng = np.random.default_rng(len(shape))
-    bases = [BSplineAxis(0, 1, k).basis(rng.random(m)) for m, k in zip(shape, (5, 4, 4))]
+    bases = [BSplineAxis(0, 1, k).basis(rng.random(m)) for m, k in zip(shape, (5, 4, 4)[: len(shape)], strict=True)]
     weights, values = rng.gamma(1.0, 1.0, shape), rng.normal(size=shape)
     dense = reduce(np.kron, bases)
     information = tensor_information(weights, [row_tensor(b) for b in bases])
@@ -65,7 +65,7 @@ def test_array_arithmetic_equals_dense_reference(shape):
 def test_fit_solves_the_dense_penalised_likelihood(dim):
     rng = np.random.default_rng(10 + dim)
     shape, k = (15, 9, 7)[:dim], (6, 5, 4)[:dim]
-    bases = [BSplineAxis(0, 1, n).basis(np.linspace(0, 1, m)) for m, n in zip(shape, k)]
+    bases = [BSplineAxis(0, 1, n).basis(np.linspace(0, 1, m)) for m, n in zip(shape, k, strict=True)]
     penalties = [difference_penalty(n) for n in k]
     offset = rng.gamma(5.0, 2.0, shape)
     counts = rng.poisson(offset * 2).astype(float)
@@ -75,7 +75,7 @@ def test_fit_solves_the_dense_penalised_likelihood(dim):
     )
     dense = reduce(np.kron, bases)
     c = fit.coefficients.ravel()
-    penalty = sum(s * p for s, p in zip(smoothing, axis_penalties(penalties))) + 1e-6 * np.eye(len(c))
+    penalty = sum(s * p for s, p in zip(smoothing, axis_penalties(penalties), strict=True)) + 1e-6 * np.eye(len(c))
     mu = offset.ravel() * np.exp(dense @ c)
     assert fit.converged
     assert np.abs(dense.T @ (counts.ravel() - mu) - penalty @ c).max() < 1e-8

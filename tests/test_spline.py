@@ -121,13 +121,13 @@ def test_rate_broadcasts_and_equals_the_grid(model):
     assert rate.shape == (4, 4)
     assert np.allclose(rate, model.rate_grid(ENERGY, *POSITIONS, 0.8), rtol=1e-12)
     scattered = model.rate(ENERGY, *POSITIONS, np.array([0.7, 0.8, 0.8, 0.9]))
-    each = [model.rate(e, x, y, z) for e, x, y, z in zip(ENERGY, *POSITIONS, [0.7, 0.8, 0.8, 0.9])]
+    each = [model.rate(e, x, y, z) for e, x, y, z in zip(ENERGY, *POSITIONS, [0.7, 0.8, 0.8, 0.9], strict=True)]
     assert np.allclose(scattered, each, rtol=1e-12)
 
 
 def test_counts_are_given_back(model, runs):
     volume = SOLID_ANGLE * np.diff(EDGES)[:, None] * 1e6
-    for run, effect in zip(runs[:4], model.effects):
+    for run, effect in zip(runs[:4], model.effects[:4], strict=True):
         mu = model.rate_grid(CENTERS, LON, LAT, run.cos_zenith, azimuth=run.azimuth, effect=effect) * volume
         assert (mu * run.exposure).sum() == pytest.approx(run.counts.sum(), rel=0.02)
 
@@ -200,6 +200,6 @@ def test_bad_input_is_named(runs):
 def test_inputs_are_not_changed(runs):
     before = [(r.counts.copy(), r.exposure.copy()) for r in runs[:2]]
     fit_spline(runs[:2], *BINS, max_rounds=4)
-    for run, (counts, exposure) in zip(runs, before):
+    for run, (counts, exposure) in zip(runs[:2], before, strict=True):
         assert (run.counts != counts).nnz == 0
         assert np.array_equal(run.exposure, exposure)

@@ -201,17 +201,18 @@ def _expected(counts, volume, fov):
     ring_counts, ring_volume = counts @ member, volume @ member
     profile = _fill_1d((ring_counts.sum(0) + 1e-3) / np.where(ring_volume > 0, ring_volume, np.nan))
     total = np.maximum(counts.sum(1), 1)  # of an empty energy bin only the profile is used
-    intensity = rings = _shrink(ring_counts, ring_volume, np.outer(total / (ring_volume @ profile), profile))
+    intensity = _shrink(ring_counts, ring_volume, np.outer(total / (ring_volume @ profile), profile))
+    intensity = np.array([_fill_1d(row) for row in np.where(ring_volume > 0, intensity, np.nan)])
     if not fov.is_radial:
         rings = _between_rings(intensity, theta, ring)
         prior = rings * ((intensity @ ring_volume) / (rings @ volume))[:, None]
         every_energy = prior.sum(0, keepdims=True)
         prior *= _shrink(counts.sum(0, keepdims=True), volume, every_energy) / every_energy
         intensity = _shrink(counts, volume, prior)
-    if not seen.all():
-        # relative to the rings, whose profile a line across a hole would cut short
-        around = _from_neighbours(np.log(intensity[:, seen] / rings[:, seen]), fov, seen)
-        intensity[:, ~seen] = rings[:, ~seen] * around
+        if not seen.all():
+            # relative to the rings, whose profile a line across a hole would cut short
+            around = _from_neighbours(np.log(intensity[:, seen] / rings[:, seen]), fov, seen)
+            intensity[:, ~seen] = rings[:, ~seen] * around
     return intensity
 
 
@@ -245,10 +246,7 @@ def _fill_1d(values):
 
 
 def _from_neighbours(log_known, fov, seen):
-    """Values of the bins that were never seen, interpolated over the field of view, nearest outside of the others."""
-    if fov.is_radial:
-        x = fov.centers[0]
-        return np.exp([np.interp(x[~seen], x[seen], row) for row in log_known])
+    """Values of the bins of a grid that were never seen, interpolated between the others, and the nearest beyond them."""
     points = np.stack([fov.fov_lon, fov.fov_lat], axis=1)
     values = griddata(points[seen], log_known.T, points[~seen], method="nearest")
     if seen.sum() > 3:

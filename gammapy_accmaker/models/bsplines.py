@@ -159,7 +159,7 @@ def axis_penalties(penalties: list[np.ndarray]) -> list[np.ndarray]:
 
 def penalty_matrix(smoothing, penalties: list[np.ndarray], ridge: float) -> np.ndarray:
     """Sum of the penalties times their smoothing parameters, plus a ridge for their common null space."""
-    return sum(s * p for s, p in zip(smoothing, penalties)) + ridge * np.eye(len(penalties[0]))
+    return sum(s * p for s, p in zip(smoothing, penalties, strict=True)) + ridge * np.eye(len(penalties[0]))
 
 
 def penalty_eigenvalues(penalties: list[np.ndarray]) -> list[np.ndarray]:
@@ -190,10 +190,10 @@ def fellner_schall(smoothing, eigenvalues, penalties, coefficients, covariance) 
     -------
     smoothing : `numpy.ndarray`, shape (d,)
     """
-    total = sum(s * e for s, e in zip(smoothing, eigenvalues))
+    total = sum(s * e for s, e in zip(smoothing, eigenvalues, strict=True))
     penalised = total > 1e-12 * total.max()
     out = []
-    for s, e, p in zip(smoothing, eigenvalues, penalties):
+    for s, e, p in zip(smoothing, eigenvalues, penalties, strict=True):
         if not e.any():
             out.append(s)
             continue

@@ -217,7 +217,7 @@ class RunSums:
             (x.gradient, x.information, x.expected, x.rate_gradient, x.rate_information, x.cross_information)
             for x in (self, other)
         )
-        return RunSums(*(None if a is None else a + b for a, b in zip(own, others)))
+        return RunSums(*(None if a is None else a + b for a, b in zip(own, others, strict=True)))
 
 
 def _expected(design, table, run, effects):
@@ -293,6 +293,6 @@ def fit_effects(
 def sum_slices(design, tables, slices, effects, *, full: bool = False) -> RunSums:
     """`RunSums` of all slices of a run together."""
     total = RunSums.of(design, tables[0], slices[0], effects, full=full)
-    for table, run in zip(tables[1:], slices[1:]):
+    for table, run in zip(tables[1:], slices[1:], strict=True):
         total = total + RunSums.of(design, table, run, effects, full=full)
     return total

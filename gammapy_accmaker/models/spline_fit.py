@@ -248,7 +248,7 @@ class _JointFit:
             for b in range(a):
                 information[b, a] = information[a, b]
         information = information.transpose(2, 0, 3, 1).reshape(k * n_z, k * n_z)
-        penalty = sum(s * p for s, p in zip(self.smoothing, self.penalties)) + self.null_space
+        penalty = sum(s * p for s, p in zip(self.smoothing, self.penalties, strict=True)) + self.null_space
         lower = cholesky(information + penalty, lower=True)
         if final:
             self.factor, self.effects = lapack.dtrtri(lower, lower=1)[0].T, tuple(effects)

@@ -154,7 +154,7 @@ def summarise_run(
     counts, mu = (np.add.reduceat(a.reshape(shape).sum(3), starts).reshape(len(starts), -1) for a in (counts, expected))
     seen = mu > 0
     moments = [np.zeros(mu.shape), np.zeros(mu.shape)]
-    for out, moment in zip(moments, deviance_moments(mu[seen])):
+    for out, moment in zip(moments, deviance_moments(mu[seen]), strict=True):
         out[seen] = moment
     excess = np.where(seen, poisson_deviance(counts, np.where(seen, mu, 1)) - moments[0], 0).sum(1)
     deviance = excess / np.sqrt(np.maximum(moments[1].sum(1), 1e-12))

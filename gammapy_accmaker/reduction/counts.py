@@ -19,6 +19,7 @@ __all__ = ["CountsBins", "RunCounts", "observation_track", "reduce_observation",
 
 GTI_TOLERANCE = 1.0  # s; H.E.S.S. DR1 rounds the stop of its intervals down, and a few events come later
 SUBPOINTS = 5  # along each side of a bin that an exclusion touches
+RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
 POINTING_STEP = 60.0  # s; at which the pointing is averaged
 MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
 
@@ -139,7 +140,9 @@ def reduce_slices(
     ObservationError
         Where the observation has no good time, no location that is needed, or no usable events.
     """
-    track = observation_track(observation, bins.alignment, location)
+    # rings do not notice how the field turns: what it costs to follow it is saved
+    alignment, step = ("radec", RING_TRACK_STEP) if bins.fov.is_radial else (bins.alignment, POINTING_STEP)
+    track = observation_track(observation, alignment, location, step)
     xyz, energy, seconds, dropped, covariates = _read_events(observation, track)
     if exclusion is None:
         exclusion = Exclusion()

@@ -14,7 +14,9 @@ from gammapy_accmaker.errors import AcceptanceError
 
 
 @click.group()
-@click.option("--log-level", default="warning", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True)
+@click.option(
+    "--log-level", default="warning", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True
+)
 @click.version_option(package_name="gammapy_accmaker")
 def cli(log_level):
     """Background models of imaging Cherenkov telescopes, for gammapy."""

@@ -54,7 +54,12 @@ def _edges_of_type(unit):
         value = u.Quantity(value)
         if not value.unit.is_equivalent(unit):
             raise ValueError(f"got {value}, but edges in units such as '{unit}' are needed")
-        if value.ndim != 1 or len(value) < 2 or not np.all(np.isfinite(value.value)) or not np.all(np.diff(value.value) > 0):
+        if (
+            value.ndim != 1
+            or len(value) < 2
+            or not np.all(np.isfinite(value.value))
+            or not np.all(np.diff(value.value) > 0)
+        ):
             raise ValueError(f"got {value}, but at least two increasing, finite edges are needed")
         return value
 
@@ -71,7 +76,9 @@ def _location(value):
         return value
     if isinstance(value, str):
         if value not in observatory_locations:
-            raise ValueError(f"got {value!r}, but a name of {sorted(observatory_locations)}, or lon, lat and height are needed")
+            raise ValueError(
+                f"got {value!r}, but a name of {sorted(observatory_locations)}, or lon, lat and height are needed"
+            )
         return observatory_locations[value]
     if isinstance(value, dict) and set(value) == {"lon", "lat", "height"}:
         return EarthLocation.from_geodetic(*(u.Quantity(value[k]) for k in ("lon", "lat", "height")))
@@ -82,7 +89,11 @@ def _location_to_dict(value):
     geodetic = value.geodetic
     # the way to geocentric coordinates and back leaves rounding errors, which a second round trip must not change
     height = round(geodetic.height.to_value("m"), 3)
-    return {"lon": f"{round(geodetic.lon.deg, 9)} deg", "lat": f"{round(geodetic.lat.deg, 9)} deg", "height": f"{height} m"}
+    return {
+        "lon": f"{round(geodetic.lon.deg, 9)} deg",
+        "lat": f"{round(geodetic.lat.deg, 9)} deg",
+        "height": f"{height} m",
+    }
 
 
 @_naming
@@ -119,12 +130,24 @@ OneEnergy = Annotated[EnergyType, BeforeValidator(_of_type("TeV"))]
 OnePath = Annotated[Path, BeforeValidator(_path)]  # gammapy's would write a list as one string
 
 
-AngleEdges = Annotated[u.Quantity, BeforeValidator(_edges_of_type("deg")), PlainSerializer(_edges_to_strings, when_used="json")]
-EnergyEdges = Annotated[u.Quantity, BeforeValidator(_edges_of_type("TeV")), PlainSerializer(_edges_to_strings, when_used="json")]
+AngleEdges = Annotated[
+    u.Quantity, BeforeValidator(_edges_of_type("deg")), PlainSerializer(_edges_to_strings, when_used="json")
+]
+EnergyEdges = Annotated[
+    u.Quantity, BeforeValidator(_edges_of_type("TeV")), PlainSerializer(_edges_to_strings, when_used="json")
+]
 TimeStep = Annotated[u.Quantity, BeforeValidator(_of_type("s")), PlainSerializer(str, when_used="json")]
 Location = Annotated[EarthLocation, BeforeValidator(_location), PlainSerializer(_location_to_dict, when_used="json")]
-NormModel = Annotated[SpectralModel, BeforeValidator(_norm_spectral_model), PlainSerializer(lambda m: m.to_dict(full_output=True)["spectral"], when_used="json")]
-SpatialNorm = Annotated[Any, BeforeValidator(_spatial_model), PlainSerializer(lambda m: None if m is None else m.to_dict(full_output=True)["spatial"], when_used="json")]
+NormModel = Annotated[
+    SpectralModel,
+    BeforeValidator(_norm_spectral_model),
+    PlainSerializer(lambda m: m.to_dict(full_output=True)["spectral"], when_used="json"),
+]
+SpatialNorm = Annotated[
+    Any,
+    BeforeValidator(_spatial_model),
+    PlainSerializer(lambda m: None if m is None else m.to_dict(full_output=True)["spatial"], when_used="json"),
+]
 
 
 class _Options(BaseModel):
@@ -308,7 +331,9 @@ class AcceptanceConfig(_Options):
             for key in ("zenith", "run_effects"):
                 self._for_binned(key)
         elif self.fit_energy is not None:
-            raise ValueError("fit_energy: got edges, but the spline model has fine bins of its own; leave it null or use another model")
+            raise ValueError(
+                "fit_energy: got edges, but the spline model has fine bins of its own; leave it null or use another model"
+            )
         return self
 
     def _for_binned(self, key):
@@ -317,7 +342,9 @@ class AcceptanceConfig(_Options):
         if options.type in known:
             return
         if key in self.model_fields_set and "type" in options.model_fields_set:
-            raise ValueError(f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}")
+            raise ValueError(
+                f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
+            )
         object.__setattr__(self, key, type(options)(type=known[-1]))
 
     @classmethod

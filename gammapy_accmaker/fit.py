@@ -58,7 +58,9 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
     if not observations:
         raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
     bins = make_bins(config)
-    runs, failures = reduce_observations(observations, bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend)
+    runs, failures = reduce_observations(
+        observations, bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend
+    )
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
@@ -112,8 +114,14 @@ def adapt_to_run(
         effect = fit_run(model, [_of_pixels(part, inside) for part in slices], kind=kind)
         row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
         # what the covariates of the run foretell of its energy scale, and what its events add
-        row |= {"SHIFT": effect.scaling + effect.shift, "SHIFT_ERR": effect.shift_error, "DEVIANCE": np.max(effect.deviance, initial=0.0)}
-        return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row | {"FLAG": "; ".join(effect.flags)}
+        row |= {
+            "SHIFT": effect.scaling + effect.shift,
+            "SHIFT_ERR": effect.shift_error,
+            "DEVIANCE": np.max(effect.deviance, initial=0.0),
+        }
+        return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row | {
+            "FLAG": "; ".join(effect.flags)
+        }
     (run,) = slices
     expected, counts = expected_counts_in_bins(rate_model, bins, run), np.asarray(run.counts.sum(1)).ravel()
     norm, error = 1.0, 0.0
@@ -147,9 +155,13 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Tabl
             "COUNTS": int(sum(part.counts.sum() for part in slices)),
             "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **effects,
         })  # fmt: skip
-    unknown = {name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")}
+    unknown = {
+        name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")
+    }
     for obs_id, reason in failures.items():
-        rows.append({"OBS_ID": obs_id, "ROLE": role, "USED": False, "COUNTS": 0, "DROPPED": 0, "FLAG": reason, **unknown})
+        rows.append(
+            {"OBS_ID": obs_id, "ROLE": role, "USED": False, "COUNTS": 0, "DROPPED": 0, "FLAG": reason, **unknown}
+        )
     table = Table(rows=rows, names=RUN_COLUMNS, units=RUN_UNITS)
     table.sort("OBS_ID")
     return table

@@ -57,7 +57,9 @@ class AcceptanceBackgroundMaker(Maker):
 
     def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None):
         if model is not None and not isinstance(model, AcceptanceModel):
-            raise InputError(f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)")
+            raise InputError(
+                f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)"
+            )
         if config is None and model is not None:
             config = AcceptanceConfig.from_yaml(model.config)
         self.config = AcceptanceConfig.coerce(config)
@@ -84,11 +86,17 @@ class AcceptanceBackgroundMaker(Maker):
             This maker, with `model` set.
         """
         if off_observations is None:
-            self.model = fit_acceptance(observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend)
+            self.model = fit_acceptance(
+                observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend
+            )
             return self
-        off = fit_acceptance(off_observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend)
+        off = fit_acceptance(
+            off_observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend
+        )
         bins = make_bins(self.config)
-        runs, failures = reduce_observations(list(observations), bins, self.config, self._exclusion, n_jobs, parallel_backend)
+        runs, failures = reduce_observations(
+            list(observations), bins, self.config, self._exclusion, n_jobs, parallel_backend
+        )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
         self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]))
         return self
@@ -104,7 +112,9 @@ class AcceptanceBackgroundMaker(Maker):
         if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
-        return adapt_to_run(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion), self.config)[0]
+        return adapt_to_run(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion), self.config)[
+            0
+        ]
 
     def make_irf(self, observation):
         """Background IRF of a run: time-averaged and adapted to it.
@@ -117,7 +127,9 @@ class AcceptanceBackgroundMaker(Maker):
         -------
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         """
-        return make_background_irf(self.adapt(observation), self._track(observation), self.config.fov_alignment, self._time_step)
+        return make_background_irf(
+            self.adapt(observation), self._track(observation), self.config.fov_alignment, self._time_step
+        )
 
     def make_background(self, geom, observation) -> Map:
         """Expected background counts of a run.
@@ -222,10 +234,14 @@ class AcceptanceBackgroundMaker(Maker):
             )
         kind, geom = self.config.renormalization.type, dataset.counts.geom
         if kind != "none" and geom.is_region:
-            raise InputError(f"renormalization: got {kind!r} for a region, but it needs a map; use `renormalization: {{type: none}}`")
+            raise InputError(
+                f"renormalization: got {kind!r} for a region, but it needs a map; use `renormalization: {{type: none}}`"
+            )
         nbin = geom.axes["energy"].nbin
         if kind in ("ring", "adaptive_ring") and nbin != 1:
-            raise InputError(f"renormalization: {kind!r} needs a dataset with one energy bin, but got {nbin}; use one bin or `type: fov`")
+            raise InputError(
+                f"renormalization: {kind!r} needs a dataset with one energy bin, but got {nbin}; use one bin or `type: fov`"
+            )
 
     def _covers(self, dataset):
         """Whether each energy bin lies within the energies of the fit; one that sticks out is filled in part."""

@@ -29,7 +29,11 @@ def make_bins(config: AcceptanceConfig) -> CountsBins:
     if config.model.type == "spline":
         low, high = config.energy.min, config.energy.max
         edges = energy_edges_per_decade(low, high, SPLINE_BINS_PER_DECADE)
-        return CountsBins(edges, FovBins.grid(config.offset_max.deg, 2 * int(np.ceil(config.offset_max.deg / SPLINE_PIXEL))), config.fov_alignment)
+        return CountsBins(
+            edges,
+            FovBins.grid(config.offset_max.deg, 2 * int(np.ceil(config.offset_max.deg / SPLINE_PIXEL))),
+            config.fov_alignment,
+        )
     if config.fit_energy is not None:
         edges = config.fit_energy.to_value("TeV")
     else:

@@ -128,7 +128,14 @@ def _truth_against_fit(truth, fit) -> Table:
             "PULL": (fit - truth) / np.sqrt(truth),
         }
     )
-    for name, form in {"E_MIN": ".2f", "E_MAX": ".2f", "TRUTH": ".0f", "FIT": ".0f", "FIT/TRUTH": ".4f", "PULL": "+.2f"}.items():
+    for name, form in {
+        "E_MIN": ".2f",
+        "E_MAX": ".2f",
+        "TRUTH": ".0f",
+        "FIT": ".0f",
+        "FIT/TRUTH": ".4f",
+        "PULL": "+.2f",
+    }.items():
         table[name].format = form
     return table
 
@@ -162,7 +169,9 @@ def _plot_significance(datasets, source):
     ax.set_title("significance, 0.1 deg correlation")
     ax = figure.add_subplot(1, 2, 2)
     bins = np.linspace(-5, 5, 51)
-    ax.hist(off, bins, density=True, histtype="step", label=f"off source: mean {off.mean():+.2f}, width {off.std():.2f}")
+    ax.hist(
+        off, bins, density=True, histtype="step", label=f"off source: mean {off.mean():+.2f}, width {off.std():.2f}"
+    )
     ax.plot(bins, np.exp(-0.5 * bins**2) / np.sqrt(2 * np.pi), label="standard normal")
     ax.set(xlabel="significance", ylabel="pixels (normalised)", yscale="log", ylim=(1e-4, 1))
     ax.legend(loc="upper left")

@@ -120,7 +120,10 @@ def _mean_rate(fov_edges, edges):
     fov = FovBins(tuple(np.array(e) for e in fov_edges))
     lon, lat = fov.subpoints(4)
     if fov.is_radial:  # the mean of the gradient over a ring is 1: a few angles do
-        lon, lat = lon.reshape(fov.size, 4, -1)[..., :: lon.shape[1] // 32], lat.reshape(fov.size, 4, -1)[..., :: lon.shape[1] // 32]
+        lon, lat = (
+            lon.reshape(fov.size, 4, -1)[..., :: lon.shape[1] // 32],
+            lat.reshape(fov.size, 4, -1)[..., :: lon.shape[1] // 32],
+        )
         return WIDE_TRUTH.integral(edges, lon, lat).mean((-1, -2))
     return WIDE_TRUTH.integral(edges, lon, lat).mean(-1)
 

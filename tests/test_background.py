@@ -36,7 +36,9 @@ def directly(model, track, geom, step=60.0):
     image = geom.to_image()
     edges = energy_edges_from_axis(geom.axes["energy"])
     solid_angle = image.solid_angle().to_value("sr").ravel()
-    return expected_counts_directly(model, track, icrs_vectors(image), solid_angle, edges, step).reshape(geom.data_shape)
+    return expected_counts_directly(model, track, icrs_vectors(image), solid_angle, edges, step).reshape(
+        geom.data_shape
+    )
 
 
 def in_energy(data):
@@ -85,7 +87,8 @@ def test_galactic_region_is_the_icrs_region(track, pointing):
     region = CircleSkyRegion(pointing, 0.5 * u.deg)
     there = CircleSkyRegion(pointing.galactic, 0.5 * u.deg)
     here, there = (
-        make_background_map(fitted("grid"), track, RegionGeom.create(r, axes=[energy_axis(EDGES)]), 60.0).data for r in (region, there)
+        make_background_map(fitted("grid"), track, RegionGeom.create(r, axes=[energy_axis(EDGES)]), 60.0).data
+        for r in (region, there)
     )
     assert np.allclose(here, there, rtol=2e-3)
 
@@ -128,13 +131,17 @@ def test_trap_gti_gaps_count(pointing):
     parts = [(0, 600), (3000, 3600)]
     geom = sky_geom(pointing, edges=(0.2, 10), width=4)
     both, first, second = (
-        make_background_map(AnalyticModel(), observation_track(make_observation(tracking(120, 75), p), "altaz"), geom, 60.0).data
+        make_background_map(
+            AnalyticModel(), observation_track(make_observation(tracking(120, 75), p), "altaz"), geom, 60.0
+        ).data
         for p in (parts, parts[:1], parts[1:])
     )
     near = geom.to_image().separation(pointing).deg < 1.95
     assert np.allclose(both[:, near], (first + second)[:, near], rtol=1e-3)
     # the test can tell: one block of 1200 s differs
-    block = make_background_map(AnalyticModel(), observation_track(make_observation(tracking(120, 75), [(0, 1200)]), "altaz"), geom, 60.0).data
+    block = make_background_map(
+        AnalyticModel(), observation_track(make_observation(tracking(120, 75), [(0, 1200)]), "altaz"), geom, 60.0
+    ).data
     assert np.abs(block[:, near] / both[:, near] - 1).max() > 0.01
 
 
@@ -142,7 +149,9 @@ def test_trap_the_rate_is_per_ontime(pointing):
     """Dead time does not enter: gammapy multiplies a background rate by the ontime."""
     geom = sky_geom(pointing)
     some, none = (
-        make_background_map(fitted("grid"), observation_track(make_observation(tracking(120, 75), deadtime=d), "altaz"), geom, 60.0).data
+        make_background_map(
+            fitted("grid"), observation_track(make_observation(tracking(120, 75), deadtime=d), "altaz"), geom, 60.0
+        ).data
         for d in (0.3, 0.0)
     )
     assert np.array_equal(some, none)
@@ -223,7 +232,10 @@ def test_steps_in_time(track, pointing):
     ("geom", "named"),
     [
         (WcsGeom.create(npix=3), "axis 'energy'"),
-        (WcsGeom.create(npix=3, axes=[MapAxis.from_energy_edges([1, 2], unit="TeV", name="energy_true")]), "energy_true"),
+        (
+            WcsGeom.create(npix=3, axes=[MapAxis.from_energy_edges([1, 2], unit="TeV", name="energy_true")]),
+            "energy_true",
+        ),
         (WcsGeom.create(npix=3, axes=[MapAxis.from_edges([1, 2], unit="m", name="energy")]), "unit.*m.*TeV"),
         (WcsGeom.create(npix=3, axes=[energy_axis(), MapAxis.from_edges([0, 1], name="phase")]), "phase"),
         (HpxGeom.create(nside=4, axes=[energy_axis()]), "HpxGeom"),
@@ -237,7 +249,9 @@ def test_geometries_that_cannot_be_used(geom, named, track):
 
 def test_a_point_region_has_no_area(track, pointing):
     with pytest.raises(InputError, match="area"):
-        make_background_map(fitted("grid"), track, RegionGeom.create(PointSkyRegion(pointing), axes=[energy_axis()]), 60.0)
+        make_background_map(
+            fitted("grid"), track, RegionGeom.create(PointSkyRegion(pointing), axes=[energy_axis()]), 60.0
+        )
 
 
 @pytest.mark.parametrize("edges", [(0.001, 0.01), (200, 300)])

@@ -102,7 +102,9 @@ def test_the_integral_is_additive(kind):
     model = fitted(kind)
     lon, lat = np.linspace(-2, 2, 9), np.linspace(0.5, -0.5, 9)
     fine = model.integral_grid(np.geomspace(0.15, 50, 41), lon, lat)
-    assert np.allclose(fine.reshape(4, 10, -1).sum(1), model.integral_grid(np.geomspace(0.15, 50, 5), lon, lat), rtol=3e-4)
+    assert np.allclose(
+        fine.reshape(4, 10, -1).sum(1), model.integral_grid(np.geomspace(0.15, 50, 5), lon, lat), rtol=3e-4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,8 +119,14 @@ def test_the_rate_broadcasts(kind):
     assert np.shape(model.rate(1.0, 0.0, 0.0)) == ()
     scaled = ScaledModel(model, 1.5)
     assert np.allclose(scaled.rate(energy, lon, lat), 1.5 * got)
-    assert np.allclose(scaled.integral_grid(EDGES, flat_lon, flat_lat), 1.5 * model.integral_grid(EDGES, flat_lon, flat_lat))
-    assert (scaled.offset_max, scaled.half_width, scaled.is_radial) == (model.offset_max, model.half_width, model.is_radial)
+    assert np.allclose(
+        scaled.integral_grid(EDGES, flat_lon, flat_lat), 1.5 * model.integral_grid(EDGES, flat_lon, flat_lat)
+    )
+    assert (scaled.offset_max, scaled.half_width, scaled.is_radial) == (
+        model.offset_max,
+        model.half_width,
+        model.is_radial,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,7 +260,9 @@ def test_irregular_edges():
     expected = (averaged(model) * fov.solid_angle * exposure).sum(0)
     assert np.all(np.abs(expected / counts.sum(0) - 1) < 4 / np.sqrt(counts.sum(0)))
     assert model.half_width == 2.0
-    assert np.all(model.rate(1.0, np.array([0.0, 1.95, 2.05]), np.array([1.85, 0.0, 0.0])) == [0, model.rate(1.0, 1.95, 0.0), 0])
+    assert np.all(
+        model.rate(1.0, np.array([0.0, 1.95, 2.05]), np.array([1.85, 0.0, 0.0])) == [0, model.rate(1.0, 1.95, 0.0), 0]
+    )
 
 
 def test_run_norms_are_found():
@@ -273,7 +283,9 @@ def test_run_norms_do_not_depend_on_the_order():
     exposure = rng.uniform(500, 2000, (6, 30)) * (rng.random((6, 30)) > 0.3)
     counts = rng.poisson(exposure * 0.01)
     order = rng.permutation(6)
-    assert np.allclose(fit_run_norms(counts[order], exposure[order]), fit_run_norms(counts, exposure)[order], rtol=1e-10)
+    assert np.allclose(
+        fit_run_norms(counts[order], exposure[order]), fit_run_norms(counts, exposure)[order], rtol=1e-10
+    )
 
 
 def test_a_run_without_counts_has_norm_1():

@@ -9,7 +9,9 @@ from gammapy_accmaker import fit_acceptance
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.validation.bootstrap import bootstrap_error
 
-CONFIG = options("radial", "none", energy={"min": "0.2 TeV", "max": "20 TeV", "nbins_per_decade": 3}, offset_max="2 deg")
+CONFIG = options(
+    "radial", "none", energy={"min": "0.2 TeV", "max": "20 TeV", "nbins_per_decade": 3}, offset_max="2 deg"
+)
 CONFIG["model"]["offset_bins"] = 3
 
 

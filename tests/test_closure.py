@@ -157,7 +157,10 @@ def test_trap_a_region_excluded_in_all_runs(kind):
     runs = observations(store)
     # OFF runs: a circle that stands still in RA/Dec around a fixed place of each camera
     regions = [
-        CircleSkyRegion(run.pointing.fixed_icrs.directional_offset_by(30 * u.deg, 1.0 * u.deg), (0.35 if kind == "grid" else 0.5) * u.deg)
+        CircleSkyRegion(
+            run.pointing.fixed_icrs.directional_offset_by(30 * u.deg, 1.0 * u.deg),
+            (0.35 if kind == "grid" else 0.5) * u.deg,
+        )
         for run in runs
     ]
     config = options(kind, "none", fov_alignment="radec")
@@ -203,7 +206,9 @@ def test_trap_an_empty_penultimate_energy_bin(kind):
     assert in_energy[-2] == 0 and in_energy[-1] >= 1
     fov = model.fov
     lon, lat = fov.subpoints(3)
-    expected = model.integral_grid(np.array(edges), lon.ravel(), lat.ravel()).reshape(len(edges) - 1, *lon.shape).mean(2)
+    expected = (
+        model.integral_grid(np.array(edges), lon.ravel(), lat.ravel()).reshape(len(edges) - 1, *lon.shape).mean(2)
+    )
     expected = (expected * fov.solid_angle * model.exposure).sum(1)
     assert np.all(np.isfinite(expected))
     assert expected.sum() == pytest.approx(in_energy.sum(), abs=np.sqrt(in_energy.sum()))

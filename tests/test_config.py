@@ -233,7 +233,10 @@ def test_it_is_frozen_and_update_makes_another():
 
 
 def test_a_mapping_given_is_not_changed():
-    given_options = {"model": {"type": "radial"}, "renormalization": {"type": "fov", "fit_options": {"backend": "scipy"}}}
+    given_options = {
+        "model": {"type": "radial"},
+        "renormalization": {"type": "fov", "fit_options": {"backend": "scipy"}},
+    }
     given_options |= {"zenith": {"type": "none"}}
     before = json.dumps(given_options)
     AcceptanceConfig.coerce(given_options).to_yaml()

@@ -23,7 +23,9 @@ PROTOTYPE = Path(__file__).parent.parent.parent / "shared" / "prototype" / "held
 def observations(tmp_path_factory):
     path = tmp_path_factory.mktemp("cross") / "dl3"
     truth = BackgroundTruth(scale=6, zenith_dependent=False)
-    store = simulate_data_store(path, n_wobble=0, n_off=6, source=False, gap=False, shift_scatter=0.0, ontime=10 * u.min, truth=truth)
+    store = simulate_data_store(
+        path, n_wobble=0, n_off=6, source=False, gap=False, shift_scatter=0.0, ontime=10 * u.min, truth=truth
+    )
     return store.data_store.get_observations(required_irf=[])
 
 
@@ -37,7 +39,10 @@ def test_score_is_a_multinomial_log_likelihood():
     assert free_norm_log_likelihood(counts, 7 * mu) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.skipif(not PROTOTYPE.is_file(), reason="the script that defines the score lies beside the project only where it is developed")
+@pytest.mark.skipif(
+    not PROTOTYPE.is_file(),
+    reason="the script that defines the score lies beside the project only where it is developed",
+)
 def test_score_equals_the_script_that_defines_it():
     spec = importlib.util.spec_from_file_location("heldout_score", PROTOTYPE)
     prototype = importlib.util.module_from_spec(spec)

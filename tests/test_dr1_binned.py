@@ -97,7 +97,12 @@ def fill_histogram(energy, rings, theta, phi, counts, exposure):
             offset = SkyCoord(fov).icrs.separation(run.pointing.fixed_icrs).deg
             place = np.stack([offset, (np.cos(np.radians(phi)) > 0).astype(float)], axis=1)
             bins = (rings, [-0.5, 0.5, 1.5])
-            exposure += run.gti.time_sum.to_value("s") / 3 * np.histogramdd(place[seen], bins)[0] / np.histogramdd(place, bins)[0]
+            exposure += (
+                run.gti.time_sum.to_value("s")
+                / 3
+                * np.histogramdd(place[seen], bins)[0]
+                / np.histogramdd(place, bins)[0]
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,7 +112,9 @@ def test_pks_2155_agrees_with_a_plain_histogram(kind):
     middle = (np.arange(50) + 0.5) / 50 * 2.5
     angle = (np.arange(72) + 0.5) * 5
     theta, phi = np.meshgrid(middle, np.radians(angle), indexing="ij")
-    rate = model.integral_grid(energy, (theta * np.cos(phi)).ravel(), (theta * np.sin(phi)).ravel()).reshape(8, 5, 10, 72)
+    rate = model.integral_grid(energy, (theta * np.cos(phi)).ravel(), (theta * np.sin(phi)).ravel()).reshape(
+        8, 5, 10, 72
+    )
     weight = np.sin(np.radians(middle)).reshape(5, 10)
     rate = (rate * weight[:, :, None]).sum(2) / weight.sum(1)[:, None]
     right = np.cos(np.radians(angle)) > 0
@@ -132,14 +139,21 @@ def test_trap_reverse_lon_the_shipped_background_is_neither_used_nor_touched():
     before = None if shipped is None else (shipped.data.copy(), shipped.unit)
     without = data_store().obs(33795, required_irf=IRFS)
     without._bkg = None if hasattr(without, "_bkg") else None
-    geom = WcsGeom.create(skydir=observation.pointing.fixed_icrs, width=5, binsz=0.1, axes=[MapAxis.from_energy_bounds(0.5, 10, 3, unit="TeV")])
+    geom = WcsGeom.create(
+        skydir=observation.pointing.fixed_icrs,
+        width=5,
+        binsz=0.1,
+        axes=[MapAxis.from_energy_bounds(0.5, 10, 3, unit="TeV")],
+    )
     here, there = (maker.make_background(geom, o).data for o in (observation, without))
     assert np.array_equal(here, there)
     irf = maker.make_irf(observation)
     assert irf.fov_alignment == FoVAlignment.ALTAZ
     if before is not None:
         assert np.array_equal(observation._bkg.data, before[0]) and observation._bkg.unit == before[1]
-    dataset = MapDatasetMaker(selection=["counts", "background", "exposure"]).run(MapDataset.create(geom, name="shipped"), observation)
+    dataset = MapDatasetMaker(selection=["counts", "background", "exposure"]).run(
+        MapDataset.create(geom, name="shipped"), observation
+    )
     filled = maker.run(dataset, observation)
     assert not np.allclose(dataset.background.data, filled.background.data)
     assert np.array_equal(filled.background.data, here)
@@ -162,7 +176,9 @@ def test_run_33795_is_what_gammapy_evaluates(kind):
 
 
 def reduced(reference, observation, methods, offset_max="2.5 deg", width="5 deg"):
-    dataset = reference.cutout(observation.get_pointing_icrs(observation.tmid), width=width, name=f"run-{observation.obs_id}")
+    dataset = reference.cutout(
+        observation.get_pointing_icrs(observation.tmid), width=width, name=f"run-{observation.obs_id}"
+    )
     dataset = MapDatasetMaker(selection=["counts", "exposure"]).run(dataset, observation)
     return SafeMaskMaker(methods=methods, offset_max=offset_max).run(dataset, observation)
 
@@ -183,7 +199,9 @@ def test_msh_15_52_ring_chain(kind, msh):
     runs, geom, true, datasets = msh
     region = CircleSkyRegion(MSH, 0.4 * u.deg)
     ring = {"type": "ring", "r_in": "0.5 deg", "width": "0.3 deg"}
-    maker = AcceptanceBackgroundMaker(config(kind, offset_max="2.5 deg", renormalization=ring), exclusion=region).fit(runs)
+    maker = AcceptanceBackgroundMaker(config(kind, offset_max="2.5 deg", renormalization=ring), exclusion=region).fit(
+        runs
+    )
     stacked = MapDatasetOnOff.create(geom, energy_axis_true=true, name="stacked")
     for dataset, run in zip(datasets, runs, strict=True):
         stacked.stack(maker.run(dataset, run))
@@ -235,5 +253,8 @@ def test_crab_fov_chain(appended):
 def test_all_shipped_backgrounds_are_left_alone():
     """Fits of observations with and without the shipped background are the same."""
     ids = [33787, 33788]
-    here, there = (fit_acceptance(data_store().get_observations(ids, required_irf=irfs), config("radial")) for irfs in (IRFS, "full-enclosure"))
+    here, there = (
+        fit_acceptance(data_store().get_observations(ids, required_irf=irfs), config("radial"))
+        for irfs in (IRFS, "full-enclosure")
+    )
     assert np.array_equal(here.rate_model.profile, there.rate_model.profile)

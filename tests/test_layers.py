@@ -7,7 +7,24 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gammapy_accmaker"
 
-STANDARD = {"__future__", "abc", "collections", "dataclasses", "copy", "functools", "itertools", "logging", "operator", "os", "pathlib", "sys", "tempfile", "time", "typing", "warnings"}
+STANDARD = {
+    "__future__",
+    "abc",
+    "collections",
+    "dataclasses",
+    "copy",
+    "functools",
+    "itertools",
+    "logging",
+    "operator",
+    "os",
+    "pathlib",
+    "sys",
+    "tempfile",
+    "time",
+    "typing",
+    "warnings",
+}
 COMMON = {"numpy", "gammapy_accmaker.errors"}
 OURS = "gammapy_accmaker."
 

@@ -63,7 +63,10 @@ def reference(edges=EDGES, binsz=0.1, name="stacked"):
 
 
 def first_steps():
-    return [MapDatasetMaker(selection=["counts", "exposure"]), SafeMaskMaker(methods=["offset-max"], offset_max="2.3 deg")]
+    return [
+        MapDatasetMaker(selection=["counts", "exposure"]),
+        SafeMaskMaker(methods=["offset-max"], offset_max="2.3 deg"),
+    ]
 
 
 def empty(observation, edges=EDGES, binsz=0.1):
@@ -137,7 +140,9 @@ def test_a_model_that_is_given(store, on_runs, tmp_path):
         AcceptanceBackgroundMaker(model="model.fits")
 
 
-@pytest.mark.parametrize("given", [AcceptanceConfig.coerce(options("radial")), options("radial")], ids=["config", "dict"])
+@pytest.mark.parametrize(
+    "given", [AcceptanceConfig.coerce(options("radial")), options("radial")], ids=["config", "dict"]
+)
 def test_forms_of_a_configuration(given):
     assert AcceptanceBackgroundMaker(given).config.model.type == "radial"
 
@@ -154,7 +159,12 @@ def test_a_wrong_configuration_is_refused_at_once():
 def test_str_prints_the_settings():
     maker = AcceptanceBackgroundMaker(config("radial", offset_max="1.7 deg"))
     text = str(maker)
-    assert text.startswith("AcceptanceBackgroundMaker\n---") and "1.7 deg" in text and "radial" in text and "call fit" in text
+    assert (
+        text.startswith("AcceptanceBackgroundMaker\n---")
+        and "1.7 deg" in text
+        and "radial" in text
+        and "call fit" in text
+    )
     fitted_text = str(fitted_maker())
     assert "8 used" in fitted_text and "BinnedModel" in fitted_text
     assert maker.tag == "AcceptanceBackgroundMaker"
@@ -186,17 +196,24 @@ def test_run_fills_the_background(kind, store, on_runs):
     # a norm cannot follow the zenith angle: the spectrum of one run differs
     assert abs(counts - background) < 4 * np.sqrt(counts) + 0.1 * counts
     inside = filled.counts.geom.region_mask([source_region(store, 0.15)]).data & filled.mask_safe.data
-    assert filled.counts.data[inside].sum() > filled.background.data[inside].sum() + 3 * np.sqrt(filled.background.data[inside].sum())
+    assert filled.counts.data[inside].sum() > filled.background.data[inside].sum() + 3 * np.sqrt(
+        filled.background.data[inside].sum()
+    )
 
 
-@pytest.mark.parametrize("renormalization", [{"type": "none"}, {"type": "fov", "method": "fit"}, {"type": "fov"}, {"type": "ring"}])
+@pytest.mark.parametrize(
+    "renormalization", [{"type": "none"}, {"type": "fov", "method": "fit"}, {"type": "fov"}, {"type": "ring"}]
+)
 def test_inputs_are_not_changed(renormalization, on_runs):
     edges = (0.5, 10) if renormalization["type"] == "ring" else EDGES
     maker, observation = fitted_maker(renormalization=renormalization), on_runs[0]
     dataset = empty(observation, edges)
     sky = SkyModel(ConstantSpectralModel(const="1e-14 cm-2 s-1 TeV-1"), PointSpatialModel(), name="sky")
     dataset.models = [sky, FoVBackgroundModel(dataset_name=dataset.name)] if edges == EDGES else [sky]
-    events, intervals = observation.events.table["RA", "DEC", "ENERGY"].as_array().tobytes(), observation.gti.time_start.mjd.tobytes()
+    events, intervals = (
+        observation.events.table["RA", "DEC", "ENERGY"].as_array().tobytes(),
+        observation.gti.time_start.mjd.tobytes(),
+    )
     before, models, stored = content(dataset), dataset.models.to_dict(), pickle.dumps(maker)
     mask = dataset.mask_safe
     filled = maker.run(dataset, observation)
@@ -214,7 +231,9 @@ def test_inputs_are_not_changed(renormalization, on_runs):
 def test_a_plain_loop_is_the_chain(on_runs):
     maker = fitted_maker()
     loop = Datasets([maker.run(dataset=empty(o), observation=o) for o in on_runs])
-    chain = DatasetsMaker([*first_steps(), maker], stack_datasets=False, cutout_width="20 deg").run(reference(), on_runs)
+    chain = DatasetsMaker([*first_steps(), maker], stack_datasets=False, cutout_width="20 deg").run(
+        reference(), on_runs
+    )
     assert [d.name for d in loop] != [d.name for d in chain]
     assert all(same(a, b) for a, b in zip(loop, chain, strict=True))
 
@@ -222,7 +241,8 @@ def test_a_plain_loop_is_the_chain(on_runs):
 @pytest.mark.parametrize("stack", [True, False])
 def test_jobs_do_not_matter(stack, on_runs):
     one, two = (
-        DatasetsMaker([*first_steps(), fitted_maker()], stack_datasets=stack, n_jobs=n).run(reference(), on_runs) for n in (1, 2)
+        DatasetsMaker([*first_steps(), fitted_maker()], stack_datasets=stack, n_jobs=n).run(reference(), on_runs)
+        for n in (1, 2)
     )
     assert len(one) == len(two) == (1 if stack else 3)
     assert all(same(a, b, rtol=1e-12) for a, b in zip(one, two, strict=True))
@@ -232,7 +252,9 @@ def test_jobs_do_not_matter(stack, on_runs):
 def test_stacked_is_the_sum(on_runs):
     stacked = DatasetsMaker([*first_steps(), fitted_maker()]).run(reference(), on_runs)[0]
     single = DatasetsMaker([*first_steps(), fitted_maker()], stack_datasets=False).run(reference(), on_runs)
-    assert stacked.background.data.sum() == pytest.approx(sum((d.background.data * d.mask_safe.data).sum() for d in single), rel=1e-6)
+    assert stacked.background.data.sum() == pytest.approx(
+        sum((d.background.data * d.mask_safe.data).sum() for d in single), rel=1e-6
+    )
 
 
 def test_a_spectrum_dataset_on_a_region(store, on_runs):
@@ -287,7 +309,9 @@ def test_run_effects_come_from_the_run_itself(on_runs):
     half = altered(on_runs[1], keep=slice(None, None, 2))
     geom = sky_geom(on_runs[1].pointing.fixed_icrs, width=4)
     for effects, factor in (("norm", 0.5), ("none", 1.0)):
-        maker = AcceptanceBackgroundMaker(config(effects=effects), model=_fitted("grid"), exclusion=source_region(full_store()))
+        maker = AcceptanceBackgroundMaker(
+            config(effects=effects), model=_fitted("grid"), exclusion=source_region(full_store())
+        )
         whole, less = (maker.make_background(geom, o).data for o in (on_runs[1], half))
         assert np.allclose(less.sum() / whole.sum(), factor, atol=0.02 if factor < 1 else 1e-12)
 
@@ -295,7 +319,9 @@ def test_run_effects_come_from_the_run_itself(on_runs):
 def test_what_the_model_does_not_cover_is_masked(on_runs, caplog):
     """A dataset wider than the field of view, and with energies beyond the model: no bin without background is safe."""
     maker = fitted_maker()
-    dataset = MapDataset.create(sky_geom(on_runs[0].pointing.fixed_icrs, edges=(0.01, 0.05, 0.5, 5, 200, 500), width=8, binsz=0.2))
+    dataset = MapDataset.create(
+        sky_geom(on_runs[0].pointing.fixed_icrs, edges=(0.01, 0.05, 0.5, 5, 200, 500), width=8, binsz=0.2)
+    )
     dataset.mask_safe.data[...] = True
     with caplog.at_level(logging.WARNING):
         filled = maker.run(dataset, on_runs[0])
@@ -482,7 +508,9 @@ def test_radec_alignment(store, on_runs):
     irf = maker.make_irf(observation)
     assert irf.fov_alignment.value == "RADEC"
     geom = sky_geom(observation.pointing.fixed_icrs, edges=(0.3, 1, 3, 10), width=4.4, binsz=0.1)
-    theirs = make_map_background_irf(observation.pointing, observation.observation_time_duration, irf, geom, observation.tstart, oversampling=5)
+    theirs = make_map_background_irf(
+        observation.pointing, observation.observation_time_duration, irf, geom, observation.tstart, oversampling=5
+    )
     near = geom.to_image().separation(observation.pointing.fixed_icrs).deg < 2.15
     ours = maker.make_background(geom, observation)
     assert np.allclose(theirs.data[:, near].sum(1), ours.data[:, near].sum(1), rtol=5e-3)

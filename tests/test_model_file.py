@@ -47,7 +47,9 @@ def test_it_is_restored_exactly(kind, tmp_path):
         assert after.run_table[name].dtype.kind == before.run_table[name].dtype.kind
     assert after.run_table["ONTIME"].unit == "s" and not after.run_table.has_masked_columns
     lon, lat = np.linspace(-2.5, 2.5, 30), np.linspace(1, -1, 30)
-    assert np.array_equal(after.rate_model.integral_grid(EDGES, lon, lat), before.rate_model.integral_grid(EDGES, lon, lat))
+    assert np.array_equal(
+        after.rate_model.integral_grid(EDGES, lon, lat), before.rate_model.integral_grid(EDGES, lon, lat)
+    )
     assert str(after) == str(before)
     # and again
     after.write(tmp_path / "again.fits")
@@ -110,7 +112,9 @@ def test_missing_file(tmp_path):
         AcceptanceModel.read(tmp_path / "nothing.fits")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"SIMPLE  =                    T" + b" " * 5000, bytes(range(256)) * 40])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"SIMPLE  =                    T" + b" " * 5000, bytes(range(256)) * 40]
+)
 @pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
 def test_foreign_bytes(content, tmp_path):
     (tmp_path / "x.fits").write_bytes(content)
@@ -145,7 +149,11 @@ def test_truncated_file(part, path):
 def test_damaged_bytes_never_give_another_error(path):
     """Flipped bytes are an InputError or change values, but no foreign exception comes out and no memory is eaten."""
     content, rng = path.read_bytes(), np.random.default_rng(0)
-    headers = [k for k in range(0, len(content), 80) if content[k : k + 6] in (b"NAXIS1", b"BITPIX", b"SHAPE ", b"KEY   ", b"TFORM1")]
+    headers = [
+        k
+        for k in range(0, len(content), 80)
+        if content[k : k + 6] in (b"NAXIS1", b"BITPIX", b"SHAPE ", b"KEY   ", b"TFORM1")
+    ]
     for k in [*(h + 29 for h in headers), *(h + 12 for h in headers), *rng.integers(0, len(content), 40)]:
         path.write_bytes(content[:k] + bytes([rng.integers(32, 127)]) + content[k + 1 :])
         try:
@@ -192,14 +200,20 @@ def test_scalars_empty_arrays_and_kinds_of_numbers(tmp_path):
         "nan": np.array([np.nan, np.inf, -0.0]), "truth": np.array([[True], [False]]), "word": np.array("bspline "),
         "words": np.array(["a b", "", "\u03b8 "]), "no words": np.zeros(0, "U1"), "a long name, with LOWER case": np.ones((2, 1, 3)),
     }  # fmt: skip
-    write_model_file(tmp_path / "x.fits", arrays, {"text": "a\nb\n  c: 'd'\n", "none": ""}, Table({"OBS_ID": [1]}), overwrite=False)
+    write_model_file(
+        tmp_path / "x.fits", arrays, {"text": "a\nb\n  c: 'd'\n", "none": ""}, Table({"OBS_ID": [1]}), overwrite=False
+    )
     again, texts, _ = read_model_file(tmp_path / "x.fits")
     for name, values in arrays.items():
-        assert again[name].shape == values.shape and (again[name].dtype == values.dtype or values.dtype.kind == "U"), name
+        assert again[name].shape == values.shape and (again[name].dtype == values.dtype or values.dtype.kind == "U"), (
+            name
+        )
         assert np.array_equal(again[name], values, equal_nan=values.dtype.kind == "f"), name
     assert np.signbit(again["nan"][2])
     with pytest.raises(InputError, match="line break"):
-        write_model_file(tmp_path / "y.fits", {"words": np.array(["a\nb"])}, {}, Table({"OBS_ID": [1]}), overwrite=False)
+        write_model_file(
+            tmp_path / "y.fits", {"words": np.array(["a\nb"])}, {}, Table({"OBS_ID": [1]}), overwrite=False
+        )
     assert texts == {"text": "a\nb\n  c: 'd'\n", "none": ""}
 
 

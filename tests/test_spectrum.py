@@ -23,7 +23,9 @@ def bin_counts(spectrum, edges):
 
 def with_threshold(edges, total=1e5):
     truth = BackgroundTruth()
-    counts = np.array([quad(lambda e: truth.spectrum(e, 1.0), a, b)[0] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    counts = np.array(
+        [quad(lambda e: truth.spectrum(e, 1.0), a, b)[0] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    )
     return total * counts / counts.sum()
 
 
@@ -61,7 +63,9 @@ def test_poisson_counts_follow_the_truth():
 def test_the_weights_are_the_integral():
     spectrum = fit_spectrum(with_threshold(EDGES), EDGES)
     edges = np.array([0.1, 0.17, 0.5, 3.3, 100])
-    integral = [quad(lambda e: spectrum([e])[0], a, b, limit=500)[0] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    integral = [
+        quad(lambda e: spectrum([e])[0], a, b, limit=500)[0] for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
     assert np.allclose(bin_counts(spectrum, edges), integral, rtol=2e-4)
     nodes = np.array([0.2, 1.0, 7.0])
     weights = spectrum.bin_weights(edges, nodes)

@@ -79,7 +79,9 @@ def test_model_file_is_exact(tmp_path):
     observation = observations(full_store())[1]
     geom = sky_geom(observation.pointing.fixed_icrs, binsz=0.2)
     other = AcceptanceBackgroundMaker(model=read, exclusion=[source_region(full_store())])
-    np.testing.assert_array_equal(other.make_background(geom, observation).data, maker().make_background(geom, observation).data)
+    np.testing.assert_array_equal(
+        other.make_background(geom, observation).data, maker().make_background(geom, observation).data
+    )
 
 
 def test_error_map_covers_the_truth():
@@ -101,7 +103,10 @@ def test_error_map_covers_the_truth():
     inside = np.hypot(fov.fov_lon, fov.fov_lat) < 2
     pulls = (np.log(fit / truth) / sigma)[:, inside]
     assert np.sqrt(np.mean(pulls**2)) < 2
-    parts = [adapted.relative_error_grid(centre, fov.fov_lon, fov.fov_lat, cos_zenith, part=p) for p in ("coefficients", "run")]
+    parts = [
+        adapted.relative_error_grid(centre, fov.fov_lon, fov.fov_lat, cos_zenith, part=p)
+        for p in ("coefficients", "run")
+    ]
     np.testing.assert_allclose(np.hypot(*parts), sigma, rtol=1e-6)
 
 

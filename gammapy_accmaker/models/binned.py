@@ -99,7 +99,9 @@ class BinnedModel(RateModel):
         return np.sqrt(self.energy_edges[1:] * self.energy_edges[:-1])
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
-        return self._over_fov(self.spectrum.bin_weights(energy_edges, self._node_energy) @ self.profile, fov_lon, fov_lat)
+        return self._over_fov(
+            self.spectrum.bin_weights(energy_edges, self._node_energy) @ self.profile, fov_lon, fov_lat
+        )
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         shares = linear_weights(np.log(self._node_energy), np.log(energy))
@@ -158,7 +160,9 @@ def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float 
         norm = new
         if change < tolerance:
             return norm
-    raise FitError(f"run norms: changed by {change:.1e} in the last of 200 rounds; are there runs that share no pixel with the others?")
+    raise FitError(
+        f"run norms: changed by {change:.1e} in the last of 200 rounds; are there runs that share no pixel with the others?"
+    )
 
 
 def fit_binned(counts: np.ndarray, exposure: np.ndarray, bin_edges: np.ndarray, fov: FovBins) -> BinnedModel:
@@ -272,7 +276,9 @@ def _profile(intensity, volume, fov, shares):
 
 def _block_mean(weights, shape):
     """Mean of a sparse matrix over consecutive blocks of its rows."""
-    block = csr_array((np.full(np.prod(shape), 1 / shape[1]), (np.repeat(np.arange(shape[0]), shape[1]), np.arange(np.prod(shape)))))
+    block = csr_array(
+        (np.full(np.prod(shape), 1 / shape[1]), (np.repeat(np.arange(shape[0]), shape[1]), np.arange(np.prod(shape))))
+    )
     return block @ weights
 
 

@@ -111,7 +111,11 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray) -> SmoothSpectrum
     ridge = 1e-9 * np.eye(axis.n)
     # start from a power law through the first and the last bin
     ends = np.log(np.maximum(counts[[0, -1]], 0.5) / np.diff(log_edges)[[0, -1]])
-    c = np.interp(axis.centers, 0.5 * (log_edges[:-1] + log_edges[1:])[[0, -1]], ends) if len(counts) > 1 else np.full(axis.n, ends[0])
+    c = (
+        np.interp(axis.centers, 0.5 * (log_edges[:-1] + log_edges[1:])[[0, -1]], ends)
+        if len(counts) > 1
+        else np.full(axis.n, ends[0])
+    )
     c += np.log(counts.sum() / np.bincount(bins, width * np.exp(basis @ c)).sum())
     smoothing = np.ones(len(rank))
     for k in range(MAX_ROUNDS):
@@ -134,4 +138,6 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray) -> SmoothSpectrum
             drift, smoothing = np.abs(np.log(new / smoothing)).max(), new
         if size < TOLERANCE ** (0.5 if drift > 0 else 1) and drift < 0.01:
             return SmoothSpectrum(float(energy_edges[0]), float(energy_edges[-1]), c)
-    raise FitError(f"spectrum: the fit did not converge in {MAX_ROUNDS} rounds (last step {size:.1e}); merge energy bins")
+    raise FitError(
+        f"spectrum: the fit did not converge in {MAX_ROUNDS} rounds (last step {size:.1e}); merge energy bins"
+    )

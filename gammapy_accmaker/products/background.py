@@ -19,7 +19,14 @@ from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.reduction.fov import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 
-__all__ = ["expected_counts", "expected_counts_directly", "icrs_vectors", "make_background_map", "make_error_map", "zenith_nodes"]
+__all__ = [
+    "expected_counts",
+    "expected_counts_directly",
+    "icrs_vectors",
+    "make_background_map",
+    "make_error_map",
+    "zenith_nodes",
+]
 
 OFFSET_STEP = 0.05  # deg
 ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
@@ -97,7 +104,9 @@ def _wcs_counts(model, track, geom, edges, time_step):
 
 def _region_counts(model, track, geom, edges, time_step):
     if geom.region is None or isinstance(geom.region, PointSkyRegion):
-        raise InputError(f"geom: got the region {geom.region}, but a background is counted over a region with an area; use a circle")
+        raise InputError(
+            f"geom: got the region {geom.region}, but a background is counted over a region with an area; use a circle"
+        )
     coord, weights = geom.get_wcs_coord_and_weights()
     image = geom.to_wcs_geom().to_image()
     solid_angle = image.solid_angle().to_value("sr").T[image.coord_to_idx(coord)].ravel() * weights.ravel()
@@ -120,7 +129,9 @@ def _vectors_in_icrs(coord, frame):
     return xyz @ axes.T
 
 
-def expected_counts(model: RateModel, track: FovTrack, xyz, solid_angle, energy_edges, time_step: float | None) -> np.ndarray:
+def expected_counts(
+    model: RateModel, track: FovTrack, xyz, solid_angle, energy_edges, time_step: float | None
+) -> np.ndarray:
     """Background counts expected in a run at sky positions.
 
     Parameters
@@ -210,7 +221,9 @@ def _turned(rate, angle, weights):
     n = rate.shape[-1]
     position = angle / (2 * np.pi) % 1 * n
     left = np.floor(position).astype(int)
-    share = np.bincount(left % n, weights * (left + 1 - position), n) + np.bincount((left + 1) % n, weights * (position - left), n)
+    share = np.bincount(left % n, weights * (left + 1 - position), n) + np.bincount(
+        (left + 1) % n, weights * (position - left), n
+    )
     if n == 1:
         return rate * share[0]
     turned = np.fft.irfft(np.fft.rfft(rate) * np.conj(np.fft.rfft(share)), n)

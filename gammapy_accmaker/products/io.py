@@ -20,7 +20,9 @@ LINE_END, TEXT_END = "\n", "|"
 MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed
 
 
-def write_model_file(path: Path, arrays: dict[str, np.ndarray], texts: dict[str, str], run_table: Table, overwrite: bool) -> None:
+def write_model_file(
+    path: Path, arrays: dict[str, np.ndarray], texts: dict[str, str], run_table: Table, overwrite: bool
+) -> None:
     """Write arrays, texts and the run table of a model to one FITS file, exactly."""
     primary = fits.PrimaryHDU()
     primary.header["FORMAT"] = FORMAT
@@ -69,14 +71,19 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
         with fits.open(path, memmap=False) as hdulist:
             header = hdulist[0].header
             if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
-                raise InputError(f"model file: {path} was not written by AcceptanceModel.write (version {FORMAT_VERSION})")
+                raise InputError(
+                    f"model file: {path} was not written by AcceptanceModel.write (version {FORMAT_VERSION})"
+                )
             arrays = _read_arrays(path, hdulist)
             texts = Table.read(hdulist["TEXTS"])
             # else NaN and empty text would come back masked
             run_table = Table.read(hdulist["RUNS"], mask_invalid=False)
             run_table.convert_bytestring_to_unicode()
             texts.convert_bytestring_to_unicode()
-            found = {str(key): str(text).removesuffix(TEXT_END) for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)}
+            found = {
+                str(key): str(text).removesuffix(TEXT_END)
+                for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)
+            }
     except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, fits.VerifyError) as error:
         if isinstance(error, InputError):
             raise

@@ -23,7 +23,9 @@ ENERGIES_PER_DECADE = 40
 FOV_STEP = 0.1  # deg
 
 
-def make_background_irf(model: RateModel, track: FovTrack, alignment: str, time_step: float | None) -> Background2D | Background3D:
+def make_background_irf(
+    model: RateModel, track: FovTrack, alignment: str, time_step: float | None
+) -> Background2D | Background3D:
     """Background IRF of a run, averaged over its good time.
 
     Parameters
@@ -52,7 +54,10 @@ def make_background_irf(model: RateModel, track: FovTrack, alignment: str, time_
             # readers tell the axes by their lengths
             nbin += 2
         names = ("fov_lon", "fov_lat")
-        axes = [energy_axis, *(MapAxis.from_bounds(-model.half_width, model.half_width, nbin, unit="deg", name=n) for n in names)]
+        axes = [
+            energy_axis,
+            *(MapAxis.from_bounds(-model.half_width, model.half_width, nbin, unit="deg", name=n) for n in names),
+        ]
 
     seconds, weights = time_nodes(track.intervals, time_step)
     nodes, shares = zenith_nodes(model, track.cos_zenith_at(seconds))
@@ -67,7 +72,12 @@ def make_background_irf(model: RateModel, track: FovTrack, alignment: str, time_
         as_read = _with_geometric_means(as_read, axis)
     fov_axes = tuple(range(1, rate.ndim))
     as_read_sum = (as_read * solid_angle).sum(fov_axes, keepdims=True)
-    data = data * np.divide((rate * solid_angle).sum(fov_axes, keepdims=True), as_read_sum, out=np.ones_like(as_read_sum), where=as_read_sum > 0)
+    data = data * np.divide(
+        (rate * solid_angle).sum(fov_axes, keepdims=True),
+        as_read_sum,
+        out=np.ones_like(as_read_sum),
+        where=as_read_sum > 0,
+    )
     fov_alignment = FoVAlignment.ALTAZ if alignment == "altaz" else FoVAlignment.RADEC
     cls = Background2D if model.is_radial else Background3D
     return cls(
@@ -107,4 +117,3 @@ def _energy_axis(model):
     low, high = model.energy_edges[[0, -1]]
     nbin = max(int(np.ceil(np.log10(high / low) * ENERGIES_PER_DECADE)), 2)
     return MapAxis.from_energy_bounds(low, high, nbin, unit="TeV")
-

@@ -60,7 +60,9 @@ def bootstrap_error(
     if n_bootstrap < 2:
         raise InputError(f"n_bootstrap: got {n_bootstrap}, but a scatter needs at least 2")
     bins = make_bins(config)
-    runs, _ = reduce_observations(list(observations), bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend)
+    runs, _ = reduce_observations(
+        list(observations), bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend
+    )
     if len(runs) < 2:
         raise InputError(f"observations: {len(runs)} can be used, but runs are drawn from at least 2")
     grid = u.Quantity(energy).to_value("TeV"), u.Quantity(fov_lon).to_value("deg"), u.Quantity(fov_lat).to_value("deg")

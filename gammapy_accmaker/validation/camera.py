@@ -12,7 +12,9 @@ from gammapy_accmaker.reduction.fov import FovTrack, time_nodes
 __all__ = ["expected_in_camera"]
 
 
-def expected_in_camera(model: RateModel, track: FovTrack, energy_edges: np.ndarray, fov: FovBins, time_step: float | None = 60.0) -> np.ndarray:
+def expected_in_camera(
+    model: RateModel, track: FovTrack, energy_edges: np.ndarray, fov: FovBins, time_step: float | None = 60.0
+) -> np.ndarray:
     """Background counts that a model expects in a run, nothing excluded.
 
     Parameters
@@ -37,6 +39,7 @@ def expected_in_camera(model: RateModel, track: FovTrack, energy_edges: np.ndarr
     nodes, shares = zenith_nodes(model, track.cos_zenith_at(seconds))
     lon, lat = fov.subpoints(2)
     intensity = sum(
-        time * model.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z) for z, time in zip(nodes, weights @ shares, strict=True)
+        time * model.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z)
+        for z, time in zip(nodes, weights @ shares, strict=True)
     )
     return intensity.reshape(len(energy_edges) - 1, *lon.shape).mean(2) * fov.solid_angle

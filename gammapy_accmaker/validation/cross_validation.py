@@ -43,8 +43,9 @@ class CrossValidation:
     scores : `~astropy.table.Table`
         One row for each run: the score of each configuration, in a column of its name.
     significance : `~astropy.table.Table`
-        Mean and width of the significance of the held-out runs, for each configuration and energy band: in the camera
-        frame stacked one fold at a time and, if asked for, in the sky frame stacked one field at a time.
+        Mean and width of the significance of the held-out runs, each adapted to by its own events (or by a norm, with run
+        effects ``none``), for each configuration and energy band: in the camera frame stacked one fold at a time and, if
+        asked for, in the sky frame stacked one field at a time.
     """
 
     table: Table
@@ -101,7 +102,9 @@ def cross_validate(
     """
     observations = list(observations)
     if not 2 <= n_folds <= len(observations):
-        raise InputError(f"n_folds: got {n_folds} for {len(observations)} observations, but 2 to as many folds as runs are needed")
+        raise InputError(
+            f"n_folds: got {n_folds} for {len(observations)} observations, but 2 to as many folds as runs are needed"
+        )
     configs = {name: AcceptanceConfig.coerce(config) for name, config in configs.items()}
     edges = np.geomspace(0.2, 20, 25) if energy_edges is None else u.Quantity(energy_edges).to_value("TeV")
     bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else u.Quantity(band_edges).to_value("TeV")
@@ -109,24 +112,47 @@ def cross_validate(
     rng = np.random.default_rng(split_seed)
     halves = [_split(observation, rng) for observation in progress_bar(observations, desc="Splitting of runs")]
     scoring = _Scoring(edges, bands, u.Quantity(offset_max).to_value("deg"))
-    reduced = {name: _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend) for name, config in configs.items()}
+    reduced = {
+        name: _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend)
+        for name, config in configs.items()
+    }
     used = [k for k in range(len(observations)) if all(k in by_run for by_run in reduced.values())]
     if len(used) < n_folds:
-        raise InputError(f"observations: only {len(used)} can be used by all configurations, but {n_folds} folds need as many")
+        raise InputError(
+            f"observations: only {len(used)} can be used by all configurations, but {n_folds} folds need as many"
+        )
     folds = np.array_split(np.random.default_rng(seed).permutation(len(observations)), n_folds)
     folds = [[k for k in fold if k in set(used)] for fold in folds]
 
     rows, significance = [], []
     scores = Table({"OBS_ID": [int(observations[k].obs_id) for k in used]})
     for name, config in configs.items():
-        in_sky = SkyStack(observations, bands, scoring.offset_max, config, make_exclusion(config, exclusion)) if sky else None
+        in_sky = (
+            SkyStack(observations, bands, scoring.offset_max, config, make_exclusion(config, exclusion))
+            if sky
+            else None
+        )
         held_out = _HeldOut.of(reduced[name], folds, config, scoring, in_sky)
         scores[name] = [held_out.scores[k] for k in used]
         gain = scores[name] - scores[scores.colnames[1]]
         norms = np.array([held_out.log_norms[k] for k in used])
-        rows.append((name, scores[name].sum(), gain.sum(), np.sqrt(len(gain)) * np.std(gain), norms.mean(), norms.std(), held_out.fit_time))
+        rows.append(
+            (
+                name,
+                scores[name].sum(),
+                gain.sum(),
+                np.sqrt(len(gain)) * np.std(gain),
+                norms.mean(),
+                norms.std(),
+                held_out.fit_time,
+            )
+        )
         significance += [(name, frame, bands[k], bands[k + 1], *found) for frame, k, *found in held_out.significance]
-    table = Table(rows=rows, names=["CONFIG", "SCORE", "GAIN", "GAIN_ERR", "LOG_NORM_BIAS", "LOG_NORM_STD", "FIT_TIME"], units={"FIT_TIME": "s"})
+    table = Table(
+        rows=rows,
+        names=["CONFIG", "SCORE", "GAIN", "GAIN_ERR", "LOG_NORM_BIAS", "LOG_NORM_STD", "FIT_TIME"],
+        units={"FIT_TIME": "s"},
+    )
     names = ["CONFIG", "FRAME", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
     return CrossValidation(table, scores, Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"}))
 
@@ -220,12 +246,13 @@ class _HeldOut:
                 scores[k] = scale * free_norm_log_likelihood(binned, scoring.in_score @ mu)
                 unadapted = scoring.in_score @ scoring.expected(model, whole)
                 log_norms[k] = np.log(max((scoring.in_score @ all_counts).sum(), 0.5) / unadapted.sum())
-                # as the maker does: effects from the run's own events, all of them, and one norm
+                # as the maker does: effects, the norm at least, from the run's own events, all of them
                 adapted = adapt_to_run(model, bins, run, config)[0]
                 mu = scoring.expected(adapted, whole)
-                stack = stack + np.stack([scoring.in_band @ all_counts, scoring.in_band @ (mu * all_counts.sum() / mu.sum())])
+                norm = all_counts.sum() / mu.sum() if config.run_effects.type == "none" else 1.0
+                stack = stack + np.stack([scoring.in_band @ all_counts, norm * (scoring.in_band @ mu)])
                 if sky is not None:
-                    sky.add(k, adapted, all_counts.sum() / mu.sum())
+                    sky.add(k, adapted, norm)
             pulls.append(disc_significance(*stack, scoring.fov.shape, PIXEL, scoring.inside))
         significance = [("camera", k, *found) for k, found in enumerate(_summary(pulls))]
         if sky is not None:

@@ -51,7 +51,10 @@ def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = D
     bands : list of (`~numpy.ndarray`, int)
         The scores of all discs with an expectation, and the counts of the band.
     """
-    n, expected = (disc_sums(np.asarray(a).reshape(len(counts), *shape), pixel, radius).reshape(len(counts), -1) for a in (counts, mu))
+    n, expected = (
+        disc_sums(np.asarray(a).reshape(len(counts), *shape), pixel, radius).reshape(len(counts), -1)
+        for a in (counts, mu)
+    )
     n = np.round(n)
     rng = np.random.default_rng(seed)
     bands = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import astropy.units as u
-import numpy as np
 from astropy.coordinates import SkyCoord
 from gammapy.maps import Map, MapAxis, WcsGeom
 
@@ -47,7 +46,9 @@ class SkyStack:
         geoms = [WcsGeom.create(skydir=c, width=width, binsz=PIXEL, proj="TAN", axes=[axis]) for c in centers]
         self._counts = [Map.from_geom(geom) for geom in geoms]
         self._expected = [Map.from_geom(geom) for geom in geoms]
-        self._kept = [~exclusion.contains(icrs_vectors(geom.to_image())).reshape(geom.to_image().data_shape) for geom in geoms]
+        self._kept = [
+            ~exclusion.contains(icrs_vectors(geom.to_image())).reshape(geom.to_image().data_shape) for geom in geoms
+        ]
 
     def add(self, number: int, model, norm: float) -> None:
         """Add a run, by its number, with the model adapted to it and its norm."""
@@ -70,5 +71,9 @@ class SkyStack:
             # discs lie wholly outside of exclusions and within some run
             usable = kept & (expected.data.sum(0) > 0)
             inside = Map.from_geom(counts.geom.to_image(), data=usable).binary_erode(DISC_RADIUS * u.deg).data
-            found.append(disc_significance(counts.data.reshape(n, -1), expected.data.reshape(n, -1), kept.shape, PIXEL, inside.ravel()))
+            found.append(
+                disc_significance(
+                    counts.data.reshape(n, -1), expected.data.reshape(n, -1), kept.shape, PIXEL, inside.ravel()
+                )
+            )
         return found

@@ -92,8 +92,17 @@ def rows_of_background(result):
     ours, other = result["ours"], result["gammapy"]
     for key, name in {"first": "first call", "next": "later calls"}.items():
         ratio = other[key] / ours[key]
-        yield f"make_background, {name}", f">= {result['asked']}x", f"{ratio:.1f}x", f"{ours[key]:.3f} s", f"{other[key]:.2f} s"
-    for key, name in {"energy_bin_ratio": "gammapy's default", "energy_bin_ratio_oversampled": "gammapy oversampled"}.items():
+        yield (
+            f"make_background, {name}",
+            f">= {result['asked']}x",
+            f"{ratio:.1f}x",
+            f"{ours[key]:.3f} s",
+            f"{other[key]:.2f} s",
+        )
+    for key, name in {
+        "energy_bin_ratio": "gammapy's default",
+        "energy_bin_ratio_oversampled": "gammapy oversampled",
+    }.items():
         largest = max(abs(ratio - 1) for ratio in result[key])
         yield f"  largest difference in an energy bin, {name}", f"<= {AGREEMENT_ASKED:.1%}", f"{largest:.2%}", "", ""
 
@@ -107,9 +116,13 @@ def main():
     if unknown := set(cases) - {*FITS, "background"}:
         parser.error(f"there is no case {', '.join(sorted(unknown))}; choose from {', '.join([*FITS, 'background'])}")
     if set(cases) & set(FITS) and baccmod_python() is None:
-        parser.error("ACCMAKER_BACCMOD_PYTHON must name the python of an environment with BAccMod: see baccmod_reference.py")
+        parser.error(
+            "ACCMAKER_BACCMOD_PYTHON must name the python of an environment with BAccMod: see baccmod_reference.py"
+        )
 
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    )
     line = "{:<58} {:>8} {:>8}  {:<18} {}"
     print(line.format("what", "asked", "reached", "ours", "other"), flush=True)
     results = []

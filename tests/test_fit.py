@@ -116,8 +116,9 @@ def test_no_events_in_range(runs, caplog):
 
 def test_no_location(runs):
     lost = [make_observation(tracking(100, 60), location=None)]
-    with pytest.raises(InputError, match="observatory_location"):
-        fit_acceptance(lost, options("grid"))
+    for kind in ("radial", "grid"):
+        with pytest.raises(InputError, match="observatory_location"):
+            fit_acceptance(lost, options(kind))
     assert fit_acceptance(lost, options("radial", fov_alignment="radec")).run_table["USED"].all()
     configured = fit_acceptance(lost, options("radial", observatory_location="hess")).run_table
     assert configured["USED"].all() and configured["ZENITH"][0] == pytest.approx(30, abs=4)

@@ -24,7 +24,7 @@ class RateModel(ABC):
     offset_max : float
         Offset in deg beyond which the rate is 0.
     half_width : float
-        Largest trained offset in deg of a radial model, half the side of the trained square of another.
+        Offset in deg that a radial model covers, half the side of the square that another one covers.
     is_radial : bool
         Whether the rate depends on the offset alone.
     zenith_range : tuple of float, or None

@@ -64,15 +64,23 @@ class BinnedModel(RateModel):
     def is_radial(self) -> bool:
         return self.fov.is_radial
 
-    @property
-    def offset_max(self) -> float:
-        # gammapy continues a Background2D by one bin at its last value; datasets are cut out as squares around
-        # the outermost ring, and their rim would be lost without
-        return self.fov.offset_max + (self.fov.edges[0][-1] - self.fov.edges[0][-2] if self.is_radial else 0.0)
+    @cached_property
+    def _coverage(self):
+        """First and last value of each axis in deg, shape (axis, 2).
+
+        The last value goes on for one bin, as gammapy continues a Background2D: datasets are cut out as squares that the
+        field turns in, and events on their rim would be lost without.
+        """
+        return np.array([(2 * e[0] - e[1], 2 * e[-1] - e[-2]) for e in self.fov.edges])
 
     @property
     def half_width(self) -> float:
-        return float(max(np.abs(edges).max() for edges in self.fov.edges))
+        return float(self._coverage[0, 1] if self.is_radial else np.abs(self._coverage).max())
+
+    @property
+    def offset_max(self) -> float:
+        corner = np.radians(self.half_width)
+        return self.half_width if self.is_radial else float(np.degrees(np.arccos(np.cos(corner) ** 2)))
 
     @cached_property
     def filled(self) -> np.ndarray:
@@ -109,7 +117,10 @@ class BinnedModel(RateModel):
         return self._over_fov(density, fov_lon, fov_lat)
 
     def _over_fov(self, values, fov_lon, fov_lat):
-        inside = offset(fov_lon, fov_lat) < self.offset_max if self.is_radial else self.fov.index(fov_lon, fov_lat) >= 0
+        position = [offset(fov_lon, fov_lat)] if self.is_radial else [fov_lon, fov_lat]
+        inside = np.all(
+            [(x >= low) & (x < high) for x, (low, high) in zip(position, self._coverage, strict=True)], axis=0
+        )
         return np.where(inside, (_fov_weights(self.fov, fov_lon, fov_lat) @ values.T).T, 0.0)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):

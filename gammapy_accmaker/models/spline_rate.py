@@ -45,7 +45,7 @@ class SplineRate(RateModel):
 
     @property
     def half_width(self) -> float:
-        return self.model.offset_max
+        return self.offset_max
 
     @property
     def offset_max(self) -> float:

@@ -20,7 +20,7 @@ __all__ = ["RATE_UNIT", "make_background_irf"]
 
 RATE_UNIT = u.Unit("s-1 MeV-1 sr-1")
 ENERGIES_PER_DECADE = 40
-FOV_STEP = 0.1  # deg
+FOV_STEP = 0.08  # deg
 
 
 def make_background_irf(

@@ -75,9 +75,13 @@ class RunCounts:
 
 
 def observation_track(
-    observation, alignment: str, location: EarthLocation | None = None, step: float = 60.0
+    observation,
+    alignment: str,
+    location: EarthLocation | None = None,
+    step: float = POINTING_STEP,
+    turning: bool = True,
 ) -> FovTrack:
-    """Camera track of a gammapy observation; ``location`` serves where the observation has none."""
+    """Camera track of a gammapy observation, see `fov_track`; ``location`` serves where the observation has none."""
     gti = observation.gti
     if gti is None or len(gti.table) == 0:
         raise ObservationError(
@@ -87,7 +91,7 @@ def observation_track(
     if site is None:
         site = location
     try:
-        return fov_track(observation.pointing, gti.time_start, gti.time_stop, site, alignment, step)
+        return fov_track(observation.pointing, gti.time_start, gti.time_stop, site, alignment, step, turning)
     except ObservationError as error:
         raise ObservationError(str(error).replace("observation:", f"observation {observation.obs_id}:", 1)) from error
 
@@ -141,8 +145,8 @@ def reduce_slices(
         Where the observation has no good time, no location that is needed, or no usable events.
     """
     # rings do not notice how the field turns: what it costs to follow it is saved
-    alignment, step = ("radec", RING_TRACK_STEP) if bins.fov.is_radial else (bins.alignment, POINTING_STEP)
-    track = observation_track(observation, alignment, location, step)
+    step = RING_TRACK_STEP if bins.fov.is_radial else POINTING_STEP
+    track = observation_track(observation, bins.alignment, location, step, turning=not bins.fov.is_radial)
     xyz, energy, seconds, dropped, covariates = _read_events(observation, track)
     if exclusion is None:
         exclusion = Exclusion()

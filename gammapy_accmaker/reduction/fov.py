@@ -147,6 +147,7 @@ def fov_track(
     location: EarthLocation | None,
     alignment: str,
     step: float = 60.0,
+    turning: bool = True,
 ) -> FovTrack:
     """Track of the camera over the good time intervals of a run.
 
@@ -162,6 +163,8 @@ def fov_track(
         Frame that the camera axes follow.
     step : float
         Longest step between nodes in s; shortened where the field turns fast.
+    turning : bool
+        Whether the turn of the field is followed; False is faster, for what depends on the offset alone.
     """
     if location is None and (alignment == "altaz" or pointing.fixed_icrs is None):
         raise ObservationError(
@@ -174,7 +177,7 @@ def fov_track(
     zero = time_start.min()
     while True:
         seconds = np.unique(time_nodes(intervals, step)[0])
-        track = _track_at(pointing, zero, intervals, seconds, location, alignment)
+        track = _track_at(pointing, zero, intervals, seconds, location, alignment if turning else "radec")
         trace = np.einsum("nij,nij->n", track.matrices[1:], track.matrices[:-1])
         # the turn inside a gap does not matter
         middle = 0.5 * (seconds[1:] + seconds[:-1])

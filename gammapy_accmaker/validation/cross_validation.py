@@ -23,7 +23,7 @@ from gammapy_accmaker.fit import adapt_to_run, fit_runs
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
-from gammapy_accmaker.validation.significance import disc_significance
+from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_significance
 from gammapy_accmaker.validation.sky import SkyStack
 
 __all__ = ["CrossValidation", "cross_validate"]
@@ -179,6 +179,8 @@ class _Scoring:
         self.fine = np.unique(np.round(np.concatenate([edges, bands]), 12))
         self.offset_max = offset_max
         self.inside = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max
+        # discs that reach beyond the largest offset are cut, and see the rim of the field only
+        self.whole_discs = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max - DISC_RADIUS
         self.in_score, self.in_band = (_members(self.fine, e) for e in (edges, bands))
 
     def expected(self, model, slices):
@@ -253,7 +255,7 @@ class _HeldOut:
                 stack = stack + np.stack([scoring.in_band @ all_counts, norm * (scoring.in_band @ mu)])
                 if sky is not None:
                     sky.add(k, adapted, norm)
-            pulls.append(disc_significance(*stack, scoring.fov.shape, PIXEL, scoring.inside))
+            pulls.append(disc_significance(*stack, scoring.fov.shape, PIXEL, scoring.whole_discs))
         significance = [("camera", k, *found) for k, found in enumerate(_summary(pulls))]
         if sky is not None:
             significance += [("sky", k, *found) for k, found in enumerate(_summary(sky.significance()))]

@@ -7,7 +7,7 @@ from scipy.signal import fftconvolve
 
 from gammapy_accmaker.models.stats import poisson_pulls
 
-__all__ = ["disc_significance", "disc_sums"]
+__all__ = ["DISC_RADIUS", "disc_significance", "disc_sums"]
 
 DISC_RADIUS = 0.2  # deg
 

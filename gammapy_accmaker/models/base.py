@@ -1,4 +1,4 @@
-"""What every acceptance model offers, on plain arrays, and the integral of a model over energy bins.
+"""What every acceptance model offers, on plain arrays.
 
 Energies are in TeV, field-of-view coordinates in deg, rates in s-1 MeV-1 sr-1 per ontime.
 """
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-__all__ = ["TEV_IN_MEV", "RateModel", "integrate_power_law", "integrate_rate"]
+__all__ = ["TEV_IN_MEV", "RateModel", "ScaledModel"]
 
 TEV_IN_MEV = 1e6
 
@@ -73,67 +73,6 @@ class RateModel(ABC):
                 here = (which == k) & (cos_zenith == z)
                 out[here] = self.rate_grid(energies[k : k + 1], lon[here], lat[here], float(z))[0]
         return out.reshape(arrays[0].shape)
-
-
-def integrate_power_law(values: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """Integral between neighbouring energies of a function that is a power law between them.
-
-    Parameters
-    ----------
-    values : `~numpy.ndarray`
-        Function at the energies, shape (n, ...), >= 0.
-    energy : `~numpy.ndarray`
-        Energies, shape (n,), increasing.
-
-    Returns
-    -------
-    integral : `~numpy.ndarray`
-        Shape (n - 1, ...).
-    """
-    width = np.log(energy[1:] / energy[:-1]).reshape(-1, *[1] * (values.ndim - 1))
-    # of E dN/dE over log E: the mean of an exponential between its ends
-    ends = values * energy.reshape(-1, *[1] * (values.ndim - 1))
-    low, high = ends[:-1], ends[1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.log(high / low)
-        mean = (high - low) / slope
-    nearly_flat = ~(np.abs(slope) > 1e-6)
-    mean = np.where(nearly_flat, 0.5 * (low + high), mean)
-    return width * np.where((low > 0) & (high > 0), mean, 0.0)
-
-
-def integrate_rate(evaluate, energy_edges: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Integral of a rate over energy bins.
-
-    Parameters
-    ----------
-    evaluate : callable
-        From energies in TeV, shape (n,), to rates in s-1 MeV-1 sr-1, shape (n, ...).
-    energy_edges : `~numpy.ndarray`
-        Edges of the bins in TeV, shape (nbin + 1,).
-    knots : `~numpy.ndarray`
-        Energies at which the integration is split; the first and the last bound the trained range, and what lies
-        outside of it contributes nothing.
-
-    Returns
-    -------
-    integral : `~numpy.ndarray`
-        In s-1 sr-1, shape (nbin, ...).
-    """
-    inside = energy_edges[(energy_edges > knots[0]) & (energy_edges < knots[-1])]
-    within = knots[(knots >= energy_edges[0]) & (knots <= energy_edges[-1])]
-    nodes = np.unique(np.concatenate([inside, within]))
-    # edges that meet a knot up to rounding would leave a sliver between them
-    nodes = nodes[np.diff(nodes, prepend=-np.inf) > 1e-9 * nodes]
-    if len(nodes) < 2:
-        shape = evaluate(knots[:1]).shape[1:]
-        return np.zeros((len(energy_edges) - 1, *shape))
-    pieces = integrate_power_law(evaluate(nodes), nodes) * TEV_IN_MEV
-    middle = np.sqrt(nodes[1:] * nodes[:-1])
-    bins = np.searchsorted(energy_edges, middle) - 1
-    total = np.zeros((len(energy_edges) - 1, *pieces.shape[1:]))
-    np.add.at(total, bins, pieces)
-    return total
 
 
 class ScaledModel(RateModel):

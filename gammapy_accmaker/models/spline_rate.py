@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gammapy_accmaker.models.base import RateModel, integrate_rate
+from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.run_effects import RunEffect
 from gammapy_accmaker.models.spline import SplineModel
 
 __all__ = ["SplineRate"]
 
-NODE_STEP = 0.03  # in log10 energy, between which the rate is integrated as a power law
+FINE_STEP = 0.02  # in log10 energy, of the bins of an integral
 TILT_RANGE = (0.5, 10.0)  # TeV
 RIM = 1 / 12  # of the trained offset; so far the rate is continued at its last value
 
@@ -84,10 +84,15 @@ class SplineRate(RateModel):
         return np.where(covered[:, None] & (np.hypot(fov_lon, fov_lat) < self.offset_max), rate, 0.0)
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
-        low, high = (np.clip(energy_edges[k], *self.energy_edges[[0, -1]]) for k in (0, -1))
-        n = max(int(np.ceil(np.log10(high / low) / NODE_STEP)), 1)
-        knots = np.geomspace(low, high, n + 1)
-        return integrate_rate(lambda energy: self.rate_grid(energy, fov_lon, fov_lat, cos_zenith), energy_edges, knots)
+        # as in the fit: the rate in the middle of fine bins times their width
+        edges = np.clip(energy_edges, *self.energy_edges[[0, -1]])
+        n = np.maximum(np.ceil(np.log10(edges[1:] / edges[:-1]) / FINE_STEP - 1e-6).astype(int), 1)
+        fine = [np.geomspace(low, high, k + 1) for low, high, k in zip(edges[:-1], edges[1:], n, strict=True)]
+        middle = np.concatenate([np.sqrt(e[1:] * e[:-1]) for e in fine])
+        width = np.concatenate([np.diff(e) for e in fine]) * TEV_IN_MEV
+        first = np.concatenate([[0], np.cumsum(n)[:-1]])
+        rate = self.rate_grid(middle, fov_lon, fov_lat, cos_zenith)
+        return np.add.reduceat(rate * width[:, None], first, axis=0)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0, part="both"):
         """One standard deviation of the log of the rate; ``part``: "coefficients", "run" or "both"."""

@@ -37,6 +37,7 @@ from gammapy_accmaker.reduction.fov import unit_vectors, vectors_to_lonlat
 
 __all__ = ["Exclusion"]
 
+REGION_FORMATS = {".reg": "ds9", ".crtf": "crtf", ".fits": "fits"}
 RASTER = 0.01  # deg; between the points of a region that is widened by a margin
 RASTER_SIZE = 1000  # points across the largest regions
 
@@ -181,7 +182,9 @@ def _read_regions(path):
     if not path.is_file():
         raise InputError(f"exclusion: there is no region file {path}; give the path of a ds9, crtf or fits region file")
     try:
-        found = Regions.read(path)
+        # files without the first line that names their format are told by their ending
+        kind = REGION_FORMATS.get(path.suffix)
+        found = Regions.read(path, format=kind) if kind else Regions.read(path)
     except Exception as error:  # the parsers of `regions` raise many kinds
         raise InputError(f"exclusion: {path} cannot be read as a ds9, crtf or fits region file ({error})") from error
     wcs = _fits_wcs(path) if any(isinstance(region, PixelRegion) for region in found) else None

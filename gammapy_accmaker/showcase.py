@@ -141,7 +141,7 @@ def _truth_against_fit(truth, fit) -> Table:
 
 
 def _plot_residuals(truth, fit):
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
     edges = _camera_bins().edges
     # from the threshold upwards, in three bands with counts enough for a picture
     for ax, part in zip(axes, (slice(0, 2), slice(2, 4), slice(4, 8)), strict=True):
@@ -173,7 +173,7 @@ def _plot_significance(datasets, source):
         off, bins, density=True, histtype="step", label=f"off source: mean {off.mean():+.2f}, width {off.std():.2f}"
     )
     ax.plot(bins, np.exp(-0.5 * bins**2) / np.sqrt(2 * np.pi), label="standard normal")
-    ax.set(xlabel="significance", ylabel="pixels (normalised)", yscale="log", ylim=(1e-4, 1))
+    ax.set(xlabel="significance", ylabel="pixels (normalised)", yscale="log", ylim=(1e-4, 5))
     ax.legend(loc="upper left")
     return float(values[~outside].max()), figure, (float(off.mean()), float(off.std()))
 

@@ -42,11 +42,15 @@ class BSplineAxis:
         Range of the axis.
     n : int
         Number of splines: at least 4, or 1 for an axis along which nothing changes.
+    even : bool
+        Whether functions are even about ``lo``, as a smooth function of the offset is at the pointing. The first spline
+        is then the mirror image of the third and has no coefficient of its own.
     """
 
     lo: float
     hi: float
     n: int
+    even: bool = False
 
     def __post_init__(self):
         if self.n != 1 and (self.n < 4 or not self.hi > self.lo):
@@ -97,6 +101,9 @@ class BSplineAxis:
         rows = np.arange(len(x))
         for k, weight in enumerate(weights):
             out[rows, first + k] = weight
+        if self.even:
+            out[:, 2] += out[:, 0]
+            out[:, 0] = 0
         return out
 
 

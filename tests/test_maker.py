@@ -245,7 +245,9 @@ def test_jobs_do_not_matter(stack, on_runs):
         for n in (1, 2)
     )
     assert len(one) == len(two) == (1 if stack else 3)
-    assert all(same(a, b, rtol=1e-12) for a, b in zip(one, two, strict=True))
+    # two workers may finish in any order, and gammapy stacks in single precision
+    tolerance = 1e-5 if stack else 1e-12
+    assert all(same(a, b, rtol=tolerance) for a, b in zip(one, two, strict=True))
     assert one[0].background.data.sum() > 100
 
 

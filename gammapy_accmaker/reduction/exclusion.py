@@ -7,6 +7,7 @@ most common, are answered by one scalar product.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from gammapy.maps import HpxGeom, Map, WcsGeom
 from gammapy.utils.scripts import make_path
@@ -184,9 +186,14 @@ def _read_regions(path):
     try:
         # files without the first line that names their format are told by their ending
         kind = REGION_FORMATS.get(path.suffix)
-        found = Regions.read(path, format=kind) if kind else Regions.read(path)
+        with warnings.catch_warnings():
+            # the ds9 parser skips what it cannot read with a warning, and a source would be left in
+            warnings.simplefilter("error", AstropyUserWarning)
+            found = Regions.read(path, format=kind) if kind else Regions.read(path)
     except Exception as error:  # the parsers of `regions` raise many kinds
         raise InputError(f"exclusion: {path} cannot be read as a ds9, crtf or fits region file ({error})") from error
+    if len(found) == 0:
+        raise InputError(f"exclusion: {path} holds no region; leave it out, or check its format")
     wcs = _fits_wcs(path) if any(isinstance(region, PixelRegion) for region in found) else None
     for region in found:
         if isinstance(region, PixelRegion) and wcs is None:

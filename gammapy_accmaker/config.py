@@ -325,7 +325,7 @@ class AcceptanceConfig(_Options):
             raise ValueError(f"offset_max: got {self.offset_max}, but an angle between 0 and 90 deg is needed")
         if self.fit_energy is not None and self.fit_energy[0] <= 0:
             raise ValueError(f"fit_energy: got {self.fit_energy}, but energies > 0 are needed")
-        if self.time_step is not None and self.time_step.to_value("s") < 1:
+        if self.time_step is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
         if self.model.type in ("radial", "grid"):
             for key in ("zenith", "run_effects"):
@@ -346,6 +346,11 @@ class AcceptanceConfig(_Options):
                 f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
             )
         object.__setattr__(self, key, type(options)(type=known[-1]))
+
+    @property
+    def time_step_seconds(self) -> float | None:
+        """The time step in s; None for one step a run."""
+        return None if self.time_step is None else self.time_step.to_value("s")
 
     @classmethod
     def coerce(cls, config) -> AcceptanceConfig:

@@ -112,9 +112,9 @@ class AcceptanceBackgroundMaker(Maker):
         if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
-        return adapt_to_run(rate_model, bins, reduce_one(observation, bins, self.config, self._exclusion), self.config)[
-            0
-        ]
+        slices = reduce_one(observation, bins, self.config, self._exclusion)
+        adapted, _ = adapt_to_run(rate_model, bins, slices, self.config)
+        return adapted
 
     def make_irf(self, observation):
         """Background IRF of a run: time-averaged and adapted to it.
@@ -128,7 +128,7 @@ class AcceptanceBackgroundMaker(Maker):
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         """
         return make_background_irf(
-            self.adapt(observation), self._track(observation), self.config.fov_alignment, self._time_step
+            self.adapt(observation), self._track(observation), self.config.fov_alignment, self.config.time_step_seconds
         )
 
     def make_background(self, geom, observation) -> Map:
@@ -150,12 +150,14 @@ class AcceptanceBackgroundMaker(Maker):
         InputError, ObservationError
             Where the geometry or the observation cannot be used.
         """
-        return make_background_map(self.adapt(observation), self._track(observation), geom, self._time_step)
+        return make_background_map(
+            self.adapt(observation), self._track(observation), geom, self.config.time_step_seconds
+        )
 
     def make_background_error(self, geom, observation) -> Map:
         """Standard deviation of each bin of `make_background`, from the fit and from the effects of the run."""
         model, track = self.adapt(observation), self._track(observation)
-        return make_error_map(model, track, make_background_map(model, track, geom, self._time_step))
+        return make_error_map(model, track, make_background_map(model, track, geom, self.config.time_step_seconds))
 
     def run(self, dataset, observation):
         """Fill the background of a dataset.
@@ -261,10 +263,6 @@ class AcceptanceBackgroundMaker(Maker):
                 "`model=AcceptanceModel.read(path)` when the maker is made"
             )
         return self.model
-
-    @property
-    def _time_step(self):
-        return None if self.config.time_step is None else self.config.time_step.to_value("s")
 
     def _track(self, observation):
         return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)

@@ -67,7 +67,7 @@ def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusio
         bins,
         exclusion,
         max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type == "continuous" else None,
-        time_step=None if config.time_step is None else config.time_step.to_value("s"),
+        time_step=config.time_step_seconds,
         location=config.observatory_location,
     )
     if not any(part.exposure.any() for part in slices):

@@ -306,10 +306,3 @@ class RunEffect:
     def shift_error(self) -> float:
         """Standard deviation of the shift."""
         return float(np.sqrt(self.covariance[0, 0])) if self.basis.n_shift else 0.0
-
-    def log_factor(self, log_energy) -> np.ndarray:
-        """Log of the additive effects at the centre of the field of view, shape (len(log_energy),)."""
-        basis = self.basis
-        columns = basis.energy_columns(log_energy)
-        modes = basis.mode_values(np.zeros(1), np.zeros(1))[0]
-        return basis.by_mode(columns, self.coefficients) @ modes

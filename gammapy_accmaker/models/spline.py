@@ -223,15 +223,6 @@ class SplineModel:
             (energy, fov_lon, fov_lat, cos_zenith),
         )
 
-    def relative_error(
-        self, energy, fov_lon, fov_lat, cos_zenith, azimuth=None, *, effect=None, part: str = "both"
-    ) -> np.ndarray:
-        """Standard deviation of the log rate for arguments that broadcast, see `relative_error_grid`."""
-        return self._broadcast(
-            lambda e, x, y, z: self.relative_error_grid(e, x, y, z, azimuth=azimuth, effect=effect, part=part),
-            (energy, fov_lon, fov_lat, cos_zenith),
-        )
-
     @staticmethod
     def _broadcast(on_grid, arguments):
         arrays = np.broadcast_arrays(*arguments)

@@ -25,7 +25,7 @@ __all__ = [
     "icrs_vectors",
     "make_background_map",
     "make_error_map",
-    "zenith_nodes",
+    "zenith_times",
 ]
 
 OFFSET_STEP = 0.05  # deg
@@ -152,13 +152,13 @@ def expected_counts(
     """
     counts = np.zeros((len(energy_edges) - 1, len(xyz)))
     pointing = track.matrices[0, 0]
-    reach = model.offset_max + _pointing_drift(track)
+    reach = model.offset_max + track.pointing_drift
     near = np.flatnonzero(xyz @ pointing >= np.cos(np.radians(reach)))
     if len(near) == 0:
         raise ObservationError(
             f"geom: no pixel lies within {reach:.2f} deg of the pointing; choose a geometry that overlaps the field of view"
         )
-    if _pointing_drift(track) > 1e-3:
+    if track.pointing_drift > 1e-3:
         counts[:, near] = expected_counts_directly(model, track, xyz[near], solid_angle[near], energy_edges, time_step)
         return counts
     average = _polar_average(model, track, energy_edges, time_step)
@@ -174,11 +174,6 @@ def expected_counts_directly(model, track, xyz, solid_angle, energy_edges, time_
         lon, lat = vectors_to_lonlat(xyz @ matrix.T)
         counts += weight * model.integral_grid(energy_edges, np.degrees(lon), np.degrees(lat), z)
     return counts * solid_angle
-
-
-def _pointing_drift(track):
-    cos = track.matrices[:, 0] @ track.matrices[0, 0]
-    return float(np.degrees(np.arccos(np.clip(cos, -1, 1))).max())
 
 
 def _polar_average(model, track, energy_edges, time_step):
@@ -229,6 +224,13 @@ def _turned(rate, angle, weights):
     turned = np.fft.irfft(np.fft.rfft(rate) * np.conj(np.fft.rfft(share)), n)
     # rounding of the transform must not leave a rate where there is none
     return np.where(turned > 1e-12 * turned.max(), turned, 0)
+
+
+def zenith_times(model: RateModel, track: FovTrack, time_step: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Few values of cos zenith that stand for a run, and the seconds that each stands for."""
+    seconds, weights = time_nodes(track.intervals, time_step)
+    nodes, shares = zenith_nodes(model, track.cos_zenith_at(seconds))
+    return nodes, weights @ shares
 
 
 def zenith_nodes(model: RateModel, cos_zenith: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

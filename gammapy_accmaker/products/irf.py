@@ -13,8 +13,8 @@ from gammapy.irf import Background2D, Background3D, FoVAlignment
 from gammapy.maps import MapAxis
 
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import zenith_nodes
-from gammapy_accmaker.reduction.fov import FovTrack, time_nodes
+from gammapy_accmaker.products.background import zenith_times
+from gammapy_accmaker.reduction.fov import FovTrack
 
 __all__ = ["RATE_UNIT", "make_background_irf"]
 
@@ -59,11 +59,10 @@ def make_background_irf(
             *(MapAxis.from_bounds(-model.half_width, model.half_width, nbin, unit="deg", name=n) for n in names),
         ]
 
-    seconds, weights = time_nodes(track.intervals, time_step)
-    nodes, shares = zenith_nodes(model, track.cos_zenith_at(seconds))
+    nodes, times = zenith_times(model, track, time_step)
     lon, lat, solid_angle = _half_step_grid(axes[1:])
     rate = 0.0
-    for z, share in zip(nodes, weights @ shares / weights.sum(), strict=True):
+    for z, share in zip(nodes, times / times.sum(), strict=True):
         rate = rate + share * model.rate_grid(energy_axis.center.to_value("TeV"), lon.ravel(), lat.ravel(), z)
     rate = rate.reshape(-1, *lon.shape)
     data = rate[(slice(None), *[slice(None, None, 2)] * (rate.ndim - 1))]

@@ -150,7 +150,7 @@ def reduce_slices(
     xyz, energy, seconds, dropped, covariates = _read_events(observation, track)
     if exclusion is None:
         exclusion = Exclusion()
-    exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + _drift(track))
+    exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + track.pointing_drift)
     keep = ~exclusion.contains(xyz)
     dropped["excluded"] = int((~keep).sum())
     xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
@@ -236,12 +236,6 @@ def _read_events(observation, track):
 def _drifts(matrices):
     """Whether the pointing moves on the sky."""
     return np.ptp(matrices[:, 0], axis=0).max() > 1e-9
-
-
-def _drift(track):
-    """How far in deg the pointing moves on the sky."""
-    cos = track.matrices[:, 0] @ track.matrices[0, 0]
-    return float(np.degrees(np.arccos(np.clip(cos, -1, 1)).max()))
 
 
 def _unexcluded_fraction(fov, track, exclusion, time_step):

@@ -108,6 +108,12 @@ class FovTrack:
         """Whether the field rotates in the camera."""
         return bool(np.ptp(self.matrices, axis=0).max() > 1e-9)
 
+    @property
+    def pointing_drift(self) -> float:
+        """How far in deg the pointing moves on the sky from where it started (drift scans)."""
+        cos = self.matrices[:, 0] @ self.matrices[0, 0]
+        return float(np.degrees(np.arccos(np.clip(cos, -1, 1)).max()))
+
     def during(self, start: float, stop: float) -> FovTrack:
         """The part of the good time between two times in s."""
         intervals = np.clip(self.intervals, start, stop)

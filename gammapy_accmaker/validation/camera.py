@@ -6,8 +6,8 @@ import numpy as np
 
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import zenith_nodes
-from gammapy_accmaker.reduction.fov import FovTrack, time_nodes
+from gammapy_accmaker.products.background import zenith_times
+from gammapy_accmaker.reduction.fov import FovTrack
 
 __all__ = ["expected_in_camera"]
 
@@ -35,11 +35,10 @@ def expected_in_camera(
     counts : `~numpy.ndarray`
         Shape (nbin, fov.size).
     """
-    seconds, weights = time_nodes(track.intervals, time_step)
-    nodes, shares = zenith_nodes(model, track.cos_zenith_at(seconds))
+    nodes, times = zenith_times(model, track, time_step)
     lon, lat = fov.subpoints(2)
     intensity = sum(
         time * model.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z)
-        for z, time in zip(nodes, weights @ shares, strict=True)
+        for z, time in zip(nodes, times, strict=True)
     )
     return intensity.reshape(len(energy_edges) - 1, *lon.shape).mean(2) * fov.solid_angle

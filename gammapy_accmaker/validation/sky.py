@@ -57,8 +57,7 @@ class SkyStack:
         counts.fill_events(observation.events)
         near = geom.to_image().separation(observation.get_pointing_icrs(observation.tmid)).deg < self._offset_max
         track = observation_track(observation, self._config.fov_alignment, self._config.observatory_location)
-        step = None if self._config.time_step is None else self._config.time_step.to_value("s")
-        background = make_background_map(model, track, geom, step)
+        background = make_background_map(model, track, geom, self._config.time_step_seconds)
         keep = near & self._kept[field]
         self._counts[field].data += counts.data * keep
         self._expected[field].data += norm * background.data * keep

@@ -80,15 +80,19 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
     if kind not in EFFECT_KINDS:
         raise ValueError(f"kind: got {kind!r}, but one of {', '.join(EFFECT_KINDS)} is needed")
     first = run[0] if isinstance(run, (list, tuple)) else run
-    mean = model.mean_effects(first.cos_zenith, first.azimuth, first.covariates)
+    slices = as_slices(run)
+    # as in the fit, of which the run may have been a part; then its effects there are where to start
+    conditions = [model.mean_effects(s.cos_zenith, s.azimuth, s.covariates) for s in slices or [first]]
+    mean, start = np.mean(conditions, axis=0), None
     directions, prior, design = None, model.population.covariance, model.design
     if EFFECT_KINDS.index(kind) < EFFECT_KINDS.index(own.kind):
         directions, prior = _fewer_effects(model, kind)
     elif kind != own.kind:
         design = model.design_for(replace(own, kind=kind))
         mean, prior = np.zeros(design.effects.n), design.effects.prior_covariance()
+    else:
+        start = next((e.coefficients for e in model.effects if e.obs_id == first.obs_id), None)
     cells, tables, scale = [], [], model.covariates
-    slices = as_slices(run)
     for part in slices:
         zenith = model.clamp_zenith(part.cos_zenith)
         basis = model.zenith_axis.basis([zenith])[0]
@@ -100,7 +104,9 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
     if not low - 1e-3 <= first.cos_zenith <= high + 1e-3:
         flags.append("zenith outside trained range")
     if slices:
-        values, covariance, expected, converged = fit_effects(design, tables, cells, mean, prior, directions=directions)
+        values, covariance, expected, converged = fit_effects(
+            design, tables, cells, mean, prior, directions=directions, start=start
+        )
     else:
         covariance = prior if directions is None else directions @ prior @ directions.T
         values, expected, converged = mean, np.zeros((len(design.log_energy), design.cells.n_cell)), True

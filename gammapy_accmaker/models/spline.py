@@ -21,7 +21,12 @@ from gammapy_accmaker.models.run_likelihood import RunDesign
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline_serial import pack, unpack
 
-__all__ = ["SplineModel"]
+__all__ = ["SplineModel", "zenith_splines"]
+
+
+def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
+    """Values of the splines in zenith angle, shape (axis.n,)."""
+    return axis.basis([np.log(cos_zenith)])[0]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class SplineModel:
     covariates : `CovariateScale`
     energy_axis : `ScaledEnergyAxis`
     offset_axis, zenith_axis : `BSplineAxis`
-        Of f, in deg and in cos zenith.
+        Of f, in deg and in the log of cos zenith, in which a power law is a straight line.
     asymmetry_energy_axis, asymmetry_offset_axis : `BSplineAxis`
         Of g, in log(E / TeV) and deg.
     coefficients : `~numpy.ndarray`, shape (n_e, n_t, n_z)
@@ -134,7 +139,7 @@ class SplineModel:
     @cached_property
     def mean_slope(self) -> np.ndarray:
         """Derivative of the log rate by the energy shift at half the largest offset, shape (n_energy,)."""
-        profile = self.coefficients @ self.zenith_axis.basis([self.clamp_zenith(np.nan)])[0]
+        profile = self.coefficients @ zenith_splines(self.zenith_axis, self.clamp_zenith(np.nan))
         u = self.design.log_energy + sum(self.covariates.scaling(self.clamp_zenith(np.nan), None))
         return self.energy_axis.derivative(u) @ profile @ self.offset_axis.basis([0.5 * self.offset_max])[0]
 
@@ -169,7 +174,7 @@ class SplineModel:
         cos_zenith = self.clamp_zenith(cos_zenith)
         basis, values, scaling = self._conditions(cos_zenith, azimuth, covariates, effect)
         log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
-        profile = (self.coefficients @ self.zenith_axis.basis([cos_zenith])[0]) @ self.offset_axis.basis(
+        profile = (self.coefficients @ zenith_splines(self.zenith_axis, cos_zenith)) @ self.offset_axis.basis(
             np.hypot(lon, lat)
         ).T
         shift = basis.shift_values(lon, lat) @ values[: basis.n_shift]
@@ -270,7 +275,7 @@ class SplineModel:
         basis, values, scaling = self._conditions(cos_zenith, azimuth, None, effect)
         log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
         offset = self.offset_axis.basis(np.hypot(lon, lat))
-        zenith = self.zenith_axis.basis([cos_zenith])[0]
+        zenith = zenith_splines(self.zenith_axis, cos_zenith)
         shift = values[0] if basis.n_shift else 0.0
         u = log_energy + scaling + shift
         variance = np.zeros((len(log_energy), len(lon)))

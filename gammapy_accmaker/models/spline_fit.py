@@ -32,7 +32,7 @@ from gammapy_accmaker.models.run_likelihood import (
     fit_effects,
     sum_slices,
 )
-from gammapy_accmaker.models.spline import SplineModel
+from gammapy_accmaker.models.spline import SplineModel, zenith_splines
 from gammapy_accmaker.models.spline_run import column_means, project_run, summarise_run
 from gammapy_accmaker.models.spline_setup import SplineSetup, group_runs
 
@@ -157,7 +157,7 @@ class _JointFit:
     def _project(self, part):
         zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
         scaling = sum(self.setup.scale.scaling(part.cos_zenith, part.covariates))
-        return project_run(self.design, part, self.setup.zenith_axis.basis([zenith])[0], scaling)
+        return project_run(self.design, part, zenith_splines(self.setup.zenith_axis, zenith), scaling)
 
     def _all_counts(self):
         shape = (len(self.design.log_energy), self.design.cells.n_cell)

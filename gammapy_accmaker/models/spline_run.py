@@ -8,7 +8,7 @@ import numpy as np
 
 from gammapy_accmaker.models.run_effects import EFFECT_KINDS, RunEffect, RunPopulation, norm_row
 from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, fit_effects
-from gammapy_accmaker.models.spline import SplineModel
+from gammapy_accmaker.models.spline import SplineModel, zenith_splines
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance, poisson_pulls
 
 __all__ = ["as_slices", "fit_run", "project_run", "summarise_run"]
@@ -95,7 +95,7 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
     cells, tables, scale = [], [], model.covariates
     for part in slices:
         zenith = model.clamp_zenith(part.cos_zenith)
-        basis = model.zenith_axis.basis([zenith])[0]
+        basis = zenith_splines(model.zenith_axis, zenith)
         cells.append(project_run(design, part, basis, sum(scale.scaling(zenith, part.covariates))))
         tables.append(RateTable.at(design, model.coefficients, basis, model.asymmetry_cells))
     scaling = scale.scaling(model.clamp_zenith(first.cos_zenith), first.covariates)[1]

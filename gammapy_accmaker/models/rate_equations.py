@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["BATCH", "RateCovariance", "RateEquations"]
+from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
+
+__all__ = ["BATCH", "RateCovariance", "RateEquations", "moving_directions", "quadratic_form"]
 
 BATCH = 16  # runs; their matrices are held together
 
@@ -79,12 +82,44 @@ class RateCovariance:
             self._blocks[k] = (1 if a == b else 2) * blocks[:, a, :, b].ravel()
 
     def at(self, zeniths: np.ndarray) -> np.ndarray:
-        """Matrices M for some runs, shape (n_run, n_space, n_space): the symmetric part of G' M G is the covariance of G' c.
+        """Matrices M for some runs, shape (n_run, n_space, n_space): `quadratic_form` of M and G is the covariance of G' c.
 
         ``zeniths`` has the zenith splines of each run, shape (n_run, n_zenith).
         """
         weights = np.array([_products(zenith, self._pairs) for zenith in zeniths], dtype=np.float32)
         return (weights @ self._blocks).reshape(len(zeniths), self.n_space, self.n_space)
+
+
+def quadratic_form(matrix: np.ndarray | None, gain: np.ndarray) -> np.ndarray | float:
+    """Symmetric part of G' M G, with M from `RateCovariance.at`; 0 where M is None, not known yet."""
+    if matrix is None:
+        return 0.0
+    out = gain.T.astype(np.float32) @ (matrix @ gain.astype(np.float32))
+    return 0.5 * (out + out.T)
+
+
+def moving_directions(coefficients: np.ndarray, energy: ScaledEnergyAxis, zenith: BSplineAxis) -> np.ndarray:
+    """Changes of the coefficients that move the spectrum in energy: at all zenith angles, and by a power law of cos zenith.
+
+    A spectrum that is moved is as smooth as before. A penalty on differences of the coefficients seems to hold against it only
+    because, to first order, the spectrum changes by its derivative, which is rough at the threshold. Errors there would
+    come out too small.
+
+    Parameters
+    ----------
+    coefficients : `~numpy.ndarray`, shape (n_energy, n_offset, n_zenith)
+    energy, zenith : `ScaledEnergyAxis`, `BSplineAxis`
+        Axes of the first and of the last.
+
+    Returns
+    -------
+    directions : `~numpy.ndarray`, shape (n_energy * n_offset * n_zenith, 1 or 2)
+    """
+    moved = np.einsum("ij,jtz->itz", energy.differentiate, coefficients)
+    directions = [moved.ravel()]
+    if zenith.n > 1:
+        directions.append((moved * (zenith.centers - zenith.centers.mean())).ravel())
+    return np.array(directions).T
 
 
 def _products(zenith, pairs):

@@ -15,7 +15,7 @@ from gammapy_accmaker.models.fov_cells import FovCells
 from gammapy_accmaker.models.run_effects import EffectBasis
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 
-__all__ = ["RateTable", "RunCells", "RunDesign", "RunSums", "fit_effects", "limited_step", "sum_slices"]
+__all__ = ["RateTable", "RunCells", "RunDesign", "RunSums", "fit_effects", "shift_within_rate", "sum_slices"]
 
 MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
 NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
@@ -133,6 +133,8 @@ class RunCells:
         Scaled log energy of the bins before the run's own shift.
     additive_counts : `~numpy.ndarray`, shape (n_additive,)
         Sum of the counts times each additive effect.
+    energies : `~numpy.ndarray`, shape (n_energy,), optional
+        1 for the energy bins that count and 0 for those left out of counts and exposure; all by default.
     """
 
     index: np.ndarray
@@ -141,6 +143,7 @@ class RunCells:
     zenith_basis: np.ndarray
     scaled_energy: np.ndarray
     additive_counts: np.ndarray
+    energies: np.ndarray | None = None
 
     def on_rings(self, n_sector: int) -> RunCells:
         """The sectors of each ring taken together, without effects of the run."""
@@ -302,6 +305,8 @@ def _expected(design, table, run, effects):
     np.minimum(eta, MAX_LOG_RATE, out=eta)
     np.exp(eta, out=eta)
     eta *= run.exposure
+    if run.energies is not None:
+        eta *= run.energies[:, None]
     return node, fraction, slope, eta
 
 
@@ -358,11 +363,6 @@ def fit_effects(
     return mean + free @ values, free @ np.linalg.inv(information) @ free.T, sums.expected, converged
 
 
-def limited_step(design: RunDesign, step: np.ndarray) -> np.ndarray:
-    """A step of the effects of a run, shortened where it is too long to trust."""
-    return step / _excess_length(design, step)
-
-
 def _excess_length(design, step):
     n_shift, size = design.effects.n_shift, np.abs(step)
     return max(size[:n_shift].max(initial=0) / NEWTON_LIMIT[0], size[n_shift:].max(initial=0) / NEWTON_LIMIT[1], 1.0)
@@ -374,3 +374,25 @@ def sum_slices(design, tables, slices, effects, *, full: bool = False) -> RunSum
     for table, run in zip(tables[1:], slices[1:], strict=True):
         total = total + RunSums.of(design, table, run, effects, full=full)
     return total
+
+
+def shift_within_rate(design: RunDesign, sums: RunSums, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Information of the effects, and between rate and effects, with the shift as a direction of the rate.
+
+    The derivative of a spline is not quite a spline of the same knots. The small difference would look as if the
+    knots told where the threshold is, and errors there would come out too small.
+
+    Parameters
+    ----------
+    design : `RunDesign`
+    sums : `RunSums`
+        In full.
+    profile : `~numpy.ndarray`, shape (n_spline_energy, n_spline_offset)
+        Coefficients of the rate at the run's zenith angle.
+    """
+    information, cross = sums.information.copy(), sums.cross_information.copy()
+    if design.effects.n_shift:
+        direction = (design.energy.differentiate @ profile).ravel()
+        cross[:, 0] = sums.rate_information @ direction
+        information[0] = information[:, 0] = direction @ cross
+    return information, cross

@@ -262,8 +262,8 @@ class SplineModel:
         energy, fov_lon, fov_lat, cos_zenith, azimuth, effect
             As in `rate_grid`.
         part : str
-            ``coefficients``: of f and g. ``run``: of the effects, posterior with an effect, else the spread of the
-            population. ``both``: the root of the sum of squares.
+            ``coefficients``: of f and g, once the effects of the run, if given, have followed them. ``run``: of the effects,
+            posterior with an effect, else the spread of the population. ``both``: the root of the sum of squares.
 
         Returns
         -------
@@ -278,24 +278,54 @@ class SplineModel:
         zenith = zenith_splines(self.zenith_axis, cos_zenith)
         shift = values[0] if basis.n_shift else 0.0
         u = log_energy + scaling + shift
+        at_energy = self.energy_axis.basis(u)
+        slope = self.energy_axis.derivative(u) @ (self.coefficients @ zenith) @ offset.T
+        columns, modes = basis.energy_columns(log_energy), basis.mode_values(lon, lat)[:, basis.mode_of_column]
+        by_shift = slope[:, :, None] * basis.shift_values(lon, lat)
+        of_effects = np.concatenate([by_shift, columns[:, None, :] * modes], axis=2)
         variance = np.zeros((len(log_energy), len(lon)))
         if part != "run":
-            variance += self._rate_variance(self.energy_axis.basis(u), offset, zenith)
+            variance += self._rate_variance(at_energy, offset, zenith)
             variance += self._asymmetry_variance(log_energy, lon, lat)
+            if effect is not None:
+                variance += self._followed(at_energy, offset, zenith, of_effects, effect)
         if part != "coefficients":
             covariance = self.population.covariance if effect is None else effect.covariance
-            slope = self.energy_axis.derivative(u) @ (self.coefficients @ zenith) @ offset.T
-            columns, modes = basis.energy_columns(log_energy), basis.mode_values(lon, lat)[:, basis.mode_of_column]
-            by_shift = slope[:, :, None] * basis.shift_values(lon, lat)
-            design = np.concatenate([by_shift, columns[:, None, :] * modes], axis=2)
-            variance += np.einsum("emd,emd->em", design @ covariance, design)
+            variance += np.einsum("emd,emd->em", of_effects @ covariance, of_effects)
         return np.sqrt(np.maximum(variance, 0))
 
-    def _rate_variance(self, at_energy, at_offset, zenith):
+    def rate_rows(self, zenith: np.ndarray) -> np.ndarray:
+        """Rows R of the coefficients in energy and offset at one zenith angle: their covariance is R R'.
+
+        Parameters
+        ----------
+        zenith : `~numpy.ndarray`, shape (n_z,)
+            Splines in zenith angle.
+
+        Returns
+        -------
+        rows : `~numpy.ndarray`, shape (n_e * n_t, n_e * n_t * n_z)
+        """
+        near = np.flatnonzero(zenith)
         n_e, n_t, n_z = self.coefficients.shape
-        rows = np.einsum("bzp,z->bp", self._factor.reshape(n_e * n_t, n_z, -1), zenith, optimize=True)
+        factor = self._factor.reshape(n_e * n_t, n_z, -1)
+        return sum(zenith[k] * factor[:, k] for k in near)
+
+    def _rate_variance(self, at_energy, at_offset, zenith):
+        n_e, n_t = self.coefficients.shape[:2]
+        rows = self.rate_rows(zenith)
         covariance = (rows @ rows.T).reshape(n_e, n_t, n_e, n_t).transpose(0, 2, 1, 3).reshape(n_e * n_e, n_t * n_t)
         return row_tensor(at_energy) @ covariance @ row_tensor(at_offset).T
+
+    def _followed(self, at_energy, at_offset, zenith, of_effects, effect):
+        """What it takes off the variance of the rate that the effects of the run have followed it."""
+        if not len(effect.response):
+            return np.einsum("emd,emd->em", of_effects @ effect.covariance_of_rate, of_effects)
+        rows, response = self.rate_rows(zenith), effect.response.astype(float)
+        by_rate = rows.T @ response
+        together = (rows @ by_rate).reshape(*self.coefficients.shape[:2], -1)
+        together = np.einsum("ei,ita,mt->ema", at_energy, together, at_offset, optimize=True)
+        return np.einsum("emd,emd->em", of_effects @ (by_rate.T @ by_rate) - 2 * together, of_effects)
 
     def _asymmetry_variance(self, log_energy, lon, lat):
         at_energy = self.asymmetry_energy_axis.basis(log_energy)

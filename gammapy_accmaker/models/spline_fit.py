@@ -22,14 +22,20 @@ from gammapy_accmaker.models.bsplines import (
     penalty_eigenvalues,
 )
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
-from gammapy_accmaker.models.rate_equations import BATCH, RateCovariance, RateEquations
+from gammapy_accmaker.models.rate_equations import (
+    BATCH,
+    RateCovariance,
+    RateEquations,
+    moving_directions,
+    quadratic_form,
+)
 from gammapy_accmaker.models.run_effects import RunPopulation, norm_row, update_population
 from gammapy_accmaker.models.run_likelihood import (
     RateTable,
     RunCells,
     RunDesign,
-    RunSums,
     fit_effects,
+    shift_within_rate,
     sum_slices,
 )
 from gammapy_accmaker.models.spline import SplineModel, zenith_splines
@@ -233,7 +239,7 @@ class _JointFit:
                 to_maximum = sums.gradient - precision @ (self.values[i] - self.population.mean(self.regressors[i]))
                 gradient = gradient - gain @ to_maximum
                 follow.append(gain.astype(np.float32))
-                posterior = posterior + _quadratic(spread, gain)
+                posterior = posterior + quadratic_form(spread, gain)
                 second_moments += posterior
                 norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected))
                 norm_variance += norm_rows[i] @ posterior @ norm_rows[i]
@@ -245,10 +251,13 @@ class _JointFit:
         values = values + step
         self.coefficients = values.reshape(self.coefficients.shape)
         if adapt or not self.design.effects.n:
+            held, inner = self._held_against_moving()
+            free = cho_solve((lower, True), held)
             covariance = lapack.dpotri(lower, lower=1, overwrite_c=1)[0]
             covariance += np.tril(covariance, -1).T
-            self.rate_covariance = RateCovariance(covariance, self._sizes[1])
             self.smoothing = fellner_schall(self.smoothing, self.eigenvalues, self.penalties, values, covariance)
+            covariance += free @ np.linalg.solve(inner - held.T @ free, free.T)
+            self.rate_covariance = RateCovariance(covariance, self._sizes[1])
         if adapt:
             # the effects follow the step to first order before the population does, or the two would oscillate
             for i, gain in enumerate(follow):
@@ -271,19 +280,27 @@ class _JointFit:
         for i, slices, tables, spread in self._each_run(design, False, adapt):
             posterior, converged = np.zeros((design.effects.n,) * 2), True
             if adapt:
-                converged = self._fit_effects(i, tables, slices, 30, 1e-4)
+                converged = self._fit_effects(i, tables, slices, 30, 1e-5)
             sums = sum_slices(design, tables, slices, self.values[i], full=True)
-            information = sums.rate_information
+            information, of_rate = sums.rate_information, np.zeros(posterior.shape)
             if adapt:
-                within, cross = self._shift_within_rate(sums, self.zeniths[i])
+                within, cross = shift_within_rate(design, sums, self.coefficients @ self.zeniths[i])
                 posterior = np.linalg.inv(within + precision)
                 gain = cross @ posterior
                 information = information - gain @ cross.T
-                posterior = posterior + _quadratic(spread, gain)
+                of_rate = of_rate + quadratic_form(spread, gain)
             equations.add(self.zeniths[i], information, sums.rate_gradient.ravel())
-            effects.append(self._effect(i, posterior, sums.expected, converged))
-        lower = cholesky(equations.information() + self._penalty(), lower=True, overwrite_a=True)
+            effects.append(self._effect(i, posterior, of_rate, sums.expected, converged))
+        held, inner = self._held_against_moving()
+        penalty = self._penalty().toarray() - held @ np.linalg.solve(inner, held.T)
+        lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
         self.factor, self.effects = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T, tuple(effects)
+
+    def _held_against_moving(self):
+        """What of the penalty errors are free of: it seems to hold against moving the spectrum, see `moving_directions`."""
+        directions = moving_directions(self.coefficients, self.design.energy, self.setup.zenith_axis)
+        held = self._penalty() @ directions
+        return held, directions.T @ held
 
     @property
     def _sizes(self):
@@ -323,31 +340,19 @@ class _JointFit:
     def _log_asymmetry(self):
         return self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
 
-    def _effect(self, i, covariance, expected, converged):
+    def _effect(self, i, covariance, of_rate, expected, converged):
         return summarise_run(
             self.design,
             self.runs[i],
             self.values[i].copy(),
             covariance,
+            of_rate,
             expected,
             self.population,
             self.obs_ids[i],
             self.own_scaling[i],
             converged,
         )
-
-    def _shift_within_rate(self, sums: RunSums, zenith) -> tuple[np.ndarray, np.ndarray]:
-        """Information of the effects, and between rate and effects, with the shift as a direction of the rate.
-
-        The derivative of a spline is not quite a spline of the same knots. The small difference would look as if the
-        knots told where the threshold is, and errors there would come out too small.
-        """
-        information, cross = sums.information.copy(), sums.cross_information.copy()
-        if self.design.effects.n_shift:
-            direction = (self.design.energy.differentiate @ (self.coefficients @ zenith)).ravel()
-            cross[:, 0] = sums.rate_information @ direction
-            information[0] = information[:, 0] = direction @ cross
-        return information, cross
 
     def _fit_asymmetry(self, expected):
         without = expected / np.exp(self._log_asymmetry())
@@ -387,14 +392,6 @@ class _JointFit:
             effects=self.effects,
             converged=self.converged,
         )
-
-
-def _quadratic(spread, gain):
-    """Covariance of the effects that comes from the rate; nothing before the covariance of the rate is known."""
-    if spread is None:
-        return 0.0
-    out = gain.T.astype(np.float32) @ (spread @ gain.astype(np.float32))
-    return 0.5 * (out + out.T)
 
 
 def _similar(before: RunPopulation, after: RunPopulation) -> bool:

@@ -13,6 +13,7 @@ from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.run_effects import RunEffect
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
@@ -105,13 +106,22 @@ def _of_pixels(part, inside):
 
 
 def adapt_to_run(
-    rate_model: RateModel, bins: CountsBins, slices: list[RunCounts], config: AcceptanceConfig
+    rate_model: RateModel,
+    bins: CountsBins,
+    slices: list[RunCounts],
+    config: AcceptanceConfig,
+    effect: RunEffect | None = None,
 ) -> tuple[RateModel, dict]:
-    """The model with the effects of a run, and these effects as columns of the run table."""
+    """The model with the effects of a run, and these effects as columns of the run table.
+
+    ``effect``: of a spline model, where it is known already.
+    """
     kind = config.run_effects.type
     if isinstance(rate_model, SplineRate):
         model, inside = rate_model.model, _spline_pixels(bins, config)
-        effect = fit_run(model, [_of_pixels(part, inside) for part in slices], kind=kind)
+        if effect is None:
+            parts = [_of_pixels(part, inside) for part in slices]
+            effect = fit_run(model, parts, kind=kind, min_counts=config.run_effects.min_counts)
         row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
         # what the covariates of the run foretell of its energy scale, and what its events add
         row |= {
@@ -125,8 +135,10 @@ def adapt_to_run(
     (run,) = slices
     expected, counts = expected_counts_in_bins(rate_model, bins, run), np.asarray(run.counts.sum(1)).ravel()
     norm, error = 1.0, 0.0
-    if kind == "norm":
-        norm, error = counts.sum() / expected.sum(), np.sqrt(counts.sum()) / expected.sum()
+    used = counts >= config.run_effects.min_counts
+    if kind == "norm" and expected[used].sum() > 0:
+        total = expected[used].sum()
+        norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
     mean, variance = deviance_moments(norm * expected)
     score = (poisson_deviance(counts, norm * expected) - mean) / np.sqrt(variance)
     row = {"EXPECTED": norm * expected.sum(), "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0}
@@ -144,9 +156,11 @@ def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCou
 
 def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Table:
     """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out."""
-    rows = []
+    rows, known = [], {}
+    if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
+        known = {effect.obs_id: effect for effect in rate_model.model.effects}
     for slices in runs:
-        _, effects = adapt_to_run(rate_model, bins, slices, config)
+        _, effects = adapt_to_run(rate_model, bins, slices, config, known.get(slices[0].obs_id))
         first, ontime = slices[0], [part.ontime for part in slices]
         cos_zenith = np.average([part.cos_zenith for part in slices], weights=ontime)
         rows.append({

@@ -94,10 +94,12 @@ class RunEffectsOptions(Options):
 
     ``norm``: a factor; ``tilt``: and a power law; ``shift``: and instead of it an energy shift, a smooth spectral
     residual and, with ``gradient``, gradients over the field of view. ``tilt`` and ``shift`` need the spline model.
+    ``min_counts``: a run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded events.
     """
 
     type: Literal["none", "norm", "tilt", "shift"] = "shift"
     gradient: bool = True
+    min_counts: Annotated[int, Field(ge=0)] = 0
 
 
 class NoRenormalization(Options):

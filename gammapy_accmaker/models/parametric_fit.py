@@ -1,283 +1,243 @@
-"""Maximum likelihood fit of a rate function to counts in energy and field-of-view bins, with iminuit.
+"""Fit of a parametric acceptance to counts in bins.
 
-The counts of a bin are Poisson with mean exposure x solid angle x the integral of the rate over its energies, averaged over
-its solid angle: Gauss-Legendre sums in log energy and in the field of view, not values at the centre.
+A function of energy, or of energy and position, is fitted to all bins at once. A function of position alone is fitted in
+each energy bin (bins with few counts are merged), and the energy dependence is a smooth spectrum of all counts, as for the
+binned models, so that the counts of each energy are kept.
 """
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, fields
+import logging
+from dataclasses import replace
 
 import numpy as np
-from iminuit import Minuit
-from iminuit.util import IMinuitWarning
 
 from gammapy_accmaker.binning import FovBins
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV
-from gammapy_accmaker.models.parametric_function import RateFunction
-from gammapy_accmaker.models.stats import poisson_deviance
+from gammapy_accmaker.models.parametric import ParametricModel, ParametricResult, error_nodes, shape_of
+from gammapy_accmaker.models.parametric_function import check_shared, rate_function
+from gammapy_accmaker.models.parametric_likelihood import BinNodes, Likelihood, fit_likelihoods
+from gammapy_accmaker.models.spectrum import fit_spectrum, linear_weights
 
-__all__ = ["BinNodes", "Likelihood", "ParametricResult", "energy_nodes", "fit_likelihoods"]
+__all__ = ["fit_parametric"]
 
-ENERGY_PANEL, ENERGY_NODES = 0.25, 3  # width in ln E, and nodes, of one panel: 1e-6 for a trigger threshold
-FOV_PANEL, FOV_NODES = 0.25, 2  # the same in deg
-TINY = 1e-100  # least expected counts, so that a rate of 0 has a likelihood
-BARRIER = 1e3  # times the deviance of the start: where the likelihood is not finite
-MAX_CALLS = 20_000
+log = logging.getLogger(__name__)
 
-
-def energy_nodes(energy_edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energies in TeV and weights in MeV that integrate over each energy bin, shapes (nbin, k)."""
-    log_energy, weight = _panels(np.log(energy_edges), ENERGY_PANEL, ENERGY_NODES)
-    energy = np.exp(log_energy)
-    return energy, weight * energy * TEV_IN_MEV
+COUNTS_A_PARAMETER = 30  # least counts of an energy group for each parameter that is fitted in it
+STEP_IN_ERRORS = 0.01  # of a parameter, in a derivative
 
 
-def _panels(edges, width, n):
-    """Nodes and weights of a Gauss-Legendre rule on equal panels of each bin, shapes (nbin, k)."""
-    node, weight = np.polynomial.legendre.leggauss(n)
-    edges = np.asarray(edges, dtype=float)
-    panels = max(int(np.ceil(np.diff(edges).max() / width - 1e-9)), 1)
-    half = 0.5 * np.diff(edges)[:, None, None] / panels
-    middle = edges[:-1, None, None] + half * (2 * np.arange(panels)[:, None] + 1)
-    shape = (len(edges) - 1, panels * n)
-    return (middle + half * node).reshape(shape), np.broadcast_to(half * weight, (*half.shape[:1], panels, n)).reshape(shape)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BinNodes:
-    """Nodes that integrate over energy bins and average over field-of-view bins.
-
-    Attributes
-    ----------
-    energy, energy_weight : `~numpy.ndarray`, shape (nbin, k)
-        TeV and MeV.
-    fov_lon, fov_lat, fov_weight : `~numpy.ndarray`, shape (npixel, l)
-        deg; the weights of a pixel sum to 1.
-    """
-
-    energy: np.ndarray
-    energy_weight: np.ndarray
-    fov_lon: np.ndarray
-    fov_lat: np.ndarray
-    fov_weight: np.ndarray
-
-    @classmethod
-    def of_bins(cls, energy_edges: np.ndarray, fov: FovBins, seen: np.ndarray) -> BinNodes:
-        """Nodes of energy bins and of those bins of a grid that were seen."""
-        lon, lon_weight = _panels(fov.edges[0], FOV_PANEL, FOV_NODES)
-        # even in solid angle
-        sin_lat, lat_weight = _panels(np.sin(np.radians(fov.edges[1])), np.radians(FOV_PANEL), FOV_NODES)
-        lat = np.degrees(np.arcsin(sin_lat))
-        shape = (len(lon), len(lat), lon.shape[1], lat.shape[1])
-        weight = lon_weight[:, None, :, None] * lat_weight[None, :, None, :]
-        grids = [np.broadcast_to(x, shape).reshape(fov.size, -1)[seen] for x in (lon[:, None, :, None], lat[None, :, None, :], weight)]  # fmt: skip
-        return cls(*energy_nodes(energy_edges), *grids[:2], grids[2] / grids[2].sum(1, keepdims=True))
-
-    def integrate(self, factors: list[np.ndarray]) -> np.ndarray:
-        """Integral of a product of factors of shapes (n, 1), (1, m) or (n, m) at the nodes, shape (nbin, npixel)."""
-        of_energy, of_fov, of_both = np.ones((self.energy.size, 1)), np.ones((1, self.fov_lon.size)), None
-        for values in factors:
-            if values.shape[1] == 1:
-                of_energy = of_energy * values
-            elif values.shape[0] == 1:
-                of_fov = of_fov * values
-            else:
-                of_both = values if of_both is None else of_both * values
-        energy_part = of_energy.reshape(self.energy.shape) * self.energy_weight
-        fov_part = of_fov.reshape(self.fov_lon.shape) * self.fov_weight
-        if of_both is None:
-            return np.outer(energy_part.sum(1), fov_part.sum(1))
-        both = of_both.reshape(*self.energy.shape, *self.fov_lon.shape)
-        return np.einsum("ek,ekpl,pl->ep", energy_part, both, fov_part, optimize=True)
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Poisson likelihood of a function's parameters for some energy bins.
-
-    Attributes
-    ----------
-    function : `RateFunction`
-    nodes : `BinNodes`
-    counts : `~numpy.ndarray`, shape (nbin, npixel)
-    volume : `~numpy.ndarray`, shape (npixel,)
-        Exposure x solid angle in s sr, > 0.
-    """
-
-    function: RateFunction
-    nodes: BinNodes
-    counts: np.ndarray
-    volume: np.ndarray
-
-    def _factors(self, values):
-        nodes = self.nodes
-        at = nodes.energy.ravel(), nodes.fov_lon.ravel(), nodes.fov_lat.ravel()
-        return [self.function.factor_grid(k, values, *at) for k in range(len(self.function.factors))], at
-
-    def expected(self, values: np.ndarray) -> np.ndarray:
-        """Expected counts at the values of all parameters, shape (nbin, npixel)."""
-        return self.nodes.integrate(self._factors(values)[0]) * self.volume
-
-    def deviance(self, values: np.ndarray) -> float:
-        """Deviance from the saturated model; not finite where the function is not."""
-        mu = self.expected(values)
-        return float(poisson_deviance(self.counts, np.maximum(mu, TINY)).sum()) if np.isfinite(mu).all() else np.nan
-
-    @property
-    def has_gradient(self) -> bool:
-        """Whether every factor gives its derivatives."""
-        function = self.function
-        return not function.has_ties and all(function.has_slopes(function.factor_of(k)) for k in function.free)
-
-    def gradient(self, values: np.ndarray) -> np.ndarray:
-        """Derivatives of the deviance by the free parameters."""
-        function = self.function
-        factors, at = self._factors(values)
-        mu = self.nodes.integrate(factors) * self.volume
-        pull = np.where(mu > TINY, 2 * (1 - self.counts / np.maximum(mu, TINY)), 0) * self.volume
-        slopes = {k: function.factor_slopes(k, values, *at) for k in {function.factor_of(p) for p in function.free}}
-        out = np.empty(len(function.free))
-        for i, p in enumerate(function.free):
-            k = function.factor_of(p)
-            changed = [*factors[:k], slopes[k][function.slot(p)], *factors[k + 1 :]]
-            out[i] = np.sum(pull * self.nodes.integrate(changed))
-        return out
-
-    def start(self) -> np.ndarray:
-        """Free parameters to start from: the first that the rate is proportional to makes the totals agree, unless given."""
-        function = self.function
-        values = function.start
-        total = self.expected(values).sum()
-        if not np.isfinite(self.deviance(values)):
-            raise InputError(
-                f"parameters: the likelihood of {function.description!r} is not finite at the start values "
-                f"{dict(zip(function.names, values.tolist(), strict=True))}; give others, or mend the function"
-            )
-        if not total > 0:
-            raise InputError(
-                f"parameters: the rate of {function.description!r} is 0 at the start values "
-                f"{dict(zip(function.names, values.tolist(), strict=True))}; give others"
-            )
-        for k in function.free:
-            # a little change: a large one could leave the limits
-            changed = values.copy()
-            changed[k] *= 1.01
-            linear = abs(self.expected(function.tie(changed)).sum() / total - 1.01) < 1e-9
-            scaled = values[k] * self.counts.sum() / total
-            low, high = function.bounds[k]
-            if values[k] != 0 and linear and function.names[k] not in function.given and low <= scaled <= high:
-                values[k] = scaled
-                break
-        return values[function.free]
-
-
-@dataclass(frozen=True, eq=False)
-class ParametricResult:
-    """Result of a parametric fit.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Parameters; one that was fitted in each energy group has its number, as in "sigma[3]".
-    values, errors : `~numpy.ndarray`
-        Errors are 0 for fixed parameters, and follow the tie for tied ones; NaN where the fit failed.
-    covariance : `~numpy.ndarray`, shape (n, n)
-    deviance : float
-        Poisson deviance from the saturated model.
-    dof : int
-        Degrees of freedom: bins less free parameters. Many bins have few counts, so this is no chi-square.
-    valid : bool
-        Whether the fit converged with a covariance.
-    message : str
-        Status in words: why it is not valid, or which parameters ended at a limit.
-    """
-
-    names: tuple[str, ...]
-    values: np.ndarray
-    errors: np.ndarray
-    covariance: np.ndarray
-    deviance: float
-    dof: int
-    valid: bool
-    message: str
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Serial form."""
-        return {f"result_{f.name}": np.array(getattr(self, f.name)) for f in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays) -> ParametricResult:
-        """The inverse of `to_arrays`."""
-        given = {f.name: arrays[f"result_{f.name}"] for f in fields(cls)}
-        given["names"] = tuple(str(name) for name in given["names"])
-        for name, kind in (("deviance", float), ("dof", int), ("valid", bool), ("message", str)):
-            given[name] = kind(given[name])
-        return cls(**given)
-
-
-def fit_likelihoods(
-    likelihoods: list[Likelihood], which: np.ndarray, start: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float, str]:
-    """Joint fit of likelihoods of one function that have parameters in common.
+def fit_parametric(
+    counts: np.ndarray,
+    exposure: np.ndarray,
+    bin_edges: np.ndarray,
+    fov: FovBins,
+    function,
+    *,
+    parameters: dict[str, dict] | None = None,
+    shared: tuple[str, ...] = (),
+    on_failure: str = "raise",
+) -> ParametricModel:
+    """Parametric acceptance from the summed counts of all runs.
 
     Parameters
     ----------
-    likelihoods : list of `Likelihood`
-    which : `~numpy.ndarray`, shape (likelihood, n_free)
-        Number, in the vector that is fitted, of each free parameter of the function.
-    start : `~numpy.ndarray`
-        That vector.
+    counts : `~numpy.ndarray`
+        Unexcluded counts, shape (nbin, fov.size).
+    exposure : `~numpy.ndarray`
+        Unexcluded ontime (times the norms of the runs) in s, shape (fov.size,).
+    bin_edges : `~numpy.ndarray`
+        Energy edges in TeV, shape (nbin + 1,).
+    fov : `FovBins`
+        Bins of a grid.
+    function, parameters
+        As for `rate_function`. A free parameter that scales the rate starts where the total counts agree, unless its value is
+        given.
+    shared : tuple of str
+        For a function of position alone: parameters that all energies have in common.
+    on_failure : {"raise", "flag"}
+        What is done where the fit fails: a `FitError`, or a warning and a result that is not valid.
 
     Returns
     -------
-    values : `~numpy.ndarray`
-        The vector at the minimum of the deviance.
-    covariance : `~numpy.ndarray`
-        Its covariance, from second derivatives; NaN without.
-    deviance : float
-    problem : str
-        Why the fit failed; empty if it did not.
+    model : `ParametricModel`
+        With its `ParametricResult`.
+
+    Raises
+    ------
+    InputError
+        For a function, parameters or bins that do not fit, or a likelihood that is not finite at the start.
+    FitError
+        Without counts, or for a fit that failed.
     """
-    function = likelihoods[0].function
-    bounds = np.full((len(start), 2), np.nan)
-    for row in which:
-        bounds[row] = np.array(function.bounds)[function.free]
+    function = rate_function(function, parameters)
+    check_shared(function, shared)
+    if fov.is_radial:
+        raise InputError("fov: got rings, but a parametric model needs the bins of a grid, FovBins.grid")
+    if on_failure not in ("raise", "flag"):
+        raise InputError(f"on_failure: got {on_failure!r}, but 'raise' or 'flag' is needed")
+    if not counts.sum() > 0:
+        raise FitError("fit: there are no counts outside of the exclusion in the energy and offset range of the model")
+    seen = exposure > 0
+    counts, volume = counts[:, seen], (exposure * fov.solid_angle)[seen]
+    if function.n_inputs == 2:
+        return _fit_by_energy(counts, volume, bin_edges, fov, seen, function, tuple(shared), on_failure)
+    one = Likelihood(function, BinNodes.of_bins(bin_edges, fov, seen), counts, volume)
+    start = one.start()
+    fitted = fit_likelihoods([one], np.arange(len(start))[None], start)
+    values, covariance, _, _ = fitted
+    result = _result(function, function.names, fitted, [np.arange(len(start))], counts.size)
+    _report(result, function, on_failure)
+    full = function.expand(values)
+    nodes = error_nodes(bin_edges, fov)
+    error = _relative_error(function, values, covariance, np.exp(nodes[0]), nodes)
+    shape = shape_of(function, full, bin_edges, fov)
+    return ParametricModel(bin_edges, fov, bin_edges, function.description, (shape,), result, error)
 
-    def cost(theta):
-        value = sum(one.deviance(function.expand(theta[row])) for one, row in zip(likelihoods, which, strict=True))
-        return value if np.isfinite(value) else barrier
 
-    def gradient(theta):
-        out = np.zeros(len(theta))
-        for one, row in zip(likelihoods, which, strict=True):
-            out[row] += one.gradient(function.expand(theta[row]))
-        return np.nan_to_num(out)
+def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_failure):
+    """Fit a function of position in groups of energy bins, each of which has all parameters but the shared ones."""
+    with_counts = np.flatnonzero(counts.sum(1))
+    used = slice(with_counts[0], with_counts[-1] + 1)
+    counts, edges = counts[used], bin_edges[used.start : used.stop + 1]
+    spectrum = fit_spectrum(counts.sum(1), edges)
+    is_shared = np.isin([function.names[k] for k in function.free], shared)
+    first = _group_starts(counts.sum(1), COUNTS_A_PARAMETER * max(int((~is_shared).sum()), 1))
+    grouped = np.add.reduceat(counts, first, axis=0)
+    last = np.append(first[1:], len(counts))
+    width = (edges[last] - edges[first]) * TEV_IN_MEV
+    pixels = BinNodes.of_bins(np.array([1.0, 2.0]), fov, seen)
 
-    barrier = np.inf
-    barrier = BARRIER * (1 + cost(start))
-    minuit = Minuit(cost, start, grad=gradient if all(one.has_gradient for one in likelihoods) else None)
-    minuit.errordef, minuit.print_level = Minuit.LEAST_SQUARES, 0  # a deviance is twice a log-likelihood
-    for k, (low, high) in enumerate(bounds):
-        minuit.limits[k] = low, high
-        width = high - low if np.isfinite(high - low) else np.inf
-        minuit.errors[k] = min(max(0.05 * abs(start[k]), 1e-3 if start[k] == 0 else 0), 0.1 * width) or 1e-3
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IMinuitWarning)  # its state is looked at below
-        minuit.migrad(ncall=MAX_CALLS)
-        minuit.hesse()
-    values, covariance = np.array(minuit.values), np.full((len(start),) * 2, np.nan)
-    problems = []
-    if minuit.fmin.has_reached_call_limit:
-        problems.append(f"no minimum in {MAX_CALLS} calls")
-    elif not minuit.valid:
-        problems.append(f"no minimum (distance to it {minuit.fmin.edm:.1e})")
-    if minuit.covariance is not None and np.isfinite(minuit.covariance).all():
-        covariance = np.array(minuit.covariance)
-    if minuit.covariance is None or not minuit.accurate:
-        problems.append("no accurate covariance")
-    if not cost(values) < barrier:
-        problems.append("the likelihood is not finite")
-    return values, covariance, float(cost(values)), ", ".join(problems)
+    def likelihood(one_group, widths):
+        # the shape has no energy: the width of the bin is its integral
+        nodes = BinNodes(np.ones((1, 1)), np.array([[widths]]), pixels.fov_lon, pixels.fov_lat, pixels.fov_weight)
+        return Likelihood(function, nodes, one_group[None], volume)
+
+    groups = [likelihood(c, w) for c, w in zip(grouped, width, strict=True)]
+    # the shape of all energies together is where each group starts
+    everything = likelihood(grouped.sum(0), width.sum())
+    n = len(function.free)
+    together = fit_likelihoods([everything], np.arange(n)[None], everything.start())
+    guess = everything.start() if together[3] else together[0]
+    starts = np.array([group.start(guess) for group in groups])
+    # the shared parameters come first, then those of each group
+    n_own = int((~is_shared).sum())
+    which = np.empty((len(groups), n), dtype=int)
+    which[:, is_shared] = np.arange(n - n_own)
+    which[:, ~is_shared] = n - n_own + np.arange(len(groups) * n_own).reshape(len(groups), n_own)
+    if is_shared.any():
+        start = np.empty(which.max() + 1)
+        start[which] = starts
+        fitted = fit_likelihoods(groups, which, start)
+    else:
+        fitted = _joined([fit_likelihoods([g], np.arange(n)[None], s) for g, s in zip(groups, starts, strict=True)])
+    values, covariance = fitted[:2]
+    common = {*shared, *function.fixed_names}
+    names = [name if name in common else f"{name}[{g}]" for g in range(len(groups)) for name in function.names]
+    result = _result(function, names, fitted, list(which), grouped.size)
+    _report(result, function, on_failure)
+
+    middle = 0.5 * (np.log(edges[1:]) + np.log(edges[:-1]))
+    in_bin = counts.sum(1)
+    energy = np.exp(np.add.reduceat(in_bin * middle, first) / np.add.reduceat(in_bin, first))
+    full = [function.expand(values[row]) for row in which]
+    shapes = tuple(shape_of(function, one, edges, fov) for one in full)
+    nodes = error_nodes(edges, fov)
+    by_group = [_relative_error(function, values[row], covariance[np.ix_(row, row)], np.ones(1), nodes)[0] for row in which]  # fmt: skip
+    shares = linear_weights(np.log(energy), nodes[0])
+    error = np.tensordot(shares, np.array(by_group), 1)
+    model = ParametricModel(
+        bin_edges, fov, edges, function.description, shapes, result, error, spectrum, energy, np.ones(len(groups))
+    )
+    # counts that one s-1 MeV-1 sr-1 of the shapes, as the model reads them, would give
+    points = pixels.fov_lon.ravel(), pixels.fov_lat.ravel()
+    mean = (model._profiles(*points).reshape(len(groups), *pixels.fov_lon.shape) * pixels.fov_weight).sum(2)
+    return replace(model, group_counts=mean @ volume)
+
+
+def _group_starts(counts, least):
+    """First bin of each group of neighbouring energy bins with at least so many counts; a rest joins the last group."""
+    first, held = [0], 0
+    for k, n in enumerate(counts):
+        if held >= least and counts[k:].sum() >= least:
+            first.append(k)
+            held = 0
+        held += n
+    return np.array(first)
+
+
+def _joined(fits):
+    """Independent fits as one."""
+    values, covariances, deviances, problems = zip(*fits, strict=True)
+    n = [len(v) for v in values]
+    covariance = np.zeros((sum(n), sum(n)))
+    at = np.cumsum([0, *n])
+    for k, one in enumerate(covariances):
+        covariance[at[k] : at[k + 1], at[k] : at[k + 1]] = one
+    named = [f"energy group {k}: {problem}" for k, problem in enumerate(problems) if problem]
+    return np.concatenate(values), covariance, sum(deviances), "; ".join(named)
+
+
+def _result(function, names, fitted, which, n_bins):
+    """All parameters with errors, from those that were fitted; ties are followed by their derivatives."""
+    values, covariance, deviance, problem = fitted
+    step = np.sqrt(np.abs(np.diag(np.nan_to_num(covariance)))) * STEP_IN_ERRORS
+    step = np.where(step > 0, step, 1e-6 * np.maximum(np.abs(values), 1e-6))
+    full, jacobian = [], np.zeros((len(names), len(values)))
+    for g, row in enumerate(which):
+        full.append(function.expand(values[row]))
+        here = slice(g * len(function.names), (g + 1) * len(function.names))
+        for i, k in enumerate(row):
+            below, above = values[row].copy(), values[row].copy()
+            below[i], above[i] = values[k] - step[k], values[k] + step[k]
+            jacobian[here, k] = (function.expand(above) - function.expand(below)) / (2 * step[k])
+    # a parameter that is common to all groups is listed once
+    kept = np.sort(np.unique(names, return_index=True)[1])
+    full = np.concatenate(full)[kept]
+    everything = jacobian @ covariance @ jacobian.T if np.isfinite(covariance).all() else np.full((len(names),) * 2, np.nan)  # fmt: skip
+    everything = everything[np.ix_(kept, kept)]
+    errors = np.sqrt(np.maximum(np.diag(everything), 0))
+    near = []
+    for k, value, error in zip(kept, full, errors, strict=True):
+        p = k % len(function.names)
+        low, high = function.bounds[p]
+        if p in function.free and min(value - low, high - value) <= error:
+            near.append(names[k])
+    message = problem or "converged"
+    if near:
+        message += f"; within an error of a limit: {', '.join(near)}"
+    return ParametricResult(tuple(names[k] for k in kept), full, errors, everything, deviance, int(n_bins - len(values)), not problem, message)  # fmt: skip
+
+
+def _report(result, function, on_failure):
+    if result.valid:
+        return
+    text = f"parametric fit of {function.description!r} failed: {result.message}"
+    if on_failure == "raise":
+        raise FitError(
+            f"{text}. Fix or limit parameters that the counts do not tell, give better start values, use fewer energy bins, or "
+            "set on_failure to 'flag'"
+        )
+    log.warning(f"{text}. It is used all the same, and flagged in the result of the model.")
+
+
+def _relative_error(function, values, covariance, energy, nodes):
+    """Standard deviation of the log of the rate, by linear propagation, shape (energy, fov_lon, fov_lat); 1 if unknown."""
+    lon, lat = (g.ravel() for g in np.meshgrid(*nodes[1:], indexing="ij"))
+    shape = (len(energy), len(nodes[1]), len(nodes[2]))
+    if not np.isfinite(covariance).all():
+        return np.ones(shape)
+
+    def log_rate(changed):
+        return np.log(np.maximum(function.grid(function.expand(changed), energy, lon, lat), 1e-300)).ravel()
+
+    slopes = []
+    limits = np.array(function.bounds)[function.free]
+    for k, error in enumerate(np.sqrt(np.maximum(np.diag(covariance), 0))):
+        below, above = values.copy(), values.copy()
+        step = STEP_IN_ERRORS * error or 1e-9
+        below[k], above[k] = np.clip([values[k] - step, values[k] + step], *limits[k])
+        slopes.append((log_rate(above) - log_rate(below)) / (above[k] - below[k]))
+    slopes = np.array(slopes)
+    return np.sqrt(np.maximum(np.sum(slopes * (covariance @ slopes), axis=0), 0)).reshape(shape)

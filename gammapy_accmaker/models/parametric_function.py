@@ -75,6 +75,11 @@ class RateFunction:
         """Numbers of the parameters that are neither fixed nor tied."""
         return np.array([k for k, p in enumerate(self._parameters) if not (p.fixed or p.tied)], dtype=int)
 
+    @property
+    def fixed_names(self) -> set[str]:
+        """Names of the parameters that are fixed."""
+        return {name for name, p in zip(self.names, self._parameters, strict=True) if p.fixed}
+
     @cached_property
     def has_ties(self) -> bool:
         return any(p.tied for p in self._parameters)
@@ -87,13 +92,11 @@ class RateFunction:
     def tie(self, values: np.ndarray) -> np.ndarray:
         """All values, with the tied ones computed from the others by their callables."""
         values = np.array(values, dtype=float)
-        if not any(p.tied for p in self._parameters):
+        if not self.has_ties:
             return values
-        for k, model in enumerate(self.factors):
-            for i, name in enumerate(model.param_names):
-                tied = self._parameters[self._first[k] + i].tied
-                if tied:
-                    values[self._first[k] + i] = float(tied(self._with(k, values)))
+        for i, parameter in enumerate(self._parameters):
+            if parameter.tied:
+                values[i] = float(parameter.tied(self._with(self.factor_of(i), values)))
         return values
 
     def expand(self, free_values: np.ndarray) -> np.ndarray:
@@ -197,7 +200,9 @@ def rate_function(function, parameters: dict[str, dict] | None = None) -> RateFu
         if not parts:
             raise InputError("function: got an empty list, but at least one factor is needed")
         factors = [_factor(part) for part in parts]
-    made = RateFunction(tuple(factors), description, frozenset(k for k, p in (parameters or {}).items() if "value" in p))
+    made = RateFunction(
+        tuple(factors), description, frozenset(k for k, p in (parameters or {}).items() if "value" in p)
+    )
     _set_parameters(made, parameters or {})
     if not len(made.free):
         raise InputError(f"parameters: all of {made.description!r} are fixed or tied; leave at least one free")

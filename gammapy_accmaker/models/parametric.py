@@ -34,7 +34,7 @@ class ParametricResult:
     names : tuple of str
         Parameters; one that was fitted in each energy group has its number, as in "sigma[3]".
     values, errors : `~numpy.ndarray`
-        Errors are 0 for fixed parameters, and follow the tie for tied ones; NaN where the fit failed.
+        Errors are 0 for parameters that are fixed or end at a limit, and follow the tie for tied ones; NaN where the fit failed.
     covariance : `~numpy.ndarray`, shape (n, n)
     deviance : float
         Poisson deviance from the saturated model.

@@ -22,12 +22,14 @@ from gammapy_accmaker.models.stats import poisson_deviance
 
 __all__ = ["BinNodes", "Likelihood", "energy_nodes", "fit_likelihoods"]
 
-ENERGY_PANEL, ENERGY_NODES = 0.25, 3  # width in ln E, and nodes, of one panel: 1e-6 for a trigger threshold
+ENERGY_PANEL, ENERGY_NODES = 0.3, 3  # width in ln E, and nodes, of one panel: 1e-5 for a trigger threshold of power 6
 FOV_PANEL, FOV_NODES = 0.42, 2  # the same in deg: 3e-4 for a Gaussian of sigma 0.5 deg, 1e-5 in pixels of 0.2 deg
 TINY = 1e-100  # least expected counts, so that a rate of 0 has a likelihood
 BARRIER = 1e3  # times the deviance of the start: where the likelihood is not finite
 MAX_CALLS = 20_000
-AT_LIMIT = 1e-4  # of the distance between two limits
+SLOPE_STEP = 1e-4  # relative
+LEAST_INFORMATION = 1e-10  # smallest eigenvalue, over that of independent parameters: below, rounding decides
+AT_LIMIT, AT_LIMIT_IF_INVALID = 1e-6, 1e-3  # of the distance between two limits
 
 
 def energy_nodes(energy_edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,6 +150,17 @@ class Likelihood:
             out[i] = np.sum(pull * self.nodes.integrate(changed))
         return out
 
+    def information(self, values: np.ndarray) -> np.ndarray:
+        """Expected information on the free parameters (Fisher), shape (n_free, n_free), from the slopes of the counts."""
+        function, slopes = self.function, []
+        for k in function.free:
+            step = max(abs(values[k]), 1e-3) * SLOPE_STEP
+            pair = [np.clip(values[k] + sign * step, *function.bounds[k]) for sign in (1, -1)]
+            above, below = (self.expected(function.tie(np.where(np.arange(len(values)) == k, v, values))) for v in pair)
+            slopes.append((above - below).ravel() / (pair[0] - pair[1]))
+        slopes, mu = np.array(slopes), np.maximum(self.expected(values).ravel(), TINY)
+        return (slopes / mu) @ slopes.T
+
     def start(self, guess: np.ndarray | None = None) -> np.ndarray:
         """Free parameters to start from: the first that the rate is proportional to makes the totals agree, unless given.
 
@@ -192,7 +205,7 @@ def fit_likelihoods(
     values : `~numpy.ndarray`
         The vector at the minimum of the deviance.
     covariance : `~numpy.ndarray`
-        Its covariance, from second derivatives; NaN without.
+        Its covariance, from second derivatives; 0 for what stays at a limit, NaN where the fit failed.
     deviance : float
     problem : str
         Why the fit failed; empty if it did not.
@@ -230,8 +243,9 @@ def fit_likelihoods(
         minuit.migrad(ncall=MAX_CALLS)
         minuit.hesse()
         # at a limit the likelihood has no parabola in a parameter: it stays there, the others are fitted
-        stuck = np.flatnonzero([_is_at_limit(value, *pair) for value, pair in zip(minuit.values, bounds, strict=True)])
-        if len(stuck) and not (minuit.valid and minuit.accurate):
+        near = AT_LIMIT if minuit.valid and minuit.accurate else AT_LIMIT_IF_INVALID
+        stuck = np.flatnonzero([_is_at_limit(v, *pair, near) for v, pair in zip(minuit.values, bounds, strict=True)])
+        if len(stuck):
             for k in stuck:
                 minuit.values[k] = bounds[k][np.argmin(np.abs(bounds[k] - minuit.values[k]))]
                 minuit.fixed[k] = True
@@ -243,15 +257,35 @@ def fit_likelihoods(
         problems.append(f"no minimum in {MAX_CALLS} calls")
     elif not minuit.valid:
         problems.append(f"no valid minimum (estimated distance {minuit.fmin.edm:.1e})")
-    if minuit.covariance is not None and np.isfinite(minuit.covariance).all():
-        covariance = np.array(minuit.covariance)
-    if minuit.covariance is None or not minuit.accurate:
+    if minuit.covariance is None or not minuit.accurate or not np.isfinite(minuit.covariance).all():
         problems.append("no accurate covariance")
+    blurred = _not_told_apart(likelihoods, which, values, np.array(minuit.fixed))
+    if len(blurred):
+        names = {function.names[function.free[i]] for k in blurred for i in np.flatnonzero((which == k).any(axis=0))}
+        problems.append(f"the counts do not tell {' from '.join(sorted(names))}")
     if not cost(values) < barrier:
         problems.append("the likelihood is not finite")
+    if not problems:
+        covariance = np.array(minuit.covariance)
     return values, covariance, float(cost(values)), ", ".join(problems)
 
 
-def _is_at_limit(value, low, high):
+def _not_told_apart(likelihoods, which, values, fixed):
+    """Numbers of the parameters in which the likelihood is flat, alone or against each other."""
+    information = np.zeros((len(values),) * 2)
+    for one, row in zip(likelihoods, which, strict=True):
+        information[np.ix_(row, row)] += one.information(one.function.expand(values[row]))
+    information[fixed] = information[:, fixed] = 0
+    information[fixed, fixed] = 1
+    scale = np.sqrt(np.diag(information))
+    if not np.all(scale > 0):
+        return np.flatnonzero(~(scale > 0))
+    eigenvalues, directions = np.linalg.eigh(information / np.outer(scale, scale))
+    if eigenvalues[0] > LEAST_INFORMATION:
+        return np.zeros(0, dtype=int)
+    return np.flatnonzero(np.abs(directions[:, 0]) > 0.1)
+
+
+def _is_at_limit(value, low, high, near):
     width = high - low if np.isfinite(high - low) else 0.0
-    return min(value - low, high - value) <= AT_LIMIT * width
+    return min(value - low, high - value) <= near * width

@@ -101,4 +101,5 @@ class AcceptanceModel:
             f"  energy      : {low:.3g} to {high:.3g} TeV\n"
             f"  offset max  : {model.offset_max:.3g} deg\n"
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
+            + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
         )

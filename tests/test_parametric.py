@@ -2,6 +2,7 @@
 
 import pickle
 
+import astropy.units as u
 import numpy as np
 import pytest
 from astropy.modeling import custom_model
@@ -310,6 +311,18 @@ def test_round_trip(function, tmp_path):
     assert np.all(model.rate_grid(energy[~outside], lon, lat)[:, 1:-1] > 0)
 
 
+def test_a_likelihood_that_is_not_finite_away_from_the_minimum():
+    counts, exposure = draw()
+
+    def narrow_is_nan(energy, fov_lon, fov_lat, norm=1e-4, sigma=2.0, index=2.5):
+        return np.where(sigma > 1.25, plain(energy, fov_lon, fov_lat, norm, index, sigma), np.nan)
+
+    model = fit_parametric(counts, exposure, EDGES, FOV, narrow_is_nan)
+    want = fit_parametric(counts, exposure, EDGES, FOV, plain, parameters={"low": {"fixed": True}})
+    got, error = value(model, "sigma")
+    assert model.result.valid and abs(got - value(want, "sigma")[0]) < 0.05 * error
+
+
 def degenerate(energy, fov_lon, fov_lat, one=1.0, two=1e-4):
     """Only the product of its parameters can be told."""
     return one * two * energy**-2.7 * np.exp(-(fov_lon**2 + fov_lat**2) / 3)
@@ -386,6 +399,8 @@ class EnergyLast(type(energy_last())):
         (EnergyLast(), {}, "in this order"),
         (lambda x, y, z, t, norm=1: norm, {}, "4 inputs"),
         (lambda energy: energy, {}, "no parameters"),
+        (lambda energy, norm=1: norm * energy[:-1], {}, "as many plain numbers"),
+        (lambda energy, norm=1: norm / energy * u.Unit("s-1 TeV-1 sr-1"), {}, "plain numbers"),
         (lambda energy, *args, norm=1: energy, {}, "args"),
         (Gaussian2D, {}, "class"),
         (PowerLaw1D([1, 2], [1, 1], [2, 2], n_models=2), {}, "one rate"),
@@ -423,4 +438,4 @@ def test_the_file_is_exact(tmp_path):
     at = np.array([0.5, 2.0]), FOV.fov_lon, FOV.fov_lat
     assert np.array_equal(back.rate_model.rate_grid(*at), model.rate_model.rate_grid(*at))
     assert back.rate_model.result.names == model.rate_model.result.names
-    assert "ParametricModel" in str(back)
+    assert "ParametricModel" in str(back) and "converged" in str(back)

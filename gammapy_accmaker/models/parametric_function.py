@@ -109,7 +109,13 @@ class RateFunction:
         """Factor k at n energies and m positions, shape (n, 1), (1, m) or (n, m)."""
         inputs, shape = self._inputs(k, energy, fov_lon, fov_lat)
         with np.errstate(all="ignore"):  # what is not finite is seen by the fit
-            return np.broadcast_to(np.asarray(self._with(k, values)(*inputs), dtype=float), inputs[0].shape).reshape(shape)  # fmt: skip
+            rate = self._with(k, values)(*inputs)
+        if hasattr(rate, "unit") or np.shape(rate) not in ((), (1,), inputs[0].shape):
+            raise InputError(
+                f"function: {self.description!r} gives {type(rate).__name__} of shape {np.shape(rate)} for {len(inputs[0])} "
+                "values, but as many plain numbers are needed, in s-1 MeV-1 sr-1"
+            )
+        return np.broadcast_to(np.asarray(rate, dtype=float), inputs[0].shape).reshape(shape)
 
     def factor_slopes(self, k: int, values: np.ndarray, energy, fov_lon, fov_lat) -> np.ndarray | None:
         """Derivatives of factor k by its parameters, shape (parameter, ...); None where the model has none."""

@@ -12,6 +12,7 @@ from gammapy.utils.scripts import make_path
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.io import read_model_file, write_model_file
 from gammapy_accmaker.products.irf import RATE_UNIT
@@ -19,7 +20,11 @@ from gammapy_accmaker.products.plots import plot_model
 
 __all__ = ["AcceptanceModel"]
 
-MODEL_CLASSES: dict[str, type[RateModel]] = {"binned": BinnedModel, "spline": SplineRate}
+MODEL_CLASSES: dict[str, type[RateModel]] = {
+    "binned": BinnedModel,
+    "parametric": ParametricModel,
+    "spline": SplineRate,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,4 +101,5 @@ class AcceptanceModel:
             f"  energy      : {low:.3g} to {high:.3g} TeV\n"
             f"  offset max  : {model.offset_max:.3g} deg\n"
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
+            + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
         )

@@ -21,6 +21,7 @@ from gammapy_accmaker.options import (
     GridOptions,
     NoRenormalization,
     Options,
+    ParametricOptions,
     RadialOptions,
     RingRenormalization,
     RunEffectsOptions,
@@ -44,7 +45,9 @@ class AcceptanceConfig(Options):
     <Angle 2. deg>
     """
 
-    model: Annotated[SplineOptions | RadialOptions | GridOptions, Field(discriminator="type")] = SplineOptions()
+    model: Annotated[SplineOptions | RadialOptions | GridOptions | ParametricOptions, Field(discriminator="type")] = (
+        SplineOptions()
+    )
     energy: EnergyOptions = EnergyOptions()
     offset_max: OneAngle = "2.5 deg"
     fit_energy: EnergyEdges | None = None
@@ -68,7 +71,7 @@ class AcceptanceConfig(Options):
             raise ValueError(f"fit_energy: got {self.fit_energy}, but energies > 0 are needed")
         if self.time_step is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
-        if self.model.type in ("radial", "grid"):
+        if self.model.type != "spline":
             for key in ("zenith", "run_effects"):
                 self._for_binned(key)
         elif self.fit_energy is not None:
@@ -86,7 +89,7 @@ class AcceptanceConfig(Options):
             raise ValueError(
                 f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
             )
-        object.__setattr__(self, key, type(options)(type=known[-1]))
+        object.__setattr__(self, key, options.model_copy(update={"type": known[-1]}))
 
     @property
     def time_step_seconds(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.parametric import ParametricModel
+from gammapy_accmaker.models.parametric_fit import fit_parametric
 from gammapy_accmaker.models.run_effects import RunEffect
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
@@ -22,6 +25,8 @@ from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 __all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "make_run_table"]
+
+log = logging.getLogger(__name__)
 
 RUN_COLUMNS = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "COUNTS", "EXPECTED", "DROPPED",
                "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "DEVIANCE", "FLAG"]  # fmt: skip
@@ -74,13 +79,22 @@ def fit_runs(runs: list[list[RunCounts]], bins: CountsBins, config: AcceptanceCo
     return _fit_spline(runs, bins, config) if config.model.type == "spline" else _fit_binned(runs, bins, config)
 
 
-def _fit_binned(runs, bins, config) -> BinnedModel:
+def _fit_binned(runs, bins, config) -> BinnedModel | ParametricModel:
     whole = [part for slices in runs for part in slices]  # binned models know no zenith angle: one slice a run
     exposure = np.array([run.exposure for run in whole])
     norms = np.ones(len(whole))
     if config.run_effects.type == "norm":
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
-    return fit_binned(sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov)
+    summed = sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov
+    if config.model.type != "parametric":
+        return fit_binned(*summed)
+    return fit_parametric(
+        *summed,
+        config.model.function,
+        parameters=config.model.given_parameters(),
+        shared=tuple(config.model.shared),
+        on_failure=config.model.on_failure,
+    )
 
 
 def _fit_spline(runs, bins, config) -> SplineRate:
@@ -156,11 +170,17 @@ def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCou
 
 def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Table:
     """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out."""
-    rows, known = [], {}
+    rows, outside = [], {}
+    limits = config.run_effects.norm_limits
+    known = {}
     if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
         known = {effect.obs_id: effect for effect in rate_model.model.effects}
     for slices in runs:
         _, effects = adapt_to_run(rate_model, bins, slices, config, known.get(slices[0].obs_id))
+        if limits is not None and not limits[0] <= effects["NORM"] <= limits[1]:
+            outside[slices[0].obs_id] = effects["NORM"]
+            flag = f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]"
+            effects["FLAG"] = "; ".join(filter(None, (effects["FLAG"], flag)))
         first, ontime = slices[0], [part.ontime for part in slices]
         cos_zenith = np.average([part.cos_zenith for part in slices], weights=ontime)
         rows.append({
@@ -169,6 +189,11 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Tabl
             "COUNTS": int(sum(part.counts.sum() for part in slices)),
             "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **effects,
         })  # fmt: skip
+    if outside:
+        named = ", ".join(f"{obs_id} ({norm:.3g})" for obs_id, norm in outside.items())
+        log.warning(
+            f"the norms of {len(outside)} of {len(runs)} runs lie outside of {list(limits)} and are kept: {named}"
+        )
     unknown = {
         name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")
     }

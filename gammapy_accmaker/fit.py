@@ -8,7 +8,7 @@ import numpy as np
 from astropy.table import Table
 
 from gammapy_accmaker.acceptance import AcceptanceModel
-from gammapy_accmaker.binning import offset
+from gammapy_accmaker.binning import merge_bins, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
@@ -17,6 +17,7 @@ from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance
+from gammapy_accmaker.options import AdaptiveEnergy
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
@@ -79,7 +80,18 @@ def _fit_binned(runs, bins, config) -> BinnedModel:
     norms = np.ones(len(whole))
     if config.run_effects.type == "norm":
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
-    return fit_binned(sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov)
+    counts = sum(run.counts for run in whole).toarray()
+    return fit_binned(
+        counts, norms @ exposure, bins.energy_edges, bins.fov, profile_edges=make_profile_edges(runs, bins, config)
+    )
+
+
+def make_profile_edges(runs, bins, config) -> np.ndarray | None:
+    """Energy edges in TeV that ``fit_energy: adaptive`` makes of the counts of all runs; None where it is not asked for."""
+    if not isinstance(config.fit_energy, AdaptiveEnergy):
+        return None
+    counts = sum(part.counts.sum(1) for slices in runs for part in slices)
+    return merge_bins(counts, bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
 
 
 def _fit_spline(runs, bins, config) -> SplineRate:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from gammapy_accmaker.config_types import AngleEdges, NormModel, OneAngle, OneEnergy, OnePath, SpatialNorm
 
 __all__ = [
+    "AdaptiveEnergy",
     "AdaptiveRingRenormalization",
     "AzimuthOptions",
     "EnergyOptions",
@@ -75,6 +76,17 @@ class EnergyOptions(Options):
         if not 0 * u.TeV < self.min < self.max:
             raise ValueError(f"got min {self.min} and max {self.max}, but 0 < min < max is needed")
         return self
+
+
+class AdaptiveEnergy(Options):
+    """Energy bins of the fit merged until each holds ``min_counts`` unexcluded events or is ``max_width`` decades wide.
+
+    The events of all runs count. The model keeps its energy axis; what is merged is the profile over the field of view.
+    """
+
+    type: Literal["adaptive"] = "adaptive"
+    min_counts: Annotated[float, Field(gt=0)] = 500
+    max_width: Annotated[float, Field(gt=0)] = 0.5
 
 
 class ZenithOptions(Options):

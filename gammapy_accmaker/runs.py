@@ -34,7 +34,7 @@ def make_bins(config: AcceptanceConfig) -> CountsBins:
             FovBins.grid(config.offset_max.deg, 2 * int(np.ceil(config.offset_max.deg / SPLINE_PIXEL))),
             config.fov_alignment,
         )
-    if config.fit_energy is not None:
+    if isinstance(config.fit_energy, u.Quantity):
         edges = config.fit_energy.to_value("TeV")
     else:
         edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)

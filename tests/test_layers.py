@@ -52,7 +52,7 @@ ALLOWED = {
     "options": {"astropy.units", "pydantic", OURS + "config_types"},
     "config": {"astropy.units", "pydantic", "yaml", "gammapy.utils", *(OURS + n for n in ("config_types", "files", "options"))},
     "runs": {"astropy.units", "gammapy.maps", "gammapy.utils", *(OURS + n for n in ("binning", "config", "reduction"))},
-    "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "models", "reduction", "runs"))},
+    "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "models", "options", "reduction", "runs"))},
     "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "models.base", "models.binned", "products", "reduction", "runs"))},
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "products", "reduction", "runs", "validation"))},
     # the demo's truth, instruments and site, apart from the store that they make

@@ -20,6 +20,7 @@ from gammapy_accmaker.options import (
     ExclusionOptions,
     FovRenormalization,
     GridOptions,
+    MatchingOptions,
     NoRenormalization,
     Options,
     RadialOptions,
@@ -65,6 +66,7 @@ class AcceptanceConfig(Options):
         Field(discriminator="type"),
     ] = NoRenormalization()
     exclusion: ExclusionOptions = ExclusionOptions()
+    matching: MatchingOptions | None = None
     observatory_location: Location | None = None
 
     @model_validator(mode="after")

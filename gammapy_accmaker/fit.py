@@ -55,6 +55,10 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
         Without observations, or where none can be used.
     """
     config = AcceptanceConfig.coerce(config)
+    if config.matching is not None:
+        raise InputError(
+            "matching: it needs ON and OFF runs; call AcceptanceBackgroundMaker(config).fit(on, off_observations=off)"
+        )
     observations = list(observations)
     if not observations:
         raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
@@ -120,7 +124,7 @@ def adapt_to_run(
     rate_model: RateModel, bins: CountsBins, slices: list[RunCounts], config: AcceptanceConfig
 ) -> tuple[RateModel, dict]:
     """The model with the effects of a run, and these effects as columns of the run table."""
-    kind = config.run_effects.type
+    kind, rate_model = config.run_effects.type, rate_model.for_run(slices[0].obs_id)
     if isinstance(rate_model, SplineRate):
         model, inside = rate_model.model, _spline_pixels(bins, config)
         effect = fit_run(model, [_of_pixels(part, inside) for part in slices], kind=kind)

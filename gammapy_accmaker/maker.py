@@ -17,6 +17,7 @@ from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
+from gammapy_accmaker.matched import fit_matched
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
@@ -67,7 +68,9 @@ class AcceptanceBackgroundMaker(Maker):
         self.exclusion = exclusion
         self._exclusion = make_exclusion(self.config, exclusion)
 
-    def fit(self, observations, off_observations=None, n_jobs=None, parallel_backend=None) -> AcceptanceBackgroundMaker:
+    def fit(
+        self, observations, off_observations=None, n_jobs=None, parallel_backend=None, *, matches=None
+    ) -> AcceptanceBackgroundMaker:
         """Fit the model.
 
         Parameters
@@ -75,16 +78,37 @@ class AcceptanceBackgroundMaker(Maker):
         observations : `~gammapy.data.Observations`
             Observations whose background is wanted; the model is fitted to them, outside of the exclusion.
         off_observations : `~gammapy.data.Observations`, optional
-            Where given, the model is fitted to these instead, and the run effects of both are in `run_table`.
+            Where given, the model is fitted to these instead, and the run effects of both are in `run_table`. With
+            ``matching`` in the configuration a model for each ON run is fitted to the OFF runs that are matched to it.
         n_jobs : int, optional
             Processes that reduce the observations.
         parallel_backend : {"multiprocessing", "ray"}, optional
+        matches : `~astropy.table.Table`, optional
+            OFF runs for each ON run from `match_observations`, in place of the ``matching`` of the configuration.
 
         Returns
         -------
         maker : `AcceptanceBackgroundMaker`
             This maker, with `model` set.
         """
+        matched = self.config.matching is not None or matches is not None
+        if off_observations is None and matched:
+            raise InputError("matching: it needs OFF runs; give them as `off_observations`, or leave `matching` null")
+        if off_observations is not None and len(off_observations) == 0:
+            raise InputError(
+                "off_observations: got none; check their selection, or leave them out to fit the observations"
+            )
+        if matched:
+            self.model = fit_matched(
+                observations,
+                off_observations,
+                self.config,
+                exclusion=self.exclusion,
+                matches=matches,
+                n_jobs=n_jobs,
+                parallel_backend=parallel_backend,
+            )
+            return self
         if off_observations is None:
             self.model = fit_acceptance(
                 observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend
@@ -108,7 +132,7 @@ class AcceptanceBackgroundMaker(Maker):
 
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
-        rate_model = self._fitted().rate_model
+        rate_model = self._fitted().rate_model.for_run(observation.obs_id)
         if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)

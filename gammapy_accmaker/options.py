@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import astropy.units as u
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gammapy_accmaker.config_types import AngleEdges, NormModel, OneAngle, OneEnergy, OnePath, SpatialNorm
+from gammapy_accmaker.config_types import AngleEdges, Limit, NormModel, OneAngle, OneEnergy, OnePath, SpatialNorm
 
 __all__ = [
     "AdaptiveEnergy",
@@ -18,6 +18,7 @@ __all__ = [
     "ExclusionOptions",
     "FovRenormalization",
     "GridOptions",
+    "MatchingOptions",
     "NoRenormalization",
     "Options",
     "RadialOptions",
@@ -153,6 +154,20 @@ class AdaptiveRingRenormalization(Options):
     threshold_alpha: float = 0.1
     theta: OneAngle = "0.22 deg"
     method: Literal["fixed_width", "fixed_r_in"] = "fixed_width"
+
+
+class MatchingOptions(Options):
+    """A model for each ON run from the OFF runs that `match_observations` takes for it; the options are its arguments.
+
+    ``limits``: largest differences; ``weights``: by criterion, or ``nearest`` or ``conditions``; ``hours`` and ``n_runs``: how
+    much is taken for a run; ``same``: keywords that must be equal.
+    """
+
+    limits: dict[str, Limit] = {}
+    weights: dict[str, Annotated[float, Field(gt=0)]] | Literal["nearest", "conditions"] = {"cos_zenith": 1.0}
+    hours: Limit | None = None
+    n_runs: Annotated[int, Field(ge=1)] | None = None
+    same: list[str] = []
 
 
 class ExclusionOptions(Options):

@@ -12,6 +12,7 @@ STANDARD = {
     "abc",
     "collections",
     "dataclasses",
+    "io",
     "copy",
     "functools",
     "itertools",
@@ -31,7 +32,7 @@ OURS = "gammapy_accmaker."
 # room -> what it may import besides COMMON; a prefix allows what is below it
 MODELS = {OURS + "binning", OURS + "models", "scipy"}
 ALLOWED = {
-    "__init__": {OURS + name for name in ("acceptance", "config", "fit", "maker", "validation.cross_validation")},
+    "__init__": {OURS + name for name in ("acceptance", "config", "fit", "maker", "reduction.matching", "validation.cross_validation")},
     "errors": set(),
     "files": set(),
     "binning": {"astropy.units", "gammapy.maps"},
@@ -39,6 +40,8 @@ ALLOWED = {
     "reduction.fov": {"astropy", "scipy"},
     "reduction.exclusion": {"astropy", "regions", "scipy", "gammapy.maps", "gammapy.utils", OURS + "reduction.fov"},
     "reduction.counts": {"astropy", "scipy", "gammapy.data", OURS + "binning", OURS + "reduction"},
+    "reduction.matching": {"astropy", OURS + "reduction"},
+    "reduction.run_conditions": {"astropy", OURS + "reduction"},
     "models.__init__": set(),
     "models.base": set(),
     "models.*": MODELS,
@@ -53,7 +56,8 @@ ALLOWED = {
     "config": {"astropy.units", "pydantic", "yaml", "gammapy.utils", *(OURS + n for n in ("config_types", "files", "options"))},
     "runs": {"astropy.units", "gammapy.maps", "gammapy.utils", *(OURS + n for n in ("binning", "config", "reduction"))},
     "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "models", "options", "reduction", "runs"))},
-    "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "models.base", "models.binned", "products", "reduction", "runs"))},
+    "matched": {"astropy", *(OURS + n for n in ("acceptance", "config", "fit", "models.per_run", "options", "reduction.matching", "runs"))},
+    "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "matched", "models.base", "models.binned", "products", "reduction", "runs"))},
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "products", "reduction", "runs", "validation"))},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_truth"},

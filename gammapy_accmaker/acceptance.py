@@ -9,12 +9,14 @@ import astropy.units as u
 import numpy as np
 from astropy.table import Table
 from gammapy.utils.scripts import make_path
+from regions import CircleSkyRegion
 
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.models.spline_rate import SplineRate
+from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.io import read_model_file, write_model_file
 from gammapy_accmaker.products.irf import RATE_UNIT
 from gammapy_accmaker.products.plots import plot_model
@@ -23,7 +25,7 @@ __all__ = ["AcceptanceModel"]
 
 MODEL_CLASSES: dict[str, type[RateModel]] = {"binned": BinnedModel, "spline": SplineRate}
 PER_RUN = "per run "  # before the kind of the models of single runs
-EXTRA_TABLES = ("matches",)
+EXTRA_TABLES = ("matches", "found")
 
 
 def _to_text(table):
@@ -51,12 +53,21 @@ class AcceptanceModel:
         One row for each run of the fit: what it gave, its norm, and why it was left out, if it was.
     matches : `~astropy.table.Table`
         Which OFF runs the model of each ON run was fitted to, see `match_observations`; empty where nothing was matched.
+    found : `~astropy.table.Table`
+        Circles that an iterative exclusion found and left out: RA, DEC, RADIUS, SIGNIFICANCE and the ITERATION; in its meta
+        whether the search came to an end (STABLE).
     """
 
     rate_model: RateModel
     config: str
     run_table: Table
     matches: Table = field(default_factory=Table)
+    found: Table = field(default_factory=Table)
+
+    @property
+    def found_regions(self) -> list[CircleSkyRegion]:
+        """The regions of ``found``: left out of the fit, and where the model is adapted to a run."""
+        return excess_regions(self.found)
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> u.Quantity:
         """Background rate per ontime of a run of norm 1.

@@ -75,6 +75,10 @@ class AcceptanceConfig(Options):
             raise ValueError(f"offset_max: got {self.offset_max}, but an angle between 0 and 90 deg is needed")
         if isinstance(self.fit_energy, u.Quantity) and self.fit_energy[0] <= 0:
             raise ValueError(f"fit_energy: got {self.fit_energy}, but energies > 0 are needed")
+        if self.matching is not None and self.exclusion.iterative is not None:
+            raise ValueError(
+                "exclusion.iterative: it cannot be used with matching; fit all runs first and give what is found"
+            )
         if self.time_step is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
         if self.model.type in ("radial", "grid"):

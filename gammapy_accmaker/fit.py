@@ -11,6 +11,7 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.binning import merge_bins, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
 from gammapy_accmaker.models.spline_fit import fit_spline
@@ -63,14 +64,28 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
     if not observations:
         raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
     bins = make_bins(config)
-    runs, failures = reduce_observations(
-        observations, bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend
-    )
+    excluded = make_exclusion(config, exclusion)
+
+    def fit(exclusion):
+        return _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend)
+
+    if config.exclusion.iterative is not None:
+        return fit_until_stable(fit, observations, config, excluded)
+    return fit(excluded)[0]
+
+
+def _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend):
+    """The fit outside of an exclusion, and the model adapted to each run where that is needed, by observation number."""
+    runs, failures = reduce_observations(observations, bins, config, exclusion, n_jobs, parallel_backend)
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
     rate_model = fit_runs(runs, bins, config)
-    return AcceptanceModel(rate_model, config.to_yaml(), make_run_table(rate_model, bins, runs, failures, config))
+    adapted = {}
+    if config.exclusion.iterative is not None:
+        adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}
+    table = make_run_table(rate_model, bins, runs, failures, config)
+    return AcceptanceModel(rate_model, config.to_yaml(), table), adapted
 
 
 def fit_runs(runs: list[list[RunCounts]], bins: CountsBins, config: AcceptanceConfig) -> RateModel:

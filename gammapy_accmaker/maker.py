@@ -23,7 +23,7 @@ from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one
+from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
 
 __all__ = ["AcceptanceBackgroundMaker"]
 
@@ -119,11 +119,26 @@ class AcceptanceBackgroundMaker(Maker):
         )
         bins = make_bins(self.config)
         runs, failures = reduce_observations(
-            list(observations), bins, self.config, self._exclusion, n_jobs, parallel_backend
+            list(observations),
+            bins,
+            self.config,
+            self._exclusion.with_regions(off.found_regions),
+            n_jobs,
+            parallel_backend,
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]))
+        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]), found=off.found)
         return self
+
+    @property
+    def found_regions(self):
+        """Circles around what an iterative exclusion found (list of `~regions.CircleSkyRegion`)."""
+        return self._fitted().found_regions
+
+    @property
+    def _excluded(self):
+        """All that is left out of a run's effects and of the renormalisation."""
+        return self._exclusion if self.model is None else self._exclusion.with_regions(self.model.found_regions)
 
     @property
     def run_table(self):
@@ -136,7 +151,7 @@ class AcceptanceBackgroundMaker(Maker):
         if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
-        slices = reduce_one(observation, bins, self.config, self._exclusion)
+        slices = reduce_one(observation, bins, self.config, self._excluded)
         adapted, _ = adapt_to_run(rate_model, bins, slices, self.config)
         return adapted
 
@@ -223,7 +238,11 @@ class AcceptanceBackgroundMaker(Maker):
         if options.type == "none":
             return dataset
         image = dataset.counts.geom.to_image()
-        excluded = self._exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
+        exclusion = self._excluded
+        if options.type == "fov":
+            # a ring around a position in the half with the source would find nothing in it
+            exclusion = run_exclusion(observation, self.config, exclusion)
+        excluded = exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
         mask = Map.from_geom(image, data=~excluded)
         if options.type == "fov":
             maker = FoVBackgroundMaker(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import StringIO
 
 import astropy.units as u
 import numpy as np
 from astropy.table import Table
 from gammapy.utils.scripts import make_path
+from regions import CircleSkyRegion
 
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.models.parametric import ParametricModel
+from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.models.spline_rate import SplineRate
+from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.io import read_model_file, write_model_file
 from gammapy_accmaker.products.irf import RATE_UNIT
 from gammapy_accmaker.products.plots import plot_model
@@ -25,6 +29,17 @@ MODEL_CLASSES: dict[str, type[RateModel]] = {
     "parametric": ParametricModel,
     "spline": SplineRate,
 }
+PER_RUN = "per run "  # before the kind of the models of single runs
+EXTRA_TABLES = ("matches", "found")
+
+
+def _to_text(table):
+    """A table as text that is read back exactly; empty for one without columns."""
+    if not table.colnames:
+        return ""
+    text = StringIO()
+    table.write(text, format="ascii.ecsv")
+    return text.getvalue()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +56,23 @@ class AcceptanceModel:
         The configuration that made it, as YAML.
     run_table : `~astropy.table.Table`
         One row for each run of the fit: what it gave, its norm, and why it was left out, if it was.
+    matches : `~astropy.table.Table`
+        Which OFF runs the model of each ON run was fitted to, see `match_observations`; empty where nothing was matched.
+    found : `~astropy.table.Table`
+        Circles that an iterative exclusion found and left out: RA, DEC, RADIUS, SIGNIFICANCE and the ITERATION; in its meta
+        whether the search came to an end (STABLE).
     """
 
     rate_model: RateModel
     config: str
     run_table: Table
+    matches: Table = field(default_factory=Table)
+    found: Table = field(default_factory=Table)
+
+    @property
+    def found_regions(self) -> list[CircleSkyRegion]:
+        """The regions of ``found``: left out of the fit, and where the model is adapted to a run."""
+        return excess_regions(self.found)
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> u.Quantity:
         """Background rate per ontime of a run of norm 1.
@@ -76,8 +103,11 @@ class AcceptanceModel:
 
     def write(self, path, overwrite: bool = False) -> None:
         """Write a FITS file that `read` reads back exactly; an existing file is kept unless ``overwrite``."""
-        kind = next(name for name, cls in MODEL_CLASSES.items() if isinstance(self.rate_model, cls))
-        texts = {"kind": kind, "config": self.config}
+        per_run = isinstance(self.rate_model, ModelPerRun)
+        one = self.rate_model.models[0] if per_run else self.rate_model
+        kind = next(name for name, cls in MODEL_CLASSES.items() if isinstance(one, cls))
+        texts = {"kind": PER_RUN * per_run + kind, "config": self.config}
+        texts |= {name: _to_text(getattr(self, name)) for name in EXTRA_TABLES}
         write_model_file(make_path(path), self.rate_model.to_arrays(), texts, self.run_table, overwrite)
 
     @classmethod
@@ -85,8 +115,11 @@ class AcceptanceModel:
         """Read a file that `write` wrote."""
         arrays, texts, run_table = read_model_file(make_path(path))
         try:
-            rate_model = MODEL_CLASSES[texts["kind"]].from_arrays(arrays)
-            return cls(rate_model, texts["config"], run_table)
+            one = MODEL_CLASSES[texts["kind"].removeprefix(PER_RUN)]
+            per_run = texts["kind"].startswith(PER_RUN)
+            rate_model = ModelPerRun.from_arrays(arrays, one) if per_run else one.from_arrays(arrays)
+            extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
+            return cls(rate_model, texts["config"], run_table, **extra)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 

@@ -7,18 +7,20 @@ from typing import Annotated, Literal
 import astropy.units as u
 import yaml
 from gammapy.utils.scripts import make_path
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from gammapy_accmaker.config_types import EnergyEdges, Location, OneAngle, TimeStep
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.options import (
+    AdaptiveEnergy,
     AdaptiveRingRenormalization,
     AzimuthOptions,
     EnergyOptions,
     ExclusionOptions,
     FovRenormalization,
     GridOptions,
+    MatchingOptions,
     NoRenormalization,
     Options,
     ParametricOptions,
@@ -30,6 +32,12 @@ from gammapy_accmaker.options import (
 )
 
 __all__ = ["AcceptanceConfig"]
+
+
+FitEnergy = Annotated[
+    Annotated[EnergyEdges, Tag("edges")] | Annotated[AdaptiveEnergy, Tag("adaptive")],
+    Discriminator(lambda value: "adaptive" if isinstance(value, (dict, AdaptiveEnergy)) else "edges"),
+]
 
 
 class AcceptanceConfig(Options):
@@ -50,7 +58,7 @@ class AcceptanceConfig(Options):
     )
     energy: EnergyOptions = EnergyOptions()
     offset_max: OneAngle = "2.5 deg"
-    fit_energy: EnergyEdges | None = None
+    fit_energy: FitEnergy | None = None
     fov_alignment: Literal["altaz", "radec"] = "altaz"
     zenith: ZenithOptions = ZenithOptions()
     azimuth: AzimuthOptions = AzimuthOptions()
@@ -61,14 +69,19 @@ class AcceptanceConfig(Options):
         Field(discriminator="type"),
     ] = NoRenormalization()
     exclusion: ExclusionOptions = ExclusionOptions()
+    matching: MatchingOptions | None = None
     observatory_location: Location | None = None
 
     @model_validator(mode="after")
     def _consistent(self):
         if not 0 < self.offset_max.deg < 90:
             raise ValueError(f"offset_max: got {self.offset_max}, but an angle between 0 and 90 deg is needed")
-        if self.fit_energy is not None and self.fit_energy[0] <= 0:
+        if isinstance(self.fit_energy, u.Quantity) and self.fit_energy[0] <= 0:
             raise ValueError(f"fit_energy: got {self.fit_energy}, but energies > 0 are needed")
+        if self.matching is not None and self.exclusion.iterative is not None:
+            raise ValueError(
+                "exclusion.iterative: it cannot be used with matching; fit all runs first and give what is found"
+            )
         if self.time_step is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
         if self.model.type != "spline":
@@ -76,7 +89,7 @@ class AcceptanceConfig(Options):
                 self._for_binned(key)
         elif self.fit_energy is not None:
             raise ValueError(
-                "fit_energy: got edges, but the spline model has fine bins of its own; leave it null or use another model"
+                f"fit_energy: got {self.fit_energy}, but the spline model has fine bins of its own; leave it null or use another model"
             )
         return self
 

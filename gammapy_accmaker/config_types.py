@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, PlainSerializer
 __all__ = [
     "AngleEdges",
     "EnergyEdges",
+    "Limit",
     "Location",
     "NormModel",
     "OneAngle",
@@ -70,6 +71,17 @@ def _edges_of_type(unit):
         return value
 
     return validate
+
+
+@_naming
+def _number_or_quantity(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = float(value)
+    else:
+        value = u.Quantity(value)
+    if not (np.ndim(value) == 0 and np.isfinite(u.Quantity(value).value)):
+        raise ValueError(f"got {value}, but one finite number or quantity is needed")
+    return value
 
 
 def _edges_to_strings(value):
@@ -143,6 +155,11 @@ EnergyEdges = Annotated[
     u.Quantity, BeforeValidator(_edges_of_type("TeV")), PlainSerializer(_edges_to_strings, when_used="json")
 ]
 TimeStep = Annotated[u.Quantity, BeforeValidator(_of_type("s")), PlainSerializer(str, when_used="json")]
+Limit = Annotated[
+    float | u.Quantity,
+    BeforeValidator(_number_or_quantity),
+    PlainSerializer(lambda v: str(v) if isinstance(v, u.Quantity) else v, when_used="json"),
+]
 Location = Annotated[EarthLocation, BeforeValidator(_location), PlainSerializer(_location_to_dict, when_used="json")]
 NormModel = Annotated[
     SpectralModel,

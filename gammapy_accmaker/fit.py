@@ -9,9 +9,10 @@ import numpy as np
 from astropy.table import Table
 
 from gammapy_accmaker.acceptance import AcceptanceModel
-from gammapy_accmaker.binning import offset
+from gammapy_accmaker.binning import merge_bins, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
 from gammapy_accmaker.models.parametric import ParametricModel
@@ -21,6 +22,7 @@ from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance
+from gammapy_accmaker.options import AdaptiveEnergy
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
@@ -60,18 +62,36 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
         Without observations, or where none can be used.
     """
     config = AcceptanceConfig.coerce(config)
+    if config.matching is not None:
+        raise InputError(
+            "matching: it needs ON and OFF runs; call AcceptanceBackgroundMaker(config).fit(on, off_observations=off)"
+        )
     observations = list(observations)
     if not observations:
         raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
     bins = make_bins(config)
-    runs, failures = reduce_observations(
-        observations, bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend
-    )
+    excluded = make_exclusion(config, exclusion)
+
+    def fit(exclusion):
+        return _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend)
+
+    if config.exclusion.iterative is not None:
+        return fit_until_stable(fit, observations, config, excluded)
+    return fit(excluded)[0]
+
+
+def _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend):
+    """The fit outside of an exclusion, and the model adapted to each run where that is needed, by observation number."""
+    runs, failures = reduce_observations(observations, bins, config, exclusion, n_jobs, parallel_backend)
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
     rate_model = fit_runs(runs, bins, config)
-    return AcceptanceModel(rate_model, config.to_yaml(), make_run_table(rate_model, bins, runs, failures, config))
+    adapted = {}
+    if config.exclusion.iterative is not None:
+        adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}
+    table = make_run_table(rate_model, bins, runs, failures, config)
+    return AcceptanceModel(rate_model, config.to_yaml(), table), adapted
 
 
 def fit_runs(runs: list[list[RunCounts]], bins: CountsBins, config: AcceptanceConfig) -> RateModel:
@@ -87,7 +107,7 @@ def _fit_binned(runs, bins, config) -> BinnedModel | ParametricModel:
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
     summed = sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov
     if config.model.type != "parametric":
-        return fit_binned(*summed)
+        return fit_binned(*summed, profile_edges=make_profile_edges(runs, bins, config))
     return fit_parametric(
         *summed,
         config.model.function,
@@ -95,6 +115,14 @@ def _fit_binned(runs, bins, config) -> BinnedModel | ParametricModel:
         shared=tuple(config.model.shared),
         on_failure=config.model.on_failure,
     )
+
+
+def make_profile_edges(runs, bins, config) -> np.ndarray | None:
+    """Energy edges in TeV that ``fit_energy: adaptive`` makes of the counts of all runs; None where it is not asked for."""
+    if not isinstance(config.fit_energy, AdaptiveEnergy):
+        return None
+    counts = sum(part.counts.sum(1) for slices in runs for part in slices)
+    return merge_bins(counts, bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
 
 
 def _fit_spline(runs, bins, config) -> SplineRate:
@@ -130,7 +158,7 @@ def adapt_to_run(
 
     ``effect``: of a spline model, where it is known already.
     """
-    kind = config.run_effects.type
+    kind, rate_model = config.run_effects.type, rate_model.for_run(slices[0].obs_id)
     if isinstance(rate_model, SplineRate):
         model, inside = rate_model.model, _spline_pixels(bins, config)
         if effect is None:

@@ -17,13 +17,14 @@ from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
+from gammapy_accmaker.matched import fit_matched
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one
+from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
 
 __all__ = ["AcceptanceBackgroundMaker"]
 
@@ -68,7 +69,9 @@ class AcceptanceBackgroundMaker(Maker):
         self.exclusion = exclusion
         self._exclusion = make_exclusion(self.config, exclusion)
 
-    def fit(self, observations, off_observations=None, n_jobs=None, parallel_backend=None) -> AcceptanceBackgroundMaker:
+    def fit(
+        self, observations, off_observations=None, n_jobs=None, parallel_backend=None, *, matches=None
+    ) -> AcceptanceBackgroundMaker:
         """Fit the model.
 
         Parameters
@@ -76,16 +79,37 @@ class AcceptanceBackgroundMaker(Maker):
         observations : `~gammapy.data.Observations`
             Observations whose background is wanted; the model is fitted to them, outside of the exclusion.
         off_observations : `~gammapy.data.Observations`, optional
-            Where given, the model is fitted to these instead, and the run effects of both are in `run_table`.
+            Where given, the model is fitted to these instead, and the run effects of both are in `run_table`. With
+            ``matching`` in the configuration a model for each ON run is fitted to the OFF runs that are matched to it.
         n_jobs : int, optional
             Processes that reduce the observations.
         parallel_backend : {"multiprocessing", "ray"}, optional
+        matches : `~astropy.table.Table`, optional
+            OFF runs for each ON run from `match_observations`, in place of the ``matching`` of the configuration.
 
         Returns
         -------
         maker : `AcceptanceBackgroundMaker`
             This maker, with `model` set.
         """
+        matched = self.config.matching is not None or matches is not None
+        if off_observations is None and matched:
+            raise InputError("matching: it needs OFF runs; give them as `off_observations`, or leave `matching` null")
+        if off_observations is not None and len(off_observations) == 0:
+            raise InputError(
+                "off_observations: got none; check their selection, or leave them out to fit the observations"
+            )
+        if matched:
+            self.model = fit_matched(
+                observations,
+                off_observations,
+                self.config,
+                exclusion=self.exclusion,
+                matches=matches,
+                n_jobs=n_jobs,
+                parallel_backend=parallel_backend,
+            )
+            return self
         if off_observations is None:
             self.model = fit_acceptance(
                 observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend
@@ -96,11 +120,26 @@ class AcceptanceBackgroundMaker(Maker):
         )
         bins = make_bins(self.config)
         runs, failures = reduce_observations(
-            list(observations), bins, self.config, self._exclusion, n_jobs, parallel_backend
+            list(observations),
+            bins,
+            self.config,
+            self._exclusion.with_regions(off.found_regions),
+            n_jobs,
+            parallel_backend,
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]))
+        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]), found=off.found)
         return self
+
+    @property
+    def found_regions(self):
+        """Circles around what an iterative exclusion found (list of `~regions.CircleSkyRegion`)."""
+        return self._fitted().found_regions
+
+    @property
+    def _excluded(self):
+        """All that is left out of a run's effects and of the renormalisation."""
+        return self._exclusion if self.model is None else self._exclusion.with_regions(self.model.found_regions)
 
     @property
     def run_table(self):
@@ -109,11 +148,11 @@ class AcceptanceBackgroundMaker(Maker):
 
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
-        rate_model = self._fitted().rate_model
+        rate_model = self._fitted().rate_model.for_run(observation.obs_id)
         if self.config.run_effects.type == "none" and isinstance(rate_model, (BinnedModel, ParametricModel)):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
-        slices = reduce_one(observation, bins, self.config, self._exclusion)
+        slices = reduce_one(observation, bins, self.config, self._excluded)
         adapted, _ = adapt_to_run(rate_model, bins, slices, self.config)
         return adapted
 
@@ -200,7 +239,11 @@ class AcceptanceBackgroundMaker(Maker):
         if options.type == "none":
             return dataset
         image = dataset.counts.geom.to_image()
-        excluded = self._exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
+        exclusion = self._excluded
+        if options.type == "fov":
+            # a ring around a position in the half with the source would find nothing in it
+            exclusion = run_exclusion(observation, self.config, exclusion)
+        excluded = exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
         mask = Map.from_geom(image, data=~excluded)
         if options.type == "fov":
             maker = FoVBackgroundMaker(

@@ -8,17 +8,21 @@ from typing import Annotated, Any, Literal
 import astropy.units as u
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
-from gammapy_accmaker.config_types import AngleEdges, NormModel, OneAngle, OneEnergy, OnePath, SpatialNorm
+from gammapy_accmaker.config_types import AngleEdges, Limit, NormModel, OneAngle, OneEnergy, OnePath, SpatialNorm
 from gammapy_accmaker.models.parametric_function import PYTHON, check_shared, describe_function, rate_function
 from gammapy_accmaker.models.parametric_shapes import READY_SHAPES
 
 __all__ = [
+    "AdaptiveEnergy",
     "AdaptiveRingRenormalization",
     "AzimuthOptions",
+    "CatalogOptions",
     "EnergyOptions",
     "ExclusionOptions",
     "FovRenormalization",
     "GridOptions",
+    "IterativeOptions",
+    "MatchingOptions",
     "NoRenormalization",
     "Options",
     "ParameterOptions",
@@ -26,6 +30,7 @@ __all__ = [
     "RadialOptions",
     "RingRenormalization",
     "RunEffectsOptions",
+    "SkyPosition",
     "SplineOptions",
     "ZenithOptions",
 ]
@@ -146,6 +151,17 @@ class EnergyOptions(Options):
         return self
 
 
+class AdaptiveEnergy(Options):
+    """Energy bins of the fit merged until each holds ``min_counts`` unexcluded events or is ``max_width`` decades wide.
+
+    The events of all runs count. The model keeps its energy axis; what is merged is the profile over the field of view.
+    """
+
+    type: Literal["adaptive"] = "adaptive"
+    min_counts: Annotated[float, Field(gt=0)] = 500
+    max_width: Annotated[float, Field(gt=0)] = 0.5
+
+
 class ZenithOptions(Options):
     """How the rate follows the zenith angle of the pointing."""
 
@@ -228,16 +244,96 @@ class AdaptiveRingRenormalization(Options):
     method: Literal["fixed_width", "fixed_r_in"] = "fixed_width"
 
 
+class MatchingOptions(Options):
+    """A model for each ON run from the OFF runs that `match_observations` takes for it; the options are its arguments.
+
+    ``limits``: largest differences; ``weights``: by criterion, or ``nearest`` or ``conditions``; ``hours`` and ``n_runs``: how
+    much is taken for a run; ``same``: keywords that must be equal.
+    """
+
+    limits: dict[str, Limit] = {}
+    weights: dict[str, Annotated[float, Field(gt=0)]] | Literal["nearest", "conditions"] = {"cos_zenith": 1.0}
+    hours: Limit | None = None
+    n_runs: Annotated[int, Field(ge=1)] | None = None
+    same: list[str] = []
+
+
+class SkyPosition(Options):
+    """A position on the sky, ``{lon: 83.63 deg, lat: 22.01 deg, frame: icrs}``."""
+
+    lon: OneAngle
+    lat: OneAngle
+    frame: Literal["icrs", "galactic"] = "icrs"
+
+    @model_validator(mode="after")
+    def _latitude(self):
+        if not abs(self.lat.deg) <= 90:
+            raise ValueError(f"lat: got {self.lat}, but -90 to 90 deg are needed")
+        return self
+
+
+class CatalogOptions(Options):
+    """Circles around the stars or sources of a table (ecsv, fits, csv, votable).
+
+    ``ra``, ``dec``: its columns of ICRS coordinates; ``radius``: of the circles, or ``radius_column`` in its place;
+    ``magnitude``: column of which only values up to ``magnitude_max`` are taken.
+    """
+
+    path: OnePath
+    ra: str = "ra"
+    dec: str = "dec"
+    radius: OneAngle | None = None
+    radius_column: str | None = None
+    magnitude: str | None = None
+    magnitude_max: float | None = None
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if (self.radius is None) == (self.radius_column is None):
+            raise ValueError("got both radius and radius_column or neither, but one of them is needed")
+        if self.radius is not None and self.radius.deg < 0:
+            raise ValueError(f"radius: got {self.radius}, but a radius is >= 0 deg")
+        if (self.magnitude is None) != (self.magnitude_max is None):
+            raise ValueError("got one of magnitude and magnitude_max, but both or none are needed")
+        return self
+
+
+class IterativeOptions(Options):
+    """Significant excess in the stacked sky map of the runs of the fit is excluded, and the fit repeated until none is left.
+
+    ``threshold``: in sigma, or in widths of the significance where these are larger; ``correlation_radius``: of the discs in
+    which counts are summed; ``dilation``: around what is found; ``max_iterations``: searches, after which a warning comes.
+    """
+
+    threshold: Annotated[float, Field(gt=0)] = 5.0
+    correlation_radius: OneAngle = "0.1 deg"
+    dilation: OneAngle = "0.1 deg"
+    max_iterations: Annotated[int, Field(ge=1)] = 5
+
+    @model_validator(mode="after")
+    def _positive(self):
+        if not (self.correlation_radius.deg > 0 and self.dilation.deg >= 0):
+            raise ValueError(
+                f"got correlation_radius {self.correlation_radius} and dilation {self.dilation}, but > 0 and >= 0 are needed"
+            )
+        return self
+
+
 class ExclusionOptions(Options):
     """Sky positions left out of the fit, of the run effects and of the renormalisation.
 
-    ``regions``: one or more region files; ``mask``: a map file that is False where excluded; ``margin``: around both.
+    ``regions``: one or more region files; ``mask``: a map file that is False where excluded; ``catalog``: stars or
+    sources of a table; ``margin``: around all of these. ``wobble_half``: of runs with the source in the field of view only the
+    half of the camera opposite to it is used (not in a ring renormalisation); true: the target of each run's header is the
+    source. ``iterative``: what is found in the data is left out too.
     """
 
     regions: OnePath | list[OnePath] | None = None
     mask: OnePath | None = None
     margin: OneAngle = "0 deg"
-    iterative: None = None
+    catalog: CatalogOptions | None = None
+    wobble_half: bool | SkyPosition = False
+    iterative: IterativeOptions | None = None
 
     @model_validator(mode="after")
     def _files_exist(self):
@@ -249,4 +345,5 @@ class ExclusionOptions(Options):
     def files(self) -> list[Path]:
         """All files that are named."""
         regions = self.regions if isinstance(self.regions, list) else [self.regions]
-        return [path for path in (*regions, self.mask) if path is not None]
+        catalog = None if self.catalog is None else self.catalog.path
+        return [path for path in (*regions, self.mask, catalog) if path is not None]

@@ -62,6 +62,10 @@ class RateModel(ABC):
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RateModel:
         """The inverse of `to_arrays`."""
 
+    def for_run(self, obs_id: int) -> RateModel:
+        """The model of a run, for models that differ by run."""
+        return self
+
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> np.ndarray:
         """Rate at positions that broadcast against each other."""
         arrays = np.broadcast_arrays(energy, fov_lon, fov_lat, cos_zenith)

@@ -18,7 +18,7 @@ from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
 from gammapy_accmaker.models.base import RateModel, ScaledModel
-from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
@@ -109,7 +109,7 @@ class AcceptanceBackgroundMaker(Maker):
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
         rate_model = self._fitted().rate_model
-        if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
+        if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
         slices = reduce_one(observation, bins, self.config, self._exclusion)

@@ -27,7 +27,6 @@ ENERGIES_PER_DECADE = 40
 FOV_STEP = 0.08  # deg
 SPECTRUM_POSITIONS = 13  # along each side of the field of view
 SUBENERGIES = 6  # of an energy bin
-CORRECTION_ROUNDS = 3
 EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
 
@@ -138,14 +137,10 @@ def _energy_correction(model, track, axis, time_step):
     spectrum = sum(t * model.rate_grid(energy, lon, lat, z).sum(1) for z, t in zip(nodes, times, strict=True))
     density = spectrum[: len(fine)] * np.exp(fine)
     true = density.reshape(axis.nbin, -1).sum(1)
-    at_centers = spectrum[len(fine) :]
-    correction = np.ones(axis.nbin)
     with np.errstate(divide="ignore", invalid="ignore"):
-        for _ in range(CORRECTION_ROUNDS):
-            read = interp1d(log_centers, np.log(correction * at_centers), fill_value="extrapolate")(fine)
-            ratio = true / np.exp(read + fine).reshape(axis.nbin, -1).sum(1)
-            correction *= np.where(np.isfinite(ratio) & (ratio > 0), np.clip(ratio, 0.5, 2), 1)
-    return correction
+        read = interp1d(log_centers, np.log(spectrum[len(fine) :]), fill_value="extrapolate")(fine)
+        ratio = true / np.exp(read + fine).reshape(axis.nbin, -1).sum(1)
+    return np.where(np.isfinite(ratio) & (ratio > 0), np.clip(ratio, 0.5, 2), 1)
 
 
 def _half_step_grid(axes):

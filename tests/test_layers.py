@@ -57,9 +57,10 @@ ALLOWED = {
     "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "models", "reduction", "runs"))},
     "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "models.base", "models.binned", "products", "reduction", "runs"))},
     "config_errors": {"astropy", "pydantic"},
-    "analysis_config": {"pydantic", "yaml", "gammapy.analysis", "gammapy.utils", OURS + "config", OURS + "config_errors"},
-    "analysis": {"astropy", "gammapy", "yaml", *(OURS + n for n in ("acceptance", "analysis_config", "config", "maker"))},
-    "workflow": {"gammapy", *(OURS + n for n in ("analysis", "analysis_config", "maker"))},
+    "analysis_options": {"pydantic", "gammapy.analysis", "gammapy.utils", OURS + "config", OURS + "config_errors"},
+    "analysis_config": {"pydantic", "yaml", "gammapy.analysis", "gammapy.utils", OURS + "analysis_options", OURS + "config_errors"},
+    "analysis": {"astropy", "gammapy", "yaml", *(OURS + n for n in ("acceptance", "analysis_config", "analysis_options", "config", "maker"))},
+    "workflow": {"gammapy", *(OURS + n for n in ("analysis", "analysis_config", "analysis_options", "maker"))},
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "products", "reduction", "runs", "validation"))},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_truth"},

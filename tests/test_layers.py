@@ -14,6 +14,8 @@ STANDARD = {
     "dataclasses",
     "io",
     "copy",
+    "difflib",
+    "enum",
     "functools",
     "itertools",
     "logging",
@@ -32,7 +34,7 @@ OURS = "gammapy_accmaker."
 # room -> what it may import besides COMMON; a prefix allows what is below it
 MODELS = {OURS + "binning", OURS + "models", "scipy"}
 ALLOWED = {
-    "__init__": {OURS + name for name in ("acceptance", "config", "fit", "maker", "products.dl3", "reduction.matching", "validation.cross_validation")},
+    "__init__": {OURS + name for name in ("acceptance", "analysis", "analysis_config", "config", "fit", "maker", "products.dl3", "reduction.matching", "validation.cross_validation", "workflow")},
     "errors": set(),
     "files": set(),
     "binning": {"astropy.units", "gammapy.maps"},
@@ -69,6 +71,11 @@ ALLOWED = {
     "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "iterate", "models", "options", "reduction", "runs"))},
     "matched": {"astropy", *(OURS + n for n in ("acceptance", "config", "fit", "models.per_run", "options", "reduction.matching", "runs"))},
     "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "matched", "models.base", "models.spline_rate", "products", "reduction", "runs"))},
+    "config_errors": {"astropy", "pydantic"},
+    "analysis_options": {"pydantic", "gammapy.analysis", "gammapy.utils", OURS + "config", OURS + "config_errors"},
+    "analysis_config": {"pydantic", "yaml", "gammapy.analysis", "gammapy.utils", OURS + "analysis_options", OURS + "config_errors"},
+    "analysis": {"astropy", "gammapy", "yaml", *(OURS + n for n in ("acceptance", "analysis_config", "analysis_options", "config", "maker"))},
+    "workflow": {"gammapy", *(OURS + n for n in ("analysis", "analysis_config", "analysis_options", "maker"))},
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "products", "reduction", "runs", "validation"))},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_truth"},

@@ -1,9 +1,22 @@
 """Background models of imaging Cherenkov telescopes, fitted from the observations, for gammapy."""
 
 from gammapy_accmaker.acceptance import AcceptanceModel
+from gammapy_accmaker.analysis import AcceptanceAnalysis
+from gammapy_accmaker.analysis_config import AcceptanceAnalysisConfig
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.fit import fit_acceptance
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.validation.cross_validation import cross_validate
+from gammapy_accmaker.workflow import AcceptanceWorkflow, AcceptanceWorkflowConfig
 
-__all__ = ["AcceptanceBackgroundMaker", "AcceptanceConfig", "AcceptanceModel", "cross_validate", "fit_acceptance"]
+__all__ = [
+    "AcceptanceAnalysis",
+    "AcceptanceAnalysisConfig",
+    "AcceptanceBackgroundMaker",
+    "AcceptanceConfig",
+    "AcceptanceModel",
+    "AcceptanceWorkflow",
+    "AcceptanceWorkflowConfig",
+    "cross_validate",
+    "fit_acceptance",
+]

@@ -15,6 +15,8 @@ STANDARD = {
     "dataclasses",
     "datetime",
     "copy",
+    "difflib",
+    "enum",
     "functools",
     "html",
     "importlib",
@@ -38,7 +40,7 @@ OURS = "gammapy_accmaker."
 # room -> what it may import besides COMMON; a prefix allows what is below it
 MODELS = {OURS + "binning", OURS + "models", "scipy"}
 ALLOWED = {
-    "__init__": {OURS + name for name in ("acceptance", "config", "fit", "maker", "validation.cross_validation")},
+    "__init__": {OURS + name for name in ("acceptance", "analysis", "analysis_config", "config", "fit", "maker", "validation.cross_validation", "workflow")},
     "errors": set(),
     "files": set(),
     "binning": {"astropy.units", "gammapy.maps"},
@@ -61,6 +63,10 @@ ALLOWED = {
     "runs": {"astropy.units", "gammapy.maps", "gammapy.utils", *(OURS + n for n in ("binning", "config", "reduction"))},
     "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "models", "reduction", "runs"))},
     "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "models.base", "models.binned", "products", "reduction", "runs"))},
+    "config_errors": {"astropy", "pydantic"},
+    "analysis_config": {"pydantic", "yaml", "gammapy.analysis", "gammapy.utils", OURS + "config", OURS + "config_errors"},
+    "analysis": {"astropy", "gammapy", "yaml", *(OURS + n for n in ("acceptance", "analysis_config", "config", "maker"))},
+    "workflow": {"gammapy", *(OURS + n for n in ("analysis", "analysis_config", "maker"))},
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "products", "reduction", "runs", "validation"))},
     "validation.html": {"matplotlib"},
     "validation.report": {"astropy", "gammapy.utils", *(OURS + n for n in ("acceptance", "files", "maker", "validation"))},

@@ -1,0 +1,340 @@
+"""gammapy's configuration of an analysis, with the acceptance among the background methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from gammapy.analysis import AnalysisConfig
+from gammapy.analysis.config import (
+    BackgroundConfig,
+    BackgroundMethodEnum,
+    DatasetsConfig,
+    GammapyBaseConfig,
+    ObservationsConfig,
+    RequiredHDUEnum,
+)
+from gammapy.utils.scripts import make_path
+from gammapy.utils.types import PathType
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.config_errors import explain, find_key
+from gammapy_accmaker.errors import InputError
+
+__all__ = ["AcceptanceAnalysisConfig", "AcceptanceBackground", "ExtendedConfig", "OffObservationsConfig", "as_options"]
+
+BACKGROUND = "datasets.background"
+
+# gammapy's set of methods is closed
+AcceptanceMethodEnum = Enum(
+    "AcceptanceMethodEnum", {m.name: m.value for m in BackgroundMethodEnum} | {"acceptance": "acceptance"}, type=str
+)
+
+
+def as_options(cls):
+    """Validator by which options of gammapy's own class become those of the class that extends it."""
+    return BeforeValidator(lambda v: v.model_dump() if isinstance(v, BaseModel) and not isinstance(v, cls) else v)
+
+
+class OffObservationsConfig(ObservationsConfig):
+    """gammapy's selection of observations, for the OFF runs that the acceptance is fitted to.
+
+    ``datastore``: that of the observations where it is None. ``required_irf``: a fit needs none.
+    """
+
+    datastore: PathType | None = None
+    required_irf: list[RequiredHDUEnum] = []
+
+    @property
+    def selects(self) -> bool:
+        """Whether anything but the data store is named."""
+        return bool(self.obs_ids) or any(
+            choice is not None for choice in (self.obs_file, self.obs_cone.lon, self.obs_time.start)
+        )
+
+
+class AcceptanceBackground(GammapyBaseConfig):
+    """What `~gammapy.analysis.config.BackgroundConfig` has more, for ``method: acceptance``.
+
+    Attributes
+    ----------
+    method : str
+        One of gammapy's, or "acceptance".
+    parameters : dict
+        Options of `AcceptanceConfig`; or those of gammapy's maker.
+    exclusion : str
+        Map file that is False where excluded, or a region file.
+    off_observations : `OffObservationsConfig`
+        OFF runs that the model is fitted to. Default: it is fitted to the observations.
+    model : str
+        Model file, applied without a fit. ``parameters`` may change how it is applied, not what was fitted.
+    """
+
+    method: AcceptanceMethodEnum | None = None
+    off_observations: Annotated[OffObservationsConfig, as_options(OffObservationsConfig)] | None = None
+    model: PathType | None = None
+
+    @field_validator("parameters", mode="before", check_fields=False)
+    @classmethod
+    def _plain_parameters(cls, value: Any, info: ValidationInfo):
+        """Options of an acceptance as they stand in a file."""
+        if isinstance(value, AcceptanceConfig):
+            return value.model_dump(mode="json")
+        if info.data.get("method") == "acceptance" and isinstance(value, dict):
+            return _given(_acceptance_config(value).model_dump(mode="json"), value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        self.check()
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler):
+        """What is not used is not written: gammapy reads the file too."""
+        data = handler(self)
+        return {k: v for k, v in data.items() if k not in ("off_observations", "model") or v is not None}
+
+    def check(self) -> None:
+        """Raise an `InputError` for what contradicts itself, and for files that are not there."""
+        if self.method != "acceptance":
+            for key in ("off_observations", "model"):
+                if getattr(self, key) is not None:
+                    raise InputError(
+                        f"{BACKGROUND}.{key}: it needs `method: acceptance`, but got {self.method!r}; set this method, or leave {key} out"
+                    )
+            return
+        _acceptance_config(self.parameters)
+        if self.model is not None and self.off_observations is not None:
+            raise InputError(
+                f"{BACKGROUND}.off_observations: with `model`, nothing is fitted; leave one of the two out"
+            )
+        files = {"model": self.model, "exclusion": self.exclusion}
+        if self.off_observations is not None:
+            _check_runs(self.off_observations, f"{BACKGROUND}.off_observations")
+            files["off_observations.obs_file"] = self.off_observations.obs_file
+        for key, path in files.items():
+            _check_file(f"{BACKGROUND}.{key}", path)
+
+
+class AcceptanceBackgroundConfig(AcceptanceBackground, BackgroundConfig):
+    pass
+
+
+class AcceptanceDatasetsConfig(DatasetsConfig):
+    background: Annotated[AcceptanceBackgroundConfig, as_options(AcceptanceBackgroundConfig)] = (
+        AcceptanceBackgroundConfig()
+    )
+
+
+class ExtendedConfig(GammapyBaseConfig):
+    """Reading, updating and checks of an extended configuration; gammapy's name its own class."""
+
+    def __init__(self, **data):
+        try:
+            super().__init__(**data)
+        except (TypeError, AttributeError, KeyError) as error:  # pydantic would not name the key
+            raise InputError(find_key(type(self), data)) from error
+
+    @classmethod
+    def from_options(cls, options: Mapping):
+        """Configuration from nested options; an `InputError` names what is wrong."""
+        if not isinstance(options, Mapping):
+            raise InputError(f"config: got {options!r}, but sections such as `datasets:` are needed")
+        try:
+            # gammapy writes these two into its files besides the options
+            return cls(**{key: value for key, value in options.items() if key not in ("metadata", "checksum")})
+        except ValidationError as error:
+            raise InputError(f"config: {explain(error, cls)}") from error
+
+    @classmethod
+    def coerce(cls, config):
+        """Configuration from nested options, or from gammapy's configuration that this class extends."""
+        if isinstance(config, cls):
+            return config
+        if isinstance(config, dict):
+            return cls.from_options(config)
+        if isinstance(config, BaseModel) and issubclass(cls, type(config)):
+            return cls.from_options(config.model_dump())
+        raise TypeError(f"config must be dict or {cls.__name__}, but got {type(config).__name__}")
+
+    @classmethod
+    def from_yaml(cls, config_str: str):
+        """Configuration from YAML (or JSON) text."""
+        return cls.from_options(_options_of(config_str))
+
+    @classmethod
+    def read(cls, path):
+        """Configuration from a YAML file."""
+        path = make_path(path)
+        if not path.is_file():
+            raise InputError(f"config: there is no file {path}; write one with `{cls.__name__}().write(path)`")
+        return cls.from_yaml(path.read_text())
+
+    def update(self, config=None):
+        """A new configuration with some options replaced.
+
+        Parameters
+        ----------
+        config : str, dict or configuration
+            The options: YAML text, nested options, or a configuration, of which all that is no default counts.
+        """
+        if isinstance(config, str):
+            changes = _options_of(config)
+        elif isinstance(config, BaseModel) and issubclass(type(self), type(config)):
+            changes = config.model_dump(exclude_defaults=True)
+        elif isinstance(config, Mapping):
+            changes = config
+        else:
+            raise TypeError(f"config must be YAML text, dict or {type(self).__name__}, but got {type(config).__name__}")
+        options = self.model_dump(exclude_defaults=True)
+        background, new = _background_of(options), _background_of(changes)
+        methods = {background.get("method"), new.get("method", background.get("method"))}
+        if "acceptance" in methods and len(methods) == 2:
+            # parameters of another method's maker are none of an acceptance, and the other way round
+            for key in ("parameters", "off_observations", "model"):
+                background.pop(key, None)
+        return self.from_options(_merged(options, changes))
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise an `InputError` for choices that contradict each other, and for files that are not there.
+
+        What is assigned in place, such as ``config.datasets.background.method``, is not held against other sections
+        until then; an analysis does it before it reads data.
+        """
+        background = self.datasets.background
+        background.check()
+        if background.method != "acceptance":
+            return
+        _check_runs(self.observations, "observations")
+        for key, path in (("datastore", self._named_datastore()), ("obs_file", self.observations.obs_file)):
+            _check_file(f"observations.{key}", path)
+        off = background.off_observations
+        if off is not None:
+            _check_file(f"{BACKGROUND}.off_observations.datastore", off.datastore)
+            if not off.selects and off.datastore in (None, self.observations.datastore):
+                raise InputError(
+                    f"{BACKGROUND}.off_observations: it selects no runs of its own; "
+                    "give obs_ids, obs_file, obs_cone or obs_time, or the datastore of the OFF runs"
+                )
+        if "bkg-peak" in self.datasets.safe_mask.methods:
+            raise InputError(
+                "datasets.safe_mask.methods: 'bkg-peak' needs a background before the acceptance is there; "
+                "use another, such as 'aeff-max'"
+            )
+        self._check_renormalization(_acceptance_config(background.parameters).renormalization.type)
+
+    def _check_renormalization(self, kind):
+        key, nbins = f"{BACKGROUND}.parameters.renormalization.type", self.datasets.geom.axes.energy.nbins
+        if kind != "none" and self.datasets.type == "1d":
+            raise InputError(
+                f"{key}: {kind!r} needs maps, but got `datasets.type: 1d`; use `type: none`, or `datasets.type: 3d`"
+            )
+        if kind in ("ring", "adaptive_ring") and nbins != 1:
+            raise InputError(
+                f"{key}: {kind!r} needs one energy bin, but got `datasets.geom.axes.energy.nbins: {nbins}`; "
+                "use `nbins: 1`, or `type: fov`"
+            )
+
+    def _named_datastore(self):
+        return self.observations.datastore if "datastore" in self.observations.model_fields_set else None
+
+    def check_complete(self) -> None:
+        """`check`, and raise an `InputError` for what an acceptance cannot do without."""
+        self.check()
+        datasets = self.datasets
+        where = {
+            "1d": ("datasets.on_region", datasets.on_region, ("frame", "lon", "lat", "radius")),
+            "3d": ("datasets.geom.wcs.skydir", datasets.geom.wcs.skydir, ("frame", "lon", "lat")),
+        }[datasets.type]
+        for path, options, keys in (
+            where,
+            ("datasets.geom.axes.energy", datasets.geom.axes.energy, ("min", "max", "nbins")),
+        ):
+            missing = [key for key in keys if getattr(options, key) is None]
+            if missing:
+                raise InputError(f"{path}: {', '.join(missing)} missing; `datasets.type: {datasets.type}` needs it")
+
+
+class AcceptanceAnalysisConfig(ExtendedConfig, AnalysisConfig):
+    """`~gammapy.analysis.AnalysisConfig` with ``acceptance`` among the methods of ``datasets.background``.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceAnalysisConfig
+    >>> config = AcceptanceAnalysisConfig.from_yaml('''
+    ... datasets:
+    ...     type: 3d
+    ...     background:
+    ...         method: acceptance
+    ...         parameters: {model: {type: radial}, offset_max: 2 deg}
+    ... ''')
+    >>> config.datasets.background.method
+    'acceptance'
+    """
+
+    datasets: Annotated[AcceptanceDatasetsConfig, as_options(AcceptanceDatasetsConfig)] = AcceptanceDatasetsConfig()
+
+
+def _acceptance_config(parameters) -> AcceptanceConfig:
+    try:
+        return AcceptanceConfig.model_validate(parameters)
+    except ValidationError as error:
+        raise InputError(explain(error, AcceptanceConfig, f"{BACKGROUND}.parameters")) from error
+
+
+def _given(dumped, given):
+    """What was given of options, in the form that a file has."""
+    if isinstance(dumped, dict) and isinstance(given, dict) and set(given) <= set(dumped):
+        return {key: _given(dumped[key], value) for key, value in given.items()}
+    return dumped
+
+
+def _check_file(key, path: Path | None):
+    if path is not None and not path.exists():
+        raise InputError(f"{key}: there is no {path}; give the path of an existing one")
+
+
+def _check_runs(observations, key):
+    if observations.obs_ids and observations.obs_file is not None:
+        raise InputError(f"{key}: got both obs_ids and obs_file; leave one of the two out")
+
+
+def _options_of(text) -> Mapping:
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"config: the text is not YAML ({error})") from error
+    if not isinstance(options, Mapping):
+        raise InputError(f"config: got {text!r}, but YAML with sections such as `datasets:` is needed")
+    return options
+
+
+def _background_of(options) -> dict:
+    datasets = options.get("datasets")
+    background = datasets.get("background") if isinstance(datasets, Mapping) else None
+    return background if isinstance(background, Mapping) else {}
+
+
+def _merged(old, new):
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}

@@ -32,7 +32,9 @@ class Commands(click.Group):
 
 
 def parallel(command):
-    return click.option("--n-jobs", type=click.IntRange(min=1), help="Processes.  [default: that of the configuration]")(command)
+    return click.option(
+        "--n-jobs", type=click.IntRange(min=1), help="Processes.  [default: that of the configuration]"
+    )(command)
 
 
 def overwriting(command):
@@ -87,7 +89,7 @@ def demo(output, n_jobs, overwrite):
 @overwriting
 def config(output, overwrite):
     """Print a configuration with all its defaults, each explained."""
-    from gammapy_accmaker.analysis import AcceptanceAnalysisConfig
+    from gammapy_accmaker.analysis_config import AcceptanceAnalysisConfig
     from gammapy_accmaker.config import AcceptanceConfig
     from gammapy_accmaker.template import commented_yaml
 
@@ -183,7 +185,8 @@ def report(config, output, cross_validate, n_jobs, overwrite):
 
 def _read_analysis(path, n_jobs):
     """The analysis of a configuration, checked as far as it can be before data are read."""
-    from gammapy_accmaker.analysis import AcceptanceAnalysis, AcceptanceAnalysisConfig
+    from gammapy_accmaker.analysis import AcceptanceAnalysis
+    from gammapy_accmaker.analysis_config import AcceptanceAnalysisConfig
 
     options = AcceptanceAnalysisConfig.read(path)
     method = options.datasets.background.method

@@ -9,6 +9,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from gammapy_accmaker.validation.pictures import label_sky_axes
+
 __all__ = ["MARKER", "write_results"]
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ def _save_picture(image, name, path):
             ax = figure.add_subplot(1, axis.nbin, k + 1, projection=panel.geom.wcs)
             _draw(panel.data, name, ax, figure)
             low, high = axis.edges[k : k + 2].to_value("TeV")
+            label_sky_axes(ax, panel.geom)
             ax.set_title(f"{low:.3g} to {high:.3g} TeV")
         figure.savefig(path, dpi=120)
 
@@ -68,5 +71,7 @@ def _draw(values, name, ax, figure):
     finite = values[np.isfinite(values)]
     limit = 5.0 if name == "significance" else max(np.percentile(np.abs(finite), 99.5, method="lower"), 1e-9)
     shown = ax.imshow(values, origin="lower", vmin=-limit, vmax=limit, cmap="RdBu_r")
-    figure.colorbar(shown, ax=ax, label=f"{name} [sigma]" if name == "significance" else f"{name} [counts]", extend="both")
-    ax.set(xlabel="longitude", ylabel="latitude", facecolor="0.85")
+    figure.colorbar(
+        shown, ax=ax, label=f"{name} [sigma]" if name == "significance" else f"{name} [counts]", extend="both"
+    )
+    ax.set(facecolor="0.85")

@@ -20,6 +20,7 @@ STANDARD = {
     "functools",
     "html",
     "importlib",
+    "inspect",
     "io",
     "itertools",
     "logging",
@@ -27,10 +28,13 @@ STANDARD = {
     "os",
     "pathlib",
     "platform",
+    "re",
     "string",
     "sys",
     "tempfile",
+    "textwrap",
     "time",
+    "types",
     "typing",
     "warnings",
 }
@@ -77,7 +81,9 @@ ALLOWED = {
     "demo_irfs": {"astropy", "gammapy", "scipy", OURS + "demo_truth"},
     "demo_truth": {"scipy"},
     "showcase": {"astropy", "gammapy", "matplotlib", "regions", *(OURS + n for n in ("binning", "config", "demo", "maker", "reduction", "validation"))},
-    "cli": {"click", "gammapy", "matplotlib", *(OURS + n for n in ("showcase",))},
+    "template": {"pydantic", "yaml"},
+    "cli_outputs": {"matplotlib", OURS + "validation.pictures"},
+    "cli": {"click", "gammapy", "matplotlib", *(OURS + n for n in ("acceptance", "analysis", "analysis_config", "cli_outputs", "config", "files", "showcase", "template", "validation"))},
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.models.base import RateModel
 
 __all__ = [
+    "label_sky_axes",
     "plot_camera_residuals",
     "plot_model_error",
     "plot_model_image",
@@ -159,10 +160,17 @@ def plot_sky_residuals(scores: Map, ax=None, *, colorbar: bool = True):
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
     ax.set(facecolor="0.85")
-    galactic = scores.geom.frame == "galactic"
-    ax.coords[0].set_axislabel("Galactic longitude" if galactic else "right ascension")
-    ax.coords[1].set_axislabel("Galactic latitude" if galactic else "declination")
+    label_sky_axes(ax, scores.geom)
     return ax
+
+
+def label_sky_axes(ax, geom) -> None:
+    """Name the coordinates of WCS axes after the frame of a geometry."""
+    names = (
+        ("Galactic longitude", "Galactic latitude") if geom.frame == "galactic" else ("right ascension", "declination")
+    )
+    for coordinate, name in zip(ax.coords, names, strict=True):
+        coordinate.set_axislabel(name)
 
 
 def plot_significance_histogram(scores: np.ndarray, ax=None, *, label: str | None = None):

@@ -17,8 +17,15 @@ from gammapy.modeling.models import SkyModel
 from numpy.testing import assert_allclose
 from regions import CircleSkyRegion, Regions
 
-from gammapy_accmaker import AcceptanceAnalysis, AcceptanceAnalysisConfig, AcceptanceBackgroundMaker, AcceptanceConfig
-from gammapy_accmaker.errors import InputError
+import gammapy_accmaker.workflow
+from gammapy_accmaker import (
+    AcceptanceAnalysis,
+    AcceptanceAnalysisConfig,
+    AcceptanceBackgroundMaker,
+    AcceptanceConfig,
+    AcceptanceWorkflow,
+)
+from gammapy_accmaker.errors import AcceptanceError, InputError
 from tests.stores import IRFS, full_store, source_region
 
 FAST = {"model": {"type": "radial"}, "run_effects": {"type": "norm"}, "zenith": {"type": "none"}}
@@ -551,3 +558,9 @@ def test_other_methods_go_on_working(store, caplog):
     analysis.get_observations()
     analysis.get_datasets()
     assert "No background maker set" in caplog.text
+
+
+def test_earlier_gammapy_is_refused_when_the_workflow_is_made(monkeypatch):
+    monkeypatch.setattr(gammapy_accmaker.workflow, "SUPPORTED", False)
+    with pytest.raises(AcceptanceError, match="need gammapy >= 2.1; upgrade gammapy, or use AcceptanceAnalysis"):
+        AcceptanceWorkflow({})

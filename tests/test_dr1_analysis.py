@@ -3,6 +3,7 @@
 import pytest
 
 from gammapy_accmaker import AcceptanceWorkflow
+from gammapy_accmaker.workflow import SUPPORTED
 from tests.test_analysis import FAST, analysed, assert_same_datasets, made_by_makers
 
 CRAB_RUNS = [23523, 23526, 23559, 23592]
@@ -32,8 +33,9 @@ def test_the_three_ways_give_the_same_datasets(kind, tmp_path):
         },
     }
     analysis = analysed(options)
-    workflow = AcceptanceWorkflow(options)
-    workflow.run(["observations", "datasets"])
     assert len(analysis.datasets) == 4
-    assert_same_datasets(analysis.datasets, workflow.datasets)
     assert_same_datasets(analysis.datasets, made_by_makers(analysis.config, exclusion=exclusion))
+    if SUPPORTED:
+        workflow = AcceptanceWorkflow(options)
+        workflow.run(["observations", "datasets"])
+        assert_same_datasets(analysis.datasets, workflow.datasets)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gammapy_accmaker import AcceptanceAnalysis, AcceptanceAnalysisConfig, AcceptanceWorkflow, AcceptanceWorkflowConfig
+from gammapy_accmaker.workflow import SUPPORTED
 
 CLASSES = {
     "Analysis": AcceptanceAnalysis,
@@ -21,8 +22,7 @@ MODULES = {
     "analysis_config": "gammapy.analysis.tests.test_config",
     "analysis": "gammapy.analysis.tests.test_analysis",
     "workflow_config": "gammapy.workflow.tests.test_config",
-    "workflow": "gammapy.workflow.tests.test_workflow",
-}
+} | ({"workflow": "gammapy.workflow.tests.test_workflow"} if SUPPORTED else {})
 LONGEST = {"test_analysis_1d", "test_analysis_3d", "test_workflow_1d", "test_workflow_3d", "test_exclusion_region"}
 OTHER_DATA = ("cta-1dc", "joint-crab")
 

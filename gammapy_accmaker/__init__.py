@@ -6,6 +6,7 @@ from gammapy_accmaker.analysis_config import AcceptanceAnalysisConfig
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.fit import fit_acceptance
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
+from gammapy_accmaker.products.dl3 import attach_background
 from gammapy_accmaker.validation.cross_validation import cross_validate
 from gammapy_accmaker.workflow import AcceptanceWorkflow, AcceptanceWorkflowConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "AcceptanceModel",
     "AcceptanceWorkflow",
     "AcceptanceWorkflowConfig",
+    "attach_background",
     "cross_validate",
     "fit_acceptance",
 ]

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import click
+import numpy as np
 from gammapy.utils import pbar
 
 from gammapy_accmaker.errors import AcceptanceError, InputError
@@ -138,6 +139,33 @@ def run(config, output, n_jobs, overwrite):
     names = []
     write_folder_atomically(output, lambda path: names.extend(write_results(analysis, path)), overwrite, holds=MARKER)
     click.echo(f"In {output}: {', '.join(names)}")
+
+
+@cli.command()
+@click.argument("config", type=FILE)
+@output("dl3-with-background", "Folder of the new data store.", FOLDER)
+@click.option("--copy", is_flag=True, help="Copy the runs in place of links to them.")
+@parallel
+@overwriting
+def attach(config, output, copy, n_jobs, overwrite):
+    """Write a data store of the runs that CONFIG selects, each with its background; the original is not changed."""
+    from gammapy_accmaker.products.dl3 import HDU_INDEX, attach_background
+
+    if (output / HDU_INDEX).exists():
+        check_free(output, overwrite, holds=HDU_INDEX)
+    analysis = _read_analysis(config, n_jobs)
+    maker = _fitted_maker(analysis)
+    store = attach_background(
+        analysis.datastore,
+        maker,
+        output,
+        obs_ids=analysis.observations.ids,
+        overwrite=overwrite,
+        n_jobs=analysis.config.general.n_jobs,
+        copy=copy,
+    )
+    with_background = np.sum(store.hdu_table["HDU_TYPE"] == "bkg")
+    click.echo(f"{output} written: {with_background} of {len(store.obs_ids)} runs have a background")
 
 
 @cli.command()

@@ -116,19 +116,25 @@ class AcceptanceBackgroundMaker(Maker):
         adapted, _ = adapt_to_run(rate_model, bins, slices, self.config)
         return adapted
 
-    def make_irf(self, observation):
+    def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
 
         Parameters
         ----------
         observation : `~gammapy.data.Observation`
+        fov_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
+            Frame of the IRF; default: that of the model. A model in altaz can be averaged into the others.
 
         Returns
         -------
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         """
         return make_background_irf(
-            self.adapt(observation), self._track(observation), self.config.fov_alignment, self.config.time_step_seconds
+            self.adapt(observation),
+            self._track(observation),
+            self.config.fov_alignment,
+            self.config.time_step_seconds,
+            fov_alignment,
         )
 
     def make_background(self, geom, observation) -> Map:

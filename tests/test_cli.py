@@ -285,6 +285,19 @@ def test_interrupt_leaves_nothing_behind(command, config, tmp_path, monkeypatch)
     assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "sources.reg"}
 
 
+def test_attach_writes_a_store_that_gammapy_reads(config, tmp_path):
+    path = tmp_path / "dl3"
+    result = invoke("attach", config, "--output", path)
+    assert result.exit_code == 0 and "3 of 3" in result.output, result.output
+    ids = list(stores.full_store().on_obs_ids[:3])
+    observations = DataStore.from_dir(path).get_observations(ids, required_irf=["aeff", "edisp", "psf", "bkg"])
+    assert len(observations) == 3 and all(o.bkg.data.max() > 0 for o in observations)
+    before = contents(path)
+    again = invoke("attach", config, "--output", path)
+    assert again.exit_code == 1 and "--overwrite" in again.output
+    assert contents(path) == before
+
+
 def test_report_of_a_configuration(config, tmp_path):
     path = tmp_path / "report.html"
     result = invoke("report", config, "--output", path)
@@ -295,6 +308,7 @@ def test_report_of_a_configuration(config, tmp_path):
     assert path.read_text() == text
 
 
+# what is wrong, and the key that is named
 BAD = {
     "misspelt key": ({"parameters": {"offsetmax": "2 deg"}}, "datasets.background.parameters.offsetmax"),
     "wrong unit": ({"parameters": {"offset_max": "2 TeV"}}, "offset_max"),

@@ -30,7 +30,9 @@ def test_outputs_are_stripped(path):
 @pytest.mark.parametrize("path", [parameter(path) for path in NOTEBOOKS])
 def test_runs_whole(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(
+        notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count is not None for cell in code)
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)

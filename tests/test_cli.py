@@ -140,7 +140,7 @@ def settings(folder, **background):
             "background": {
                 "method": "acceptance",
                 "exclusion": str(region),
-                "parameters": {"model": {"type": "radial"}, "energy": {"min": "0.3 TeV", "max": "30 TeV"}},
+                "parameters": {"model": {"type": "radial"}, "energy": {"min": "0.3 TeV", "max": "10 TeV"}},
             } | background,
         },
     }  # fmt: skip
@@ -185,6 +185,8 @@ def test_printed_configuration_is_one_of_an_acceptance(tmp_path, monkeypatch):
     assert AcceptanceConfig.coerce(background.parameters).to_yaml() == AcceptanceConfig().to_yaml()
     rest = found.model_dump()
     rest["datasets"].pop("background")
+    assert rest["observations"]["datastore"] == tmp_path / "hess-dl3-dr1"
+    rest["observations"]["datastore"] = AnalysisConfig().observations.datastore
     defaults = AcceptanceAnalysisConfig().model_dump()
     defaults["datasets"].pop("background")
     assert rest == defaults

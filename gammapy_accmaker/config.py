@@ -45,6 +45,19 @@ class AcceptanceConfig(Options):
 
     Quantities are given as strings such as ``"2.5 deg"``.
 
+    Attributes
+    ----------
+    offset_max : angle
+        Largest offset of the model and of the events of the fit.
+    fit_energy : energies
+        Edges of the energy bins of a radial or grid model, in place of those of ``energy``.
+    fov_alignment : str
+        Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
+    time_step : time
+        Resolution inside a run; null: one step a run.
+    observatory_location : str or mapping
+        Name, or lon, lat and height; used where the DL3 has none.
+
     Examples
     --------
     >>> from gammapy_accmaker import AcceptanceConfig

@@ -22,7 +22,7 @@ from gammapy.utils.scripts import make_path
 from gammapy_accmaker.errors import AcceptanceError, InputError, NotFittedError
 from gammapy_accmaker.files import write_atomically
 
-__all__ = ["attach_background"]
+__all__ = ["HDU_INDEX", "attach_background"]
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from gammapy.maps import MapAxis
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["FovBins", "axis_index", "check_edges", "energy_edges_from_axis", "energy_edges_per_decade", "offset"]
+__all__ = ["FovBins", "axis_index", "azimuth_sector", "check_edges", "energy_edges_from_axis", "energy_edges_per_decade", "offset"]
 
 
 def check_edges(name: str, edges) -> np.ndarray:
@@ -152,6 +152,11 @@ def axis_index(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Number of the bin that holds each value, -1 outside and for NaN."""
     index = np.searchsorted(edges, values, side="right") - 1
     return np.where((index >= 0) & (values < edges[-1]), index, -1)
+
+
+def azimuth_sector(edges: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
+    """Number of the sector of each azimuth (deg), the last of which goes on from the last edge through 360 deg to the first."""
+    return (np.searchsorted(edges, np.asarray(azimuth) % 360, side="right") - 1) % len(edges)
 
 
 def offset(fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from gammapy.irf import Background2D, Background3D, FoVAlignment
 from gammapy.maps import MapAxis
 
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import zenith_times
+from gammapy_accmaker.products.background import rate_nodes
 from gammapy_accmaker.reduction.fov import FovTrack
 
 __all__ = ["RATE_UNIT", "make_background_irf"]
@@ -37,7 +37,7 @@ def make_background_irf(
     alignment : {"altaz", "radec"}
         Frame of the field-of-view coordinates.
     time_step : float or None
-        Resolution in s over which the zenith angle is followed.
+        Resolution in s over which zenith and azimuth are followed.
 
     Returns
     -------
@@ -59,12 +59,12 @@ def make_background_irf(
             *(MapAxis.from_bounds(-model.half_width, model.half_width, nbin, unit="deg", name=n) for n in names),
         ]
 
-    nodes, times = zenith_times(model, track, time_step)
+    nodes = rate_nodes(model, track, time_step)
     lon, lat, solid_angle = _half_step_grid(axes[1:])
     rate = 0.0
-    for z, share in zip(nodes, times / times.sum(), strict=True):
-        rate = rate + share * model.rate_grid(energy_axis.center.to_value("TeV"), lon.ravel(), lat.ravel(), z)
-    rate = rate.reshape(-1, *lon.shape)
+    for here, z, seconds in nodes:
+        rate = rate + seconds * here.rate_grid(energy_axis.center.to_value("TeV"), lon.ravel(), lat.ravel(), z)
+    rate = rate.reshape(-1, *lon.shape) / sum(seconds for _, _, seconds in nodes)
     data = rate[(slice(None), *[slice(None, None, 2)] * (rate.ndim - 1))]
     as_read = data
     for axis in range(1, rate.ndim):

@@ -6,7 +6,7 @@ import numpy as np
 
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import zenith_times
+from gammapy_accmaker.products.background import rate_nodes
 from gammapy_accmaker.reduction.fov import FovTrack
 
 __all__ = ["expected_in_camera"]
@@ -35,10 +35,9 @@ def expected_in_camera(
     counts : `~numpy.ndarray`
         Shape (nbin, fov.size).
     """
-    nodes, times = zenith_times(model, track, time_step)
     lon, lat = fov.subpoints(2)
     intensity = sum(
-        time * model.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z)
-        for z, time in zip(nodes, times, strict=True)
+        time * here.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z)
+        for here, z, time in rate_nodes(model, track, time_step)
     )
     return intensity.reshape(len(energy_edges) - 1, *lon.shape).mean(2) * fov.solid_angle

@@ -10,16 +10,15 @@ from astropy.table import Table
 from gammapy.utils.scripts import make_path
 
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.models.binned import BinnedModel
-from gammapy_accmaker.models.spline_rate import SplineRate
+from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
+from gammapy_accmaker.plan import GroupPlan
 from gammapy_accmaker.products.io import read_model_file, write_model_file
 from gammapy_accmaker.products.irf import RATE_UNIT
 from gammapy_accmaker.products.plots import plot_model
 
 __all__ = ["AcceptanceModel"]
 
-MODEL_CLASSES: dict[str, type[RateModel]] = {"binned": BinnedModel, "spline": SplineRate}
+PLAN = "plan/"  # before the arrays of the plan in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +35,14 @@ class AcceptanceModel:
         The configuration that made it, as YAML.
     run_table : `~astropy.table.Table`
         One row for each run of the fit: what it gave, its norm, and why it was left out, if it was.
+    plan : `GroupPlan` or None
+        Which runs were pooled, where they were in bins of zenith or azimuth.
     """
 
     rate_model: RateModel
     config: str
     run_table: Table
+    plan: GroupPlan | None = None
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> u.Quantity:
         """Background rate per ontime of a run of norm 1.
@@ -71,17 +73,21 @@ class AcceptanceModel:
 
     def write(self, path, overwrite: bool = False) -> None:
         """Write a FITS file that `read` reads back exactly; an existing file is kept unless ``overwrite``."""
-        kind = next(name for name, cls in MODEL_CLASSES.items() if isinstance(self.rate_model, cls))
-        texts = {"kind": kind, "config": self.config}
-        write_model_file(make_path(path), self.rate_model.to_arrays(), texts, self.run_table, overwrite)
+        texts = {"kind": self.rate_model.kind, "config": self.config}
+        arrays = self.rate_model.to_arrays()
+        if self.plan is not None:
+            arrays |= {PLAN + name: values for name, values in self.plan.to_arrays().items()}
+        write_model_file(make_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
     def read(cls, path) -> AcceptanceModel:
         """Read a file that `write` wrote."""
         arrays, texts, run_table = read_model_file(make_path(path))
         try:
-            rate_model = MODEL_CLASSES[texts["kind"]].from_arrays(arrays)
-            return cls(rate_model, texts["config"], run_table)
+            planned = {name.removeprefix(PLAN): arrays.pop(name) for name in [*arrays] if name.startswith(PLAN)}
+            rate_model = MODEL_KINDS[texts["kind"]].from_arrays(arrays)
+            plan = GroupPlan.from_arrays(planned) if planned else None
+            return cls(rate_model, texts["config"], run_table, plan=plan)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 

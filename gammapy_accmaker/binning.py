@@ -11,7 +11,15 @@ from gammapy.maps import MapAxis
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["FovBins", "axis_index", "azimuth_sector", "check_edges", "energy_edges_from_axis", "energy_edges_per_decade", "offset"]
+__all__ = [
+    "FovBins",
+    "axis_index",
+    "azimuth_sector",
+    "check_edges",
+    "energy_edges_from_axis",
+    "energy_edges_per_decade",
+    "offset",
+]
 
 
 def check_edges(name: str, edges) -> np.ndarray:

@@ -16,12 +16,13 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
+from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table, warn_outside_zenith
 from gammapy_accmaker.models.base import RateModel, ScaledModel
-from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.reduction.fov import time_nodes
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one
 
 __all__ = ["AcceptanceBackgroundMaker"]
@@ -98,7 +99,7 @@ class AcceptanceBackgroundMaker(Maker):
             list(observations), bins, self.config, self._exclusion, n_jobs, parallel_backend
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]))
+        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]), plan=off.plan)
         return self
 
     @property
@@ -109,7 +110,7 @@ class AcceptanceBackgroundMaker(Maker):
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
         rate_model = self._fitted().rate_model
-        if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
+        if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
         slices = reduce_one(observation, bins, self.config, self._exclusion)
@@ -128,7 +129,10 @@ class AcceptanceBackgroundMaker(Maker):
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         """
         return make_background_irf(
-            self.adapt(observation), self._track(observation), self.config.fov_alignment, self.config.time_step_seconds
+            self.adapt(observation),
+            self._checked_track(observation),
+            self.config.fov_alignment,
+            self.config.time_step_seconds,
         )
 
     def make_background(self, geom, observation) -> Map:
@@ -151,7 +155,7 @@ class AcceptanceBackgroundMaker(Maker):
             Where the geometry or the observation cannot be used.
         """
         return make_background_map(
-            self.adapt(observation), self._track(observation), geom, self.config.time_step_seconds
+            self.adapt(observation), self._checked_track(observation), geom, self.config.time_step_seconds
         )
 
     def make_background_error(self, geom, observation) -> Map:
@@ -266,6 +270,14 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _track(self, observation):
         return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)
+
+    def _checked_track(self, observation):
+        """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
+        track = self._track(observation)
+        seconds, weights = time_nodes(track.intervals, self.config.time_step_seconds)
+        mean = float(np.average(track.cos_zenith_at(seconds), weights=weights))
+        warn_outside_zenith(self._fitted().rate_model, {int(observation.obs_id): mean})
+        return track
 
     def __str__(self):
         lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())

@@ -14,6 +14,7 @@ from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.reduction.grouping import zenith_cells
 
 __all__ = ["make_bins", "make_exclusion", "reduce_observations", "reduce_one"]
 
@@ -62,11 +63,14 @@ def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:
 
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
+    pooled = config.zenith_bins
     slices = reduce_slices(
         observation,
         bins,
         exclusion,
-        max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type == "continuous" else None,
+        max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
+        cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
+        azimuth_edges=config.azimuth.edges,
         time_step=config.time_step_seconds,
         location=config.observatory_location,
     )

@@ -31,7 +31,7 @@ OURS = "gammapy_accmaker."
 # room -> what it may import besides COMMON; a prefix allows what is below it
 MODELS = {OURS + "binning", OURS + "models", "scipy"}
 ALLOWED = {
-    "__init__": {OURS + name for name in ("acceptance", "config", "fit", "maker", "validation.cross_validation")},
+    "__init__": {OURS + name for name in ("acceptance", "config", "fit", "maker", "plan", "validation.cross_validation")},
     "errors": set(),
     "files": set(),
     "binning": {"astropy.units", "gammapy.maps"},
@@ -39,6 +39,7 @@ ALLOWED = {
     "reduction.fov": {"astropy", "scipy"},
     "reduction.exclusion": {"astropy", "regions", "scipy", "gammapy.maps", "gammapy.utils", OURS + "reduction.fov"},
     "reduction.counts": {"astropy", "scipy", "gammapy.data", OURS + "binning", OURS + "reduction"},
+    "reduction.grouping": {"scipy", OURS + "reduction.fov"},
     "models.__init__": set(),
     "models.base": set(),
     "models.*": MODELS,
@@ -47,13 +48,15 @@ ALLOWED = {
     "products.irf": {"astropy.units", "gammapy.irf", "gammapy.maps", OURS + "models.base", OURS + "products.background", OURS + "reduction.fov"},
     "products.io": {"astropy", OURS + "files"},
     "products.plots": {"matplotlib", OURS + "models.base"},
-    "acceptance": {"astropy", "gammapy.utils", OURS + "models", OURS + "products"},
+    "acceptance": {"astropy", "gammapy.utils", OURS + "models", OURS + "plan", OURS + "products"},
     "config_types": {"astropy", "pydantic", "gammapy.utils", "gammapy.modeling"},
     "options": {"astropy.units", "pydantic", OURS + "config_types"},
     "config": {"astropy.units", "pydantic", "yaml", "gammapy.utils", *(OURS + n for n in ("config_types", "files", "options"))},
     "runs": {"astropy.units", "gammapy.maps", "gammapy.utils", *(OURS + n for n in ("binning", "config", "reduction"))},
-    "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "models", "reduction", "runs"))},
-    "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "models.base", "models.binned", "products", "reduction", "runs"))},
+    "plan": {"astropy", "matplotlib", *(OURS + n for n in ("binning", "config", "reduction", "runs"))},
+    "fit_groups": {OURS + n for n in ("config", "models", "plan", "reduction")},
+    "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "fit_groups", "models", "plan", "reduction", "runs"))},
+    "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "models.base", "models.spline_rate", "products", "reduction", "runs"))},
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "products", "reduction", "runs", "validation"))},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_truth"},

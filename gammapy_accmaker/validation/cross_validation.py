@@ -189,7 +189,9 @@ class _Scoring:
         out = np.zeros((len(self.fine) - 1, self.fov.size))
         for part in slices:
             time = (part.exposure * self.fov.solid_angle)[self.inside]
-            out[:, self.inside] += model.integral_grid(self.fine, lon, lat, part.cos_zenith) * time
+            out[:, self.inside] += (
+                model.at_azimuth(part.azimuth).integral_grid(self.fine, lon, lat, part.cos_zenith) * time
+            )
         return out
 
     def counts(self, slices):

@@ -138,7 +138,7 @@ class ParametricModel(RateModel):
             rate = inside[:, None] * self._product(0, np.clip(energy, low, high), fov_lon, fov_lat)
         else:
             shares = linear_weights(np.log(self.group_energy), np.log(energy))
-            rate = (self.spectrum(energy) / TEV_IN_MEV)[:, None] * (shares @ self._profiles(fov_lon, fov_lat))
+            rate = (self.spectrum(energy) / TEV_IN_MEV)[:, None] * (shares @ self.profiles(fov_lon, fov_lat))
         return np.where(self._covers(fov_lon, fov_lat), rate, 0)
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
@@ -148,7 +148,7 @@ class ParametricModel(RateModel):
             rate = self._product(0, energy.ravel(), fov_lon, fov_lat)
             total = np.einsum("ek,ekp->ep", weight, rate.reshape(*energy.shape, -1))
         else:
-            total = self.spectrum.bin_weights(edges, self.group_energy) @ self._profiles(fov_lon, fov_lat)
+            total = self.spectrum.bin_weights(edges, self.group_energy) @ self.profiles(fov_lon, fov_lat)
         return np.where(self._covers(fov_lon, fov_lat), total, 0)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
@@ -171,7 +171,7 @@ class ParametricModel(RateModel):
             return self._function.grid(self.shapes[group], energy, lon, lat)
         return _table_product(self.shapes[group], energy, lon, lat)
 
-    def _profiles(self, fov_lon, fov_lat):
+    def profiles(self, fov_lon, fov_lat):
         """Rate per count in s-1 sr-1 of each group, shape (group, m)."""
         shapes = [self._product(g, np.ones(1), fov_lon, fov_lat)[0] for g in range(len(self.shapes))]
         return np.array(shapes) / self.group_counts[:, None]

@@ -152,7 +152,7 @@ def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_fa
     )
     # counts that one s-1 MeV-1 sr-1 of the shapes, as the model reads them, would give
     points = pixels.fov_lon.ravel(), pixels.fov_lat.ravel()
-    mean = (model._profiles(*points).reshape(len(groups), *pixels.fov_lon.shape) * pixels.fov_weight).sum(2)
+    mean = (model.profiles(*points).reshape(len(groups), *pixels.fov_lon.shape) * pixels.fov_weight).sum(2)
     return replace(model, group_counts=mean @ volume)
 
 

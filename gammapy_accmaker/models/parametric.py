@@ -159,7 +159,9 @@ class ParametricModel(RateModel):
         return RegularGridInterpolator(nodes, self.relative_error)(points).reshape(len(x), len(lon))
 
     def _covers(self, fov_lon, fov_lat):
-        return np.all([(x >= a) & (x < b) for x, (a, b) in zip((fov_lon, fov_lat), self._coverage, strict=True)], axis=0)  # fmt: skip
+        return np.all(
+            [(x >= a) & (x < b) for x, (a, b) in zip((fov_lon, fov_lat), self._coverage, strict=True)], axis=0
+        )
 
     def _clipped(self, fov_lon, fov_lat):
         return [np.clip(x, *e[[0, -1]]) for x, e in zip((fov_lon, fov_lat), self.fov.edges, strict=True)]
@@ -181,7 +183,11 @@ class ParametricModel(RateModel):
         arrays |= {name: getattr(self, name) for name in ("bin_edges", "energy_edges", "relative_error")}
         arrays |= {"description": np.array(self.description), **self.result.to_arrays()}
         if self.spectrum is not None:
-            arrays |= {"spectrum": self.spectrum.coefficients, "group_energy": self.group_energy, "group_counts": self.group_counts}  # fmt: skip
+            arrays |= {
+                "spectrum": self.spectrum.coefficients,
+                "group_energy": self.group_energy,
+                "group_counts": self.group_counts,
+            }
         if self._function is not None:
             return arrays | {"values": np.array(self.shapes)}
         for k, tables in enumerate(zip(*self.shapes, strict=True)):

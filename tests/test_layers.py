@@ -53,7 +53,7 @@ ALLOWED = {
     "products.irf": {"astropy.units", "gammapy.irf", "gammapy.maps", OURS + "models.base", OURS + "products.background", OURS + "reduction.fov"},
     "products.io": {"astropy", OURS + "files"},
     "products.sky_stack": {"astropy", "scipy", "gammapy.maps", OURS + "models.base", OURS + "products.background", OURS + "reduction"},
-    "products.excess": {"astropy", "scipy", "regions", "gammapy.maps", OURS + "products.sky_stack"},
+    "products.excess": {"astropy", "scipy", "regions", "gammapy.maps", OURS + "products.background", OURS + "products.sky_stack", OURS + "reduction.fov"},
     "products.plots": {"matplotlib", OURS + "models.base"},
     "acceptance": {"astropy", "regions", "gammapy.utils", OURS + "models", OURS + "products"},
     "config_types": {"astropy", "pydantic", "gammapy.utils", "gammapy.modeling"},

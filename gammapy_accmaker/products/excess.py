@@ -11,7 +11,9 @@ from regions import CircleSkyRegion
 from scipy.ndimage import label
 from scipy.special import xlogy
 
+from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyStack, disc_sums
+from gammapy_accmaker.reduction.fov import vectors_to_lonlat
 
 __all__ = ["excess_regions", "find_excess", "significance_map"]
 
@@ -45,14 +47,15 @@ def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, di
     for field in range(len(stack.counts)):
         significance = significance_map(stack, field, correlation_radius)
         labels, n = label(significance.data > threshold, np.ones((3, 3)))
-        lon, lat = significance.geom.get_coord().skycoord.icrs.ra, significance.geom.get_coord().skycoord.icrs.dec
+        xyz = icrs_vectors(significance.geom).reshape(*labels.shape, 3)
         for k in range(1, n + 1):
             here = labels == k
-            positions = SkyCoord(lon[here], lat[here])
-            center = SkyCoord(positions.cartesian.xyz @ significance.data[here], representation_type="cartesian")
-            center = SkyCoord(center.spherical.lon, center.spherical.lat, frame="icrs")
-            reach = max(center.separation(positions).deg.max() + 0.5 * stack.pixel, correlation_radius)
-            rows.append((center.ra.deg, center.dec.deg, reach + dilation, significance.data[here].max()))
+            center = significance.data[here] @ xyz[here]
+            center /= np.linalg.norm(center)
+            distance = np.degrees(np.arccos(np.clip(xyz[here] @ center, -1, 1))).max() + 0.5 * stack.pixel
+            lon, lat = vectors_to_lonlat(center)
+            radius = max(distance, correlation_radius) + dilation
+            rows.append((np.degrees(lon) % 360, np.degrees(lat), radius, significance.data[here].max()))
     names = ["RA", "DEC", "RADIUS", "SIGNIFICANCE"]
     return Table(rows=rows or None, names=names, dtype=[float] * 4, units={"RA": "deg", "DEC": "deg", "RADIUS": "deg"})
 

@@ -41,7 +41,7 @@ def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, di
     Returns
     -------
     found : `~astropy.table.Table`
-        RA, DEC and RADIUS of each, in deg, and its SIGNIFICANCE at the peak.
+        RA, DEC and RADIUS of each, in deg, and its SIGNIFICANCE at the peak. A source that several fields show has one row.
     """
     rows = []
     for field in range(len(stack.counts)):
@@ -57,7 +57,19 @@ def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, di
             radius = max(distance, correlation_radius) + dilation
             rows.append((np.degrees(lon) % 360, np.degrees(lat), radius, significance.data[here].max()))
     names = ["RA", "DEC", "RADIUS", "SIGNIFICANCE"]
+    rows = _without_contained(rows)
     return Table(rows=rows or None, names=names, dtype=[float] * 4, units={"RA": "deg", "DEC": "deg", "RADIUS": "deg"})
+
+
+def _without_contained(rows):
+    """The circles, in deg, that do not lie within a larger one."""
+    kept = []
+    for row in sorted(rows, key=lambda row: -row[2]):
+        centers = SkyCoord([k[0] for k in kept], [k[1] for k in kept], unit="deg")
+        distance = centers.separation(SkyCoord(row[0], row[1], unit="deg")).deg if kept else np.zeros(0)
+        if not any(distance + row[2] <= [k[2] for k in kept]):
+            kept.append(row)
+    return sorted(kept, key=lambda row: -row[3])
 
 
 def significance_map(stack: SkyStack, field: int, correlation_radius: float) -> Map:

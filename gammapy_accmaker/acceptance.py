@@ -11,19 +11,30 @@ from astropy.table import Table
 from gammapy.utils.scripts import make_path
 from regions import CircleSkyRegion
 
+from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.models.spline_rate import SplineRate
+from gammapy_accmaker.models.tabulated import TabulatedModel
+from gammapy_accmaker.models.zenith import ZenithInterpolated
 from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.io import read_model_file, write_model_file
 from gammapy_accmaker.products.irf import RATE_UNIT
 from gammapy_accmaker.products.plots import plot_model
+from gammapy_accmaker.products.tables import model_from_irfs
 
 __all__ = ["AcceptanceModel"]
 
-MODEL_CLASSES: dict[str, type[RateModel]] = {"binned": BinnedModel, "spline": SplineRate}
+MODEL_CLASSES: dict[str, type[RateModel]] = {
+    "binned": BinnedModel,
+    "parametric": ParametricModel,
+    "spline": SplineRate,
+    "tabulated": TabulatedModel,
+    "tabulated by zenith": ZenithInterpolated,
+}
 PER_RUN = "per run "  # before the kind of the models of single runs
 EXTRA_TABLES = ("matches", "found")
 
@@ -118,6 +129,49 @@ class AcceptanceModel:
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 
+    @classmethod
+    def from_irf(cls, irf, *, run_effects: str = "none", fov_alignment: str | None = None) -> AcceptanceModel:
+        """Model of a background IRF that was made elsewhere.
+
+        The rate is read as gammapy reads it, and is 0 outside of the edges of the IRF.
+
+        Parameters
+        ----------
+        irf : `~gammapy.irf.Background2D`, `~gammapy.irf.Background3D` or dict
+            A dictionary has zenith angles (`~astropy.units.Quantity`, or numbers in deg) as keys; between two of them the
+            rate is linear in cos zenith, beyond the ends it stays.
+        run_effects : {"none", "norm"}
+            Whether the maker fits the norm of each run.
+        fov_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
+            Where the IRF does not know its own, or a wrong one.
+
+        Returns
+        -------
+        model : `AcceptanceModel`
+            Its configuration has the energies, offsets and alignment of the IRF.
+
+        Raises
+        ------
+        InputError
+            For another object, units that cannot be converted, or IRFs that do not fit together.
+        """
+        if fov_alignment not in (None, "altaz", "radec", "reverse_lon_radec"):
+            raise InputError(
+                f"fov_alignment: got {fov_alignment!r}, but 'altaz', 'radec' or 'reverse_lon_radec' is needed"
+            )
+        rate_model, alignment = model_from_irfs(irf, fov_alignment)
+        edges = rate_model.energy_edges
+        config = AcceptanceConfig.coerce({
+            "model": {"type": "radial" if rate_model.is_radial else "grid"},
+            "energy": {"min": edges[0] * u.TeV, "max": edges[-1] * u.TeV},
+            "fit_energy": edges * u.TeV,
+            "offset_max": rate_model.half_width * u.deg,
+            "fov_alignment": alignment,
+            "zenith": {"type": "none"},
+            "run_effects": {"type": run_effects},
+        })  # fmt: skip
+        return cls(rate_model, config.to_yaml(), Table(names=["OBS_ID", "USED"], dtype=[int, bool]))
+
     def __str__(self):
         model = self.rate_model
         runs = self.run_table
@@ -129,4 +183,5 @@ class AcceptanceModel:
             f"  energy      : {low:.3g} to {high:.3g} TeV\n"
             f"  offset max  : {model.offset_max:.3g} deg\n"
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
+            + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
         )

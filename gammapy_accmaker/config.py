@@ -23,6 +23,7 @@ from gammapy_accmaker.options import (
     MatchingOptions,
     NoRenormalization,
     Options,
+    ParametricOptions,
     RadialOptions,
     RingRenormalization,
     RunEffectsOptions,
@@ -44,6 +45,19 @@ class AcceptanceConfig(Options):
 
     Quantities are given as strings such as ``"2.5 deg"``.
 
+    Attributes
+    ----------
+    offset_max : angle
+        Largest offset of the model and of the events of the fit.
+    fit_energy : energies
+        Edges of the energy bins of a radial or grid model, in place of those of ``energy``.
+    fov_alignment : str
+        Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
+    time_step : time
+        Resolution inside a run; null: one step a run.
+    observatory_location : str or mapping
+        Name, or lon, lat and height; used where the DL3 has none.
+
     Examples
     --------
     >>> from gammapy_accmaker import AcceptanceConfig
@@ -52,7 +66,9 @@ class AcceptanceConfig(Options):
     <Angle 2. deg>
     """
 
-    model: Annotated[SplineOptions | RadialOptions | GridOptions, Field(discriminator="type")] = SplineOptions()
+    model: Annotated[SplineOptions | RadialOptions | GridOptions | ParametricOptions, Field(discriminator="type")] = (
+        SplineOptions()
+    )
     energy: EnergyOptions = EnergyOptions()
     offset_max: OneAngle = "2.5 deg"
     fit_energy: FitEnergy | None = None
@@ -81,7 +97,7 @@ class AcceptanceConfig(Options):
             )
         if self.time_step is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
-        if self.model.type in ("radial", "grid"):
+        if self.model.type != "spline":
             for key in ("zenith", "run_effects"):
                 self._for_binned(key)
         elif self.fit_energy is not None:
@@ -99,7 +115,7 @@ class AcceptanceConfig(Options):
             raise ValueError(
                 f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
             )
-        object.__setattr__(self, key, type(options)(type=known[-1]))
+        object.__setattr__(self, key, options.model_copy(update={"type": known[-1]}))
 
     @property
     def time_step_seconds(self) -> float | None:

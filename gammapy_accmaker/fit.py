@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,9 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.parametric import ParametricModel
+from gammapy_accmaker.models.parametric_fit import fit_parametric
+from gammapy_accmaker.models.run_effects import RunEffect
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
@@ -23,6 +27,8 @@ from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 __all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "make_run_table"]
+
+log = logging.getLogger(__name__)
 
 RUN_COLUMNS = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "COUNTS", "EXPECTED", "DROPPED",
                "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "DEVIANCE", "FLAG"]  # fmt: skip
@@ -93,15 +99,21 @@ def fit_runs(runs: list[list[RunCounts]], bins: CountsBins, config: AcceptanceCo
     return _fit_spline(runs, bins, config) if config.model.type == "spline" else _fit_binned(runs, bins, config)
 
 
-def _fit_binned(runs, bins, config) -> BinnedModel:
+def _fit_binned(runs, bins, config) -> BinnedModel | ParametricModel:
     whole = [part for slices in runs for part in slices]  # binned models know no zenith angle: one slice a run
     exposure = np.array([run.exposure for run in whole])
     norms = np.ones(len(whole))
     if config.run_effects.type == "norm":
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
-    counts = sum(run.counts for run in whole).toarray()
-    return fit_binned(
-        counts, norms @ exposure, bins.energy_edges, bins.fov, profile_edges=make_profile_edges(runs, bins, config)
+    summed = sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov
+    if config.model.type != "parametric":
+        return fit_binned(*summed, profile_edges=make_profile_edges(runs, bins, config))
+    return fit_parametric(
+        *summed,
+        config.model.function,
+        parameters=config.model.given_parameters(),
+        shared=tuple(config.model.shared),
+        on_failure=config.model.on_failure,
     )
 
 
@@ -136,13 +148,22 @@ def _of_pixels(part, inside):
 
 
 def adapt_to_run(
-    rate_model: RateModel, bins: CountsBins, slices: list[RunCounts], config: AcceptanceConfig
+    rate_model: RateModel,
+    bins: CountsBins,
+    slices: list[RunCounts],
+    config: AcceptanceConfig,
+    effect: RunEffect | None = None,
 ) -> tuple[RateModel, dict]:
-    """The model with the effects of a run, and these effects as columns of the run table."""
+    """The model with the effects of a run, and these effects as columns of the run table.
+
+    ``effect``: of a spline model, where it is known already.
+    """
     kind, rate_model = config.run_effects.type, rate_model.for_run(slices[0].obs_id)
     if isinstance(rate_model, SplineRate):
         model, inside = rate_model.model, _spline_pixels(bins, config)
-        effect = fit_run(model, [_of_pixels(part, inside) for part in slices], kind=kind)
+        if effect is None:
+            parts = [_of_pixels(part, inside) for part in slices]
+            effect = fit_run(model, parts, kind=kind, min_counts=config.run_effects.min_counts)
         row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
         # what the covariates of the run foretell of its energy scale, and what its events add
         row |= {
@@ -156,8 +177,10 @@ def adapt_to_run(
     (run,) = slices
     expected, counts = expected_counts_in_bins(rate_model, bins, run), np.asarray(run.counts.sum(1)).ravel()
     norm, error = 1.0, 0.0
-    if kind == "norm":
-        norm, error = counts.sum() / expected.sum(), np.sqrt(counts.sum()) / expected.sum()
+    used = counts >= config.run_effects.min_counts
+    if kind == "norm" and expected[used].sum() > 0:
+        total = expected[used].sum()
+        norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
     mean, variance = deviance_moments(norm * expected)
     score = (poisson_deviance(counts, norm * expected) - mean) / np.sqrt(variance)
     row = {"EXPECTED": norm * expected.sum(), "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0}
@@ -175,9 +198,17 @@ def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCou
 
 def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Table:
     """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out."""
-    rows = []
+    rows, outside = [], {}
+    limits = config.run_effects.norm_limits
+    known = {}
+    if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
+        known = {effect.obs_id: effect for effect in rate_model.model.effects}
     for slices in runs:
-        _, effects = adapt_to_run(rate_model, bins, slices, config)
+        _, effects = adapt_to_run(rate_model, bins, slices, config, known.get(slices[0].obs_id))
+        if limits is not None and not limits[0] <= effects["NORM"] <= limits[1]:
+            outside[slices[0].obs_id] = effects["NORM"]
+            flag = f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]"
+            effects["FLAG"] = "; ".join(filter(None, (effects["FLAG"], flag)))
         first, ontime = slices[0], [part.ontime for part in slices]
         cos_zenith = np.average([part.cos_zenith for part in slices], weights=ontime)
         rows.append({
@@ -186,6 +217,11 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Tabl
             "COUNTS": int(sum(part.counts.sum() for part in slices)),
             "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **effects,
         })  # fmt: skip
+    if outside:
+        named = ", ".join(f"{obs_id} ({norm:.3g})" for obs_id, norm in outside.items())
+        log.warning(
+            f"the norms of {len(outside)} of {len(runs)} runs lie outside of {list(limits)} and are kept: {named}"
+        )
     unknown = {
         name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")
     }

@@ -19,7 +19,7 @@ from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
 from gammapy_accmaker.matched import fit_matched
 from gammapy_accmaker.models.base import RateModel, ScaledModel
-from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
@@ -148,26 +148,32 @@ class AcceptanceBackgroundMaker(Maker):
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
         rate_model = self._fitted().rate_model.for_run(observation.obs_id)
-        if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
+        if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
         slices = reduce_one(observation, bins, self.config, self._excluded)
         adapted, _ = adapt_to_run(rate_model, bins, slices, self.config)
         return adapted
 
-    def make_irf(self, observation):
+    def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
 
         Parameters
         ----------
         observation : `~gammapy.data.Observation`
+        fov_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
+            Frame of the IRF; default: that of the model. A model in altaz can be averaged into the others.
 
         Returns
         -------
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         """
         return make_background_irf(
-            self.adapt(observation), self._track(observation), self.config.fov_alignment, self.config.time_step_seconds
+            self.adapt(observation),
+            self._track(observation),
+            self.config.fov_alignment,
+            self.config.time_step_seconds,
+            fov_alignment,
         )
 
     def make_background(self, geom, observation) -> Map:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import astropy.units as u
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from gammapy_accmaker.config_types import AngleEdges, Limit, NormModel, OneAngle, OneEnergy, OnePath, SpatialNorm
+from gammapy_accmaker.models.parametric_function import PYTHON, check_shared, describe_function, rate_function
+from gammapy_accmaker.models.parametric_shapes import READY_SHAPES
 
 __all__ = [
     "AdaptiveEnergy",
@@ -23,6 +25,8 @@ __all__ = [
     "MatchingOptions",
     "NoRenormalization",
     "Options",
+    "ParameterOptions",
+    "ParametricOptions",
     "RadialOptions",
     "RingRenormalization",
     "RunEffectsOptions",
@@ -68,6 +72,71 @@ class GridOptions(Options):
     offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
 
 
+class ParameterOptions(Options):
+    """Start value, limits and whether it is fixed, of one parameter of a function; what is None is left as it is.
+
+    Ties are callables on an astropy model: ``model.sigma.tied = lambda model: 2 * model.width``.
+    """
+
+    value: float | None = None
+    min: float | None = None
+    max: float | None = None
+    fixed: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_text_ties(cls, data):
+        if isinstance(data, dict) and "tied" in data:
+            raise ValueError(
+                f"got tied: {data['tied']!r}, but text is not taken; tie it by a callable on the astropy model, model.name.tied"
+            )
+        return data
+
+
+class ParametricOptions(Options):
+    """A function of energy, of position or of both, fitted to counts on a grid.
+
+    Parameters
+    ----------
+    function : str, `~astropy.modeling.Model`, callable or list
+        In a file: gaussian, gaussian_gradient, radial_profile, power_law, power_law_cutoffs, or a product such as
+        ``"power_law * gaussian"``. In Python also what `~gammapy_accmaker.models.parametric_function.rate_function` takes.
+        Of energy in TeV and positions in deg; the rate in s-1 MeV-1 sr-1. A file names a Python function but holds no code:
+        what is read from it applies a fitted model, and a fit asks for the function.
+    parameters : dict
+        `ParameterOptions` by name.
+    shared : list of str
+        Parameters of a function of position alone that all energies have in common.
+    offset_bins : int or edges
+        As for `GridOptions`.
+    on_failure : {"raise", "flag"}
+        What is done where the fit fails; "flag" warns and marks the result of the model.
+    """
+
+    type: Literal["parametric"] = "parametric"
+    function: Annotated[Any, PlainSerializer(describe_function, when_used="json")] = None
+    parameters: dict[str, ParameterOptions] = {}
+    shared: list[str] = []
+    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+    on_failure: Literal["raise", "flag"] = "raise"
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.function is None:
+            raise ValueError(
+                f"function: a parametric model needs one; name {list(READY_SHAPES)}, a product such as "
+                "'power_law * gaussian', or in Python an astropy model or a plain function"
+            )
+        # what was read from a file may apply a model; a fit refuses it
+        if not (isinstance(self.function, str) and self.function.startswith(PYTHON)):
+            check_shared(rate_function(self.function, self.given_parameters()), self.shared)
+        return self
+
+    def given_parameters(self) -> dict[str, dict]:
+        """What is set of each parameter."""
+        return {name: options.model_dump(exclude_none=True) for name, options in self.parameters.items()}
+
+
 class EnergyOptions(Options):
     """Energy axis of the fitted model."""
 
@@ -110,10 +179,26 @@ class RunEffectsOptions(Options):
 
     ``norm``: a factor; ``tilt``: and a power law; ``shift``: and instead of it an energy shift, a smooth spectral
     residual and, with ``gradient``, gradients over the field of view. ``tilt`` and ``shift`` need the spline model.
+    ``min_counts``: a run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded events.
+    A run whose norm lies outside of ``norm_limits``, such as [0.5, 2], is flagged in the run table and keeps its norm.
     """
 
     type: Literal["none", "norm", "tilt", "shift"] = "shift"
     gradient: bool = True
+    min_counts: Annotated[int, Field(ge=0)] = 0
+    norm_limits: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _norms_in_order(self):
+        if self.norm_limits is not None:
+            low, high = self.norm_limits
+            if not 0 <= low < high:
+                raise ValueError(f"norm_limits: got {list(self.norm_limits)}, but 0 <= low < high is needed")
+            if self.type == "none":
+                raise ValueError(
+                    f"norm_limits: got {list(self.norm_limits)}, but without run effects there is no norm; use type norm"
+                )
+        return self
 
 
 class NoRenormalization(Options):

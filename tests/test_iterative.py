@@ -132,8 +132,8 @@ def test_significance_of_pure_background_is_normal(store, on_runs):
     truth = fit_acceptance(observations(store), options("grid"))
     maker = AcceptanceBackgroundMaker(options("grid"), model=truth)
     stack = stack_residuals(on_runs, truth, {o.obs_id: maker.adapt(o) for o in on_runs}, settings, Exclusion())
-    assert len(stack.counts) == 1
-    significance = significance_map(stack, 0, 0.1)
+    assert len(stack.fields) == 1
+    significance = significance_map(stack.fields[0], stack.pixel, 0.1)
     values = significance.data[significance.data != 0]
     assert len(values) > 5000 and values.max() < 5
     assert abs(values.mean()) < 0.15 and 0.85 < values.std() < 1.15

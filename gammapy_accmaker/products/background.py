@@ -25,6 +25,8 @@ __all__ = [
     "icrs_vectors",
     "make_background_map",
     "make_error_map",
+    "polar_average",
+    "read_polar",
     "zenith_times",
 ]
 
@@ -86,7 +88,7 @@ def make_error_map(model: RateModel, track: FovTrack, background: Map) -> Map:
     image = background.geom.to_image()
     position = image.center_skydir.icrs if image.is_region else None
     xyz = icrs_vectors(image) if position is None else unit_vectors(position.ra.rad, position.dec.rad)[None]
-    relative = _read_polar(error, np.nan_to_num(xyz @ track.matrices_at(middle)[0].T), model.offset_max)
+    relative = read_polar(error, np.nan_to_num(xyz @ track.matrices_at(middle)[0].T), model.offset_max)
     return Map.from_geom(background.geom, data=background.data * relative.reshape(background.data.shape), unit="")
 
 
@@ -161,8 +163,10 @@ def expected_counts(
     if track.pointing_drift > 1e-3:
         counts[:, near] = expected_counts_directly(model, track, xyz[near], solid_angle[near], energy_edges, time_step)
         return counts
-    average = _polar_average(model, track, energy_edges, time_step)
-    counts[:, near] = _read_polar(average, xyz[near] @ track.matrices[0].T, model.offset_max) * solid_angle[near]
+    average, _ = polar_average(
+        model, track, lambda lon, lat, z: model.integral_grid(energy_edges, lon, lat, z), time_step
+    )
+    counts[:, near] = read_polar(average, xyz[near] @ track.matrices[0].T, model.offset_max) * solid_angle[near]
     return counts
 
 
@@ -176,8 +180,12 @@ def expected_counts_directly(model, track, xyz, solid_angle, energy_edges, time_
     return counts * solid_angle
 
 
-def _polar_average(model, track, energy_edges, time_step):
-    """Rate summed over the run, in counts per sr, over (energy bin, offset, angle at the first node)."""
+def polar_average(model: RateModel, track: FovTrack, evaluate, time_step: float | None) -> tuple[np.ndarray, float]:
+    """What a model gives, summed over the run, over (energy, offset, angle at the first node of the track).
+
+    ``evaluate``: function of fov_lon and fov_lat in deg and cos zenith, of shape (energy, position). The sum is
+    weighted with the ontime in s, which is returned besides it.
+    """
     seconds, weights = time_nodes(track.intervals, time_step)
     lon, lat, shape = _polar_grid(model, OFFSET_STEP, ANGLE_STEPS)
     turn = track.matrices_at(seconds) @ track.matrices[0].T
@@ -185,9 +193,9 @@ def _polar_average(model, track, energy_edges, time_step):
     nodes, zenith_weights = zenith_nodes(model, track.cos_zenith_at(seconds))
     average = 0.0
     for z, share in zip(nodes, zenith_weights.T, strict=True):
-        rate = model.integral_grid(energy_edges, lon, lat, z).reshape(-1, *shape)
+        rate = evaluate(lon, lat, z).reshape(-1, *shape)
         average = average + _turned(rate, angle, weights * share)
-    return average
+    return average, float(weights.sum())
 
 
 def _polar_grid(model, offset_step, angle_steps):
@@ -200,7 +208,7 @@ def _polar_grid(model, offset_step, angle_steps):
     return lon, lat, t.shape
 
 
-def _read_polar(planes, camera, offset_max):
+def read_polar(planes, camera, offset_max):
     """Values at camera unit vectors, shape (n, 3), of planes over a polar grid, shape (m, offset, angle): (m, n)."""
     theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
     row = theta / offset_max * (planes.shape[1] - 1)

@@ -12,7 +12,7 @@ from scipy.ndimage import label
 from scipy.special import xlogy
 
 from gammapy_accmaker.products.background import icrs_vectors
-from gammapy_accmaker.products.sky_stack import SkyStack, disc_sums
+from gammapy_accmaker.products.sky_stack import SkyField, SkyStack, disc_sums
 from gammapy_accmaker.reduction.fov import vectors_to_lonlat
 
 __all__ = ["excess_regions", "find_excess", "significance_map"]
@@ -44,8 +44,8 @@ def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, di
         RA, DEC and RADIUS of each, in deg, and its SIGNIFICANCE at the peak. A source that several fields show has one row.
     """
     rows = []
-    for field in range(len(stack.counts)):
-        significance = significance_map(stack, field, correlation_radius)
+    for field in stack.fields:
+        significance = significance_map(field, stack.pixel, correlation_radius)
         labels, n = label(significance.data > threshold, np.ones((3, 3)))
         xyz = icrs_vectors(significance.geom).reshape(*labels.shape, 3)
         for k in range(1, n + 1):
@@ -72,18 +72,16 @@ def _without_contained(rows):
     return sorted(kept, key=lambda row: -row[3])
 
 
-def significance_map(stack: SkyStack, field: int, correlation_radius: float) -> Map:
+def significance_map(field: SkyField, pixel: float, correlation_radius: float) -> Map:
     """Significance of the excess in discs around the pixels of a field, over the width that it has there, if this is more than 1.
 
     It is 0 where nothing is expected, and where a disc reaches beyond the field of view.
     """
-    image = stack.counts[field].geom.to_image()
-    counts, expected = (
-        disc_sums(maps[field].data.sum(0), stack.pixel, correlation_radius) for maps in (stack.counts, stack.expected)
-    )
+    image = field.counts.geom.to_image()
+    counts, expected = (disc_sums(m.data.sum(0), pixel, correlation_radius) for m in (field.counts, field.expected))
     counts, expected = np.round(counts), np.maximum(expected, 0)
-    whole = Map.from_geom(image, data=stack.covered[field]).binary_erode(correlation_radius * u.deg).data
-    searched = whole & stack.kept[field] & (expected > MIN_EXPECTED)
+    whole = Map.from_geom(image, data=field.covered).binary_erode(correlation_radius * u.deg).data
+    searched = whole & field.kept & (expected > MIN_EXPECTED)
     mu = np.where(searched, expected, 1.0)
     deviance = 2 * np.maximum(xlogy(counts, counts / mu) - (counts - mu), 0)
     significance = np.where(searched, np.sign(counts - mu) * np.sqrt(deviance), 0.0)

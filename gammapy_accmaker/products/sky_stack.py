@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import EarthLocation, SkyCoord
@@ -13,9 +15,30 @@ from gammapy_accmaker.products.background import icrs_vectors, make_background_m
 from gammapy_accmaker.reduction.counts import observation_track
 from gammapy_accmaker.reduction.exclusion import Exclusion
 
-__all__ = ["SkyStack", "disc_sums"]
+__all__ = ["SkyField", "SkyStack", "disc_sums", "fill_sky"]
 
 FIELD_RADIUS = 1.5  # deg; runs that point closer than this to the first of a field belong to it
+
+
+@dataclass(frozen=True)
+class SkyField:
+    """Stacked runs of one field.
+
+    Attributes
+    ----------
+    counts, expected : `~gammapy.maps.Map`
+        0 where excluded.
+    kept, covered : `~numpy.ndarray`
+        Whether a pixel lies outside of the exclusion, and in the field of view of some run, shape of the image.
+    numbers : list of int
+        Which runs belong to the field.
+    """
+
+    counts: Map
+    expected: Map
+    kept: np.ndarray
+    covered: np.ndarray
+    numbers: list[int]
 
 
 class SkyStack:
@@ -41,12 +64,7 @@ class SkyStack:
 
     Attributes
     ----------
-    counts, expected : list of `~gammapy.maps.Map`
-        One for each field.
-    kept : list of `~numpy.ndarray`
-        Whether each pixel of a field lies outside of the exclusion.
-    covered : list of `~numpy.ndarray`
-        Whether each pixel of a field lies in the field of view of some run.
+    fields : list of `SkyField`
     """
 
     def __init__(
@@ -74,24 +92,59 @@ class SkyStack:
                 centers.append(SkyCoord(pointing.ra, pointing.dec))
         width = 2 * (offset_max + FIELD_RADIUS) * u.deg
         geoms = [WcsGeom.create(skydir=c, width=width, binsz=pixel, proj="TAN", axes=[axis]) for c in centers]
-        self.counts = [Map.from_geom(geom) for geom in geoms]
-        self.expected = [Map.from_geom(geom) for geom in geoms]
-        images = [geom.to_image() for geom in geoms]
-        self.kept = [~exclusion.contains(icrs_vectors(image)).reshape(image.data_shape) for image in images]
-        self.covered = [np.zeros(image.data_shape, dtype=bool) for image in images]
+        self.fields = [self._empty_field(geom, exclusion, k) for k, geom in enumerate(geoms)]
+
+    def _empty_field(self, geom, exclusion, number):
+        image = geom.to_image()
+        kept = ~exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
+        runs = [run for run, field in enumerate(self._field) if field == number]
+        return SkyField(Map.from_geom(geom), Map.from_geom(geom), kept, np.zeros(image.data_shape, dtype=bool), runs)
+
+    def field_of(self, number: int) -> SkyField:
+        """The field of a run."""
+        return self.fields[self._field[number]]
 
     def add(self, number: int, model: RateModel, norm: float = 1.0) -> None:
         """Add a run, by its number, with the model adapted to it and a norm."""
-        observation, field = self._observations[number], self._field[number]
-        counts, geom = Map.from_geom(self.counts[field].geom), self.counts[field].geom
-        counts.fill_events(observation.events)
-        near = geom.to_image().separation(observation.get_pointing_icrs(observation.tmid)).deg < self._offset_max
+        observation, geom = self._observations[number], self.field_of(number).counts.geom
         track = observation_track(observation, self._alignment, self._location)
-        background = make_background_map(model, track, geom, self._time_step)
-        keep = near & self.kept[field]
-        self.counts[field].data += counts.data * keep
-        self.expected[field].data += norm * background.data * keep
-        self.covered[field] |= near
+        counts, expected = fill_sky(observation, track, model, geom, self._offset_max, self._time_step)
+        self.add_arrays(number, counts, norm * expected)
+
+    def add_arrays(self, number: int, counts: np.ndarray, expected: np.ndarray) -> None:
+        """Add what `fill_sky` made of a run."""
+        field = self.field_of(number)
+        field.counts.data += counts * field.kept
+        field.expected.data += expected * field.kept
+        field.covered[:] |= _seen(self._observations[number], field.counts.geom, self._offset_max)
+
+
+def fill_sky(observation, track, model: RateModel, geom: WcsGeom, offset_max: float, time_step: float | None):
+    """Counts of a run and what its model expects, each an array of the shape of the map, 0 beyond the largest offset.
+
+    Parameters
+    ----------
+    observation : `~gammapy.data.Observation`
+    track : `~gammapy_accmaker.reduction.fov.FovTrack`
+        Of the run, in the alignment of the model.
+    model : `RateModel`
+        Acceptance, adapted to the run.
+    geom : `~gammapy.maps.WcsGeom`
+        With the axis "energy".
+    offset_max : float
+        In deg.
+    time_step : float or None
+        Resolution in s inside the run.
+    """
+    counts = Map.from_geom(geom)
+    counts.fill_events(observation.events)
+    near = _seen(observation, geom, offset_max)
+    return counts.data * near, make_background_map(model, track, geom, time_step).data * near
+
+
+def _seen(observation, geom, offset_max):
+    """Whether each pixel of the image lies within the largest offset of a run."""
+    return geom.to_image().separation(observation.get_pointing_icrs(observation.tmid)).deg < offset_max
 
 
 def disc_sums(image: np.ndarray, pixel: float, radius: float) -> np.ndarray:

@@ -114,6 +114,12 @@ class FovTrack:
         cos = self.matrices[:, 0] @ self.matrices[0, 0]
         return float(np.degrees(np.arccos(np.clip(cos, -1, 1)).max()))
 
+    @property
+    def radec_matrix(self) -> np.ndarray:
+        """From ICRS unit vectors to gammapy's ``FoVICRSFrame`` around the first pointing, shape (3, 3)."""
+        lon, lat = vectors_to_lonlat(self.matrices[0, 0])
+        return np.stack([self.matrices[0, 0], -_east(lon), _north(lon, lat)])
+
     def during(self, start: float, stop: float) -> FovTrack:
         """The part of the good time between two times in s."""
         intervals = np.clip(self.intervals, start, stop)

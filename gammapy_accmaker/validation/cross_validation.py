@@ -23,6 +23,7 @@ from gammapy_accmaker.fit import adapt_to_run, fit_runs
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_significance
 from gammapy_accmaker.validation.sky import make_sky_stack, sky_significance
 
@@ -191,12 +192,7 @@ class _Scoring:
 
     def expected(self, model, slices):
         """Expected counts in the fine bins, shape (n, fov.size)."""
-        lon, lat = self.fov.fov_lon[self.inside], self.fov.fov_lat[self.inside]
-        out = np.zeros((len(self.fine) - 1, self.fov.size))
-        for part in slices:
-            time = (part.exposure * self.fov.solid_angle)[self.inside]
-            out[:, self.inside] += model.integral_grid(self.fine, lon, lat, part.cos_zenith) * time
-        return out
+        return expected_in_slices(model, slices, self.fine, self.fov, self.inside)
 
     def counts(self, slices):
         """Counts in the fine bins, shape (n, fov.size)."""

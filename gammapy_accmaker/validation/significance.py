@@ -7,12 +7,12 @@ import numpy as np
 from gammapy_accmaker.models.stats import poisson_pulls
 from gammapy_accmaker.products.sky_stack import disc_sums
 
-__all__ = ["DISC_RADIUS", "disc_significance"]
+__all__ = ["DISC_RADIUS", "disc_scores", "disc_significance"]
 
 DISC_RADIUS = 0.2  # deg
 
 
-def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0):
+def disc_scores(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0) -> np.ndarray:
     """Normal scores of the counts in discs around pixels, by energy band.
 
     Parameters
@@ -32,8 +32,8 @@ def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = D
 
     Returns
     -------
-    bands : list of (`~numpy.ndarray`, int)
-        The scores of all discs with an expectation, and the counts of the band.
+    scores : `~numpy.ndarray`
+        Shape (band, number of pixels); NaN outside and where nothing is expected.
     """
     n, expected = (
         disc_sums(np.asarray(a).reshape(len(counts), *shape), pixel, radius).reshape(len(counts), -1)
@@ -41,8 +41,20 @@ def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = D
     )
     n = np.round(n)
     rng = np.random.default_rng(seed)
-    bands = []
+    scores = np.full(n.shape, np.nan)
     for k in range(len(counts)):
         seen = inside & (expected[k] > 1e-3)
-        bands.append((poisson_pulls(n[k, seen], expected[k, seen], rng), int(counts[k].sum())))
-    return bands
+        scores[k, seen] = poisson_pulls(n[k, seen], expected[k, seen], rng)
+    return scores
+
+
+def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0):
+    """The scores of `disc_scores` in a row, and the counts, by energy band.
+
+    Returns
+    -------
+    bands : list of (`~numpy.ndarray`, int)
+        The scores of all discs with an expectation, and the counts of the band.
+    """
+    scores = disc_scores(counts, mu, shape, pixel, inside, radius, seed)
+    return [(row[~np.isnan(row)], int(n.sum())) for row, n in zip(scores, counts, strict=True)]

@@ -13,13 +13,9 @@ from regions import CircleSkyRegion
 
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
 from gammapy_accmaker.models.parametric import ParametricModel
-from gammapy_accmaker.models.per_run import ModelPerRun
-from gammapy_accmaker.models.spline_rate import SplineRate
-from gammapy_accmaker.models.tabulated import TabulatedModel
-from gammapy_accmaker.models.zenith import ZenithInterpolated
+from gammapy_accmaker.plan import GroupPlan
 from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.io import read_model_file, write_model_file
 from gammapy_accmaker.products.irf import RATE_UNIT
@@ -28,14 +24,7 @@ from gammapy_accmaker.products.tables import model_from_irfs
 
 __all__ = ["AcceptanceModel"]
 
-MODEL_CLASSES: dict[str, type[RateModel]] = {
-    "binned": BinnedModel,
-    "parametric": ParametricModel,
-    "spline": SplineRate,
-    "tabulated": TabulatedModel,
-    "tabulated by zenith": ZenithInterpolated,
-}
-PER_RUN = "per run "  # before the kind of the models of single runs
+PLAN = "plan/"  # before the arrays of the plan in a file
 EXTRA_TABLES = ("matches", "found")
 
 
@@ -67,6 +56,8 @@ class AcceptanceModel:
     found : `~astropy.table.Table`
         Circles that an iterative exclusion found and left out: RA, DEC, RADIUS, SIGNIFICANCE and the ITERATION; in its meta
         whether the search came to an end (STABLE).
+    plan : `GroupPlan` or None
+        Which runs were pooled, where they were in bins of zenith or azimuth.
     """
 
     rate_model: RateModel
@@ -74,6 +65,7 @@ class AcceptanceModel:
     run_table: Table
     matches: Table = field(default_factory=Table)
     found: Table = field(default_factory=Table)
+    plan: GroupPlan | None = None
 
     @property
     def found_regions(self) -> list[CircleSkyRegion]:
@@ -109,23 +101,23 @@ class AcceptanceModel:
 
     def write(self, path, overwrite: bool = False) -> None:
         """Write a FITS file that `read` reads back exactly; an existing file is kept unless ``overwrite``."""
-        per_run = isinstance(self.rate_model, ModelPerRun)
-        one = self.rate_model.models[0] if per_run else self.rate_model
-        kind = next(name for name, cls in MODEL_CLASSES.items() if isinstance(one, cls))
-        texts = {"kind": PER_RUN * per_run + kind, "config": self.config}
+        texts = {"kind": self.rate_model.kind, "config": self.config}
         texts |= {name: _to_text(getattr(self, name)) for name in EXTRA_TABLES}
-        write_model_file(make_path(path), self.rate_model.to_arrays(), texts, self.run_table, overwrite)
+        arrays = self.rate_model.to_arrays()
+        if self.plan is not None:
+            arrays |= {PLAN + name: values for name, values in self.plan.to_arrays().items()}
+        write_model_file(make_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
     def read(cls, path) -> AcceptanceModel:
         """Read a file that `write` wrote."""
         arrays, texts, run_table = read_model_file(make_path(path))
         try:
-            one = MODEL_CLASSES[texts["kind"].removeprefix(PER_RUN)]
-            per_run = texts["kind"].startswith(PER_RUN)
-            rate_model = ModelPerRun.from_arrays(arrays, one) if per_run else one.from_arrays(arrays)
+            planned = {name.removeprefix(PLAN): arrays.pop(name) for name in [*arrays] if name.startswith(PLAN)}
+            rate_model = MODEL_KINDS[texts["kind"]].from_arrays(arrays)
+            plan = GroupPlan.from_arrays(planned) if planned else None
             extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
-            return cls(rate_model, texts["config"], run_table, **extra)
+            return cls(rate_model, texts["config"], run_table, plan=plan, **extra)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 

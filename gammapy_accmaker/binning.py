@@ -18,6 +18,10 @@ __all__ = [
     "energy_edges_from_axis",
     "energy_edges_per_decade",
     "merge_bins",
+    "azimuth_sector",
+    "check_edges",
+    "energy_edges_from_axis",
+    "energy_edges_per_decade",
     "offset",
 ]
 
@@ -200,6 +204,11 @@ def axis_index(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Number of the bin that holds each value, -1 outside and for NaN."""
     index = np.searchsorted(edges, values, side="right") - 1
     return np.where((index >= 0) & (values < edges[-1]), index, -1)
+
+
+def azimuth_sector(edges: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
+    """Number of the sector of each azimuth (deg), the last of which goes on from the last edge through 360 deg to the first."""
+    return (np.searchsorted(edges, np.asarray(azimuth) % 360, side="right") - 1) % len(edges)
 
 
 def offset(fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:

@@ -9,26 +9,35 @@ import yaml
 from gammapy.utils.scripts import make_path
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from gammapy_accmaker.config_types import EnergyEdges, Location, OneAngle, TimeStep
+from gammapy_accmaker.config_types import EnergyEdges, Location, OneAngle, Options, TimeStep
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.options import (
-    AdaptiveEnergy,
     AdaptiveRingRenormalization,
-    AzimuthOptions,
-    EnergyOptions,
-    ExclusionOptions,
     FovRenormalization,
-    GridOptions,
     MatchingOptions,
     NoRenormalization,
-    Options,
-    ParametricOptions,
-    RadialOptions,
     RingRenormalization,
     RunEffectsOptions,
+)
+from gammapy_accmaker.options_conditions import (
+    BinnedAzimuth,
+    BinnedZenith,
+    ContinuousZenith,
+    EastWestAzimuth,
+    InterpolatedZenith,
+    NoAzimuth,
+    NoZenith,
+    ZenithBins,
+)
+from gammapy_accmaker.options_exclusion import ExclusionOptions
+from gammapy_accmaker.options_model import (
+    AdaptiveEnergy,
+    EnergyOptions,
+    GridOptions,
+    ParametricOptions,
+    RadialOptions,
     SplineOptions,
-    ZenithOptions,
 )
 
 __all__ = ["AcceptanceConfig"]
@@ -73,8 +82,10 @@ class AcceptanceConfig(Options):
     offset_max: OneAngle = "2.5 deg"
     fit_energy: FitEnergy | None = None
     fov_alignment: Literal["altaz", "radec"] = "altaz"
-    zenith: ZenithOptions = ZenithOptions()
-    azimuth: AzimuthOptions = AzimuthOptions()
+    zenith: Annotated[NoZenith | ContinuousZenith | BinnedZenith | InterpolatedZenith, Field(discriminator="type")] = (
+        ContinuousZenith()
+    )
+    azimuth: Annotated[NoAzimuth | EastWestAzimuth | BinnedAzimuth, Field(discriminator="type")] = NoAzimuth()
     time_step: TimeStep | None = u.Quantity("1 min")
     run_effects: RunEffectsOptions = RunEffectsOptions()
     renormalization: Annotated[
@@ -100,27 +111,41 @@ class AcceptanceConfig(Options):
         if self.model.type != "spline":
             for key in ("zenith", "run_effects"):
                 self._for_binned(key)
-        elif self.fit_energy is not None:
+            return self
+        for key, known in (("zenith", ("none", "continuous")), ("azimuth", ("none",))):
+            asked = getattr(self, key).type
+            if asked not in known:
+                raise ValueError(
+                    f"{key}: {asked!r} needs the model type 'radial' or 'grid', but got 'spline'; use one of {known}"
+                )
+        if self.fit_energy is not None:
             raise ValueError(
                 f"fit_energy: got {self.fit_energy}, but the spline model has fine bins of its own; leave it null or use another model"
             )
         return self
 
     def _for_binned(self, key):
-        """Binned models have no zenith dependence and no more effects than a norm: their default, an error if asked for."""
-        options, known = getattr(self, key), {"zenith": ("none",), "run_effects": ("none", "norm")}[key]
+        """Binned models have no smooth zenith dependence and no more effects than a norm: an error if they are asked for."""
+        known = {"zenith": ("none", "binned", "interpolated"), "run_effects": ("none", "norm")}[key]
+        options = getattr(self, key)
         if options.type in known:
             return
         if key in self.model_fields_set and "type" in options.model_fields_set:
             raise ValueError(
                 f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
             )
-        object.__setattr__(self, key, options.model_copy(update={"type": known[-1]}))
+        plain = {"zenith": NoZenith(), "run_effects": options.model_copy(update={"type": "norm"})}
+        object.__setattr__(self, key, plain[key])
 
     @property
     def time_step_seconds(self) -> float | None:
         """The time step in s; None for one step a run."""
         return None if self.time_step is None else self.time_step.to_value("s")
+
+    @property
+    def zenith_bins(self) -> ZenithBins | None:
+        """How runs are pooled in zenith; None where they are not."""
+        return self.zenith if isinstance(self.zenith, ZenithBins) else None
 
     @classmethod
     def coerce(cls, config) -> AcceptanceConfig:

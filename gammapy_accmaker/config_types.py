@@ -12,7 +12,7 @@ from gammapy.modeling.models import Model, SpatialModel, SpectralModel
 from gammapy.utils.observers import observatory_locations
 from gammapy.utils.scripts import make_path
 from gammapy.utils.types import AngleType, EnergyType
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 __all__ = [
     "AngleEdges",
@@ -23,6 +23,7 @@ __all__ = [
     "OneAngle",
     "OneEnergy",
     "OnePath",
+    "Options",
     "SpatialNorm",
     "TimeStep",
 ]
@@ -171,3 +172,9 @@ SpatialNorm = Annotated[
     BeforeValidator(_spatial_model),
     PlainSerializer(lambda m: None if m is None else m.to_dict(full_output=True)["spatial"], when_used="json"),
 ]
+
+
+class Options(BaseModel):
+    """Refuses unknown keys; an option is changed by `AcceptanceConfig.update`, not in place."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, validate_default=True)

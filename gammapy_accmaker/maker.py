@@ -16,13 +16,14 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
+from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table, warn_outside_zenith
 from gammapy_accmaker.matched import fit_matched
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.reduction.fov import time_nodes
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
 
 __all__ = ["AcceptanceBackgroundMaker"]
@@ -127,7 +128,9 @@ class AcceptanceBackgroundMaker(Maker):
             parallel_backend,
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]), found=off.found)
+        self.model = AcceptanceModel(
+            off.rate_model, off.config, vstack([off.run_table, on_table]), found=off.found, plan=off.plan
+        )
         return self
 
     @property
@@ -170,7 +173,7 @@ class AcceptanceBackgroundMaker(Maker):
         """
         return make_background_irf(
             self.adapt(observation),
-            self._track(observation),
+            self._checked_track(observation),
             self.config.fov_alignment,
             self.config.time_step_seconds,
             fov_alignment,
@@ -196,7 +199,7 @@ class AcceptanceBackgroundMaker(Maker):
             Where the geometry or the observation cannot be used.
         """
         return make_background_map(
-            self.adapt(observation), self._track(observation), geom, self.config.time_step_seconds
+            self.adapt(observation), self._checked_track(observation), geom, self.config.time_step_seconds
         )
 
     def make_background_error(self, geom, observation) -> Map:
@@ -315,6 +318,14 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _track(self, observation):
         return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)
+
+    def _checked_track(self, observation):
+        """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
+        track = self._track(observation)
+        seconds, weights = time_nodes(track.intervals, self.config.time_step_seconds)
+        mean = float(np.average(track.cos_zenith_at(seconds), weights=weights))
+        warn_outside_zenith(self._fitted().rate_model, {int(observation.obs_id): mean})
+        return track
 
     def __str__(self):
         lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())

@@ -15,6 +15,7 @@ from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.reduction.grouping import zenith_cells
 from gammapy_accmaker.reduction.region_files import catalog_regions
 from gammapy_accmaker.reduction.wobble_half import without_source_half
 
@@ -77,11 +78,14 @@ def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -
 
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
+    pooled = config.zenith_bins
     slices = reduce_slices(
         observation,
         bins,
         run_exclusion(observation, config, exclusion),
-        max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type == "continuous" else None,
+        max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
+        cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
+        azimuth_edges=config.azimuth.edges,
         time_step=config.time_step_seconds,
         location=config.observatory_location,
     )

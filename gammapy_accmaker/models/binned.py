@@ -59,6 +59,7 @@ class BinnedModel(RateModel):
     spectrum: SmoothSpectrum
     profile: np.ndarray
 
+    kind = "binned"
     zenith_range = None
 
     @property

@@ -110,6 +110,7 @@ class ParametricModel(RateModel):
     group_energy: np.ndarray | None = None
     group_counts: np.ndarray | None = None
 
+    kind = "parametric"
     zenith_range = None
     is_radial = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gammapy_accmaker.errors import ObservationError
-from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.models.base import RateModel, nested_arrays, nested_models
 
 __all__ = ["ModelPerRun"]
 
@@ -16,12 +16,14 @@ class ModelPerRun(RateModel):
     Parameters
     ----------
     models : list of `RateModel`
-        All of one class.
+        One for each set of matches.
     obs_id : `~numpy.ndarray`, shape (n_run,)
         Numbers of the runs.
     which : `~numpy.ndarray`, shape (n_run,)
         Number of each run's model: runs with the same matches share one.
     """
+
+    kind = "per run"
 
     def __init__(self, models, obs_id, which):
         self.models = tuple(models)
@@ -56,16 +58,8 @@ class ModelPerRun(RateModel):
         return self._mean("relative_error_grid", energy, fov_lon, fov_lat, cos_zenith)
 
     def to_arrays(self):
-        arrays = {"obs_id": self.obs_id, "which": self.which}
-        return arrays | {f"{k}/{key}": a for k, model in enumerate(self.models) for key, a in model.to_arrays().items()}
+        return nested_arrays(self.models) | {"obs_id": self.obs_id, "which": self.which}
 
     @classmethod
-    def from_arrays(cls, arrays, model_class: type[RateModel] | None = None):
-        """The inverse of `to_arrays`, for models of a class."""
-        parts: dict[int, dict] = {}
-        for key, values in arrays.items():
-            number, slash, name = key.partition("/")
-            if slash:
-                parts.setdefault(int(number), {})[name] = values
-        models = [model_class.from_arrays(parts[k]) for k in range(len(parts))]
-        return cls(models, arrays["obs_id"], arrays["which"])
+    def from_arrays(cls, arrays):
+        return cls(nested_models(arrays), arrays["obs_id"], arrays["which"])

@@ -39,6 +39,7 @@ class TabulatedModel(RateModel):
     fov_edges: tuple[np.ndarray, ...]
     values: np.ndarray
 
+    kind = "tabulated"
     zenith_range = None
 
     def __post_init__(self):

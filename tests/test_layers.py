@@ -69,7 +69,7 @@ ALLOWED = {
     "products.irf": {"astropy.units", "scipy", "gammapy.irf", "gammapy.maps", OURS + "binning", OURS + "models.base", OURS + "products.background", OURS + "reduction.fov"},
     "products.io": {"astropy", OURS + "files"},
     "products.sky_stack": {"astropy", "scipy", "gammapy.maps", OURS + "models.base", OURS + "products.background", OURS + "reduction"},
-    "products.excess": {"astropy", "scipy", "regions", "gammapy.maps", OURS + "products.sky_stack"},
+    "products.excess": {"astropy", "scipy", "regions", "gammapy.maps", OURS + "products.background", OURS + "products.sky_stack", OURS + "reduction.fov"},
     "products.plots": {"matplotlib", OURS + "models.base"},
     "acceptance": {"astropy", "regions", "gammapy.utils", OURS + "config", OURS + "models", OURS + "plan", OURS + "products"},
     "products.dl3": {"astropy", "gammapy.data", "gammapy.irf", "gammapy.maps", "gammapy.utils", OURS + "files"},

@@ -134,6 +134,7 @@ def run(config, output, n_jobs, overwrite):
 
     check_free(output, overwrite, holds=MARKER)
     analysis = _read_analysis(config, n_jobs)
+    analysis.config.check_complete()
     analysis.get_observations()
     analysis.get_datasets()
     names = []

@@ -341,6 +341,16 @@ def test_bad_configuration_is_told_by_key_before_data_are_read(command, kind, tm
     assert contents(tmp_path) == before
 
 
+def test_datasets_without_a_place_are_told_before_data_are_read(tmp_path, monkeypatch):
+    options = settings(tmp_path)
+    options["datasets"]["geom"]["wcs"].pop("skydir")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(options))
+    monkeypatch.setattr(DataStore, "from_dir", None)
+    result = invoke("run", path, "--output", tmp_path / "output")
+    assert result.exit_code == 1 and "datasets.geom.wcs.skydir" in result.output, result.output
+
+
 def test_files_that_are_no_configuration_or_model(tmp_path):
     path = tmp_path / "file.yaml"
     for command in ("fit", "run", "report", "inspect"):

@@ -6,7 +6,9 @@ from gammapy_accmaker.analysis_config import AcceptanceAnalysisConfig
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.fit import fit_acceptance
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
+from gammapy_accmaker.plan import plan_groups
 from gammapy_accmaker.products.dl3 import attach_background
+from gammapy_accmaker.reduction.matching import match_observations
 from gammapy_accmaker.validation.cross_validation import cross_validate
 from gammapy_accmaker.workflow import AcceptanceWorkflow, AcceptanceWorkflowConfig
 
@@ -21,4 +23,6 @@ __all__ = [
     "attach_background",
     "cross_validate",
     "fit_acceptance",
+    "match_observations",
+    "plan_groups",
 ]

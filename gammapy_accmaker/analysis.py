@@ -12,6 +12,7 @@ from gammapy.maps import Map
 
 from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.analysis_config import AcceptanceAnalysisConfig
+from gammapy_accmaker.analysis_options import BACKGROUND
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
@@ -25,7 +26,6 @@ __all__ = [
     "select_off_observations",
 ]
 
-BACKGROUND = "datasets.background"
 # what may differ between the fit of a model file and its application
 OPTIONS_OF_APPLICATION = {"exclusion", "observatory_location", "renormalization", "run_effects", "time_step"}
 
@@ -75,6 +75,7 @@ def make_maker(config) -> AcceptanceBackgroundMaker:
         return AcceptanceBackgroundMaker(background.parameters, exclusion=exclusion)
     model = AcceptanceModel.read(background.model)
     options = _options_with_model(model, background)
+    config.check_renormalization(options.renormalization.type)
     return AcceptanceBackgroundMaker(options, model=model, exclusion=exclusion)
 
 

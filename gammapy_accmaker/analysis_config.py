@@ -3,138 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from gammapy.analysis import AnalysisConfig
-from gammapy.analysis.config import (
-    BackgroundConfig,
-    BackgroundMethodEnum,
-    DatasetsConfig,
-    GammapyBaseConfig,
-    ObservationsConfig,
-    RequiredHDUEnum,
-)
+from gammapy.analysis.config import BackgroundConfig, DatasetsConfig, GammapyBaseConfig
 from gammapy.utils.scripts import make_path
-from gammapy.utils.types import PathType
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError, model_validator
 
-from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.analysis_options import (
+    BACKGROUND,
+    AcceptanceBackground,
+    as_options,
+    check_file,
+    check_runs,
+    read_parameters,
+)
 from gammapy_accmaker.config_errors import explain, find_key
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["AcceptanceAnalysisConfig", "AcceptanceBackground", "ExtendedConfig", "OffObservationsConfig", "as_options"]
-
-BACKGROUND = "datasets.background"
-
-# gammapy's set of methods is closed
-AcceptanceMethodEnum = Enum(
-    "AcceptanceMethodEnum", {m.name: m.value for m in BackgroundMethodEnum} | {"acceptance": "acceptance"}, type=str
-)
-
-
-def as_options(cls):
-    """Validator by which options of gammapy's own class become those of the class that extends it."""
-    return BeforeValidator(lambda v: v.model_dump() if isinstance(v, BaseModel) and not isinstance(v, cls) else v)
-
-
-class OffObservationsConfig(ObservationsConfig):
-    """gammapy's selection of observations, for the OFF runs that the acceptance is fitted to.
-
-    ``datastore``: that of the observations where it is None. ``required_irf``: a fit needs none.
-    """
-
-    datastore: PathType | None = None
-    required_irf: list[RequiredHDUEnum] = []
-
-    @property
-    def selects(self) -> bool:
-        """Whether anything but the data store is named."""
-        return bool(self.obs_ids) or any(
-            choice is not None for choice in (self.obs_file, self.obs_cone.lon, self.obs_time.start)
-        )
-
-
-class AcceptanceBackground(GammapyBaseConfig):
-    """What `~gammapy.analysis.config.BackgroundConfig` has more, for ``method: acceptance``.
-
-    Attributes
-    ----------
-    method : str
-        One of gammapy's, or "acceptance".
-    parameters : dict
-        Options of `AcceptanceConfig`; or those of gammapy's maker.
-    exclusion : str
-        Map file that is False where excluded, or a region file.
-    off_observations : `OffObservationsConfig`
-        OFF runs that the model is fitted to. Default: it is fitted to the observations.
-    model : str
-        Model file, applied without a fit. ``parameters`` may change how it is applied, not what was fitted.
-    """
-
-    method: AcceptanceMethodEnum | None = None
-    off_observations: Annotated[OffObservationsConfig, as_options(OffObservationsConfig)] | None = None
-    model: PathType | None = None
-
-    @field_validator("parameters", mode="before", check_fields=False)
-    @classmethod
-    def _plain_parameters(cls, value: Any, info: ValidationInfo):
-        """Options of an acceptance as they stand in a file."""
-        if isinstance(value, AcceptanceConfig):
-            return value.model_dump(mode="json")
-        if info.data.get("method") == "acceptance" and isinstance(value, dict):
-            return _given(_acceptance_config(value).model_dump(mode="json"), value)
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        self.check()
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, handler: SerializerFunctionWrapHandler):
-        """What is not used is not written: gammapy reads the file too."""
-        data = handler(self)
-        return {k: v for k, v in data.items() if k not in ("off_observations", "model") or v is not None}
-
-    def check(self) -> None:
-        """Raise an `InputError` for what contradicts itself, and for files that are not there."""
-        if self.method != "acceptance":
-            for key in ("off_observations", "model"):
-                if getattr(self, key) is not None:
-                    raise InputError(
-                        f"{BACKGROUND}.{key}: it needs `method: acceptance`, but got {self.method!r}; set this method, or leave {key} out"
-                    )
-            return
-        _acceptance_config(self.parameters)
-        if self.model is not None and self.off_observations is not None:
-            raise InputError(
-                f"{BACKGROUND}.off_observations: with `model`, nothing is fitted; leave one of the two out"
-            )
-        files = {"model": self.model, "exclusion": self.exclusion}
-        if self.off_observations is not None:
-            _check_runs(self.off_observations, f"{BACKGROUND}.off_observations")
-            files["off_observations.obs_file"] = self.off_observations.obs_file
-        for key, path in files.items():
-            _check_file(f"{BACKGROUND}.{key}", path)
+__all__ = ["AcceptanceAnalysisConfig", "ExtendedConfig"]
 
 
 class AcceptanceBackgroundConfig(AcceptanceBackground, BackgroundConfig):
-    pass
+    """`~gammapy.analysis.config.BackgroundConfig` with `AcceptanceBackground`."""
 
 
 class AcceptanceDatasetsConfig(DatasetsConfig):
+    """`~gammapy.analysis.config.DatasetsConfig` with the extended background."""
+
     background: Annotated[AcceptanceBackgroundConfig, as_options(AcceptanceBackgroundConfig)] = (
         AcceptanceBackgroundConfig()
     )
@@ -224,12 +121,12 @@ class ExtendedConfig(GammapyBaseConfig):
         background.check()
         if background.method != "acceptance":
             return
-        _check_runs(self.observations, "observations")
+        check_runs(self.observations, "observations")
         for key, path in (("datastore", self._named_datastore()), ("obs_file", self.observations.obs_file)):
-            _check_file(f"observations.{key}", path)
+            check_file(f"observations.{key}", path)
         off = background.off_observations
         if off is not None:
-            _check_file(f"{BACKGROUND}.off_observations.datastore", off.datastore)
+            check_file(f"{BACKGROUND}.off_observations.datastore", off.datastore)
             if not off.selects and off.datastore in (None, self.observations.datastore):
                 raise InputError(
                     f"{BACKGROUND}.off_observations: it selects no runs of its own; "
@@ -240,9 +137,10 @@ class ExtendedConfig(GammapyBaseConfig):
                 "datasets.safe_mask.methods: 'bkg-peak' needs a background before the acceptance is there; "
                 "use another, such as 'aeff-max'"
             )
-        self._check_renormalization(_acceptance_config(background.parameters).renormalization.type)
+        self.check_renormalization(read_parameters(background.parameters).renormalization.type)
 
-    def _check_renormalization(self, kind):
+    def check_renormalization(self, kind: str) -> None:
+        """Raise an `InputError` where the datasets cannot have this renormalisation."""
         key, nbins = f"{BACKGROUND}.parameters.renormalization.type", self.datasets.geom.axes.energy.nbins
         if kind != "none" and self.datasets.type == "1d":
             raise InputError(
@@ -292,30 +190,6 @@ class AcceptanceAnalysisConfig(ExtendedConfig, AnalysisConfig):
     """
 
     datasets: Annotated[AcceptanceDatasetsConfig, as_options(AcceptanceDatasetsConfig)] = AcceptanceDatasetsConfig()
-
-
-def _acceptance_config(parameters) -> AcceptanceConfig:
-    try:
-        return AcceptanceConfig.model_validate(parameters)
-    except ValidationError as error:
-        raise InputError(explain(error, AcceptanceConfig, f"{BACKGROUND}.parameters")) from error
-
-
-def _given(dumped, given):
-    """What was given of options, in the form that a file has."""
-    if isinstance(dumped, dict) and isinstance(given, dict) and set(given) <= set(dumped):
-        return {key: _given(dumped[key], value) for key, value in given.items()}
-    return dumped
-
-
-def _check_file(key, path: Path | None):
-    if path is not None and not path.exists():
-        raise InputError(f"{key}: there is no {path}; give the path of an existing one")
-
-
-def _check_runs(observations, key):
-    if observations.obs_ids and observations.obs_file is not None:
-        raise InputError(f"{key}: got both obs_ids and obs_file; leave one of the two out")
 
 
 def _options_of(text) -> Mapping:

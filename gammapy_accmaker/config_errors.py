@@ -59,7 +59,7 @@ def _line(error, cls, prefix):
         return f"{path}: unknown key; {meant}known are {', '.join(known)}"
     if error["type"] == "value_error" and (not keys or message.startswith(path)):
         return message  # one of ours, which names its key
-    got = "" if error["type"] in ("missing", "value_error") else f"got {error['input']!r}. "
+    got = "" if message.startswith("got ") or error["type"] == "missing" else f"got {error['input']!r}. "
     needed = "" if "needed" in message else _what_is_needed(cls, keys)
     return f"{path or 'config'}: {got}{message}{needed}"
 

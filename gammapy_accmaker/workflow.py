@@ -22,7 +22,8 @@ from gammapy_accmaker.analysis import (
     select_observations,
     select_off_observations,
 )
-from gammapy_accmaker.analysis_config import AcceptanceBackground, ExtendedConfig, as_options
+from gammapy_accmaker.analysis_config import ExtendedConfig
+from gammapy_accmaker.analysis_options import AcceptanceBackground, as_options
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
 
@@ -30,10 +31,12 @@ __all__ = ["AcceptanceWorkflow", "AcceptanceWorkflowConfig"]
 
 
 class AcceptanceWorkflowBackgroundConfig(AcceptanceBackground, BackgroundConfig):
-    pass
+    """`~gammapy.workflow.config.BackgroundConfig` with `AcceptanceBackground`."""
 
 
 class AcceptanceWorkflowDatasetsConfig(DatasetsConfig):
+    """`~gammapy.workflow.config.DatasetsConfig` with the extended background."""
+
     background: Annotated[AcceptanceWorkflowBackgroundConfig, as_options(AcceptanceWorkflowBackgroundConfig)] = (
         AcceptanceWorkflowBackgroundConfig()
     )
@@ -70,6 +73,9 @@ class AcceptanceObservationsStep(ObservationsWorkflowStep):
     tag = "acceptance-observations"
 
     def _run(self):
+        if self.config.datasets.background.method != "acceptance":
+            super()._run()
+            return
         self.config.check()
         make_maker(self.config)  # its files can be wrong as well
         selection = select_observations(self.config, self.config.observations, "observations")

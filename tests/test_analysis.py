@@ -1,6 +1,7 @@
 """The acceptance in gammapy's config-driven analysis: the same datasets, and errors before data are read."""
 
 import time
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
@@ -189,6 +190,12 @@ def test_model_file_is_applied_without_a_fit(store, region_file, tmp_path, monke
         with pytest.raises(InputError, match=f"datasets.background.parameters.{next(iter(parameters))}.*leave it out"):
             analysed(nested(store, parameters=parameters, background={"model": str(model)}))
     analysed(nested(store, parameters=FAST, background={"model": str(model)}))
+    # a renormalisation of the file is held against the datasets as well
+    ring = AcceptanceConfig(renormalization={"type": "ring"}, **FAST).to_yaml()
+    replace(fitted.acceptance_maker.model, config=ring).write(model, overwrite=True)
+    analysis = AcceptanceAnalysis(nested(store, parameters={}, background={"model": str(model)}))
+    with pytest.raises(InputError, match="renormalization.type: 'ring' needs one energy bin"):
+        analysis.get_observations()
 
 
 def test_exclusion_as_map_and_as_region_file(store, region_file, tmp_path):

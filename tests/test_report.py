@@ -22,6 +22,7 @@ from gammapy_accmaker.validation.html import escape, table
 from gammapy_accmaker.validation.report import half_decades, write_report
 from gammapy_accmaker.validation.report_runs import run_effects
 from gammapy_accmaker.validation.residuals import stack_residuals
+from gammapy_accmaker.validation.sky import score_image
 
 BANDS = [0.5, 1.5, 15] * u.TeV
 EVIL = "<script>alert('run')</script> & \"more\""
@@ -79,7 +80,7 @@ def test_excluded_sky_is_in_no_stack(maker):
     position = store.source.spatial_model.position
     inside = field.counts.geom.to_image().separation(position) < 0.3 * u.deg
     assert inside.any() and not field.counts.data[:, inside].any() and not field.expected.data[:, inside].any()
-    scores = field.score_image()
+    scores = score_image(field)
     assert np.isnan(scores.data[inside]).all() and np.isfinite(scores.data).any()
     assert 0.9 < found.runs[0].unexcluded < 1
 

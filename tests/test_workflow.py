@@ -63,6 +63,12 @@ def test_steps_in_gammapys_own_workflow(store):
     workflow = Workflow(config)
     workflow.run(["observations", "acceptance-datasets"])
     assert_same_datasets(workflow.datasets, analysed(nested(store)).datasets)
+    # with another method they are gammapy's, which needs the background of the runs
+    workflow = Workflow(
+        AcceptanceWorkflowConfig(**nested(store, background={"method": "fov_background"}, parameters={}))
+    )
+    workflow.run(["acceptance-observations"])
+    assert len(workflow.observations) == 0
 
 
 def test_steps_of_the_configuration(store, tmp_path):

@@ -17,7 +17,7 @@ from scipy.interpolate import interp1d
 from gammapy_accmaker.binning import offset
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import polar_average, read_polar, zenith_times
+from gammapy_accmaker.products.background import polar_average, rate_nodes, read_polar
 from gammapy_accmaker.reduction.fov import FovTrack, unit_vectors
 
 __all__ = ["RATE_UNIT", "make_background_irf"]
@@ -27,7 +27,6 @@ ENERGIES_PER_DECADE = 40
 FOV_STEP = 0.08  # deg
 SPECTRUM_POSITIONS = 13  # along each side of the field of view
 SUBENERGIES = 6  # of an energy bin
-CORRECTION_ROUNDS = 3
 EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
 
@@ -45,7 +44,7 @@ def make_background_irf(
     alignment : {"altaz", "radec"}
         Frame of the field-of-view coordinates of the model.
     time_step : float or None
-        Resolution in s over which the zenith angle is followed.
+        Resolution in s over which zenith and azimuth are followed.
     irf_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
         Frame of the IRF, that of the model by default. In the other frames the field is averaged while it turns.
 
@@ -86,9 +85,9 @@ def make_background_irf(
         sign = -1 if irf_alignment == "reverse_lon_radec" else 1
         rate = _turned_rate(model, track, energy, sign * lon.ravel(), lat.ravel(), time_step)
     else:
-        nodes, times = zenith_times(model, track, time_step)
-        shares = times / times.sum()
-        rate = sum(s * model.rate_grid(energy, lon.ravel(), lat.ravel(), z) for z, s in zip(nodes, shares, strict=True))
+        nodes = rate_nodes(model, track, time_step)
+        rate = sum(t * here.rate_grid(energy, lon.ravel(), lat.ravel(), z) for here, z, t in nodes)
+        rate = rate / sum(t for _, _, t in nodes)
     rate = rate.reshape(-1, *lon.shape)
     data = rate[(slice(None), *[slice(None, None, 2)] * (rate.ndim - 1))]
     as_read = data
@@ -117,7 +116,7 @@ def make_background_irf(
 
 def _turned_rate(model, track, energy, lon, lat, time_step):
     """Mean rate over the run at offsets in deg in the frame of right ascension and declination, shape (energy, n)."""
-    average, ontime = polar_average(model, track, lambda x, y, z: model.rate_grid(energy, x, y, z), time_step)
+    average, ontime = polar_average(model, track, lambda here, x, y, z: here.rate_grid(energy, x, y, z), time_step)
     icrs = unit_vectors(np.radians(lon), np.radians(lat)) @ track.radec_matrix
     rate = read_polar(average / ontime, icrs @ track.matrices[0].T, model.offset_max)
     return np.where(offset(lon, lat) < model.offset_max, rate, 0.0)
@@ -134,18 +133,14 @@ def _energy_correction(model, track, axis, time_step):
     within = (np.arange(SUBENERGIES) + 0.5) / SUBENERGIES
     fine = (log_edges[:-1, None] + np.diff(log_edges)[:, None] * within).ravel()
     energy = np.exp(np.concatenate([fine, log_centers]))
-    nodes, times = zenith_times(model, track, time_step)
-    spectrum = sum(t * model.rate_grid(energy, lon, lat, z).sum(1) for z, t in zip(nodes, times, strict=True))
+    nodes = rate_nodes(model, track, time_step)
+    spectrum = sum(t * here.rate_grid(energy, lon, lat, z).sum(1) for here, z, t in nodes)
     density = spectrum[: len(fine)] * np.exp(fine)
     true = density.reshape(axis.nbin, -1).sum(1)
-    at_centers = spectrum[len(fine) :]
-    correction = np.ones(axis.nbin)
     with np.errstate(divide="ignore", invalid="ignore"):
-        for _ in range(CORRECTION_ROUNDS):
-            read = interp1d(log_centers, np.log(correction * at_centers), fill_value="extrapolate")(fine)
-            ratio = true / np.exp(read + fine).reshape(axis.nbin, -1).sum(1)
-            correction *= np.where(np.isfinite(ratio) & (ratio > 0), np.clip(ratio, 0.5, 2), 1)
-    return correction
+        read = interp1d(log_centers, np.log(spectrum[len(fine) :]), fill_value="extrapolate")(fine)
+        ratio = true / np.exp(read + fine).reshape(axis.nbin, -1).sum(1)
+    return np.where(np.isfinite(ratio) & (ratio > 0), np.clip(ratio, 0.5, 2), 1)
 
 
 def _half_step_grid(axes):

@@ -6,7 +6,7 @@ import numpy as np
 
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import zenith_times
+from gammapy_accmaker.products.background import rate_nodes
 from gammapy_accmaker.reduction.fov import FovTrack
 
 __all__ = ["expected_in_camera", "expected_in_slices"]
@@ -35,11 +35,10 @@ def expected_in_camera(
     counts : `~numpy.ndarray`
         Shape (nbin, fov.size).
     """
-    nodes, times = zenith_times(model, track, time_step)
     lon, lat = fov.subpoints(2)
     intensity = sum(
-        time * model.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z)
-        for z, time in zip(nodes, times, strict=True)
+        time * here.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z)
+        for here, z, time in rate_nodes(model, track, time_step)
     )
     return intensity.reshape(len(energy_edges) - 1, *lon.shape).mean(2) * fov.solid_angle
 
@@ -72,6 +71,6 @@ def expected_in_slices(
     counts = np.zeros((len(energy_edges) - 1, fov.size))
     lon, lat = fov.fov_lon[inside], fov.fov_lat[inside]
     for part in slices:
-        intensity = model.integral_grid(energy_edges, lon, lat, part.cos_zenith)
+        intensity = model.at_azimuth(part.azimuth).integral_grid(energy_edges, lon, lat, part.cos_zenith)
         counts[:, inside] += intensity * (part.exposure * fov.solid_angle)[inside]
     return counts

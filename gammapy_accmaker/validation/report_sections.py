@@ -21,6 +21,7 @@ from gammapy_accmaker.validation.pictures import (
     plot_sky_residuals,
     plot_spectrum_by_zenith,
 )
+from gammapy_accmaker.validation.sky import score_image
 
 __all__ = [
     "camera",
@@ -181,7 +182,7 @@ def sky(residuals, observations) -> str:
     fields = sorted(fields, key=lambda f: -f.expected.data.sum())
     maps = []
     for field in fields[:MOST_FIELDS]:
-        image, center = field.score_image(), field.counts.geom.center_skydir.icrs
+        image, center = score_image(field), field.counts.geom.center_skydir.icrs
         seen = np.argwhere(np.isfinite(image.data))
         if not len(seen):
             continue

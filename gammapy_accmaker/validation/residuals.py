@@ -10,11 +10,12 @@ from gammapy.utils.parallel import N_JOBS_DEFAULT, run_multiprocessing
 
 from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.errors import AcceptanceError, InputError
-from gammapy_accmaker.reduction.counts import CountsBins
+from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
+from gammapy_accmaker.reduction.counts import CountsBins, observation_track
 from gammapy_accmaker.runs import make_exclusion, reduce_one
 from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores
-from gammapy_accmaker.validation.sky import SkyField, SkyStack, fill_sky
+from gammapy_accmaker.validation.sky import make_sky_stack, whole_discs
 
 __all__ = ["Residuals", "RunSummary", "stack_residuals"]
 
@@ -84,7 +85,9 @@ class Residuals:
         by_field = []
         for field in self.fields:
             counts, expected = (m.data.reshape(len(m.data), -1) for m in (field.counts, field.expected))
-            by_field.append(disc_scores(counts, expected, field.kept.shape, PIXEL, field.usable().ravel(), seed=seed))
+            by_field.append(
+                disc_scores(counts, expected, field.kept.shape, PIXEL, whole_discs(field).ravel(), seed=seed)
+            )
         joined = np.concatenate(by_field, axis=1)
         return [row[~np.isnan(row)] for row in joined]
 
@@ -121,7 +124,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
     bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment)
     exclusion = make_exclusion(config, maker.exclusion)
-    sky = SkyStack(observations, bands, offset_max, config, exclusion)
+    sky = make_sky_stack(observations, bands, offset_max, config, exclusion)
     counts, expected = np.zeros((2, len(bands) - 1, bins.fov.size))
     runs, failures = [], {}
     for first in range(0, len(observations), CHUNK):
@@ -153,7 +156,9 @@ def _residuals_of_run(observation, maker, bins, exclusion, geom):
     try:
         model = maker.adapt(observation)
         slices = reduce_one(observation, bins, maker.config, exclusion)
-        in_sky = fill_sky(observation, model, geom, maker.config.offset_max.to_value("deg"), maker.config)
+        config = maker.config
+        track = observation_track(observation, config.fov_alignment, config.observatory_location)
+        in_sky = fill_sky(observation, track, model, geom, config.offset_max.deg, config.time_step_seconds)
     except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     counts = sum(part.counts for part in slices).toarray()

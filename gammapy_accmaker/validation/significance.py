@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import fftconvolve
 
 from gammapy_accmaker.models.stats import poisson_pulls
+from gammapy_accmaker.products.sky_stack import disc_sums
 
-__all__ = ["DISC_RADIUS", "disc_scores", "disc_significance", "disc_sums"]
+__all__ = ["DISC_RADIUS", "disc_scores", "disc_significance"]
 
 DISC_RADIUS = 0.2  # deg
-
-
-def disc_sums(image: np.ndarray, pixel: float, radius: float = DISC_RADIUS) -> np.ndarray:
-    """Sums of images over a disc around each pixel.
-
-    Parameters
-    ----------
-    image : `~numpy.ndarray`
-        Shape (..., nx, ny).
-    pixel, radius : float
-        Side of a pixel and radius of the disc, in deg.
-    """
-    n = int(np.ceil(radius / pixel))
-    x = np.arange(-n, n + 1) * pixel
-    disc = (np.hypot(*np.meshgrid(x, x, indexing="ij")) <= radius + 1e-9).astype(float)
-    return fftconvolve(image, disc.reshape(*[1] * (image.ndim - 2), *disc.shape), mode="same", axes=(-2, -1))
 
 
 def disc_scores(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0) -> np.ndarray:

@@ -96,7 +96,7 @@ ALLOWED = {
     "validation.html": {"matplotlib"},
     "validation.report": {"astropy", "gammapy.utils", *(OURS + n for n in ("acceptance", "files", "maker", "validation"))},
     "validation.report_sections": {"gammapy.maps", "regions", OURS + "config", OURS + "validation"},
-    "validation.report_runs": {"astropy.table", OURS + "validation"},
+    "validation.report_runs": {"astropy.table", OURS + "fit", OURS + "validation"},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_truth"},
     "demo_irfs": {"astropy", "gammapy", "scipy", OURS + "demo_truth"},
@@ -104,7 +104,7 @@ ALLOWED = {
     "showcase": {"astropy", "gammapy", "matplotlib", "regions", *(OURS + n for n in ("binning", "config", "demo", "maker", "reduction", "validation"))},
     "template": {"pydantic", "yaml"},
     "cli_outputs": {"matplotlib", OURS + "validation.pictures"},
-    "cli": {"click", "gammapy", "matplotlib", *(OURS + n for n in ("acceptance", "analysis", "analysis_config", "cli_outputs", "config", "files", "products.dl3", "showcase", "template", "validation"))},
+    "cli": {"click", "gammapy", "matplotlib", *(OURS + n for n in ("acceptance", "analysis", "analysis_config", "cli_outputs", "config", "files", "plan", "products.dl3", "showcase", "template", "validation"))},
 }  # fmt: skip
 
 

@@ -11,14 +11,17 @@ from gammapy.utils.scripts import make_path
 
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.models.fit_counts import FitCounts
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.tabulated import TabulatedModel
 from gammapy_accmaker.models.zenith import ZenithInterpolated
+from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
 from gammapy_accmaker.products.io import read_model_file, write_model_file
-from gammapy_accmaker.products.irf import RATE_UNIT
-from gammapy_accmaker.products.plots import plot_model
+from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
+from gammapy_accmaker.products.plots import plot_model, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.products.tables import model_from_irfs
 
 __all__ = ["AcceptanceModel"]
@@ -29,6 +32,7 @@ MODEL_CLASSES: dict[str, type[RateModel]] = {
     "tabulated": TabulatedModel,
     "tabulated by zenith": ZenithInterpolated,
 }
+FIT_COUNTS = "fit_counts/"  # before the names of their arrays in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +49,14 @@ class AcceptanceModel:
         The configuration that made it, as YAML.
     run_table : `~astropy.table.Table`
         One row for each run of the fit: what it gave, its norm, and why it was left out, if it was.
+    fit_counts : `FitCounts`, optional
+        Counts and exposure of the fit; None for a model that was not fitted here.
     """
 
     rate_model: RateModel
     config: str
     run_table: Table
+    fit_counts: FitCounts | None = None
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> u.Quantity:
         """Background rate per ontime of a run of norm 1.
@@ -74,6 +81,64 @@ class AcceptanceModel:
         azimuth = None if azimuth is None else u.Quantity(azimuth).to_value("deg")
         return self.rate_model.rate(u.Quantity(energy).to_value("TeV"), lon, lat, cos_zenith, azimuth) * RATE_UNIT
 
+    def cubes(self, *, cos_zenith: float | None = None, smooth_counts: float | None = None) -> dict:
+        """Cubes of the fit over energy and camera.
+
+        Longitude and latitude of the maps are FOV_LON and FOV_LAT, see `gammapy_accmaker.products.cubes`.
+
+        Parameters
+        ----------
+        cos_zenith : float, optional
+            Of the fitted rate; default: the middle of the trained range.
+        smooth_counts : float, optional
+            Smooth the measured rate of each energy with a Gaussian under which about so many counts lie.
+
+        Returns
+        -------
+        cubes : dict of `~gammapy.maps.WcsNDMap`
+            "counts", "exposure" (unexcluded ontime in s), "measured_rate" (counts over exposure, solid angle and energy,
+            NaN without exposure) and "rate" (of the model). The first three are those of the fit, and are not there for
+            a model that was not fitted here.
+        """
+        return make_cubes(self.rate_model, self.fit_counts, cos_zenith, smooth_counts)
+
+    def write_cube(self, path, format: str = "table", *, cos_zenith: float | None = None, overwrite=False) -> None:
+        """Write the rate at one zenith angle.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+            FITS file.
+        format : {"table", "image"}
+            "table": background IRF in the format of GADF; "image": the maps of `cubes`, which ds9 opens.
+        cos_zenith : float, optional
+            Default: the middle of the trained range.
+        overwrite : bool
+            Replace an existing file.
+        """
+        alignment = AcceptanceConfig.from_yaml(self.config).fov_alignment
+        if format == "table":
+            irf = make_mean_irf(self.rate_model, cos_zenith, alignment)
+            write_atomically(make_path(path), irf.write, overwrite)
+        elif format == "image":
+            hdulist = cubes_to_hdulist(self.cubes(cos_zenith=cos_zenith), alignment)
+            write_atomically(make_path(path), hdulist.writeto, overwrite)
+        else:
+            raise InputError(f"format: got {format!r}, but 'table' or 'image' is needed")
+
+    def plot_image(self, energy, ax=None):
+        """Image of the rate in the camera at an energy (`~astropy.units.Quantity`); returns the axes."""
+        return plot_rate_image(self.rate_model, float(u.Quantity(energy).to_value("TeV")), ax)
+
+    def plot_spectrum(self, offset=None, ax=None):
+        """Rate against energy at one or more offsets (`~astropy.units.Quantity`); returns the axes."""
+        offset = None if offset is None else u.Quantity(offset).to_value("deg")
+        return plot_spectrum(self.rate_model, ax, offset)
+
+    def plot_radial(self, energy, ax=None):
+        """Rate against offset at one or more energies (`~astropy.units.Quantity`); returns the axes."""
+        return plot_radial(self.rate_model, u.Quantity(energy).to_value("TeV"), ax)
+
     def peek(self, figsize=(12, 8)):
         """Plot spectrum, profile and images of the rate; returns the figure."""
         return plot_model(self.rate_model, figsize)
@@ -82,15 +147,21 @@ class AcceptanceModel:
         """Write a FITS file that `read` reads back exactly; an existing file is kept unless ``overwrite``."""
         kind = next(name for name, cls in MODEL_CLASSES.items() if isinstance(self.rate_model, cls))
         texts = {"kind": kind, "config": self.config}
-        write_model_file(make_path(path), self.rate_model.to_arrays(), texts, self.run_table, overwrite)
+        arrays = self.rate_model.to_arrays()
+        if self.fit_counts is not None:
+            arrays = arrays | {FIT_COUNTS + name: a for name, a in self.fit_counts.to_arrays().items()}
+        write_model_file(make_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
     def read(cls, path) -> AcceptanceModel:
         """Read a file that `write` wrote."""
         arrays, texts, run_table = read_model_file(make_path(path))
         try:
+            summed = {k.removeprefix(FIT_COUNTS): a for k, a in arrays.items() if k.startswith(FIT_COUNTS)}
+            arrays = {k: a for k, a in arrays.items() if not k.startswith(FIT_COUNTS)}
             rate_model = MODEL_CLASSES[texts["kind"]].from_arrays(arrays)
-            return cls(rate_model, texts["config"], run_table)
+            fit_counts = FitCounts.from_arrays(summed) if summed else None
+            return cls(rate_model, texts["config"], run_table, fit_counts=fit_counts)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 

@@ -13,6 +13,7 @@ from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.fit_counts import sum_counts
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
@@ -65,7 +66,9 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
     rate_model = fit_runs(runs, bins, config)
-    return AcceptanceModel(rate_model, config.to_yaml(), make_run_table(rate_model, bins, runs, failures, config))
+    run_table = make_run_table(rate_model, bins, runs, failures, config)
+    fit_counts = sum_counts([part for slices in runs for part in slices], bins.energy_edges, bins.fov)
+    return AcceptanceModel(rate_model, config.to_yaml(), run_table, fit_counts=fit_counts)
 
 
 def fit_runs(runs: list[list[RunCounts]], bins: CountsBins, config: AcceptanceConfig) -> RateModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 from astropy.table import vstack
@@ -98,7 +99,7 @@ class AcceptanceBackgroundMaker(Maker):
             list(observations), bins, self.config, self._exclusion, n_jobs, parallel_backend
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]))
+        self.model = replace(off, run_table=vstack([off.run_table, on_table]))
         return self
 
     @property

@@ -28,7 +28,9 @@ RUN_UNITS = {"ONTIME": "s", "LIVETIME": "s", "ZENITH": "deg", "AZIMUTH": "deg", 
 SUBPOINTS = 3  # along each side of a bin, over which the model is averaged to predict the counts of a run
 
 
-def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None) -> AcceptanceModel:
+def fit_acceptance(
+    observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None, cache=None, on_error="skip"
+) -> AcceptanceModel:
     """Fit an acceptance model to observations.
 
     Parameters
@@ -43,6 +45,10 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
         Processes that reduce the observations; gammapy's default.
     parallel_backend : {"multiprocessing", "ray"}, optional
         gammapy's default.
+    cache : str or `~pathlib.Path`, optional
+        Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
+    on_error : {"skip", "raise"}
+        Whether a run that cannot be used is left out, or ends the fit at once.
 
     Returns
     -------
@@ -52,6 +58,8 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
     ------
     InputError
         Without observations, or where none can be used.
+    ObservationError
+        With ``on_error="raise"``, for the first run that cannot be used.
     """
     config = AcceptanceConfig.coerce(config)
     observations = list(observations)
@@ -59,7 +67,14 @@ def fit_acceptance(observations, config=None, *, exclusion=None, n_jobs=None, pa
         raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
     bins = make_bins(config)
     runs, failures = reduce_observations(
-        observations, bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend
+        observations,
+        bins,
+        config,
+        make_exclusion(config, exclusion),
+        n_jobs,
+        parallel_backend,
+        cache=cache,
+        on_error=on_error,
     )
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])

@@ -67,7 +67,9 @@ class AcceptanceBackgroundMaker(Maker):
         self.exclusion = exclusion
         self._exclusion = make_exclusion(self.config, exclusion)
 
-    def fit(self, observations, off_observations=None, n_jobs=None, parallel_backend=None) -> AcceptanceBackgroundMaker:
+    def fit(
+        self, observations, off_observations=None, n_jobs=None, parallel_backend=None, *, cache=None, on_error="skip"
+    ) -> AcceptanceBackgroundMaker:
         """Fit the model.
 
         Parameters
@@ -79,6 +81,10 @@ class AcceptanceBackgroundMaker(Maker):
         n_jobs : int, optional
             Processes that reduce the observations.
         parallel_backend : {"multiprocessing", "ray"}, optional
+        cache : str or `~pathlib.Path`, optional
+            Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
+        on_error : {"skip", "raise"}
+            Whether a run that cannot be used is left out, or ends the fit at once.
 
         Returns
         -------
@@ -87,15 +93,34 @@ class AcceptanceBackgroundMaker(Maker):
         """
         if off_observations is None:
             self.model = fit_acceptance(
-                observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend
+                observations,
+                self.config,
+                exclusion=self.exclusion,
+                n_jobs=n_jobs,
+                parallel_backend=parallel_backend,
+                cache=cache,
+                on_error=on_error,
             )
             return self
         off = fit_acceptance(
-            off_observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend
+            off_observations,
+            self.config,
+            exclusion=self.exclusion,
+            n_jobs=n_jobs,
+            parallel_backend=parallel_backend,
+            cache=cache,
+            on_error=on_error,
         )
         bins = make_bins(self.config)
         runs, failures = reduce_observations(
-            list(observations), bins, self.config, self._exclusion, n_jobs, parallel_backend
+            list(observations),
+            bins,
+            self.config,
+            self._exclusion,
+            n_jobs,
+            parallel_backend,
+            cache=cache,
+            on_error=on_error,
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
         self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]))

@@ -28,7 +28,7 @@ from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.reduction.fingerprint import fingerprint
 
-__all__ = ["RunCache", "event_locations"]
+__all__ = ["RunCache", "event_locations", "in_memory"]
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +84,17 @@ class RunCache:
             path.unlink(missing_ok=True)
             return None
 
-    def put(self, observation, slices: list[RunCounts]) -> None:
-        """Store the slices of a run that was just reduced; nothing for one that does not come from files alone."""
+    def put(self, observation, slices: list[RunCounts], held: dict[str, str]) -> None:
+        """Store the slices of a run that was just reduced; ``held``: what `in_memory` said before.
+
+        Nothing is stored of a run that does not come from its files alone.
+        """
         path = self.path(observation)
-        if path is None:
+        if path is None or not held.items() <= (_in_files(observation) if held else {}).items():
             return
         arrays = _to_arrays(slices)
         primary = fits.PrimaryHDU()
-        state = {"files": _file_state(observation), "memory": _in_memory(observation)}
+        state = {"files": _file_state(observation), "memory": in_memory(observation)}
         primary.header.update({"FORMAT": FORMAT, "VERSION": FORMAT_VERSION, "DIGEST": _digest(arrays, state)})
         hdus = [fits.ImageHDU(values if values.size else None, name=name) for name, values in arrays.items()]
         text = np.frombuffer(json.dumps(state).encode(), dtype="u1")
@@ -125,7 +128,7 @@ class RunCache:
             digest = header["DIGEST"]
         if digest != _digest(arrays, state):
             raise InputError("its checksum does not fit")
-        changed = _in_memory(observation).items() - state["memory"].items()
+        changed = in_memory(observation).items() - state["memory"].items()
         if changed or state["files"] != _file_state(observation):
             return None
         return _from_arrays(arrays, int(observation.obs_id), self.shape)
@@ -137,12 +140,18 @@ def _file_state(observation):
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def _in_memory(observation):
-    """What the observation holds already, read or set by the user, by its kind."""
+def in_memory(observation) -> dict[str, str]:
+    """Fingerprints of what the observation holds already, read or set by the user, by its kind."""
     kinds = (GTI, FixedPointingInfo, ObservationMetaData, EarthLocation)
     return {
         type(value).__name__: fingerprint(value) for value in vars(observation).values() if isinstance(value, kinds)
     }
+
+
+def _in_files(observation):
+    """The same of what its files say."""
+    loaded = [one.load() for one in event_locations(observation) if one.hdu_class != "events"]
+    return {type(value).__name__: fingerprint(value) for value in loaded}
 
 
 def _digest(arrays, state):

@@ -9,7 +9,7 @@ import numpy as np
 from gammapy.maps import Map
 
 from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
-from gammapy_accmaker.cache import RunCache, event_locations
+from gammapy_accmaker.cache import RunCache, event_locations, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.hdu_sizes import check_hdu_sizes
@@ -100,9 +100,10 @@ def _reduce_or_explain(observation, bins, config, exclusion, cache):
     try:
         slices = None if cache is None else cache.get(observation)
         if slices is None:
+            held = in_memory(observation)
             slices = reduce_one(observation, bins, config, exclusion)
             if cache is not None:
-                cache.put(observation, slices)
+                cache.put(observation, slices, held)
         return slices
     except Exception as error:  # whatever a broken file makes the readers raise costs this run, not the fit
         return f"{type(error).__name__}: {error}"

@@ -116,7 +116,7 @@ class RunCache:
         return self.folder / f"run-{int(observation.obs_id)}-{name[:32]}.fits"
 
     def _read(self, path, observation):
-        with fits.open(path, memmap=False) as hdulist:
+        with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
             header = hdulist[0].header
             if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
                 raise InputError("it is no entry of this version")

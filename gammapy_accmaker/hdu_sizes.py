@@ -13,6 +13,7 @@ from gammapy_accmaker.errors import InputError
 __all__ = ["check_hdu_sizes"]
 
 MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
+BITS = (8, 16, 32, 64, -32, -64)
 COMPRESSION = 1100  # no gzip file grows more
 COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7", b"PK", b"\x1f\x9d")
 
@@ -43,11 +44,13 @@ def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES, until: set[str] | No
             length *= COMPRESSION
     left = None if until is None else set(until)
     try:
-        with warnings.catch_warnings(), fits.open(path, memmap=False, lazy_load_hdus=True) as hdulist:
+        with warnings.catch_warnings(), _open(path) as hdulist:
             # that a file is truncated is a warning of astropy, and an error here
             warnings.simplefilter("ignore", AstropyWarning)
             for hdu in hdulist:
                 _check(path, hdu, length, max_bytes)
+                if until is None or hdu.name in until:
+                    _check_kind(path, hdu)
                 if left is not None:
                     left.discard(hdu.name)
                     if not left:
@@ -60,15 +63,35 @@ def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES, until: set[str] | No
         raise InputError(f"{path} has no HDU {' and '.join(sorted(left))}; it is cut off, or its index table is wrong")
 
 
+def _open(path):
+    return fits.open(path, memmap=False, lazy_load_hdus=True, disable_image_compression=True)
+
+
 def _check(path, hdu, length, max_bytes):
     header = hdu.header
-    axes = [header.get(f"NAXIS{k}", 0) for k in range(1, header.get("NAXIS", 0) + 1)]
-    numbers = [*axes, header.get("PCOUNT", 0), header.get("GCOUNT", 1), header.get("BITPIX", 8)]
-    if any(not isinstance(n, int) for n in numbers) or any(n < 0 for n in numbers[:-1]):
-        raise InputError(f"{path}: the header of HDU {hdu.name!r} claims sizes of {numbers}; the file is damaged")
+    naxis, bits = header.get("NAXIS", 0), header.get("BITPIX", 8)
+    numbers = [naxis, header.get("PCOUNT", 0), header.get("GCOUNT", 1)]
+    numbers += [header.get(f"NAXIS{k}", 0) for k in range(1, naxis + 1)]
+    if bits not in BITS or any(not isinstance(n, int) or n < 0 for n in numbers):
+        raise InputError(
+            f"{path}: the header of HDU {hdu.name!r} claims {bits} bits and sizes of {numbers}; the file is damaged"
+        )
     size = hdu.size
     if size > min(max_bytes, length):
         raise InputError(
             f"{path}: the header of HDU {hdu.name!r} claims {size} bytes of data, but the file can hold "
             f"{min(max_bytes, length)}; it is truncated or damaged"
         )
+
+
+def _check_kind(path, hdu):
+    """What would be made of the data has the size of the data."""
+    if hdu.header.get("ZIMAGE"):
+        raise InputError(f"{path}: HDU {hdu.name!r} is a compressed image, which is not read here")
+    if isinstance(hdu, fits.BinTableHDU):
+        row = hdu.columns.dtype.itemsize
+        if row != hdu.header["NAXIS1"]:
+            raise InputError(
+                f"{path}: the columns of HDU {hdu.name!r} claim rows of {row} bytes, but a row has "
+                f"{hdu.header['NAXIS1']}; the file is damaged"
+            )

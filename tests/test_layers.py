@@ -55,7 +55,7 @@ ALLOWED = {
     "products.__init__": set(),
     "products.background": {"astropy", "scipy", "regions", "gammapy.maps", OURS + "binning", OURS + "models.base", OURS + "reduction.fov"},
     "products.irf": {"astropy.units", "gammapy.irf", "gammapy.maps", OURS + "models.base", OURS + "products.background", OURS + "reduction.fov"},
-    "products.io": {"astropy", OURS + "files"},
+    "products.io": {"astropy", OURS + "files", OURS + "hdu_sizes"},
     "products.plots": {"matplotlib", OURS + "models.base"},
     "acceptance": {"astropy", "gammapy.utils", OURS + "models", OURS + "products"},
     "config_types": {"astropy", "pydantic", "gammapy.utils", "gammapy.modeling"},

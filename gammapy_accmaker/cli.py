@@ -107,6 +107,34 @@ def config(output, overwrite):
 
 @cli.command()
 @click.argument("config", type=FILE)
+@output(None, "Picture of the plan to write (png, pdf or svg).")
+@parallel
+@overwriting
+def plan(config, output, n_jobs, overwrite):
+    """Print which runs are pooled in a fit that has bins of zenith angle or azimuth."""
+    from matplotlib.figure import Figure
+
+    from gammapy_accmaker.analysis import make_maker
+    from gammapy_accmaker.plan import plan_groups
+
+    if output is not None:
+        check_free(output, overwrite)
+    analysis = _read_analysis(config, n_jobs)
+    maker = make_maker(analysis.config)
+    analysis.get_observations()
+    observations = analysis.observations if analysis.off_observations is None else analysis.off_observations
+    groups = plan_groups(observations, maker.config, exclusion=maker.exclusion, n_jobs=analysis.config.general.n_jobs)
+    click.echo(str(groups))
+    if output is not None:
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        groups.plot(figure.add_subplot())
+        kind = output.suffix.lstrip(".") or "png"
+        write_atomically(output, lambda path: figure.savefig(path, format=kind, dpi=150), overwrite)
+        click.echo(f"{output} written")
+
+
+@cli.command()
+@click.argument("config", type=FILE)
 @output("model.fits", "Model file to write.")
 @parallel
 @overwriting
@@ -134,6 +162,7 @@ def run(config, output, n_jobs, overwrite):
 
     check_free(output, overwrite, holds=MARKER)
     analysis = _read_analysis(config, n_jobs)
+    analysis.config.check_complete()
     analysis.get_observations()
     analysis.get_datasets()
     names = []
@@ -178,6 +207,8 @@ def inspect(model):
     click.echo(str(found))
     click.echo("Configuration\n-------------\n")
     click.echo(found.config)
+    if found.plan is not None:
+        click.echo(f"Plan\n----\n\n{found.plan}\n")
     click.echo("Runs\n----\n")
     table = found.run_table.copy()
     for name in table.colnames:

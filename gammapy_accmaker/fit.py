@@ -16,6 +16,7 @@ from gammapy_accmaker.fit_groups import fit_groups
 from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.fit_counts import sum_counts
 from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.models.parametric_fit import fit_parametric
 from gammapy_accmaker.models.run_effects import RunEffect
@@ -41,7 +42,15 @@ SUBPOINTS = 3  # along each side of a bin, over which the model is averaged to p
 
 
 def fit_acceptance(
-    observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None, plan=None
+    observations,
+    config=None,
+    *,
+    exclusion=None,
+    n_jobs=None,
+    parallel_backend=None,
+    plan=None,
+    cache=None,
+    on_error="skip",
 ) -> AcceptanceModel:
     """Fit an acceptance model to observations.
 
@@ -59,6 +68,10 @@ def fit_acceptance(
         gammapy's default.
     plan : `GroupPlan`, optional
         From `plan_groups` of the same observations and options; made anew by default.
+    cache : str or `~pathlib.Path`, optional
+        Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
+    on_error : {"skip", "raise"}
+        Whether a run that cannot be used is left out, or ends the fit at once.
 
     Returns
     -------
@@ -68,6 +81,8 @@ def fit_acceptance(
     ------
     InputError
         Without observations, where none can be used, or for a plan of other observations.
+    ObservationError
+        With ``on_error="raise"``, for the first run that cannot be used.
     """
     config = AcceptanceConfig.coerce(config)
     if config.matching is not None:
@@ -83,19 +98,21 @@ def fit_acceptance(
     excluded = make_exclusion(config, exclusion)
 
     def fit(exclusion):
-        return _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend, plan)
+        runs, failures = reduce_observations(
+            observations, bins, config, exclusion, n_jobs, parallel_backend, cache=cache, on_error=on_error
+        )
+        return _fit_once(runs, failures, bins, config, plan)
 
     if config.exclusion.iterative is not None:
         return fit_until_stable(fit, observations, config, excluded)
     return fit(excluded)[0]
 
 
-def _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend, plan):
-    """The fit outside of an exclusion, and the model adapted to each run where that is needed, by observation number."""
-    runs, failures = reduce_observations(observations, bins, config, exclusion, n_jobs, parallel_backend)
+def _fit_once(runs, failures, bins, config, plan):
+    """The fit of reduced runs, and the model adapted to each of them where that is needed, by observation number."""
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
-        raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
+        raise InputError(f"observations: none of the {len(failures)} can be used ({reasons})")
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
     rate_model = fit_runs(runs, bins, config, plan)
@@ -103,7 +120,8 @@ def _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend, p
     if config.exclusion.iterative is not None:
         adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}
     run_table = make_run_table(rate_model, bins, runs, failures, config)
-    return AcceptanceModel(rate_model, config.to_yaml(), run_table, plan=plan), adapted
+    fit_counts = sum_counts([part for slices in runs for part in slices], bins.energy_edges, bins.fov)
+    return AcceptanceModel(rate_model, config.to_yaml(), run_table, plan=plan, fit_counts=fit_counts), adapted
 
 
 def is_grouped(config: AcceptanceConfig) -> bool:

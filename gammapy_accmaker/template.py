@@ -93,11 +93,12 @@ def _summary(cls):
 
 
 def _attributes(cls):
-    """Descriptions by name, from the numpydoc sections "Attributes" of a class and its parents."""
+    """Descriptions by name, from the numpydoc sections "Parameters" and "Attributes" of a class and its parents."""
     described = {}
     for parent in reversed(cls.__mro__):
         parts = re.split(r"(?:^|\n)(\w[\w ]*)\n-{3,}\n", inspect.cleandoc(parent.__doc__ or ""))
-        text = dict(zip(parts[1::2], parts[2::2], strict=True)).get("Attributes", "") + "\n"
+        sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        text = f"{sections.get('Parameters', '')}\n{sections.get('Attributes', '')}\n"
         found = re.findall(r"^(\w+) :.*\n((?:[ ]+.*\n?|\n)+)", text, flags=re.MULTILINE)
         described |= {name: _plain(description) for name, description in found}
     return described

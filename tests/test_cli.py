@@ -16,7 +16,13 @@ from gammapy.data import DataStore
 from gammapy.datasets import Datasets
 from gammapy.maps import Map
 
-from gammapy_accmaker import AcceptanceAnalysis, AcceptanceAnalysisConfig, AcceptanceConfig, AcceptanceModel
+from gammapy_accmaker import (
+    AcceptanceAnalysis,
+    AcceptanceAnalysisConfig,
+    AcceptanceConfig,
+    AcceptanceModel,
+    plan_groups,
+)
 from gammapy_accmaker.cli import cli
 from gammapy_accmaker.template import commented_yaml
 
@@ -287,6 +293,34 @@ def test_interrupt_leaves_nothing_behind(command, config, tmp_path, monkeypatch)
     assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "sources.reg"}
 
 
+def test_plan_says_which_runs_are_pooled(tmp_path):
+    parameters = {"model": {"type": "radial"}, "zenith": {"type": "binned", "min_livetime": "10 min"}}
+    path, picture = tmp_path / "config.yaml", tmp_path / "plan.png"
+    path.write_text(yaml.safe_dump(settings(tmp_path, parameters=parameters)))
+    result = invoke("plan", path, "--output", picture)
+    assert result.exit_code == 0, result.output
+    analysis = AcceptanceAnalysis(AcceptanceAnalysisConfig.read(path))
+    analysis.get_observations()
+    expected = plan_groups(analysis.observations, parameters, exclusion=str(tmp_path / "sources.reg"))
+    assert str(expected) in result.output and expected.n_groups > 1
+    assert picture.stat().st_size > 5000
+    again = invoke("plan", path, "--output", picture)
+    assert again.exit_code == 1 and "--overwrite" in again.output
+    # the plan is in the report and the model file too
+    model, page = tmp_path / "model.fits", tmp_path / "report.html"
+    assert invoke("fit", path, "--output", model).exit_code == 0
+    assert str(expected) in invoke("inspect", model).output
+    assert invoke("report", path, "--output", page).exit_code == 0
+    assert f"Runs were pooled in {expected.n_groups} bins" in page.read_text()
+
+
+def test_plan_needs_a_model_with_groups(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path, parameters={})))
+    result = invoke("plan", path)
+    assert result.exit_code == 1 and "spline" in result.output
+
+
 def test_attach_writes_a_store_that_gammapy_reads(config, tmp_path):
     path = tmp_path / "dl3"
     result = invoke("attach", config, "--output", path)
@@ -339,6 +373,16 @@ def test_bad_configuration_is_told_by_key_before_data_are_read(command, kind, tm
     assert result.exit_code == 1
     assert result.output.startswith("Error: ") and key in result.output, result.output
     assert contents(tmp_path) == before
+
+
+def test_datasets_without_a_place_are_told_before_data_are_read(tmp_path, monkeypatch):
+    options = settings(tmp_path)
+    options["datasets"]["geom"]["wcs"].pop("skydir")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(options))
+    monkeypatch.setattr(DataStore, "from_dir", None)
+    result = invoke("run", path, "--output", tmp_path / "output")
+    assert result.exit_code == 1 and "datasets.geom.wcs.skydir" in result.output, result.output
 
 
 def test_files_that_are_no_configuration_or_model(tmp_path):

@@ -16,11 +16,11 @@ from astropy.table import Table
 from gammapy.data import DataStore, Observation
 from gammapy.irf import Background2D, FoVAlignment
 from gammapy.maps import MapAxis
-from gammapy.utils.parallel import N_JOBS_DEFAULT, run_multiprocessing
 from gammapy.utils.scripts import make_path
 
 from gammapy_accmaker.errors import AcceptanceError, InputError, NotFittedError
 from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 
 __all__ = ["HDU_INDEX", "attach_background"]
 
@@ -85,14 +85,11 @@ def attach_background(
 
     rows, missing = _rows_with_files(data_store, obs_ids)
     present = [obs_id for obs_id in obs_ids if obs_id in rows]
-    flags = run_multiprocessing(
-        _attach_to_run,
-        [(data_store, maker, path, obs_id, rows[obs_id], copy) for obs_id in present],
-        pool_kwargs={"processes": min(n_jobs or N_JOBS_DEFAULT, max(len(present), 1))},
-        task_name="Backgrounds",
-    )
+    tasks = [(data_store, maker, path, obs_id, rows[obs_id], copy) for obs_id in present]
+    results = map_runs(_attach_to_run, tasks, n_jobs, None, "Backgrounds")
     index, reasons = [], {}
-    for obs_id, (entries, reason) in zip(present, flags, strict=True):
+    for obs_id, result in zip(present, results, strict=True):
+        entries, reason = ([], str(result)) if isinstance(result, ProcessDiedError) else result
         index += entries
         reasons[obs_id] = reason
     _warn(missing, {obs_id: reason for obs_id, reason in reasons.items() if reason})

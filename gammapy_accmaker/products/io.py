@@ -10,6 +10,7 @@ from astropy.table import Table
 
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 
 __all__ = ["read_model_file", "write_model_file"]
 
@@ -68,7 +69,8 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
     if not path.is_file():
         raise InputError(f"model file: there is no file {path}")
     try:
-        with fits.open(path, memmap=False) as hdulist:
+        check_hdu_sizes(path, MAX_BYTES)
+        with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
             header = hdulist[0].header
             if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
                 raise InputError(
@@ -84,8 +86,8 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
                 str(key): str(text).removesuffix(TEXT_END)
                 for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)
             }
-    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, fits.VerifyError) as error:
-        if isinstance(error, InputError):
+    except Exception as error:  # whatever a damaged file leads to
+        if isinstance(error, InputError) and "model file" in str(error):
             raise
         raise InputError(f"model file: {path} is damaged or is no FITS file ({error})") from error
     for key, text in found.items():

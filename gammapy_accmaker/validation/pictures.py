@@ -102,9 +102,10 @@ def plot_run_effect(run_table: Table, column: str = "NORM", against: str = "MJD"
     if shown.any():
         ax.axhline(np.median(values[shown]), color="0.5", lw=0.8, zorder=0)
     for k in sorted(np.flatnonzero(far), key=lambda k: -abs(deviation[k]))[:NAMED]:
-        ax.annotate(
-            str(run_table["OBS_ID"][k]), (x[k], values[k]), xytext=(4, 4), textcoords="offset points", size="small", color="C3"
-        )  # fmt: skip
+        # the name is written towards the middle
+        left = x[k] < 0.5 * (x[shown].min() + x[shown].max())
+        where = {"xytext": (4 if left else -4, 4), "textcoords": "offset points", "ha": "left" if left else "right"}
+        ax.annotate(str(run_table["OBS_ID"][k]), (x[k], values[k]), size="small", color="C3", **where)
     ax.ticklabel_format(axis="x", useOffset=False, style="plain")
     ax.locator_params(axis="x", nbins=5)
     ax.set(xlabel=LABELS.get(against, against), ylabel=LABELS.get(column, column))

@@ -79,6 +79,8 @@ def write_report(
         raise InputError(f"path: there is no folder {path.parent}; make it first")
     maker = _as_maker(model_or_maker, exclusion)
     run_table = maker.run_table  # says what to do where there is no model
+    if with_cross_validation and maker.config.matching is not None:
+        raise InputError("with_cross_validation: models of matched OFF runs are not scored; leave it out")
     observations = list(observations)
     bands = half_decades(maker.model.rate_model.energy_edges) if band_edges is None else u.Quantity(band_edges)
     residuals = stack_residuals(maker, observations, bands, n_jobs=n_jobs, parallel_backend=parallel_backend)
@@ -87,7 +89,7 @@ def write_report(
         validation = cross_validate(
             observations,
             report_sections.with_reference(maker.config),
-            exclusion=maker.exclusion,
+            exclusion=[maker.exclusion, maker.found_regions],
             n_folds=min(5, len(observations)),
             offset_max=0.92 * maker.config.offset_max,
             sky=True,
@@ -96,7 +98,7 @@ def write_report(
         )
     run_table = report_runs.with_covariates(run_table, residuals)
     sections = {
-        "Summary": report_runs.summary(maker.model, run_table, residuals),
+        "Summary": report_runs.summary(maker, run_table, residuals),
         "Runs": report_runs.runs(run_table, residuals),
         "Plan": report_sections.plan(maker.model),
         "Model": report_sections.model(maker.model.rate_model, residuals, run_table),

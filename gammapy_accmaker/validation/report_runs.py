@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from astropy.table import Table
 
+from gammapy_accmaker.fit import RUN_COLUMNS
 from gammapy_accmaker.validation.html import facts, folded, gallery, paragraph, picture, section, table
 from gammapy_accmaker.validation.pictures import LABELS, OUTLIER, plot_run_effect, run_outliers
 
@@ -30,22 +31,25 @@ COLUMNS = {
 def with_covariates(run_table: Table, residuals) -> Table:
     """A copy of the run table with the covariates of the runs that were read, NaN for the others."""
     run_table = run_table.copy()
+    for name in RUN_COLUMNS:
+        if name not in run_table.colnames:  # models that were made elsewhere have no runs
+            run_table[name] = np.zeros(len(run_table))
     by_run = {run.obs_id: run.covariates for run in residuals.runs}
     for name in sorted({name for covariates in by_run.values() for name in covariates}):
         run_table[name] = [by_run.get(int(obs_id), {}).get(name, np.nan) for obs_id in run_table["OBS_ID"]]
     return run_table
 
 
-def summary(model, run_table: Table, residuals) -> str:
+def summary(maker, run_table: Table, residuals) -> str:
     """The figures that come first."""
-    used, rate = _used(run_table), model.rate_model
+    used, rate = _used(run_table), maker.model.rate_model
     hours = np.sum(used["ONTIME"]) / HOUR
     zenith = f"{np.min(used['ZENITH']):.0f} to {np.max(used['ZENITH']):.0f} deg" if len(used) else "none"
     items = [
         ("Runs used", f"{len(used)} of {len(run_table)}"),
         ("Ontime", f"{hours:.1f} h"),
         ("Events in the fit", f"{np.sum(used['COUNTS']):,.0f}".replace(",", " ")),
-        ("Model", str(_kind(model))),
+        ("Model", maker.config.model.type),
         ("Energy", f"{rate.energy_edges[0]:.3g} to {rate.energy_edges[-1]:.3g} TeV"),
         ("Largest offset", f"{residuals.offset_max:.3g} deg"),
         ("Zenith angle", zenith),
@@ -167,11 +171,6 @@ def _plot_hours(ax, values, ontime, label):
 
 def _used(run_table):
     return run_table[np.asarray(run_table["USED"], dtype=bool)]
-
-
-def _kind(model):
-    name = type(model.rate_model).__name__
-    return {"SplineRate": "spline", "BinnedModel": "radial" if model.rate_model.is_radial else "grid"}.get(name, name)
 
 
 def _varies(used, name):

@@ -57,9 +57,29 @@ def _band_name(residuals, k):
 
 
 def plan(acceptance_model) -> str:
-    """How the runs were grouped, for a model that says so."""
-    groups = getattr(acceptance_model, "plan", None)
-    return "" if groups is None else section("plan", "Plan", listing(str(groups)))
+    """How the runs were pooled or matched, for a model that says so."""
+    parts = []
+    if acceptance_model.plan is not None:
+        groups = acceptance_model.plan.table
+        text = f"Runs were pooled in {len(groups)} bins of zenith angle or azimuth; a model was fitted to each."
+        drawn = picture(
+            acceptance_model.plan.plot,
+            "Bins and the runs in them.",
+            "Bins of zenith angle and azimuth with the runs in them",
+        )
+        rows = [
+            (row["GROUP"], f"{row['AZIMUTH_MIN']:.0f} to {row['AZIMUTH_MAX']:.0f}",
+             f"{row['COS_ZENITH_MIN']:.2f} to {row['COS_ZENITH_MAX']:.2f}", row["N_RUNS"], f"{row['LIVETIME']:.1f}",
+             row["COUNTS"], row["RUNS"])
+            for row in groups
+        ]  # fmt: skip
+        header = ["bin", "azimuth [deg]", "cos zenith", "number of runs", "livetime [h]", "counts", "runs"]
+        parts += [paragraph(text), gallery([drawn]), table(header, rows, "Bins of zenith angle and azimuth")]
+    matches = acceptance_model.matches
+    if len(matches):
+        text = listing("\n".join(matches.pformat(max_lines=-1, max_width=-1)))
+        parts += ["<h3>OFF runs of each ON run</h3>", folded(f"{len(matches)} matches", text)]
+    return section("plan", "Plan", *parts) if parts else ""
 
 
 def model(rate_model, residuals, run_table) -> str:
@@ -123,8 +143,8 @@ def _trained_note(residuals, run_table):
     seen = sum(run.obs_id in trained for run in residuals.runs)
     if seen:
         return (
-            f"{seen} of these {len(residuals.runs)} runs have trained the model, so that the stacked residuals are a little "
-            "narrower than a standard normal distribution. A cross-validation shows how well unseen runs are predicted."
+            f"{seen} of these {len(residuals.runs)} runs have trained the model, which makes the stacked residuals "
+            "narrower than those of unseen runs. A cross-validation shows how well unseen runs are predicted."
         )
     return f"None of these {len(residuals.runs)} runs has trained the model; their own events have adapted it to them."
 
@@ -224,6 +244,8 @@ def sky(residuals, observations) -> str:
 
 def with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
     """The configurations of a cross-validation: a plain radial model first, to which the gain of this one refers."""
+    if config.exclusion.iterative is not None:  # what was found is given as an exclusion instead
+        config = config.update({"exclusion": config.exclusion.model_copy(update={"iterative": None})})
     if config.model.type == "radial":
         return {"this model": config}
     shared = ("energy", "offset_max", "fov_alignment", "time_step", "exclusion", "observatory_location")
@@ -264,8 +286,17 @@ def cross_validation(result) -> str:
 def exclusion(maker, residuals) -> str:
     """Regions and events that were not used."""
     options = maker.config.exclusion
-    files = options.files()
-    items = [f"file {path}" for path in files] + [_describe(item) for item in _flat(maker.exclusion)]
+    items = [f"file {path}" for path in options.files()] + [_describe(item) for item in _flat(maker.exclusion)]
+    if options.wobble_half is not False:
+        items.append("the half of the camera with the source, of each run")
+    found = maker.model.found
+    items += [
+        f"found in the data: circle around RA {row['RA']:.3f} deg, Dec {row['DEC']:+.3f} deg, radius {row['RADIUS']:.2f} deg, "
+        f"{row['SIGNIFICANCE']:.1f} sigma"
+        for row in found
+    ]
+    if len(found) and not found.meta.get("STABLE", True):
+        items.append("the search in the data did not come to an end")
     unexcluded = np.array([run.unexcluded for run in residuals.runs])
     parts = []
     if items:
@@ -278,7 +309,7 @@ def exclusion(maker, residuals) -> str:
         shown = items[:MOST_REGIONS]
         if len(items) > MOST_REGIONS:
             shown.append(f"and {len(items) - MOST_REGIONS} more")
-        parts.append(folded(f"{len(items)} exclusions", listing("\n".join(shown))))
+        parts.append(folded(f"List of what is excluded ({len(items)})", listing("\n".join(shown))))
     else:
         parts.append(
             paragraph("No part of the sky was excluded: sources in the fields are part of the background.", "warn")

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
-from gammapy.utils.parallel import N_JOBS_DEFAULT, run_multiprocessing
 
 from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.errors import AcceptanceError, InputError
+from gammapy_accmaker.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.reduction.counts import CountsBins, observation_track
-from gammapy_accmaker.runs import make_exclusion, reduce_one
+from gammapy_accmaker.runs import make_exclusion, reduce_one, run_exclusion
 from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores
 from gammapy_accmaker.validation.sky import make_sky_stack, whole_discs
@@ -123,23 +124,17 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     offset_max = config.offset_max.to_value("deg")
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
     bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment)
-    exclusion = make_exclusion(config, maker.exclusion)
+    exclusion = make_exclusion(config, maker.exclusion).with_regions(maker.found_regions)
     sky = make_sky_stack(observations, bands, offset_max, config, exclusion)
     counts, expected = np.zeros((2, len(bands) - 1, bins.fov.size))
     runs, failures = [], {}
     for first in range(0, len(observations), CHUNK):
         numbers = range(first, min(first + CHUNK, len(observations)))
         tasks = [(observations[k], maker, bins, exclusion, sky.field_of(k).counts.geom) for k in numbers]
-        results = run_multiprocessing(
-            _residuals_of_run,
-            tasks,
-            backend=parallel_backend,
-            pool_kwargs={"processes": min(n_jobs or N_JOBS_DEFAULT, len(tasks))},
-            task_name="Residuals",
-        )
+        results = map_runs(_residuals_of_run, tasks, n_jobs, parallel_backend, "Residuals")
         for k, result in zip(numbers, results, strict=True):
-            if isinstance(result, str):
-                failures[int(observations[k].obs_id)] = result
+            if isinstance(result, (str, ProcessDiedError)):
+                failures[int(observations[k].obs_id)] = str(result)
                 continue
             summary, in_camera, in_sky = result
             runs.append(summary)
@@ -161,6 +156,9 @@ def _residuals_of_run(observation, maker, bins, exclusion, geom):
         in_sky = fill_sky(observation, track, model, geom, config.offset_max.deg, config.time_step_seconds)
     except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
+    if maker.config.exclusion.wobble_half is not False:  # what is left out of this run alone
+        left_out = run_exclusion(observation, maker.config, exclusion).contains(icrs_vectors(geom.to_image()))
+        in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
     counts = sum(part.counts for part in slices).toarray()
     inside = offset(bins.fov.fov_lon, bins.fov.fov_lat) < maker.config.offset_max.deg
     expected = expected_in_slices(model, slices, bins.energy_edges, bins.fov, inside)

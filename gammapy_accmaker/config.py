@@ -111,6 +111,11 @@ class AcceptanceConfig(Options):
         if self.model.type != "spline":
             for key in ("zenith", "run_effects"):
                 self._for_binned(key)
+            if self.model.type == "parametric" and isinstance(self.fit_energy, AdaptiveEnergy):
+                raise ValueError(
+                    "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups energies "
+                    "itself; leave it null or give edges"
+                )
             return self
         for key, known in (("zenith", ("none", "continuous")), ("azimuth", ("none",))):
             asked = getattr(self, key).type

@@ -135,13 +135,14 @@ def fit_runs(
     """Model fitted to reduced runs, each a list of slices, in the groups of a plan, which is made of them by default."""
     if config.model.type == "spline":
         return _fit_spline(runs, bins, config)
+    profile_edges = make_profile_edges(runs, bins, config)
     if is_grouped(config):
         plan = make_plan(runs, config) if plan is None else plan
-        return fit_groups(runs, plan, config, lambda group: _fit_binned(group, bins, config))
-    return _fit_binned(runs, bins, config)
+        return fit_groups(runs, plan, config, lambda group: _fit_binned(group, bins, config, profile_edges))
+    return _fit_binned(runs, bins, config, profile_edges)
 
 
-def _fit_binned(runs, bins, config) -> BinnedModel | ParametricModel:
+def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricModel:
     whole = [part for slices in runs for part in slices]  # one slice a run
     exposure = np.array([run.exposure for run in whole])
     norms = np.ones(len(whole))
@@ -149,7 +150,7 @@ def _fit_binned(runs, bins, config) -> BinnedModel | ParametricModel:
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
     summed = sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov
     if config.model.type != "parametric":
-        return fit_binned(*summed, profile_edges=make_profile_edges(runs, bins, config))
+        return fit_binned(*summed, profile_edges=profile_edges)
     return fit_parametric(
         *summed,
         config.model.function,

@@ -114,7 +114,8 @@ class AcceptanceModel:
         cos_zenith : float, optional
             Of the fitted rate; default: the middle of the trained range.
         smooth_counts : float, optional
-            Smooth the measured rate of each energy with a Gaussian under which about so many counts lie.
+            Smooth the measured rate of each energy, relative to the fitted one, with a Gaussian under which about so
+            many counts lie.
 
         Returns
         -------

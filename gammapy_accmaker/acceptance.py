@@ -13,13 +13,16 @@ from regions import CircleSkyRegion
 
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
+from gammapy_accmaker.models.fit_counts import FitCounts
 from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.plan import GroupPlan
+from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
 from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.io import read_model_file, write_model_file
-from gammapy_accmaker.products.irf import RATE_UNIT
-from gammapy_accmaker.products.plots import plot_model
+from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
+from gammapy_accmaker.products.plots import plot_model, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.products.tables import model_from_irfs
 
 __all__ = ["AcceptanceModel"]
@@ -35,6 +38,9 @@ def _to_text(table):
     text = StringIO()
     table.write(text, format="ascii.ecsv")
     return text.getvalue()
+
+
+FIT_COUNTS = "fit_counts/"  # before the names of their arrays in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +64,8 @@ class AcceptanceModel:
         whether the search came to an end (STABLE).
     plan : `GroupPlan` or None
         Which runs were pooled, where they were in bins of zenith or azimuth.
+    fit_counts : `FitCounts` or None
+        Counts and exposure of the fit; None for a model that was not fitted here.
     """
 
     rate_model: RateModel
@@ -66,6 +74,7 @@ class AcceptanceModel:
     matches: Table = field(default_factory=Table)
     found: Table = field(default_factory=Table)
     plan: GroupPlan | None = None
+    fit_counts: FitCounts | None = None
 
     @property
     def found_regions(self) -> list[CircleSkyRegion]:
@@ -95,6 +104,64 @@ class AcceptanceModel:
         azimuth = None if azimuth is None else u.Quantity(azimuth).to_value("deg")
         return self.rate_model.rate(u.Quantity(energy).to_value("TeV"), lon, lat, cos_zenith, azimuth) * RATE_UNIT
 
+    def cubes(self, *, cos_zenith: float | None = None, smooth_counts: float | None = None) -> dict:
+        """Cubes of the fit over energy and camera.
+
+        Longitude and latitude of the maps are FOV_LON and FOV_LAT, see `gammapy_accmaker.products.cubes`.
+
+        Parameters
+        ----------
+        cos_zenith : float, optional
+            Of the fitted rate; default: the middle of the trained range.
+        smooth_counts : float, optional
+            Smooth the measured rate of each energy with a Gaussian under which about so many counts lie.
+
+        Returns
+        -------
+        cubes : dict of `~gammapy.maps.WcsNDMap`
+            "counts", "exposure" (unexcluded ontime in s), "measured_rate" (counts over exposure, solid angle and energy,
+            NaN without exposure) and "rate" (of the model). The first three are those of the fit, and are not there for
+            a model that was not fitted here.
+        """
+        return make_cubes(self.rate_model, self.fit_counts, cos_zenith, smooth_counts)
+
+    def write_cube(self, path, format: str = "table", *, cos_zenith: float | None = None, overwrite=False) -> None:
+        """Write the rate at one zenith angle.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+            FITS file.
+        format : {"table", "image"}
+            "table": background IRF in the format of GADF; "image": the maps of `cubes`, which ds9 opens.
+        cos_zenith : float, optional
+            Default: the middle of the trained range.
+        overwrite : bool
+            Replace an existing file.
+        """
+        alignment = AcceptanceConfig.from_yaml(self.config).fov_alignment
+        if format == "table":
+            irf = make_mean_irf(self.rate_model, cos_zenith, alignment)
+            write_atomically(make_path(path), irf.write, overwrite)
+        elif format == "image":
+            hdulist = cubes_to_hdulist(self.cubes(cos_zenith=cos_zenith), alignment)
+            write_atomically(make_path(path), hdulist.writeto, overwrite)
+        else:
+            raise InputError(f"format: got {format!r}, but 'table' or 'image' is needed")
+
+    def plot_image(self, energy, ax=None):
+        """Image of the rate in the camera at an energy (`~astropy.units.Quantity`); returns the axes."""
+        return plot_rate_image(self.rate_model, float(u.Quantity(energy).to_value("TeV")), ax)
+
+    def plot_spectrum(self, offset=None, ax=None):
+        """Rate against energy at one or more offsets (`~astropy.units.Quantity`); returns the axes."""
+        offset = None if offset is None else u.Quantity(offset).to_value("deg")
+        return plot_spectrum(self.rate_model, ax, offset)
+
+    def plot_radial(self, energy, ax=None):
+        """Rate against offset at one or more energies (`~astropy.units.Quantity`); returns the axes."""
+        return plot_radial(self.rate_model, u.Quantity(energy).to_value("TeV"), ax)
+
     def peek(self, figsize=(12, 8)):
         """Plot spectrum, profile and images of the rate; returns the figure."""
         return plot_model(self.rate_model, figsize)
@@ -106,6 +173,8 @@ class AcceptanceModel:
         arrays = self.rate_model.to_arrays()
         if self.plan is not None:
             arrays |= {PLAN + name: values for name, values in self.plan.to_arrays().items()}
+        if self.fit_counts is not None:
+            arrays |= {FIT_COUNTS + name: values for name, values in self.fit_counts.to_arrays().items()}
         write_model_file(make_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
@@ -113,11 +182,15 @@ class AcceptanceModel:
         """Read a file that `write` wrote."""
         arrays, texts, run_table = read_model_file(make_path(path))
         try:
-            planned = {name.removeprefix(PLAN): arrays.pop(name) for name in [*arrays] if name.startswith(PLAN)}
+            planned, summed = (
+                {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
+                for prefix in (PLAN, FIT_COUNTS)
+            )
             rate_model = MODEL_KINDS[texts["kind"]].from_arrays(arrays)
             plan = GroupPlan.from_arrays(planned) if planned else None
             extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
-            return cls(rate_model, texts["config"], run_table, plan=plan, **extra)
+            fit_counts = FitCounts.from_arrays(summed) if summed else None
+            return cls(rate_model, texts["config"], run_table, plan=plan, fit_counts=fit_counts, **extra)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 

@@ -16,6 +16,7 @@ from gammapy_accmaker.fit_groups import fit_groups
 from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.fit_counts import sum_counts
 from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.models.parametric_fit import fit_parametric
 from gammapy_accmaker.models.run_effects import RunEffect
@@ -103,7 +104,8 @@ def _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend, p
     if config.exclusion.iterative is not None:
         adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}
     run_table = make_run_table(rate_model, bins, runs, failures, config)
-    return AcceptanceModel(rate_model, config.to_yaml(), run_table, plan=plan), adapted
+    fit_counts = sum_counts([part for slices in runs for part in slices], bins.energy_edges, bins.fov)
+    return AcceptanceModel(rate_model, config.to_yaml(), run_table, plan=plan, fit_counts=fit_counts), adapted
 
 
 def is_grouped(config: AcceptanceConfig) -> bool:

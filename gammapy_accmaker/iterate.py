@@ -15,7 +15,7 @@ from gammapy_accmaker.products.excess import excess_regions, find_excess
 from gammapy_accmaker.products.sky_stack import SkyStack
 from gammapy_accmaker.reduction.exclusion import Exclusion
 
-__all__ = ["fit_until_stable"]
+__all__ = ["fit_until_stable", "stack_residuals"]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def fit_until_stable(
     for iteration in range(1, options.max_iterations + 1):
         left_out = exclusion.with_regions(excess_regions(found))
         new = find_excess(
-            _stack(observations, model, adapted, config, left_out),
+            stack_residuals(observations, model, adapted, config, left_out),
             options.threshold,
             options.correlation_radius.deg,
             options.dilation.deg,
@@ -74,7 +74,8 @@ def fit_until_stable(
     return replace(model, found=found)
 
 
-def _stack(observations, model, adapted, config, exclusion):
+def stack_residuals(observations, model, adapted, config, exclusion):
+    """Counts and expectations of runs on the sky, with models by observation number, in one energy bin."""
     stack = SkyStack(
         observations,
         model.rate_model.energy_edges[[0, -1]],

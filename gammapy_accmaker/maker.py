@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 from astropy.table import vstack
@@ -128,9 +129,7 @@ class AcceptanceBackgroundMaker(Maker):
             parallel_backend,
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = AcceptanceModel(
-            off.rate_model, off.config, vstack([off.run_table, on_table]), found=off.found, plan=off.plan
-        )
+        self.model = replace(off, run_table=vstack([off.run_table, on_table]))
         return self
 
     @property

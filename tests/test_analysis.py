@@ -188,8 +188,10 @@ def test_model_file_is_applied_without_a_fit(store, region_file, tmp_path, monke
     assert scaled.acceptance_maker.config.renormalization.type == "fov"
     for parameters in ({"model": {"type": "grid"}}, {"offset_max": "2 deg"}):
         with pytest.raises(InputError, match=f"datasets.background.parameters.{next(iter(parameters))}.*leave it out"):
-            analysed(nested(store, parameters=parameters, background={"model": str(model)}))
-    analysed(nested(store, parameters=FAST, background={"model": str(model)}))
+            AcceptanceAnalysis(
+                nested(store, parameters=parameters, background={"model": str(model)})
+            ).get_observations()
+    AcceptanceAnalysis(nested(store, parameters=FAST, background={"model": str(model)})).get_observations()
     # a renormalisation of the file is held against the datasets as well
     ring = AcceptanceConfig(renormalization={"type": "ring"}, **FAST).to_yaml()
     replace(fitted.acceptance_maker.model, config=ring).write(model, overwrite=True)
@@ -254,10 +256,10 @@ def test_whole_analysis(store, region_file):
     edges = {"energy_edges": {**ENERGY, "nbins": 1}}
     points = {"energy": {**ENERGY, "nbins": 2}, "parameters": {"selection_optional": ["ul"]}}
     more = {"excess_map": edges, "flux_points": points, "light_curve": {**edges, "parameters": {}}}
-    more |= {"true": {**TRUE, "nbins": 16}, "background": {"exclusion": str(region_file)}}
-    analysis = analysed(nested(store, nbins=4, n_runs=4, **more))
+    more |= {"true": {**TRUE, "nbins": 12}, "background": {"exclusion": str(region_file)}}
+    analysis = analysed(nested(store, nbins=4, **more))
     analysis.get_excess_map()
-    assert analysis.excess_map["sqrt_ts"].get_by_coord([*_lonlat(store), 2 * u.TeV]) > 8
+    assert analysis.excess_map["sqrt_ts"].get_by_coord([*_lonlat(store), 2 * u.TeV]) > 4
     source = SkyModel(store.source.spectral_model.copy(), store.source.spatial_model.copy(), name="source")
     for parameter in source.spatial_model.parameters:
         parameter.frozen = True

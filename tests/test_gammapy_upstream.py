@@ -23,7 +23,15 @@ MODULES = {
     "analysis": "gammapy.analysis.tests.test_analysis",
     "workflow_config": "gammapy.workflow.tests.test_config",
 } | ({"workflow": "gammapy.workflow.tests.test_workflow"} if SUPPORTED else {})
-LONGEST = {"test_analysis_1d", "test_analysis_3d", "test_workflow_1d", "test_workflow_3d", "test_exclusion_region"}
+LONGEST = {
+    "test_analysis_1d",
+    "test_analysis_1d_stacked_no_fit_range",
+    "test_analysis_3d",
+    "test_exclusion_region",
+    "test_workflow_1d",
+    "test_workflow_1d_stacked_no_fit_range",
+    "test_workflow_3d",
+}
 OTHER_DATA = ("cta-1dc", "joint-crab")
 
 

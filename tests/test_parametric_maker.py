@@ -197,9 +197,9 @@ def test_limits_are_kept_where_the_effects_are_chosen():
 
 
 @pytest.mark.gammapy_data
-@pytest.mark.parametrize("function", ["gaussian_gradient", "radial_profile", "power_law_cutoffs * radial_profile"])
+@pytest.mark.parametrize("function", ["radial_profile", "power_law_cutoffs * radial_profile"])
 def test_dr1_counts_are_kept(function):
-    runs = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations([33787, 33788, 33789], required_irf=IRFS)
+    runs = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations([33787, 33788], required_irf=IRFS)
     config = parametric(function, "norm", offset_bins=12) | {
         "energy": {"min": "0.3 TeV", "max": "20 TeV", "nbins_per_decade": 8}
     }
@@ -212,7 +212,7 @@ def test_dr1_counts_are_kept(function):
         geom = WcsGeom.create(skydir=run.pointing.fixed_icrs, width=3.4, binsz=0.1, axes=[axis])
         filled = maker.run(MapDatasetMaker(selection=["counts"]).run(MapDataset.create(geom), run), run)
         counts, expected = counts + filled.counts.data.sum((1, 2)), expected + filled.background.data.sum((1, 2))
-    assert counts.sum() > 10_000
+    assert counts.sum() > 5_000
     # the maps show the middle of the field, which a function of few parameters gives to some per cent
     assert counts.sum() == pytest.approx(expected.sum(), rel=0.05)
     lon, lat = model.fov.subpoints(4)

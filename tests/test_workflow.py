@@ -58,11 +58,12 @@ def test_steps_in_gammapys_own_workflow(store):
     config = AcceptanceWorkflowConfig(**nested(store))
     workflow = Workflow(config)
     workflow.run(["acceptance-observations", "acceptance-datasets"])
-    assert_same_datasets(workflow.datasets, analysed(nested(store)).datasets)
+    expected = analysed(nested(store)).datasets
+    assert_same_datasets(workflow.datasets, expected)
     config.observations.required_irf = ["aeff", "edisp", "psf"]
     workflow = Workflow(config)
     workflow.run(["observations", "acceptance-datasets"])
-    assert_same_datasets(workflow.datasets, analysed(nested(store)).datasets)
+    assert_same_datasets(workflow.datasets, expected)
     # with another method they are gammapy's, which needs the background of the runs
     workflow = Workflow(
         AcceptanceWorkflowConfig(**nested(store, background={"method": "fov_background"}, parameters={}))

@@ -139,7 +139,7 @@ class ParametricModel(RateModel):
             rate = inside[:, None] * self._product(0, np.clip(energy, low, high), fov_lon, fov_lat)
         else:
             shares = linear_weights(np.log(self.group_energy), np.log(energy))
-            rate = (self.spectrum(energy) / TEV_IN_MEV)[:, None] * (shares @ self._profiles(fov_lon, fov_lat))
+            rate = (self.spectrum(energy) / TEV_IN_MEV)[:, None] * (shares @ self.profiles(fov_lon, fov_lat))
         return np.where(self._covers(fov_lon, fov_lat), rate, 0)
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
@@ -149,7 +149,7 @@ class ParametricModel(RateModel):
             rate = self._product(0, energy.ravel(), fov_lon, fov_lat)
             total = np.einsum("ek,ekp->ep", weight, rate.reshape(*energy.shape, -1))
         else:
-            total = self.spectrum.bin_weights(edges, self.group_energy) @ self._profiles(fov_lon, fov_lat)
+            total = self.spectrum.bin_weights(edges, self.group_energy) @ self.profiles(fov_lon, fov_lat)
         return np.where(self._covers(fov_lon, fov_lat), total, 0)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
@@ -160,7 +160,9 @@ class ParametricModel(RateModel):
         return RegularGridInterpolator(nodes, self.relative_error)(points).reshape(len(x), len(lon))
 
     def _covers(self, fov_lon, fov_lat):
-        return np.all([(x >= a) & (x < b) for x, (a, b) in zip((fov_lon, fov_lat), self._coverage, strict=True)], axis=0)  # fmt: skip
+        return np.all(
+            [(x >= a) & (x < b) for x, (a, b) in zip((fov_lon, fov_lat), self._coverage, strict=True)], axis=0
+        )
 
     def _clipped(self, fov_lon, fov_lat):
         return [np.clip(x, *e[[0, -1]]) for x, e in zip((fov_lon, fov_lat), self.fov.edges, strict=True)]
@@ -172,7 +174,7 @@ class ParametricModel(RateModel):
             return self._function.grid(self.shapes[group], energy, lon, lat)
         return _table_product(self.shapes[group], energy, lon, lat)
 
-    def _profiles(self, fov_lon, fov_lat):
+    def profiles(self, fov_lon, fov_lat):
         """Rate per count in s-1 sr-1 of each group, shape (group, m)."""
         shapes = [self._product(g, np.ones(1), fov_lon, fov_lat)[0] for g in range(len(self.shapes))]
         return np.array(shapes) / self.group_counts[:, None]
@@ -182,7 +184,11 @@ class ParametricModel(RateModel):
         arrays |= {name: getattr(self, name) for name in ("bin_edges", "energy_edges", "relative_error")}
         arrays |= {"description": np.array(self.description), **self.result.to_arrays()}
         if self.spectrum is not None:
-            arrays |= {"spectrum": self.spectrum.coefficients, "group_energy": self.group_energy, "group_counts": self.group_counts}  # fmt: skip
+            arrays |= {
+                "spectrum": self.spectrum.coefficients,
+                "group_energy": self.group_energy,
+                "group_counts": self.group_counts,
+            }
         if self._function is not None:
             return arrays | {"values": np.array(self.shapes)}
         for k, tables in enumerate(zip(*self.shapes, strict=True)):

@@ -120,18 +120,7 @@ def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_fa
     n = len(function.free)
     together = fit_likelihoods([everything], np.arange(n)[None], everything.start())
     guess = everything.start() if together[3] else together[0]
-    starts = np.array([group.start(guess) for group in groups])
-    # the shared parameters come first, then those of each group
-    n_own = int((~is_shared).sum())
-    which = np.empty((len(groups), n), dtype=int)
-    which[:, is_shared] = np.arange(n - n_own)
-    which[:, ~is_shared] = n - n_own + np.arange(len(groups) * n_own).reshape(len(groups), n_own)
-    if is_shared.any():
-        start = np.empty(which.max() + 1)
-        start[which] = starts
-        fitted = fit_likelihoods(groups, which, start)
-    else:
-        fitted = _joined([fit_likelihoods([g], np.arange(n)[None], s) for g, s in zip(groups, starts, strict=True)])
+    fitted, which = _fit_groups(groups, np.array([group.start(guess) for group in groups]), is_shared)
     values, covariance = fitted[:2]
     common = {*shared, *function.fixed_names}
     names = [name if name in common else f"{name}[{g}]" for g in range(len(groups)) for name in function.names]
@@ -144,7 +133,9 @@ def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_fa
     full = [function.expand(values[row]) for row in which]
     shapes = tuple(shape_of(function, one, edges, fov) for one in full)
     nodes = error_nodes(edges, fov)
-    by_group = [_relative_error(function, values[row], covariance[np.ix_(row, row)], np.ones(1), nodes)[0] for row in which]  # fmt: skip
+    by_group = [
+        _relative_error(function, values[row], covariance[np.ix_(row, row)], np.ones(1), nodes)[0] for row in which
+    ]
     shares = linear_weights(np.log(energy), nodes[0])
     error = np.tensordot(shares, np.array(by_group), 1)
     model = ParametricModel(
@@ -152,8 +143,24 @@ def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_fa
     )
     # counts that one s-1 MeV-1 sr-1 of the shapes, as the model reads them, would give
     points = pixels.fov_lon.ravel(), pixels.fov_lat.ravel()
-    mean = (model._profiles(*points).reshape(len(groups), *pixels.fov_lon.shape) * pixels.fov_weight).sum(2)
+    mean = (model.profiles(*points).reshape(len(groups), *pixels.fov_lon.shape) * pixels.fov_weight).sum(2)
     return replace(model, group_counts=mean @ volume)
+
+
+def _fit_groups(groups, starts, is_shared):
+    """Fit groups one by one, or at once if they share parameters; and the number of each group's parameters, (group, n)."""
+    n, n_shared = len(is_shared), int(is_shared.sum())
+    # the shared parameters come first, then those of each group
+    which = np.empty((len(groups), n), dtype=int)
+    which[:, is_shared] = np.arange(n_shared)
+    which[:, ~is_shared] = n_shared + np.arange(len(groups) * (n - n_shared)).reshape(len(groups), -1)
+    if not n_shared:
+        return _joined(
+            [fit_likelihoods([g], np.arange(n)[None], s) for g, s in zip(groups, starts, strict=True)]
+        ), which
+    start = np.empty(which.max() + 1)
+    start[which] = starts
+    return fit_likelihoods(groups, which, start), which
 
 
 def _group_starts(counts, least):
@@ -195,7 +202,9 @@ def _result(function, names, fitted, which, n_bins):
     # a parameter that is common to all groups is listed once
     kept = np.sort(np.unique(names, return_index=True)[1])
     full = np.concatenate(full)[kept]
-    everything = jacobian @ covariance @ jacobian.T if np.isfinite(covariance).all() else np.full((len(names),) * 2, np.nan)  # fmt: skip
+    everything = (
+        jacobian @ covariance @ jacobian.T if np.isfinite(covariance).all() else np.full((len(names),) * 2, np.nan)
+    )
     everything = everything[np.ix_(kept, kept)]
     errors = np.sqrt(np.maximum(np.diag(everything), 0))
     near = []
@@ -207,7 +216,16 @@ def _result(function, names, fitted, which, n_bins):
     message = problem or "converged"
     if near:
         message += f"; within an error of a limit: {', '.join(near)}"
-    return ParametricResult(tuple(names[k] for k in kept), full, errors, everything, deviance, int(n_bins - len(values)), not problem, message)  # fmt: skip
+    return ParametricResult(
+        tuple(names[k] for k in kept),
+        full,
+        errors,
+        everything,
+        deviance,
+        int(n_bins - len(values)),
+        not problem,
+        message,
+    )
 
 
 def _report(result, function, on_failure):
@@ -216,8 +234,8 @@ def _report(result, function, on_failure):
     text = f"parametric fit of {function.description!r} failed: {result.message}"
     if on_failure == "raise":
         raise FitError(
-            f"{text}. Fix or limit parameters that the counts do not tell, give better start values, use fewer energy bins, or "
-            "set on_failure to 'flag'"
+            f"{text}. Fix, limit or share over energy what the counts do not tell, give better start values, use fewer energy "
+            "bins, or set on_failure to 'flag'"
         )
     log.warning(f"{text}. It is used all the same, and flagged in the result of the model.")
 

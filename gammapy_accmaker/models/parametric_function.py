@@ -19,7 +19,14 @@ from gammapy_accmaker.models.parametric_shapes import READY_SHAPES
 __all__ = ["PYTHON", "RateFunction", "check_shared", "describe_function", "rate_function"]
 
 PYTHON = "python: "  # how the description of a function begins that no file can hold
-INPUTS = {"e": "energy", "energy": "energy", "lon": "fov_lon", "fov_lon": "fov_lon", "lat": "fov_lat", "fov_lat": "fov_lat"}  # fmt: skip
+INPUTS = {
+    "e": "energy",
+    "energy": "energy",
+    "lon": "fov_lon",
+    "fov_lon": "fov_lon",
+    "lat": "fov_lat",
+    "fov_lat": "fov_lat",
+}
 ORDERS = {1: ("energy",), 2: ("fov_lon", "fov_lat"), 3: ("energy", "fov_lon", "fov_lat")}
 PARAMETER_KEYS = {"value", "min", "max", "fixed"}
 
@@ -87,7 +94,10 @@ class RateFunction:
     @cached_property
     def bounds(self) -> list[tuple[float, float]]:
         """Limits of all parameters, infinite where there are none."""
-        return [tuple(s if b is None else float(b) for b, s in zip(p.bounds, (-np.inf, np.inf), strict=True)) for p in self._parameters]  # fmt: skip
+        return [
+            tuple(s if b is None else float(b) for b, s in zip(p.bounds, (-np.inf, np.inf), strict=True))
+            for p in self._parameters
+        ]
 
     def tie(self, values: np.ndarray) -> np.ndarray:
         """All values, with the tied ones computed from the others by their callables."""
@@ -228,7 +238,9 @@ def check_shared(function: RateFunction, shared) -> None:
     """Refuse shared parameters that the function has not, or where the fit shares all of them anyhow."""
     unknown = [name for name in shared if name not in function.names]
     if unknown:
-        raise InputError(f"shared: got {unknown}, but the parameters of {function.description!r} are {list(function.names)}")  # fmt: skip
+        raise InputError(
+            f"shared: got {unknown}, but the parameters of {function.description!r} are {list(function.names)}"
+        )
     if shared and function.n_inputs != 2:
         raise InputError(
             f"shared: got {list(shared)}, but {function.description!r} depends on energy itself and is fitted at all energies "
@@ -244,7 +256,9 @@ def _name_of(part):
 
 def _ready(name):
     if name not in READY_SHAPES:
-        raise InputError(f"function: got {name!r}, but one of {list(READY_SHAPES)} or a product of them with '*' is needed; other models are given in Python")  # fmt: skip
+        raise InputError(
+            f"function: got {name!r}, but one of {list(READY_SHAPES)} or a product of them with '*' is needed; other models are given in Python"
+        )
     return READY_SHAPES[name]()
 
 
@@ -261,27 +275,37 @@ def _factor(part):
     else:
         raise InputError(f"function: got {part!r}, but a name, an astropy model or a plain function is needed")
     if model.n_outputs != 1 or len(model) != 1:
-        raise InputError(f"function: {_name_of(part)} gives {model.n_outputs} outputs for {len(model)} models, but one rate is needed")  # fmt: skip
+        raise InputError(
+            f"function: {_name_of(part)} gives {model.n_outputs} outputs for {len(model)} models, but one rate is needed"
+        )
     for name in model.param_names:
         parameter = getattr(model, name)
         if parameter.unit is not None or parameter.shape not in ((), (1,)):
-            raise InputError(f"function: the parameter {name!r} of {_name_of(part)} has a unit or a shape, but plain numbers are needed: TeV, deg and s-1 MeV-1 sr-1")  # fmt: skip
+            raise InputError(
+                f"function: the parameter {name!r} of {_name_of(part)} has a unit or a shape, but plain numbers are needed: TeV, deg and s-1 MeV-1 sr-1"
+            )
         if parameter.tied and not callable(parameter.tied):
-            raise InputError(f"function: the parameter {name!r} of {_name_of(part)} is tied to {parameter.tied!r}, but only a callable of the model is taken")  # fmt: skip
+            raise InputError(
+                f"function: the parameter {name!r} of {_name_of(part)} is tied to {parameter.tied!r}, but only a callable of the model is taken"
+            )
     return model
 
 
 def _from_plain(part):
     arguments = list(inspect.signature(part).parameters.values())
     if any(a.kind not in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY) for a in arguments):
-        raise InputError(f"function: {_name_of(part)} has *args, **kwargs or positional-only arguments, but named ones are needed")  # fmt: skip
+        raise InputError(
+            f"function: {_name_of(part)} has *args, **kwargs or positional-only arguments, but named ones are needed"
+        )
     inputs = [a.name for a in arguments if a.default is a.empty]
     parameters = {a.name: a.default for a in arguments if a.default is not a.empty}
     _check_order(_name_of(part), len(inputs), inputs, inputs)
     if not parameters:
         raise InputError(f"function: {_name_of(part)} has no parameters; give it arguments with default values")
     if any(isinstance(v, bool) or not isinstance(v, (int, float, np.number)) for v in parameters.values()):
-        raise InputError(f"function: the defaults of {_name_of(part)} are {parameters}, but numbers are needed: they are the start values")  # fmt: skip
+        raise InputError(
+            f"function: the defaults of {_name_of(part)} are {parameters}, but numbers are needed: they are the start values"
+        )
     model = custom_model(part)()
     for name, value in parameters.items():
         setattr(model, name, value)
@@ -296,7 +320,9 @@ def _check_order(name, n_inputs, named, inputs):
         )
     # astropy's x, y are taken by their place
     if named and tuple(INPUTS.get(n, n) for n in inputs) != ORDERS[n_inputs]:
-        raise InputError(f"function: {name} takes {list(inputs)}, but {list(ORDERS[n_inputs])} are needed, in this order")  # fmt: skip
+        raise InputError(
+            f"function: {name} takes {list(inputs)}, but {list(ORDERS[n_inputs])} are needed, in this order"
+        )
 
 
 def _set_parameters(function, options):
@@ -305,9 +331,13 @@ def _set_parameters(function, options):
         if name not in owner:
             raise InputError(f"parameters: got {name!r}, but those of {function.description!r} are {list(owner)}")
         if "tied" in changes:
-            raise InputError(f"parameters: {name!r} is tied to {changes['tied']!r}, but text is not taken: tie it on the astropy model, model.{name}.tied = callable")  # fmt: skip
+            raise InputError(
+                f"parameters: {name!r} is tied to {changes['tied']!r}, but text is not taken: tie it on the astropy model, model.{name}.tied = callable"
+            )
         if set(changes) - PARAMETER_KEYS:
-            raise InputError(f"parameters: {name!r} has the keys {sorted(changes)}, but only {sorted(PARAMETER_KEYS)} are known")  # fmt: skip
+            raise InputError(
+                f"parameters: {name!r} has the keys {sorted(changes)}, but only {sorted(PARAMETER_KEYS)} are known"
+            )
         parameter = owner[name]
         for key in ("value", "min", "max", "fixed"):
             if key in changes:
@@ -315,4 +345,6 @@ def _set_parameters(function, options):
     for name, parameter in owner.items():
         low, high = (s if b is None else b for b, s in zip(parameter.bounds, (-np.inf, np.inf), strict=True))
         if not (np.isfinite(parameter.value) and low <= parameter.value <= high and low < high):
-            raise InputError(f"parameters: {name!r} starts at {float(parameter.value)}, outside of its limits [{low}, {high}]; give another value")  # fmt: skip
+            raise InputError(
+                f"parameters: {name!r} starts at {float(parameter.value)}, outside of its limits [{low}, {high}]; give another value"
+            )

@@ -47,7 +47,9 @@ def _panels(edges, width, n):
     half = 0.5 * np.diff(edges)[:, None, None] / panels
     middle = edges[:-1, None, None] + half * (2 * np.arange(panels)[:, None] + 1)
     shape = (len(edges) - 1, panels * n)
-    return (middle + half * node).reshape(shape), np.broadcast_to(half * weight, (*half.shape[:1], panels, n)).reshape(shape)  # fmt: skip
+    return (middle + half * node).reshape(shape), np.broadcast_to(half * weight, (*half.shape[:1], panels, n)).reshape(
+        shape
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class BinNodes:
         lat = np.degrees(np.arcsin(sin_lat))
         shape = (len(lon), len(lat), lon.shape[1], lat.shape[1])
         weight = lon_weight[:, None, :, None] * lat_weight[None, :, None, :]
-        grids = [np.broadcast_to(x, shape).reshape(fov.size, -1)[seen] for x in (lon[:, None, :, None], lat[None, :, None, :], weight)]  # fmt: skip
+        grids = [
+            np.broadcast_to(x, shape).reshape(fov.size, -1)[seen]
+            for x in (lon[:, None, :, None], lat[None, :, None, :], weight)
+        ]
         return cls(*energy_nodes(energy_edges), *grids[:2], grids[2] / grids[2].sum(1, keepdims=True))
 
     def integrate(self, factors: list[np.ndarray]) -> np.ndarray:
@@ -262,7 +267,8 @@ def fit_likelihoods(
     blurred = _not_told_apart(likelihoods, which, values, np.array(minuit.fixed))
     if len(blurred):
         names = {function.names[function.free[i]] for k in blurred for i in np.flatnonzero((which == k).any(axis=0))}
-        problems.append(f"the counts do not tell {' from '.join(sorted(names))}")
+        verb = "tell" if len(names) > 1 else "determine"
+        problems.append(f"the counts do not {verb} {' from '.join(sorted(names))}")
     if not cost(values) < barrier:
         problems.append("the likelihood is not finite")
     if not problems:

@@ -11,7 +11,9 @@ from regions import CircleSkyRegion
 from scipy.ndimage import label
 from scipy.special import xlogy
 
+from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, SkyStack, disc_sums
+from gammapy_accmaker.reduction.fov import vectors_to_lonlat
 
 __all__ = ["excess_regions", "find_excess", "significance_map"]
 
@@ -39,22 +41,35 @@ def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, di
     Returns
     -------
     found : `~astropy.table.Table`
-        RA, DEC and RADIUS of each, in deg, and its SIGNIFICANCE at the peak.
+        RA, DEC and RADIUS of each, in deg, and its SIGNIFICANCE at the peak. A source that several fields show has one row.
     """
     rows = []
     for field in stack.fields:
         significance = significance_map(field, stack.pixel, correlation_radius)
         labels, n = label(significance.data > threshold, np.ones((3, 3)))
-        lon, lat = significance.geom.get_coord().skycoord.icrs.ra, significance.geom.get_coord().skycoord.icrs.dec
+        xyz = icrs_vectors(significance.geom).reshape(*labels.shape, 3)
         for k in range(1, n + 1):
             here = labels == k
-            positions = SkyCoord(lon[here], lat[here])
-            center = SkyCoord(positions.cartesian.xyz @ significance.data[here], representation_type="cartesian")
-            center = SkyCoord(center.spherical.lon, center.spherical.lat, frame="icrs")
-            reach = max(center.separation(positions).deg.max() + 0.5 * stack.pixel, correlation_radius)
-            rows.append((center.ra.deg, center.dec.deg, reach + dilation, significance.data[here].max()))
+            center = significance.data[here] @ xyz[here]
+            center /= np.linalg.norm(center)
+            distance = np.degrees(np.arccos(np.clip(xyz[here] @ center, -1, 1))).max() + 0.5 * stack.pixel
+            lon, lat = vectors_to_lonlat(center)
+            radius = max(distance, correlation_radius) + dilation
+            rows.append((np.degrees(lon) % 360, np.degrees(lat), radius, significance.data[here].max()))
     names = ["RA", "DEC", "RADIUS", "SIGNIFICANCE"]
+    rows = _without_contained(rows)
     return Table(rows=rows or None, names=names, dtype=[float] * 4, units={"RA": "deg", "DEC": "deg", "RADIUS": "deg"})
+
+
+def _without_contained(rows):
+    """The circles, in deg, that do not lie within a larger one."""
+    kept = []
+    for row in sorted(rows, key=lambda row: -row[2]):
+        centers = SkyCoord([k[0] for k in kept], [k[1] for k in kept], unit="deg")
+        distance = centers.separation(SkyCoord(row[0], row[1], unit="deg")).deg if kept else np.zeros(0)
+        if not any(distance + row[2] <= [k[2] for k in kept]):
+            kept.append(row)
+    return sorted(kept, key=lambda row: -row[3])
 
 
 def significance_map(field: SkyField, pixel: float, correlation_radius: float) -> Map:

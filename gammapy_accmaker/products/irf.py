@@ -20,7 +20,7 @@ from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import polar_average, rate_nodes, read_polar
 from gammapy_accmaker.reduction.fov import FovTrack, unit_vectors
 
-__all__ = ["RATE_UNIT", "make_background_irf"]
+__all__ = ["RATE_UNIT", "make_background_irf", "make_mean_irf", "representative_cos_zenith"]
 
 RATE_UNIT = u.Unit("s-1 MeV-1 sr-1")
 ENERGIES_PER_DECADE = 40
@@ -59,19 +59,42 @@ def make_background_irf(
         For a frame that the model cannot be turned to.
     """
     irf_alignment = alignment if irf_alignment is None else irf_alignment
-    turned = irf_alignment != alignment and not model.is_radial
-    if turned and (irf_alignment == "altaz" or track.pointing_drift > 1e-3):
+    turns = irf_alignment != alignment and not model.is_radial
+    if turns and (irf_alignment == "altaz" or track.pointing_drift > 1e-3):
         raise ObservationError(
             f"background IRF: got the alignment {irf_alignment!r} for a model in {alignment!r} and a pointing that moves by "
             f"{track.pointing_drift:.3g} deg on the sky, but only a tracking run is turned, from altaz to radec"
         )
+    turned = None
+    if turns:
+        sign = -1 if irf_alignment == "reverse_lon_radec" else 1
+
+        def turned(energy, lon, lat):
+            return _turned_rate(model, track, energy, sign * lon, lat, time_step)
+
+    return _as_irf(model, rate_nodes(model, track, time_step), irf_alignment, turned)
+
+
+def make_mean_irf(model: RateModel, cos_zenith: float | None, alignment: str) -> Background2D | Background3D:
+    """Background IRF of a model at one zenith angle, by default the middle of those trained."""
+    z = representative_cos_zenith(model) if cos_zenith is None else cos_zenith
+    return _as_irf(model, [(model, z, 1.0)], alignment, None)
+
+
+def representative_cos_zenith(model: RateModel) -> float:
+    """Middle of the trained range; 1 for a model that knows no zenith angle."""
+    return 1.0 if model.zenith_range is None else float(np.mean(model.zenith_range))
+
+
+def _as_irf(model, nodes, alignment, turned):
+    """IRF of the mean rate over nodes (see `rate_nodes`), or of that which the function ``turned`` gives."""
     energy_axis = _energy_axis(model)
     if model.is_radial:
         nbin = int(np.ceil(model.half_width / (0.5 * FOV_STEP)))
         axes = [energy_axis, MapAxis.from_bounds(0, model.half_width, nbin, unit="deg", name="offset")]
     else:
         # a square that turns reaches to where its corners were
-        half_width = model.offset_max if turned else model.half_width
+        half_width = model.half_width if turned is None else model.offset_max
         nbin = 2 * int(np.ceil(half_width / FOV_STEP))
         if energy_axis.nbin == nbin:
             # readers tell the axes by their lengths
@@ -81,13 +104,11 @@ def make_background_irf(
 
     lon, lat, solid_angle = _half_step_grid(axes[1:])
     energy = energy_axis.center.to_value("TeV")
-    if turned:
-        sign = -1 if irf_alignment == "reverse_lon_radec" else 1
-        rate = _turned_rate(model, track, energy, sign * lon.ravel(), lat.ravel(), time_step)
-    else:
-        nodes = rate_nodes(model, track, time_step)
+    if turned is None:
         rate = sum(t * here.rate_grid(energy, lon.ravel(), lat.ravel(), z) for here, z, t in nodes)
         rate = rate / sum(t for _, _, t in nodes)
+    else:
+        rate = turned(energy, lon.ravel(), lat.ravel())
     rate = rate.reshape(-1, *lon.shape)
     data = rate[(slice(None), *[slice(None, None, 2)] * (rate.ndim - 1))]
     as_read = data
@@ -101,9 +122,9 @@ def make_background_irf(
         out=np.ones_like(as_read_sum),
         where=as_read_sum > 0,
     )
-    correction = _energy_correction(model, track, energy_axis, time_step)
+    correction = _energy_correction(model, nodes, energy_axis)
     data = data * correction.reshape(-1, *[1] * (data.ndim - 1))
-    fov_alignment = FoVAlignment(irf_alignment.upper())
+    fov_alignment = FoVAlignment(alignment.upper())
     cls = Background2D if model.is_radial else Background3D
     return cls(
         axes=axes,
@@ -122,7 +143,7 @@ def _turned_rate(model, track, energy, lon, lat, time_step):
     return np.where(offset(lon, lat) < model.offset_max, rate, 0.0)
 
 
-def _energy_correction(model, track, axis, time_step):
+def _energy_correction(model, nodes, axis):
     """Factors at the energies of an axis, after which power laws between its centres have the integrals of the model.
 
     The spectrum over the field of view bends at the trigger threshold; chords cut its corners.
@@ -133,7 +154,6 @@ def _energy_correction(model, track, axis, time_step):
     within = (np.arange(SUBENERGIES) + 0.5) / SUBENERGIES
     fine = (log_edges[:-1, None] + np.diff(log_edges)[:, None] * within).ravel()
     energy = np.exp(np.concatenate([fine, log_centers]))
-    nodes = rate_nodes(model, track, time_step)
     spectrum = sum(t * here.rate_grid(energy, lon, lat, z).sum(1) for here, z, t in nodes)
     density = spectrum[: len(fine)] * np.exp(fine)
     true = density.reshape(axis.nbin, -1).sum(1)

@@ -37,7 +37,10 @@ def _lines(options, documented, path, depth, alternatives=()):
     for name, field in type(options).model_fields.items():
         full = f"{path}.{name}" if path else name
         child = documented.get(full, getattr(options, name))
+        groups = _classes(field.annotation)
         text = described.get(name, "")
+        if child is None and groups and not text:  # a group of options that is not used
+            text = f"null, or options: {_summary(groups[0])}"
         if depth == 0:
             yield ""
         if name not in data:  # left out of files where it is not used
@@ -49,7 +52,7 @@ def _lines(options, documented, path, depth, alternatives=()):
             choices = [_tag(cls) for cls in alternatives] if name == "type" and alternatives else _choices(field)
             yield from _entry(name, data[name], choices, pad)
             continue
-        others = [cls for cls in _classes(field.annotation) if _tag(cls) is not None]
+        others = [cls for cls in groups if _tag(cls) is not None]
         yield from _comment(text or _summary(type(child)), pad)
         if len(others) > 1:
             for cls in others:

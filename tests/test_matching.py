@@ -132,6 +132,7 @@ def test_the_order_of_the_runs_does_not_matter():
         ({"limits": {"zenith": -1}}, "limit is >= 0"),
         ({"limits": {"zenith": 1 * u.s}}, "limits"),
         ({"hours": 0}, "hours"),
+        ({"hours": 3 * u.m}, "hours"),
         ({"n_runs": 0}, "n_runs"),
     ],
 )

@@ -223,17 +223,19 @@ def _make_link(link, file):
 def _copied(path, obs_id, rows, hdu):
     """One file with all of a run: the HDUs of its event file, those of other files in the index, and the background."""
     file = path / COPY_DIR / f"run_{obs_id:06d}.fits"
-    sources = {f: [name for _, _, name, g in rows if g == f] for *_, f in rows}
+    sources = {f: [name.upper() for _, _, name, g in rows if g == f] for *_, f in rows}
     event_file = next((f for kind, *_, f in rows if kind == "events"), rows[0][-1])
+    elsewhere = {name for source, names in sources.items() if source != event_file for name in names}
     taken, opened = [], []
     try:
         for source in [event_file, *(f for f in sources if f != event_file)]:
             opened.append(fits.open(source, memmap=False))
-            whole = source == event_file
-            for k, one in enumerate(opened[-1]):
-                is_background = one.header.get("HDUCLAS2", "").strip().upper() == "BKG"
-                if not is_background and ((whole and k == 0) or whole or one.name in sources[source]):
-                    taken.append(one if k or whole else fits.ImageHDU(one.data, one.header))
+            for one in opened[-1]:
+                is_background = one.header.get("HDUCLAS2", "").strip().upper() == "BKG" or one.name == BACKGROUND_HDU
+                # of the event file all that the index does not take from elsewhere
+                wanted = one.name in sources[source] or (source == event_file and one.name not in elsewhere)
+                if wanted and not is_background:
+                    taken.append(one)
         _write(file, [*taken, *([] if hdu is None else [hdu])])
     finally:
         for one in opened:

@@ -42,7 +42,7 @@ def overwriting(command):
     return click.option("--overwrite", is_flag=True, help="Replace an earlier output.")(command)
 
 
-def output(default, help_text, path_type=FILE):
+def writing(default, help_text, path_type=FILE):
     return click.option("--output", default=default, type=path_type, show_default=True, help=help_text)
 
 
@@ -65,7 +65,7 @@ def cli(log_level, progress):
 
 
 @cli.command()
-@output("gammapy-accmaker-demo", "Folder of the results.", FOLDER)
+@writing("gammapy-accmaker-demo", "Folder of the results.", FOLDER)
 @click.option("--n-jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @overwriting
 def demo(output, n_jobs, overwrite):
@@ -86,7 +86,7 @@ def demo(output, n_jobs, overwrite):
 
 
 @cli.command()
-@output(None, "File to write; printed otherwise.")
+@writing(None, "File to write; printed otherwise.")
 @overwriting
 def config(output, overwrite):
     """Print a configuration with all its defaults, each explained."""
@@ -107,7 +107,7 @@ def config(output, overwrite):
 
 @cli.command()
 @click.argument("config", type=FILE)
-@output(None, "Picture of the plan to write (png, pdf or svg).")
+@writing(None, "Picture of the plan to write (png, pdf or svg).")
 @parallel
 @overwriting
 def plan(config, output, n_jobs, overwrite):
@@ -135,7 +135,7 @@ def plan(config, output, n_jobs, overwrite):
 
 @cli.command()
 @click.argument("config", type=FILE)
-@output("model.fits", "Model file to write.")
+@writing("model.fits", "Model file to write.")
 @parallel
 @overwriting
 def fit(config, output, n_jobs, overwrite):
@@ -152,7 +152,7 @@ def fit(config, output, n_jobs, overwrite):
 
 @cli.command()
 @click.argument("config", type=FILE)
-@output("datasets", "Folder of the results.", FOLDER)
+@writing("datasets", "Folder of the results.", FOLDER)
 @parallel
 @overwriting
 def run(config, output, n_jobs, overwrite):
@@ -172,7 +172,7 @@ def run(config, output, n_jobs, overwrite):
 
 @cli.command()
 @click.argument("config", type=FILE)
-@output("dl3-with-background", "Folder of the new data store.", FOLDER)
+@writing("dl3-with-background", "Folder of the new data store.", FOLDER)
 @click.option("--copy", is_flag=True, help="Copy the runs in place of links to them.")
 @parallel
 @overwriting
@@ -219,7 +219,7 @@ def inspect(model):
 
 @cli.command()
 @click.argument("config", type=FILE)
-@output("report.html", "Page to write.")
+@writing("report.html", "Page to write.")
 @click.option("--cross-validate", is_flag=True, help="Score the fit on runs left out of it; it takes several fits.")
 @parallel
 @overwriting

@@ -338,7 +338,8 @@ def test_attach_writes_a_store_that_gammapy_reads(config, tmp_path):
     assert contents(path) == before
 
 
-def test_report_of_a_configuration(config, tmp_path):
+def test_report_of_a_configuration(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("gammapy_accmaker.validation.html.DPI", 30)  # quick pictures
     path = tmp_path / "report.html"
     result = invoke("report", config, "--output", path)
     assert result.exit_code == 0, result.output

@@ -105,7 +105,7 @@ ALLOWED = {
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "parallel", "products", "reduction", "runs", "validation"))},
     "validation.html": {"matplotlib"},
     "validation.report": {"astropy", "gammapy.utils", *(OURS + n for n in ("acceptance", "files", "maker", "validation"))},
-    "validation.report_sections": {"gammapy.maps", "regions", OURS + "config", OURS + "validation"},
+    "validation.report_sections": {"gammapy.maps", "regions", OURS + "config", OURS + "products.plots", OURS + "validation"},
     "validation.report_runs": {"astropy.table", OURS + "fit", OURS + "validation"},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_truth"},

@@ -12,12 +12,13 @@ import stores
 from astropy.table import Table
 from gammapy.maps import Map
 
-from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.errors import InputError, NotFittedError
 from gammapy_accmaker.reduction.counts import observation_track
-from gammapy_accmaker.validation import pictures
+from gammapy_accmaker.validation import pictures, report_sections
 from gammapy_accmaker.validation.camera import expected_in_camera
+from gammapy_accmaker.validation.cross_validation import CrossValidation
 from gammapy_accmaker.validation.html import escape, table
 from gammapy_accmaker.validation.report import half_decades, write_report
 from gammapy_accmaker.validation.report_runs import run_effects
@@ -176,6 +177,38 @@ def test_bands_are_half_decades_within_the_model():
     np.testing.assert_allclose(half_decades(np.array([1.1, 2.0])).to_value("TeV"), [1.1, 2.0])
 
 
+def test_cross_validation_is_a_table_beside_a_radial_model():
+    config = AcceptanceConfig(offset_max="2 deg", energy={"min": "0.5 TeV"})
+    configs = report_sections.with_reference(config)
+    assert list(configs.values())[-1] is config
+    reference = configs["plain radial model"]
+    assert reference.model.type == "radial" and reference.zenith.type == "none"
+    assert reference.offset_max == config.offset_max and reference.energy == config.energy
+    radial = AcceptanceConfig(model={"type": "radial"})
+    assert report_sections.with_reference(radial) == {"this model": radial}
+    searched = config.update({"exclusion": {"iterative": {}}})
+    assert report_sections.with_reference(searched)["this model"].exclusion.iterative is None
+
+    names = ["CONFIG", "SCORE", "GAIN", "GAIN_ERR", "LOG_NORM_BIAS", "LOG_NORM_STD", "FIT_TIME"]
+    scores = Table(
+        rows=[("plain", -1000.0, 0.0, 0.0, 0.01, 0.1, 0.5), (EVIL, -900.0, 100.0, 7.0, 0.0, 0.1, 2.0)], names=names
+    )
+    names = ["CONFIG", "FRAME", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
+    widths = Table(rows=[("plain", "camera", 0.316, 1.0, 0.02, 1.04, 900)], names=names)
+    text = report_sections.cross_validation(CrossValidation(scores, Table(), widths))
+    assert "+100 ± 7" in text and "1.04" in text and "0.316 to 1 TeV" in text and escape(EVIL) in text
+    assert report_sections.cross_validation(None) == ""
+
+
+def test_matched_models_are_not_cross_validated(tmp_path, maker):
+    config = maker.config.update(
+        {"model": {"type": "radial"}, "zenith": {"type": "none"}, "run_effects": {"type": "none"}, "matching": {}}
+    )
+    matched = AcceptanceBackgroundMaker(config, model=maker.model)
+    with pytest.raises(InputError, match="with_cross_validation"):
+        write_report(matched, [1], tmp_path / "a.html", with_cross_validation=True)
+
+
 def effects_table(n=30):
     rng = np.random.default_rng(0)
     columns = {"OBS_ID": np.arange(n), "NORM": rng.normal(1, 0.05, n), "NORM_ERR": np.full(n, 0.01)}
@@ -234,7 +267,6 @@ def test_pictures_draw_on_the_current_axes_too(maker):
         for draw in (
             lambda: pictures.plot_significance_histogram(scores),
             lambda: pictures.plot_spectrum_by_zenith(model, [1.0, 0.9]),
-            lambda: pictures.plot_radial_profile(model, [1.0], 2.5),
             lambda: pictures.plot_model_error(model),
         ):
             plt.figure()

@@ -19,7 +19,6 @@ __all__ = [
     "plot_camera_residuals",
     "plot_model_error",
     "plot_model_image",
-    "plot_radial_profile",
     "plot_run_effect",
     "plot_significance_histogram",
     "plot_sky_residuals",
@@ -258,36 +257,6 @@ def plot_spectrum_by_zenith(model: RateModel, cos_zeniths, ax=None):
     ax.set(xscale="log", yscale="log", xlabel="energy [TeV]", ylabel=r"rate [s$^{-1}$ MeV$^{-1}$ sr$^{-1}$]")
     if len(cos_zeniths) > 1:
         ax.legend(title="zenith angle", frameon=False)
-    return ax
-
-
-def plot_radial_profile(model: RateModel, energies, offset_max: float, cos_zenith: float = 1.0, ax=None):
-    """Rate over its value at the centre against offset, the mean over position angles, at several energies.
-
-    Parameters
-    ----------
-    model : `RateModel`
-    energies : list of float
-        In TeV.
-    offset_max : float
-        In deg.
-    cos_zenith : float
-    ax : `~matplotlib.axes.Axes`, optional
-
-    Returns
-    -------
-    ax : `~matplotlib.axes.Axes`
-    """
-    ax = plt.gca() if ax is None else ax
-    offsets, angles = np.linspace(0, 0.999 * offset_max, 101), np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    lon, lat = (np.outer(offsets, function(angles)).ravel() for function in (np.cos, np.sin))
-    colors = plt.get_cmap(RATE_MAP)(np.linspace(0.1, 0.8, len(energies)))
-    for energy, color in zip(energies, colors, strict=True):
-        rate = model.rate_grid(np.array([energy]), lon, lat, cos_zenith).reshape(len(offsets), len(angles)).mean(1)
-        if rate[0] > 0:
-            ax.plot(offsets, np.where(rate > 0, rate / rate[0], np.nan), color=color, label=f"{energy:.2g} TeV")
-    ax.set(xlabel="offset [deg]", ylabel="rate relative to the centre", ylim=(0, None))
-    ax.legend(frameon=False)
     return ax
 
 

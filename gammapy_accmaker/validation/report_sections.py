@@ -11,12 +11,12 @@ from gammapy.maps import Map
 from regions import Regions
 
 from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.products.plots import plot_radial
 from gammapy_accmaker.validation.html import folded, gallery, listing, paragraph, picture, section, table
 from gammapy_accmaker.validation.pictures import (
     plot_camera_residuals,
     plot_model_error,
     plot_model_image,
-    plot_radial_profile,
     plot_significance_histogram,
     plot_sky_residuals,
     plot_spectrum_by_zenith,
@@ -96,9 +96,9 @@ def model(rate_model, residuals, run_table) -> str:
             "Background rate at the centre of the camera against energy",
         ),
         picture(
-            lambda ax: plot_radial_profile(rate_model, energies, residuals.offset_max, typical, ax),
-            f"Rate against offset, the mean over position angles{_at(typical, cos_zeniths)}.",
-            "Background rate relative to the centre against offset",
+            lambda ax: plot_radial(rate_model, energies, ax),
+            "Background rate against offset, the mean over position angles, at the middle of the zenith angles.",
+            "Background rate against offset",
         ),
         picture(
             lambda ax: plot_model_error(rate_model, typical, ax),

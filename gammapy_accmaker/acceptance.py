@@ -27,6 +27,8 @@ from gammapy_accmaker.products.tables import model_from_irfs
 
 __all__ = ["AcceptanceModel"]
 
+RUN_FORMATS = {"ZENITH": ".2f", "AZIMUTH": ".1f", "MJD": ".4f", "ONTIME": ".0f", "LIVETIME": ".0f", "EXPECTED": ".1f",
+               "NORM": ".3f", "NORM_ERR": ".3f", "SHIFT": "+.3f", "SHIFT_ERR": ".3f", "DEVIANCE": ".2f"}  # fmt: skip
 PLAN = "plan/"  # before the arrays of the plan in a file
 EXTRA_TABLES = ("matches", "found")
 
@@ -76,6 +78,11 @@ class AcceptanceModel:
     plan: GroupPlan | None = None
     fit_counts: FitCounts | None = None
 
+    def __post_init__(self):
+        # printed with the digits that matter; the values keep all
+        for name in set(RUN_FORMATS).intersection(self.run_table.colnames):
+            self.run_table[name].info.format = RUN_FORMATS[name]
+
     @property
     def found_regions(self) -> list[CircleSkyRegion]:
         """The regions of ``found``: left out of the fit, and where the model is adapted to a run."""
@@ -114,7 +121,8 @@ class AcceptanceModel:
         cos_zenith : float, optional
             Of the fitted rate; default: the middle of the trained range.
         smooth_counts : float, optional
-            Smooth the measured rate of each energy with a Gaussian under which about so many counts lie.
+            Smooth the measured rate of each energy, relative to the fitted one, with a Gaussian under which about so
+            many counts lie.
 
         Returns
         -------

@@ -14,6 +14,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
@@ -86,13 +87,16 @@ class AcceptanceBackground(GammapyBaseConfig):
 
     @field_validator("parameters", mode="before", check_fields=False)
     @classmethod
-    def _plain_parameters(cls, value: Any, info: ValidationInfo):
-        """Options of an acceptance as they stand in a file."""
-        if isinstance(value, AcceptanceConfig):
-            return value.model_dump(mode="json")
+    def _nested_parameters(cls, value: Any, info: ValidationInfo):
+        """Options of an acceptance as nested dictionaries, checked where they are some."""
+        value = _nested(value)
         if info.data.get("method") == "acceptance" and isinstance(value, dict):
-            return _given(read_parameters(value).model_dump(mode="json"), value)
+            read_parameters(value)
         return value
+
+    @field_serializer("parameters", when_used="json", check_fields=False)
+    def _parameters_in_a_file(self, value: dict):
+        return _given(read_parameters(value).model_dump(mode="json"), value) if self.method == "acceptance" else value
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -114,7 +118,11 @@ class AcceptanceBackground(GammapyBaseConfig):
                         f"{BACKGROUND}.{key}: it needs `method: acceptance`, but got {self.method!r}; set this method, or leave {key} out"
                     )
             return
-        read_parameters(self.parameters)
+        options = read_parameters(self.parameters)
+        if options.matching is not None and self.off_observations is None and self.model is None:
+            raise InputError(
+                f"{BACKGROUND}.parameters.matching: it needs OFF runs; name them in off_observations, or leave matching null"
+            )
         if self.model is not None and self.off_observations is not None:
             raise InputError(
                 f"{BACKGROUND}.off_observations: with `model`, nothing is fitted; leave one of the two out"
@@ -133,6 +141,12 @@ def read_parameters(parameters: dict) -> AcceptanceConfig:
         return AcceptanceConfig.model_validate(parameters)
     except ValidationError as error:
         raise InputError(explain(error, AcceptanceConfig, f"{BACKGROUND}.parameters")) from error
+
+
+def _nested(options):
+    if isinstance(options, BaseModel):
+        return options.model_dump()
+    return {key: _nested(value) for key, value in options.items()} if isinstance(options, dict) else options
 
 
 def _given(dumped, given):

@@ -27,6 +27,8 @@ class Commands(click.Group):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # who reads the output has seen enough: click ends without a word
+            raise
         except (AcceptanceError, OSError) as error:
             log.debug("The error came from here", exc_info=True)
             raise click.ClickException(str(error)) from error
@@ -210,11 +212,7 @@ def inspect(model):
     if found.plan is not None:
         click.echo(f"Plan\n----\n\n{found.plan}\n")
     click.echo("Runs\n----\n")
-    table = found.run_table.copy()
-    for name in table.colnames:
-        if table[name].dtype.kind == "f":
-            table[name].format = ".3f" if name == "MJD" else ".4g"
-    click.echo("\n".join(table.pformat(max_lines=-1, max_width=-1)))
+    click.echo("\n".join(found.run_table.pformat(max_lines=-1, max_width=-1)))
 
 
 @cli.command()

@@ -58,12 +58,16 @@ class AcceptanceConfig(Options):
     ----------
     offset_max : angle
         Largest offset of the model and of the events of the fit.
-    fit_energy : energies
-        Edges of the energy bins of a radial or grid model, in place of those of ``energy``.
+    fit_energy : energies or mapping
+        Edges of the energy bins of the fit, in place of those of ``energy``; or, for a radial or grid model,
+        ``{type: adaptive, min_counts: 500, max_width: 0.5}``: bins of ``energy`` merged until each holds so many events or is so
+        many decades wide.
     fov_alignment : str
         Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
     time_step : time
         Resolution inside a run; null: one step a run.
+    matching : mapping
+        For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs, same.
     observatory_location : str or mapping
         Name, or lon, lat and height; used where the DL3 has none.
 
@@ -111,6 +115,11 @@ class AcceptanceConfig(Options):
         if self.model.type != "spline":
             for key in ("zenith", "run_effects"):
                 self._for_binned(key)
+            if self.model.type == "parametric" and isinstance(self.fit_energy, AdaptiveEnergy):
+                raise ValueError(
+                    "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups energies "
+                    "itself; leave it null or give edges"
+                )
             return self
         for key, known in (("zenith", ("none", "continuous")), ("azimuth", ("none",))):
             asked = getattr(self, key).type

@@ -59,7 +59,10 @@ def _line(error, cls, prefix):
         return f"{path}: unknown key; {meant}known are {', '.join(known)}"
     if error["type"] == "value_error" and (not keys or message.startswith(path)):
         return message  # one of ours, which names its key
-    got = "" if message.startswith("got ") or error["type"] == "missing" else f"got {error['input']!r}. "
+    # ours say themselves what came; of those on several keys, the input is all of the options
+    says_it = error["type"] == "missing" or message.startswith("got ")
+    says_it |= error["type"] == "value_error" and isinstance(error["input"], Mapping)
+    got = "" if says_it else f"got {error['input']!r}. "
     needed = "" if "needed" in message else _what_is_needed(cls, keys)
     return f"{path or 'config'}: {got}{message}{needed}"
 
@@ -67,10 +70,8 @@ def _line(error, cls, prefix):
 def _names(cls, keys) -> Iterator[str]:
     """The keys as they stand in a file; pydantic puts the type of a union between."""
     for i, key in enumerate(keys):
-        models = _models_at(cls, keys[:i])
-        if i + 1 < len(keys) and models and not any(key in model.model_fields for model in models):
-            continue
-        yield str(key)
+        if not any(_is_of_type(model, key) for model in _models_at(cls, keys[:i])):
+            yield str(key)
 
 
 def _what_is_needed(cls, keys):
@@ -92,8 +93,12 @@ def _models_at(cls, keys) -> list[type[BaseModel]]:
         if found:
             models = [t for annotation in found for t in _types_in(annotation) if issubclass(t, BaseModel)]
         else:
-            models = [m for m in models if "type" in m.model_fields and m.model_fields["type"].default == key]
+            models = [model for model in models if _is_of_type(model, key)]
     return models
+
+
+def _is_of_type(model, name):
+    return "type" in model.model_fields and model.model_fields["type"].default == name
 
 
 def _types_in(annotation: Any) -> Iterator[type]:

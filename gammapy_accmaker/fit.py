@@ -42,7 +42,15 @@ SUBPOINTS = 3  # along each side of a bin, over which the model is averaged to p
 
 
 def fit_acceptance(
-    observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None, plan=None
+    observations,
+    config=None,
+    *,
+    exclusion=None,
+    n_jobs=None,
+    parallel_backend=None,
+    plan=None,
+    cache=None,
+    on_error="skip",
 ) -> AcceptanceModel:
     """Fit an acceptance model to observations.
 
@@ -60,6 +68,10 @@ def fit_acceptance(
         gammapy's default.
     plan : `GroupPlan`, optional
         From `plan_groups` of the same observations and options; made anew by default.
+    cache : str or `~pathlib.Path`, optional
+        Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
+    on_error : {"skip", "raise"}
+        Whether a run that cannot be used is left out, or ends the fit at once.
 
     Returns
     -------
@@ -69,6 +81,8 @@ def fit_acceptance(
     ------
     InputError
         Without observations, where none can be used, or for a plan of other observations.
+    ObservationError
+        With ``on_error="raise"``, for the first run that cannot be used.
     """
     config = AcceptanceConfig.coerce(config)
     if config.matching is not None:
@@ -84,19 +98,21 @@ def fit_acceptance(
     excluded = make_exclusion(config, exclusion)
 
     def fit(exclusion):
-        return _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend, plan)
+        runs, failures = reduce_observations(
+            observations, bins, config, exclusion, n_jobs, parallel_backend, cache=cache, on_error=on_error
+        )
+        return _fit_once(runs, failures, bins, config, plan)
 
     if config.exclusion.iterative is not None:
         return fit_until_stable(fit, observations, config, excluded)
     return fit(excluded)[0]
 
 
-def _fit_once(observations, bins, config, exclusion, n_jobs, parallel_backend, plan):
-    """The fit outside of an exclusion, and the model adapted to each run where that is needed, by observation number."""
-    runs, failures = reduce_observations(observations, bins, config, exclusion, n_jobs, parallel_backend)
+def _fit_once(runs, failures, bins, config, plan):
+    """The fit of reduced runs, and the model adapted to each of them where that is needed, by observation number."""
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
-        raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
+        raise InputError(f"observations: none of the {len(failures)} can be used ({reasons})")
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
     rate_model = fit_runs(runs, bins, config, plan)
@@ -119,13 +135,14 @@ def fit_runs(
     """Model fitted to reduced runs, each a list of slices, in the groups of a plan, which is made of them by default."""
     if config.model.type == "spline":
         return _fit_spline(runs, bins, config)
+    profile_edges = make_profile_edges(runs, bins, config)
     if is_grouped(config):
         plan = make_plan(runs, config) if plan is None else plan
-        return fit_groups(runs, plan, config, lambda group: _fit_binned(group, bins, config))
-    return _fit_binned(runs, bins, config)
+        return fit_groups(runs, plan, config, lambda group: _fit_binned(group, bins, config, profile_edges))
+    return _fit_binned(runs, bins, config, profile_edges)
 
 
-def _fit_binned(runs, bins, config) -> BinnedModel | ParametricModel:
+def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricModel:
     whole = [part for slices in runs for part in slices]  # one slice a run
     exposure = np.array([run.exposure for run in whole])
     norms = np.ones(len(whole))
@@ -133,7 +150,7 @@ def _fit_binned(runs, bins, config) -> BinnedModel | ParametricModel:
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
     summed = sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov
     if config.model.type != "parametric":
-        return fit_binned(*summed, profile_edges=make_profile_edges(runs, bins, config))
+        return fit_binned(*summed, profile_edges=profile_edges)
     return fit_parametric(
         *summed,
         config.model.function,

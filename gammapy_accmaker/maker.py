@@ -71,7 +71,15 @@ class AcceptanceBackgroundMaker(Maker):
         self._exclusion = make_exclusion(self.config, exclusion)
 
     def fit(
-        self, observations, off_observations=None, n_jobs=None, parallel_backend=None, *, matches=None
+        self,
+        observations,
+        off_observations=None,
+        n_jobs=None,
+        parallel_backend=None,
+        *,
+        matches=None,
+        cache=None,
+        on_error="skip",
     ) -> AcceptanceBackgroundMaker:
         """Fit the model.
 
@@ -87,6 +95,10 @@ class AcceptanceBackgroundMaker(Maker):
         parallel_backend : {"multiprocessing", "ray"}, optional
         matches : `~astropy.table.Table`, optional
             OFF runs for each ON run from `match_observations`, in place of the ``matching`` of the configuration.
+        cache : str or `~pathlib.Path`, optional
+            Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
+        on_error : {"skip", "raise"}
+            Whether a run that cannot be used is left out, or ends the fit at once.
 
         Returns
         -------
@@ -109,15 +121,29 @@ class AcceptanceBackgroundMaker(Maker):
                 matches=matches,
                 n_jobs=n_jobs,
                 parallel_backend=parallel_backend,
+                cache=cache,
+                on_error=on_error,
             )
             return self
         if off_observations is None:
             self.model = fit_acceptance(
-                observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend
+                observations,
+                self.config,
+                exclusion=self.exclusion,
+                n_jobs=n_jobs,
+                parallel_backend=parallel_backend,
+                cache=cache,
+                on_error=on_error,
             )
             return self
         off = fit_acceptance(
-            off_observations, self.config, exclusion=self.exclusion, n_jobs=n_jobs, parallel_backend=parallel_backend
+            off_observations,
+            self.config,
+            exclusion=self.exclusion,
+            n_jobs=n_jobs,
+            parallel_backend=parallel_backend,
+            cache=cache,
+            on_error=on_error,
         )
         bins = make_bins(self.config)
         runs, failures = reduce_observations(
@@ -127,6 +153,8 @@ class AcceptanceBackgroundMaker(Maker):
             self._exclusion.with_regions(off.found_regions),
             n_jobs,
             parallel_backend,
+            cache=cache,
+            on_error=on_error,
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
         self.model = replace(off, run_table=vstack([off.run_table, on_table]))

@@ -22,7 +22,16 @@ log = logging.getLogger(__name__)
 
 
 def fit_matched(
-    observations, off_observations, config: AcceptanceConfig, *, exclusion, matches, n_jobs, parallel_backend
+    observations,
+    off_observations,
+    config: AcceptanceConfig,
+    *,
+    exclusion,
+    matches,
+    n_jobs,
+    parallel_backend,
+    cache=None,
+    on_error="skip",
 ) -> AcceptanceModel:
     """Fit a model for each ON run to its matched OFF runs; each run is reduced once, and equal matches share a fit.
 
@@ -30,7 +39,7 @@ def fit_matched(
     ----------
     observations, off_observations : `~gammapy.data.Observations`
     config : `AcceptanceConfig`
-    exclusion, n_jobs, parallel_backend
+    exclusion, n_jobs, parallel_backend, cache, on_error
         As for `fit_acceptance`.
     matches : `~astropy.table.Table` or None
         What `match_observations` returned; without it the ``matching`` options are used.
@@ -46,7 +55,9 @@ def fit_matched(
         raise InputError(
             "matches: none of its OFF runs is among the off_observations; give the observations it was made of"
         )
-    off_runs, off_failures = reduce_observations(in_use, bins, config, excluded, n_jobs, parallel_backend)
+    off_runs, off_failures = reduce_observations(
+        in_use, bins, config, excluded, n_jobs, parallel_backend, cache=cache, on_error=on_error
+    )
     usable = {slices[0].obs_id: slices for slices in off_runs}
     matches = matches[np.isin(matches["OFF_OBS_ID"], list(usable))]
 
@@ -71,7 +82,9 @@ def fit_matched(
         raise InputError(f"matching: no ON run gets a model ({reasons})")
 
     with_model = [o for o in on if int(o.obs_id) in which]
-    on_runs, on_failures = reduce_observations(with_model, bins, config, excluded, n_jobs, parallel_backend)
+    on_runs, on_failures = reduce_observations(
+        with_model, bins, config, excluded, n_jobs, parallel_backend, cache=cache, on_error=on_error
+    )
     rate_model = ModelPerRun(models, list(which), list(which.values()))
     on_table = make_run_table(rate_model, bins, on_runs, on_failures | left_out, config, role="apply")
     # an OFF run is compared with the first of the models that it is part of

@@ -97,8 +97,18 @@ class AdaptiveRingRenormalization(Options):
 class MatchingOptions(Options):
     """A model for each ON run from the OFF runs that `match_observations` takes for it; the options are its arguments.
 
-    ``limits``: largest differences; ``weights``: by criterion, or ``nearest`` or ``conditions``; ``hours`` and ``n_runs``: how
-    much is taken for a run; ``same``: keywords that must be equal.
+    Attributes
+    ----------
+    limits : mapping
+        Largest difference by criterion: zenith, cos_zenith, azimuth, pointing, time, muon_efficiency or a keyword of the events.
+    weights : mapping or str
+        Weight by criterion, or ``nearest`` (time and pointing) or ``conditions`` (zenith, azimuth, muon efficiency, time).
+    hours : time
+        OFF ontime for each ON run; a number is in h.
+    n_runs : int
+        Largest number of OFF runs for each ON run.
+    same : list of str
+        Keywords of the events that must be equal, such as TELLIST.
     """
 
     limits: dict[str, Limit] = {}

@@ -36,10 +36,22 @@ class SkyPosition(Options):
 
 
 class CatalogOptions(Options):
-    """Circles around the stars or sources of a table (ecsv, fits, csv, votable).
+    """Circles around the stars or sources of a table.
 
-    ``ra``, ``dec``: its columns of ICRS coordinates; ``radius``: of the circles, or ``radius_column`` in its place;
-    ``magnitude``: column of which only values up to ``magnitude_max`` are taken.
+    Attributes
+    ----------
+    path : path
+        Table that astropy reads: ecsv, fits, csv, votable.
+    ra, dec : str
+        Its columns of ICRS coordinates; in deg where they have no unit.
+    radius : angle
+        Of all circles.
+    radius_column : str
+        Column with the radius of each, in place of ``radius``.
+    magnitude : str
+        Column of which only values up to ``magnitude_max`` are taken.
+    magnitude_max : float
+        Of the faintest star.
     """
 
     path: OnePath
@@ -64,8 +76,16 @@ class CatalogOptions(Options):
 class IterativeOptions(Options):
     """Significant excess in the stacked sky map of the runs of the fit is excluded, and the fit repeated until none is left.
 
-    ``threshold``: in sigma, or in widths of the significance where these are larger; ``correlation_radius``: of the discs in
-    which counts are summed; ``dilation``: around what is found; ``max_iterations``: searches, after which a warning comes.
+    Attributes
+    ----------
+    threshold : float
+        In sigma; in widths of the significance over the field where that is wider than 1.
+    correlation_radius : angle
+        Of the discs in which counts are summed; emission that is much larger is found in part.
+    dilation : angle
+        Added to the radius of what is found.
+    max_iterations : int
+        Searches, after which a warning comes where the last one still found something.
     """
 
     threshold: Annotated[float, Field(gt=0)] = 5.0
@@ -85,10 +105,22 @@ class IterativeOptions(Options):
 class ExclusionOptions(Options):
     """Sky positions left out of the fit, of the run effects and of the renormalisation.
 
-    ``regions``: one or more region files; ``mask``: a map file that is False where excluded; ``catalog``: stars or
-    sources of a table; ``margin``: around all of these. ``wobble_half``: of runs with the source in the field of view only the
-    half of the camera opposite to it is used (not in a ring renormalisation); true: the target of each run's header is the
-    source. ``iterative``: what is found in the data is left out too.
+    Attributes
+    ----------
+    regions : path or list of paths
+        Region files: ds9, crtf or fits.
+    mask : path
+        Map that is False where excluded.
+    margin : angle
+        Around regions, mask and catalog.
+    catalog : mapping
+        Circles around the stars or sources of a table: path, ra, dec, radius or radius_column, magnitude, magnitude_max.
+    wobble_half : bool or mapping
+        Of a run with the source in its field of view, use the half of the camera opposite to it (not for rings); true: the source
+        is the target in the header of each run; else its lon, lat and frame. Norms and a gradient over the camera are told
+        apart only by runs with several wobble positions.
+    iterative : mapping
+        Leave out what is found in the data as well, and fit again: threshold, correlation_radius, dilation, max_iterations.
     """
 
     regions: OnePath | list[OnePath] | None = None

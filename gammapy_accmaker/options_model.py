@@ -136,9 +136,16 @@ class EnergyOptions(Options):
 
 
 class AdaptiveEnergy(Options):
-    """Energy bins of the fit merged until each holds ``min_counts`` unexcluded events or is ``max_width`` decades wide.
+    """Energy bins of the fit, merged up to a count target and a largest width.
 
-    The events of all runs count. The model keeps its energy axis; what is merged is the profile over the field of view.
+    The model keeps its energy axis; what the merged bins share is the profile over the field of view.
+
+    Attributes
+    ----------
+    min_counts : float
+        Unexcluded events of all runs that each bin is to hold.
+    max_width : float
+        Largest width of a merged bin, in decades.
     """
 
     type: Literal["adaptive"] = "adaptive"

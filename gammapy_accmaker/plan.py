@@ -242,13 +242,18 @@ def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPla
             edges = grow_zenith_bins(parts.pooled_zenith[inside], *given, pooled.initial_width, minimum)
             if len(edges) == 2 and not minimum.holds(*given):
                 too_few.append(f"{given[0].sum() / HOUR:.2g} h in {given[1].sum():.3g} observations")
+        # a run that is pooled as a whole can reach beyond its bin
+        edges[0], edges[-1] = (
+            min(edges[0], parts.cos_zenith[inside].min()),
+            max(edges[-1], parts.cos_zenith[inside].max()),
+        )
         number = np.searchsorted(edges[1:-1], parts.pooled_zenith[inside], side="right")
         group[inside] = len(sector) + number
         sector += [k] * (len(edges) - 1)
         low, high = [*low, *edges[:-1]], [*high, *edges[1:]]
     if too_few:
         log.warning(
-            f"zenith: one bin of all runs holds less than the minimum ({'; '.join(too_few)}); it is used all the same"
+            f"zenith: all runs, or all of a sector of azimuth, hold less than the minimum ({'; '.join(too_few)}); they are one bin"
         )
     return GroupPlan(
         _settings(config), config.azimuth.edges, sector, low, high, parts.positions, parts.obs_id, group, parts.wobble,

@@ -8,18 +8,27 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
-from gammapy.utils.parallel import N_JOBS_DEFAULT, run_multiprocessing
 
 from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
+from gammapy_accmaker.cache import RunCache, event_locations, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
-from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
+from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.hdu_sizes import check_hdu_sizes
+from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.grouping import zenith_cells
 from gammapy_accmaker.reduction.region_files import catalog_regions
 from gammapy_accmaker.reduction.wobble_half import without_source_half
 
-__all__ = ["make_bins", "make_exclusion", "reduce_observations", "reduce_one", "run_exclusion"]
+__all__ = [
+    "make_bins",
+    "make_exclusion",
+    "open_cache",
+    "reduce_observations",
+    "reduce_one",
+    "run_exclusion",
+]
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +85,22 @@ def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -
     return without_source_half(observation, exclusion, source, config.offset_max.deg)
 
 
+def _check_files(observation):
+    """The headers of what will be read, before anything is allocated for it."""
+    names = {}
+    for location in event_locations(observation):
+        names.setdefault(location.path(), set()).add(str(location.hdu_name).strip().upper())
+    for path, hdus in names.items():
+        try:
+            check_hdu_sizes(path, until=hdus)
+        except InputError as error:
+            raise ObservationError(f"observation {observation.obs_id}: {error}") from error
+
+
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
     pooled = config.zenith_bins
+    _check_files(observation)
     slices = reduce_slices(
         observation,
         bins,
@@ -100,30 +122,68 @@ def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusio
     return slices
 
 
-def _reduce_or_explain(observation, bins, config, exclusion):
+def _reduce_or_explain(observation, bins, config, exclusion, cache):
     try:
-        return reduce_one(observation, bins, config, exclusion)
-    except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+        slices = None if cache is None else cache.get(observation)
+        if slices is None:
+            held = in_memory(observation)
+            slices = reduce_one(observation, bins, config, exclusion)
+            if cache is not None:
+                cache.put(observation, slices, held)
+        return slices
+    except Exception as error:  # whatever a broken file makes the readers raise costs this run, not the fit
         return f"{type(error).__name__}: {error}"
 
 
-def reduce_observations(
-    observations, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion, n_jobs=None, parallel_backend=None
-) -> tuple[list[list[RunCounts]], dict[int, str]]:
-    """Slices of the observations that can be used, and for the others the reason, by number.
-
-    One warning names those that are left out.
-    """
-    results = run_multiprocessing(
-        _reduce_or_explain,
-        [(observation, bins, config, exclusion) for observation in observations],
-        backend=parallel_backend,
-        pool_kwargs={"processes": min(n_jobs or N_JOBS_DEFAULT, len(observations))},
-        task_name="Reduction of observations",
+def open_cache(folder, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> RunCache:
+    """The cache of reduced runs in a folder, for all settings that `reduce_one` depends on."""
+    pooled = config.zenith_bins
+    settings = (
+        exclusion,
+        config.zenith.type,
+        None if pooled is None else pooled.initial_width,
+        config.azimuth.edges,
+        str(config.exclusion.wobble_half),
+        config.time_step_seconds,
+        config.observatory_location,
     )
-    runs = [result for result in results if isinstance(result, list)]
-    failures = {int(o.obs_id): r for o, r in zip(observations, results, strict=True) if isinstance(r, str)}
+    return RunCache.open(folder, bins, MAX_ZENITH_CHANGE, *settings)
+
+
+def reduce_observations(
+    observations,
+    bins: CountsBins,
+    config: AcceptanceConfig,
+    exclusion: Exclusion,
+    n_jobs=None,
+    parallel_backend=None,
+    *,
+    cache=None,
+    on_error="skip",
+) -> tuple[list[list[RunCounts]], dict[int, str]]:
+    """Slices of the observations that can be used, by their number, and for the others the reason.
+
+    One warning names those that are left out; with ``on_error="raise"`` the first of them ends the reduction.
+    ``cache``: folder of the reduced runs, see `RunCache`.
+    """
+    if on_error not in ("skip", "raise"):
+        raise InputError(f"on_error: got {on_error!r}, but 'skip' or 'raise' is needed")
+    if cache is not None:
+        cache = open_cache(cache, bins, config, exclusion)
+    inputs = [(observation, bins, config, exclusion, cache) for observation in observations]
+    runs, failures = [], {}
+    results = map_runs(_reduce_or_explain, inputs, n_jobs, parallel_backend, "Reduction of observations")
+    for observation, result in zip(observations, results, strict=True):
+        if isinstance(result, list):
+            runs.append(result)
+            continue
+        reason = f"{type(result).__name__}: {result}" if isinstance(result, ProcessDiedError) else result
+        if on_error == "raise":
+            raise ObservationError(f"observation {observation.obs_id} cannot be used: {reason}")
+        failures[int(observation.obs_id)] = reason
     if failures:
         reasons = "\n".join(f"  {obs_id}: {reason}" for obs_id, reason in failures.items())
         log.warning(f"{len(failures)} of {len(observations)} observations are left out:\n{reasons}")
+    # sums of many runs are then the same to the last digit, in whatever order the runs came
+    runs.sort(key=lambda slices: (slices[0].obs_id, slices[0].mjd))
     return runs, failures

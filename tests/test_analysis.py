@@ -377,6 +377,15 @@ def test_parameters_may_be_a_configuration_or_hold_quantities(store):
     assert AcceptanceConfig.coerce(again.datasets.background.parameters).to_yaml() == given.to_yaml()
     config = AcceptanceAnalysisConfig(**nested(store, parameters={"offset_max": 2 * u.deg}))
     assert dump(config)["datasets"]["background"]["parameters"] == {"offset_max": "2.0 deg"}
+
+    def gaussian(energy, fov_lon, fov_lat, norm=1e-6, sigma=1.0):
+        return norm * energy**-2.7 * np.exp(-0.5 * (fov_lon**2 + fov_lat**2) / sigma**2)
+
+    given = {"model": {"type": "parametric", "function": gaussian, "parameters": {"sigma": {"min": 0.1}}}}
+    parametric = AcceptanceAnalysisConfig(**nested(store, parameters=given))
+    assert parametric.datasets.background.parameters["model"]["function"] is gaussian
+    assert "gaussian" in dump(parametric)["datasets"]["background"]["parameters"]["model"]["function"]
+    assert parametric.update("datasets: {stack: false}").datasets.background.parameters == given
     config.datasets.background.parameters = {"energy": {"min": 300 * u.GeV}}
     assert dump(config)["datasets"]["background"]["parameters"] == {"energy": {"min": "300.0 GeV"}}
 
@@ -473,6 +482,8 @@ WRONG = {
         {"datasets": {"type": "1d", **parameters(renormalization={"type": "fov"})["datasets"]} | {"type": "1d"}},
         f"{PARAMETERS}.renormalization.type: 'fov' needs maps.*`type: none`",
     ),
+    "matching without OFF runs": (parameters(matching={}), f"{PARAMETERS}.matching: it needs OFF runs; name them"),
+    "parametric without function": (parameters(model={"type": "parametric"}), f"{PARAMETERS}.model: function.*needs one"),
     "zenith of a binned model": (
         parameters(model={"type": "radial"}, run_effects={"type": "shift"}),
         f"{PARAMETERS}.*run_effects: 'shift' needs the model type 'spline'",

@@ -90,6 +90,24 @@ def test_files_outside_of_the_store(small, maker, tmp_path):
     assert all((tmp_path / "new") in p.absolute().parents for p in (tmp_path / "new").rglob("*.fits"))
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_irfs_in_a_file_that_runs_share(copy, small, maker, tmp_path):
+    """As for CTA 1DC, with names in the index in small letters, and a background that came with the IRFs."""
+    folder, table = tmp_path / "original", small.hdu_table
+    with fits.open(folder / "data" / f"simulated_{small.obs_ids[0]}.fits") as hdulist:
+        old = fits.BinTableHDU(hdulist["AEFF"].data, name="BACKGROUND")
+        fits.HDUList([hdulist[0], hdulist["AEFF"], hdulist["EDISP"], hdulist["PSF"], old]).writeto(folder / "irfs.fits")
+    shared = np.isin(np.char.strip(np.array(table["HDU_TYPE"], dtype=str)), ["aeff", "edisp", "psf"])
+    table["FILE_NAME"] = np.where(shared, "irfs.fits", table["FILE_NAME"])
+    table["FILE_DIR"] = np.where(shared, ".", table["FILE_DIR"])
+    table["HDU_NAME"] = np.char.lower(np.array(table["HDU_NAME"], dtype=str))
+    new = attach_background(small, maker, tmp_path / "new", obs_ids=small.obs_ids[1:2], n_jobs=1, copy=copy)
+    (run,) = new.get_observations()
+    assert np.array_equal(run.aeff.data, small.obs(small.obs_ids[0], required_irf=[]).aeff.data)
+    assert len(run.events.table) == len(small.obs(run.obs_id, required_irf=[]).events.table)
+    assert isinstance(run.bkg, Background2D)
+
+
 def test_missing_files_are_named_and_the_others_go_on(small, maker, tmp_path, caplog):
     first, second, third = small.obs_ids
     (tmp_path / "original" / "data" / f"simulated_{second}.fits").unlink()

@@ -134,6 +134,19 @@ def test_options_round_trip():
     assert AcceptanceConfig.coerce(options("grid", fit_energy={"type": "adaptive"})).fit_energy.min_counts == 500
     with pytest.raises(InputError, match="spline"):
         AcceptanceConfig.coerce({"fit_energy": ADAPTIVE})
+    with pytest.raises(InputError, match="'parametric', which groups energies"):
+        AcceptanceConfig.coerce({"model": {"type": "parametric", "function": "gaussian"}, "fit_energy": ADAPTIVE})
+
+
+def test_runs_pooled_by_zenith_have_the_bins_of_all_runs():
+    """The counts of all runs decide, not those of each group."""
+    runs = observations(plain_store())
+    pooled = {"type": "binned", "initial_width": 0.02, "min_observations": 3}
+    model = fit_acceptance(runs, options("radial", fit_energy=ADAPTIVE) | {"zenith": pooled}).rate_model
+    together = fit_acceptance(runs, options("radial", fit_energy=ADAPTIVE)).rate_model
+    assert len(model.models) > 1
+    for one in model.models:
+        assert np.isin(one.energy_edges[1:-1], together.energy_edges).all()
 
 
 @pytest.mark.gammapy_data

@@ -3,8 +3,9 @@
 import astropy.units as u
 import numpy as np
 import pytest
+from gammapy.data import DataStore
 from gammapy.datasets import MapDataset
-from gammapy.irf import Background2D, Background3D
+from gammapy.irf import Background2D, Background3D, FoVAlignment
 from gammapy.makers.utils import make_map_background_irf
 from gammapy.maps import MapAxis
 from helpers import make_observation, tracking
@@ -36,10 +37,10 @@ def irf_2d(scale=1.0, **more):
     return Background2D(axes=axes, data=scale * shape(e, theta, 0), unit="s-1 MeV-1 sr-1", **more)
 
 
-def by_gammapy(irf, observation, geom):
+def by_gammapy(irf, observation, geom, oversampling=2):
     return make_map_background_irf(
         observation.pointing, observation.observation_time_duration, irf, geom, observation.tstart,
-        oversampling=2, location=observation.observatory_earth_location,
+        oversampling=oversampling, location=observation.observatory_earth_location,
     ).data  # fmt: skip
 
 
@@ -114,6 +115,31 @@ def test_dictionary_by_zenith_is_linear_in_cos_zenith_and_clamped():
     at = (1 * u.TeV, 0.5 * u.deg, 0 * u.deg)
     rates = u.Quantity([model.rate(*at, cos_zenith=z) for z in (1, 0.75, 0.5, 0.3)])
     assert np.allclose((rates / rates[0]).value, [1, 2, 3, 3])
+
+
+def test_the_maker_takes_the_zenith_angle_of_the_run(observation):
+    by_zenith = AcceptanceBackgroundMaker(model=AcceptanceModel.from_irf({0: irf_2d(), 60: irf_2d(3.0)}))
+    alone = AcceptanceBackgroundMaker(model=AcceptanceModel.from_irf(irf_2d()))
+    geom = sky_geom(observation.pointing.fixed_icrs, width=3, binsz=0.1)
+    ratio = (
+        by_zenith.make_background(geom, observation).data.sum() / alone.make_background(geom, observation).data.sum()
+    )
+    cos_zenith = np.mean(np.sin(observation.get_pointing_altaz(observation.tmid).alt.rad))
+    assert ratio == pytest.approx(1 + 2 * (1 - cos_zenith) / 0.5, rel=0.01)
+
+
+@pytest.mark.gammapy_data
+def test_dr1_the_shipped_background():
+    """This work made use of data from the H.E.S.S. DL3 DR1, H.E.S.S. collaboration, 2018."""
+    run = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").obs(33787)
+    irf = run.bkg
+    geom = sky_geom(run.pointing.fixed_icrs, edges=np.geomspace(0.6, 10, 7), width=4, binsz=0.1)
+    theirs = by_gammapy(irf, run, geom, oversampling=20)
+    ours = AcceptanceBackgroundMaker(model=AcceptanceModel.from_irf(irf)).make_background(geom, run).data
+    assert irf.fov_alignment == FoVAlignment.REVERSE_LON_RADEC
+    assert np.allclose(ours.sum((1, 2)), theirs.sum((1, 2)), rtol=0.02)
+    residual, mirrored = (np.std((x - theirs).sum(0)) for x in (ours, ours[:, :, ::-1]))
+    assert residual < 0.3 * mirrored
 
 
 def test_integrals_are_those_of_the_interpolation():

@@ -132,6 +132,7 @@ def test_the_order_of_the_runs_does_not_matter():
         ({"limits": {"zenith": -1}}, "limit is >= 0"),
         ({"limits": {"zenith": 1 * u.s}}, "limits"),
         ({"hours": 0}, "hours"),
+        ({"hours": 3 * u.m}, "hours"),
         ({"n_runs": 0}, "n_runs"),
     ],
 )
@@ -215,7 +216,7 @@ def total_ratio(store, model, observation):
 def test_background_of_an_on_run_from_its_matches(tmp_path):
     """The rate follows the zenith angle: a binned model of the matched runs does, one of all OFF runs does not."""
     store = simulate_data_store(
-        tmp_path / "dl3", n_wobble=3, n_off=9, ontime=15 * u.min, norm_scatter=0, shift_scatter=0, source=False
+        tmp_path / "dl3", n_wobble=3, n_off=5, ontime=12 * u.min, norm_scatter=0, shift_scatter=0, source=False
     )
     on, off = (observations(store, ids) for ids in (store.on_obs_ids, store.off_obs_ids))
     maker = AcceptanceBackgroundMaker(options("radial", "none", matching={"limits": {"cos_zenith": 0.06}, "n_runs": 2}))

@@ -135,7 +135,7 @@ def test_round_trips_keep_the_class(store, tmp_path):
     workflow = AcceptanceWorkflow(config)
     workflow.update_config("datasets: {background: {parameters: {offset_max: 2 deg}}}")
     assert type(workflow.config) is AcceptanceWorkflowConfig
-    assert workflow.config.datasets.background.parameters == FAST | {"offset_max": "2.0 deg"}
+    assert workflow.config.datasets.background.parameters == FAST | {"offset_max": "2 deg"}
     workflow.config = WorkflowConfig(general={"n_jobs": 2})
     assert type(workflow.config) is AcceptanceWorkflowConfig and workflow.config.general.n_jobs == 2
     workflow.config.datasets.background = BackgroundConfig(method="ring")

@@ -288,7 +288,7 @@ def _expected(design, table, run, effects):
     """Node and fraction on the grid of u, slope and expected counts, shapes (n_energy, n_cell)."""
     basis, n_ring = design.effects, design.cells.n_ring
     shift = design.cell_shifts @ effects[: basis.n_shift]
-    node, fraction = design.energy.locate(run.scaled_energy[:, None] + shift)
+    node, fraction = design.energy.locate(run.scaled_energy[:, None], shift)
     node *= n_ring
     node += design.cells.ring_of_cell
     # in place: these arrays are what the time of a fit goes to

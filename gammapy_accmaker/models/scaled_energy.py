@@ -110,12 +110,12 @@ class ScaledEnergyAxis:
         low, fraction = self.grid_basis[node], fraction[:, None]
         return low + (self.grid_basis[node + 1] - low) * fraction
 
-    def locate(self, u) -> tuple[np.ndarray, np.ndarray]:
-        """Node below each u and the fraction of the way to the next, both of the shape of u."""
-        position = u - self.grid[0]
-        position /= GRID_STEP
-        np.clip(position, 0, len(self.grid) - 1, out=position)
+    def locate(self, u, shift=0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Node below each u + shift, of shapes that broadcast, and the fraction of the way to the next."""
+        position = (u - self.grid[0]) / GRID_STEP + np.asarray(shift) / GRID_STEP
+        np.maximum(position, 0, out=position)
+        # the last node is the start of no interval
+        np.minimum(position, len(self.grid) - 1 - 1e-9, out=position)
         node = position.astype(np.int64)
-        np.minimum(node, len(self.grid) - 2, out=node)
         position -= node
         return node, position

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, lapack
-from scipy.sparse import csr_array, eye_array
+from scipy.sparse import csr_array
 
 from gammapy_accmaker.models.bsplines import (
     axis_penalties,
@@ -146,7 +146,7 @@ class _JointFit:
         axes = [difference_penalty(n) for n in sizes]
         self.penalties, self.eigenvalues = [csr_array(p) for p in axis_penalties(axes)], penalty_eigenvalues(axes)
         flat = axis_penalties([np.zeros((sizes[0],) * 2), *(difference_penalty(n, 1) for n in sizes[1:])])
-        self.null_space = NULL_SPACE * csr_array(flat[1] + flat[2]) + RIDGE * eye_array(self.coefficients.size)
+        self.null_space = csr_array(NULL_SPACE * (flat[1] + flat[2]) + RIDGE * np.eye(self.coefficients.size))
         self.pull = RIDGE * self.coefficients.ravel()
         self.smoothing = np.array([1.0, 10.0, 10.0])
         self.asymmetry_bases = [
@@ -216,10 +216,9 @@ class _JointFit:
         self._finish(adapt)
 
     def _round(self, n_steps, *, rings=False):
-        """One Newton step of the rate and of the effects of every run together; then smoothing and population.
+        """Effects of every run at the present rate, then one step of the rate, its smoothing and the population.
 
-        ``n_steps``: of the effects of each run, before they follow the step of the rate; 0 leaves them alone. ``rings``: without
-        effects and asymmetry, for the first rounds.
+        ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the first rounds.
         Returns the expected counts.
         """
         design, adapt = self.ring_design if rings else self.design, n_steps > 0

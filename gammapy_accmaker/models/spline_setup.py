@@ -76,7 +76,7 @@ class SplineSetup:
             zenith_axis = BSplineAxis(np.log(lo), np.log(hi), max(n_zenith, 4))
         else:
             zenith_axis = BSplineAxis(-1.0, 0.0, 1)
-        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 3, 4), even=True)
+        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 2, 3), even=True)
         lo_e, pivot, hi_e = _quantiles(log_energy, spectra.sum(0), (1e-3, 0.5, 1 - 1e-3))
         if hi_e - lo_e < 0.1:
             lo_e, hi_e = log_energy[0] - 0.1, log_energy[-1] + 0.1

@@ -32,15 +32,14 @@ def make_cubes(
     if smooth_counts is not None and not smooth_counts > 0:
         raise InputError(f"smooth_counts: got {smooth_counts}, but a number of counts > 0 is needed")
     geom = _geom(model, fit_counts)
-    cubes = {}
+    cubes, fitted = {}, _fitted(model, geom, cos_zenith)
     if fit_counts is not None:
         counts, exposure = _on_pixels(fit_counts, geom)
         cubes["counts"] = Map.from_geom(geom, data=counts, unit="")
         cubes["exposure"] = Map.from_geom(geom, data=np.broadcast_to(exposure, counts.shape).copy(), unit="s")
-        cubes["measured_rate"] = Map.from_geom(
-            geom, data=_measured(counts, exposure, geom, smooth_counts), unit=RATE_UNIT
-        )
-    cubes["rate"] = Map.from_geom(geom, data=_fitted(model, geom, cos_zenith), unit=RATE_UNIT)
+        measured = _measured(counts, exposure, fitted, geom, smooth_counts)
+        cubes["measured_rate"] = Map.from_geom(geom, data=measured, unit=RATE_UNIT)
+    cubes["rate"] = Map.from_geom(geom, data=fitted, unit=RATE_UNIT)
     return cubes
 
 
@@ -80,20 +79,25 @@ def _on_pixels(fit_counts, geom):
     return counts.reshape(geom.data_shape), exposure.reshape(lon.shape)
 
 
-def _measured(counts, exposure, geom, smooth_counts):
-    """Counts over what was exposed; NaN where nothing was. Smoothed until about that many counts lie under the kernel."""
+def _measured(counts, exposure, fitted, geom, smooth_counts):
+    """Counts over what was exposed, NaN where nothing was.
+
+    Smoothed are counts and expected counts, whose ratio is flat where the rate is steep.
+    """
     solid_angle = geom.to_image().solid_angle().to_value("sr")
     width = np.diff(geom.axes["energy"].edges.to_value("MeV"))
     seen = exposure > 0
     out = np.full(counts.shape, np.nan)
     for k, image in enumerate(counts):
         volume = exposure * solid_angle * width[k]
-        if smooth_counts is not None and image.sum() > 0:
-            # 4 pi sigma^2: pixels that a Gaussian averages over
-            sigma = np.sqrt(smooth_counts / (4 * np.pi * image.sum() / seen.sum()))
-            sigma = min(sigma, MAX_SMOOTHING * len(image))
-            image, volume = (gaussian_filter(x, sigma, mode="constant") for x in (image, volume))
-        np.divide(image, volume, out=out[k], where=volume > 1e-6 * volume.max())
+        if smooth_counts is None or image.sum() == 0:
+            np.divide(image, volume, out=out[k], where=volume > 0)
+            continue
+        # 4 pi sigma^2: pixels that a Gaussian averages over
+        sigma = min(np.sqrt(smooth_counts / (4 * np.pi * image.sum() / seen.sum())), MAX_SMOOTHING * len(image))
+        image, expected = (gaussian_filter(x, sigma, mode="constant") for x in (image, fitted[k] * volume))
+        np.divide(image, expected, out=out[k], where=expected > 1e-6 * expected.max())
+        out[k] *= fitted[k]
     return out
 
 

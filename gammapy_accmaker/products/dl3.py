@@ -16,11 +16,11 @@ from astropy.table import Table
 from gammapy.data import DataStore, Observation
 from gammapy.irf import Background2D, FoVAlignment
 from gammapy.maps import MapAxis
-from gammapy.utils.parallel import N_JOBS_DEFAULT, run_multiprocessing
 from gammapy.utils.scripts import make_path
 
 from gammapy_accmaker.errors import AcceptanceError, InputError, NotFittedError
 from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 
 __all__ = ["HDU_INDEX", "attach_background"]
 
@@ -85,14 +85,11 @@ def attach_background(
 
     rows, missing = _rows_with_files(data_store, obs_ids)
     present = [obs_id for obs_id in obs_ids if obs_id in rows]
-    flags = run_multiprocessing(
-        _attach_to_run,
-        [(data_store, maker, path, obs_id, rows[obs_id], copy) for obs_id in present],
-        pool_kwargs={"processes": min(n_jobs or N_JOBS_DEFAULT, max(len(present), 1))},
-        task_name="Backgrounds",
-    )
+    tasks = [(data_store, maker, path, obs_id, rows[obs_id], copy) for obs_id in present]
+    results = map_runs(_attach_to_run, tasks, n_jobs, None, "Backgrounds")
     index, reasons = [], {}
-    for obs_id, (entries, reason) in zip(present, flags, strict=True):
+    for obs_id, result in zip(present, results, strict=True):
+        entries, reason = ([], str(result)) if isinstance(result, ProcessDiedError) else result
         index += entries
         reasons[obs_id] = reason
     _warn(missing, {obs_id: reason for obs_id, reason in reasons.items() if reason})
@@ -226,17 +223,19 @@ def _make_link(link, file):
 def _copied(path, obs_id, rows, hdu):
     """One file with all of a run: the HDUs of its event file, those of other files in the index, and the background."""
     file = path / COPY_DIR / f"run_{obs_id:06d}.fits"
-    sources = {f: [name for _, _, name, g in rows if g == f] for *_, f in rows}
+    sources = {f: [name.upper() for _, _, name, g in rows if g == f] for *_, f in rows}
     event_file = next((f for kind, *_, f in rows if kind == "events"), rows[0][-1])
+    elsewhere = {name for source, names in sources.items() if source != event_file for name in names}
     taken, opened = [], []
     try:
         for source in [event_file, *(f for f in sources if f != event_file)]:
             opened.append(fits.open(source, memmap=False))
-            whole = source == event_file
-            for k, one in enumerate(opened[-1]):
-                is_background = one.header.get("HDUCLAS2", "").strip().upper() == "BKG"
-                if not is_background and ((whole and k == 0) or whole or one.name in sources[source]):
-                    taken.append(one if k or whole else fits.ImageHDU(one.data, one.header))
+            for one in opened[-1]:
+                is_background = one.header.get("HDUCLAS2", "").strip().upper() == "BKG" or one.name == BACKGROUND_HDU
+                # of the event file all that the index does not take from elsewhere
+                wanted = one.name in sources[source] or (source == event_file and one.name not in elsewhere)
+                if wanted and not is_background:
+                    taken.append(one)
         _write(file, [*taken, *([] if hdu is None else [hdu])])
     finally:
         for one in opened:

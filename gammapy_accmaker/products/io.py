@@ -10,6 +10,7 @@ from astropy.table import Table
 
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 
 __all__ = ["read_model_file", "write_model_file"]
 
@@ -51,6 +52,8 @@ def write_model_file(
     text_table = Table({"KEY": list(texts), "TEXT": [(text + TEXT_END).encode() for text in texts.values()]})
     hdus.append(fits.BinTableHDU(text_table, name="TEXTS"))
     run_table = run_table.copy()
+    for column in run_table.columns.values():
+        column.info.format = None  # FITS does not know all of them
     run_table.convert_unicode_to_bytestring()
     hdus.append(fits.BinTableHDU(run_table, name="RUNS"))
     write_atomically(path, lambda temporary: fits.HDUList(hdus).writeto(temporary), overwrite)
@@ -68,7 +71,8 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
     if not path.is_file():
         raise InputError(f"model file: there is no file {path}")
     try:
-        with fits.open(path, memmap=False) as hdulist:
+        check_hdu_sizes(path, MAX_BYTES)
+        with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
             header = hdulist[0].header
             if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
                 raise InputError(
@@ -84,8 +88,8 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
                 str(key): str(text).removesuffix(TEXT_END)
                 for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)
             }
-    except (OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, fits.VerifyError) as error:
-        if isinstance(error, InputError):
+    except Exception as error:  # whatever a damaged file leads to
+        if isinstance(error, InputError) and "model file" in str(error):
             raise
         raise InputError(f"model file: {path} is damaged or is no FITS file ({error})") from error
     for key, text in found.items():

@@ -71,7 +71,7 @@ def plot_profile(model: RateModel, ax=None):
 def plot_rate_image(model: RateModel, energy: float, ax=None):
     """Image of the rate in the camera frame at an energy in TeV, with a colour bar; returns the axes."""
     ax = plt.gca() if ax is None else ax
-    x = np.linspace(-model.offset_max, model.offset_max, 161)
+    x = np.linspace(-model.half_width, model.half_width, 161)
     lon, lat = np.meshgrid(x, x, indexing="ij")
     rate = model.rate_grid(np.array([energy]), lon.ravel(), lat.ravel(), representative_cos_zenith(model))[0]
     rate = np.where(rate > 0, rate, np.nan).reshape(lon.shape)

@@ -119,7 +119,10 @@ def _checked_weights(weights):
 
 def _checked_number(hours, n_runs):
     if hours is not None:
-        hours = hours.to_value("h") if isinstance(hours, u.Quantity) else float(hours)
+        try:
+            hours = hours.to_value("h") if isinstance(hours, u.Quantity) else float(hours)
+        except (u.UnitConversionError, TypeError, ValueError) as error:
+            raise InputError(f"hours: got {hours!r}, but a number of hours or a time is needed") from error
         if not hours > 0:
             raise InputError(f"hours: got {hours} h, but more than 0 is needed, or None for all runs")
     if n_runs is not None and n_runs < 1:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
-from gammapy.utils.parallel import N_JOBS_DEFAULT, run_multiprocessing
 
 from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.errors import AcceptanceError, InputError
+from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.reduction.counts import CountsBins, observation_track
@@ -131,16 +131,10 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     for first in range(0, len(observations), CHUNK):
         numbers = range(first, min(first + CHUNK, len(observations)))
         tasks = [(observations[k], maker, bins, exclusion, sky.field_of(k).counts.geom) for k in numbers]
-        results = run_multiprocessing(
-            _residuals_of_run,
-            tasks,
-            backend=parallel_backend,
-            pool_kwargs={"processes": min(n_jobs or N_JOBS_DEFAULT, len(tasks))},
-            task_name="Residuals",
-        )
+        results = map_runs(_residuals_of_run, tasks, n_jobs, parallel_backend, "Residuals")
         for k, result in zip(numbers, results, strict=True):
-            if isinstance(result, str):
-                failures[int(observations[k].obs_id)] = result
+            if isinstance(result, (str, ProcessDiedError)):
+                failures[int(observations[k].obs_id)] = str(result)
                 continue
             summary, in_camera, in_sky = result
             runs.append(summary)

@@ -1,0 +1,188 @@
+"""Reduced runs on disk: a run whose files and settings are the same is not read again.
+
+One FITS file for each run and set of settings. Its name comes from paths and settings alone, and what it holds from
+their state: a run that has changed replaces its entry. Entries are numbers with a checksum; one that is damaged is
+thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from astropy.coordinates import EarthLocation
+from astropy.io import fits
+from gammapy.data import GTI, EventList, FixedPointingInfo, ObservationMetaData
+from gammapy.utils.fits import HDULocation
+from gammapy.utils.scripts import make_path
+from scipy.sparse import csr_array
+
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.hdu_sizes import check_hdu_sizes
+from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
+from gammapy_accmaker.reduction.fingerprint import fingerprint
+
+__all__ = ["RunCache", "event_locations", "in_memory"]
+
+log = logging.getLogger(__name__)
+
+FORMAT = "gammapy_accmaker run"
+FORMAT_VERSION = 1  # raised when what a reduction gives, or how it is stored, changes
+READ_FOR_COUNTS = ("events", "gti", "pointing", "observation_metadata")
+MAX_BYTES = 2**30
+NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
+
+
+def event_locations(observation) -> list[HDULocation]:
+    """Where the events of an observation, their times and their header will be read; none for one in memory.
+
+    gammapy has no method that tells: what is looked for are its `HDULocation` among the attributes.
+    """
+    found = [value for value in vars(observation).values() if isinstance(value, HDULocation)]
+    return [location for location in found if location.hdu_class in READ_FOR_COUNTS]
+
+
+@dataclass(frozen=True)
+class RunCache:
+    """Reduced runs in a folder, for one set of settings."""
+
+    folder: Path
+    settings: str
+    shape: tuple[int, int]
+
+    @classmethod
+    def open(cls, folder, bins: CountsBins, *settings) -> RunCache:
+        """A cache in a folder, which is made; ``settings``: all besides the bins that a reduction depends on."""
+        folder = make_path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cache: {folder} cannot be made a folder ({error}); give one that can be written"
+            ) from error
+        used = version("gammapy_accmaker"), version("gammapy"), FORMAT_VERSION, bins, *settings
+        return cls(folder.absolute(), fingerprint(used), (len(bins.energy_edges) - 1, bins.fov.size))
+
+    def get(self, observation) -> list[RunCounts] | None:
+        """Slices of a run, where its files, its settings and what was changed in memory are the same; else None."""
+        path = self.path(observation)
+        if path is None or not path.is_file():
+            return None
+        try:
+            check_hdu_sizes(path, MAX_BYTES)
+            return self._read(path, observation)
+        except Exception as error:  # whatever a damaged file leads to
+            log.warning(
+                f"cache: {path} is damaged ({error}); it is thrown away and run {observation.obs_id} is read again"
+            )
+            path.unlink(missing_ok=True)
+            return None
+
+    def put(self, observation, slices: list[RunCounts], held: dict[str, str]) -> None:
+        """Store the slices of a run that was just reduced; ``held``: what `in_memory` said before.
+
+        Nothing is stored of a run that does not come from its files alone.
+        """
+        path = self.path(observation)
+        if path is None or not held.items() <= (_in_files(observation) if held else {}).items():
+            return
+        arrays = _to_arrays(slices)
+        primary = fits.PrimaryHDU()
+        state = {"files": _file_state(observation), "memory": in_memory(observation)}
+        primary.header.update({"FORMAT": FORMAT, "VERSION": FORMAT_VERSION, "DIGEST": _digest(arrays, state)})
+        hdus = [fits.ImageHDU(values if values.size else None, name=name) for name, values in arrays.items()]
+        text = np.frombuffer(json.dumps(state).encode(), dtype="u1")
+        try:
+            hdulist = fits.HDUList([primary, *hdus, fits.ImageHDU(text, name="STATE")])
+            write_atomically(path, hdulist.writeto, overwrite=True)
+        except OSError as error:
+            log.warning(f"cache: run {observation.obs_id} cannot be stored in {self.folder} ({error})")
+
+    def path(self, observation) -> Path | None:
+        """File of the entry of an observation; None where it cannot be told what its events are."""
+        locations, chosen = event_locations(observation), observation.obs_filter
+        changed = any(isinstance(value, EventList) for value in vars(observation).values())
+        if not any(one.hdu_class == "events" for one in locations) or changed or chosen.event_filters:
+            return None
+        where = sorted((one.hdu_class, str(one.path().absolute()), str(one.hdu_name)) for one in locations)
+        times = chosen.time_filter, getattr(chosen, "inverted_time", False)
+        name = fingerprint(self.settings, int(observation.obs_id), where, times)
+        return self.folder / f"run-{int(observation.obs_id)}-{name[:32]}.fits"
+
+    def _read(self, path, observation):
+        with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
+            header = hdulist[0].header
+            if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
+                raise InputError("it is no entry of this version")
+            state = json.loads(hdulist["STATE"].data.tobytes())
+            arrays = {}
+            for hdu in hdulist[1:-1]:
+                values = np.zeros(0) if hdu.data is None else hdu.data
+                arrays[hdu.name] = values.astype(values.dtype.newbyteorder("="))
+            digest = header["DIGEST"]
+        if digest != _digest(arrays, state):
+            raise InputError("its checksum does not fit")
+        changed = in_memory(observation).items() - state["memory"].items()
+        if changed or state["files"] != _file_state(observation):
+            return None
+        return _from_arrays(arrays, int(observation.obs_id), self.shape)
+
+
+def _file_state(observation):
+    """Size and time of each file that is read."""
+    paths = sorted({one.path().absolute() for one in event_locations(observation)})
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def in_memory(observation) -> dict[str, str]:
+    """Fingerprints of what the observation holds already, read or set by the user, by its kind."""
+    kinds = (GTI, FixedPointingInfo, ObservationMetaData, EarthLocation)
+    return {
+        type(value).__name__: fingerprint(value) for value in vars(observation).values() if isinstance(value, kinds)
+    }
+
+
+def _in_files(observation):
+    """The same of what its files say."""
+    loaded = [one.load() for one in event_locations(observation) if one.hdu_class != "events"]
+    return {type(value).__name__: fingerprint(value) for value in loaded}
+
+
+def _digest(arrays, state):
+    return fingerprint(arrays, hashlib.sha256(json.dumps(state).encode()).hexdigest())
+
+
+def _to_arrays(slices):
+    texts = {"covariates": slices[0].covariates, "dropped": slices[0].dropped}
+    counts = [part.counts.tocoo() for part in slices]
+    size = slices[0].counts.shape[1]
+    return {
+        # FITS has no empty images, and a slice may be without counts
+        "NUMBER": np.array([part.nnz for part in counts], dtype="i4"),
+        "INDEX": np.concatenate([part.row.astype("i4") * size + part.col for part in counts]).astype("i4"),
+        "COUNTS": np.concatenate([part.data for part in counts]).astype("f4"),
+        "EXPOSURE": np.array([part.exposure for part in slices], dtype="f8"),
+        "VALUES": np.array([[getattr(part, name) for name in NUMBERS] for part in slices], dtype="f8"),
+        "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
+    }
+
+
+def _from_arrays(arrays, obs_id, shape):
+    index, counts = arrays["INDEX"], arrays["COUNTS"].astype(float)
+    ends = np.cumsum(arrays["NUMBER"])
+    texts = json.loads(arrays["TEXTS"].tobytes())
+    slices = []
+    for start, stop, exposure, values in zip(
+        ends - arrays["NUMBER"], ends, arrays["EXPOSURE"], arrays["VALUES"], strict=True
+    ):
+        row, column = np.divmod(index[start:stop], shape[1])
+        matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
+        numbers = dict(zip(NUMBERS, map(float, values), strict=True))
+        slices.append(RunCounts(obs_id=obs_id, counts=matrix, exposure=exposure.copy(), **numbers, **texts))
+    return slices

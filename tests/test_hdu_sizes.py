@@ -1,0 +1,101 @@
+"""Headers that claim what is not there are refused before anything is allocated."""
+
+import gzip
+import tracemalloc
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from gammapy_accmaker import AcceptanceModel
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.hdu_sizes import check_hdu_sizes
+
+
+def write(path, rows=10):
+    table = fits.BinTableHDU.from_columns([fits.Column("A", "D", array=np.zeros(rows))], name="EVENTS")
+    image = fits.ImageHDU(np.zeros((4, 5)), name="ARRAY_1")
+    fits.HDUList([fits.PrimaryHDU(), table, image]).writeto(path, overwrite=True)
+    return path
+
+
+def card(path, hdu, key, value):
+    """Overwrite a header card of the n-th extension on disk."""
+    content, at = path.read_bytes(), 0
+    for _ in range(hdu):
+        at = content.index(b"XTENSION", at + 1)
+    at = content.index(f"{key:8s}=".encode(), at)
+    path.write_bytes(content[:at] + f"{key:8s}= {value:>20}".ljust(80).encode() + content[at + 80 :])
+
+
+def test_good_files_pass(tmp_path):
+    path = write(tmp_path / "a.fits")
+    check_hdu_sizes(path)
+    check_hdu_sizes(path, until={"EVENTS"})
+    packed = tmp_path / "a.fits.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    check_hdu_sizes(packed)
+
+
+HOSTILE = [
+    (1, "NAXIS2", 10**9),
+    (1, "NAXIS2", 10**12),
+    (1, "NAXIS1", 10**15),
+    (1, "PCOUNT", 10**12),
+    (1, "NAXIS2", -1),
+    (1, "PCOUNT", -5000),
+    (1, "NAXIS2", "'10'"),
+    (1, "NAXIS2", 1.5),
+    (1, "NAXIS", 999),
+    (1, "NAXIS", -1),
+    (1, "TFIELDS", 999),
+    (1, "TFORM1", "'999999999999D'"),
+    (1, "TFORM1", "'Z'"),
+    (2, "NAXIS1", 10**12),
+    (2, "BITPIX", 7),
+    (2, "BITPIX", "'x'"),
+    (2, "NAXIS2", -4),
+]
+
+
+@pytest.mark.parametrize("damage", HOSTILE, ids=str)
+def test_hostile_headers(tmp_path, damage):
+    path = write(tmp_path / "a.fits")
+    card(path, *damage)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="a.fits"):
+            check_hdu_sizes(path)
+        assert tracemalloc.get_traced_memory()[1] < 1e7
+        with pytest.raises(InputError, match="a.fits"):
+            AcceptanceModel.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 1e7
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_than_is_allowed(tmp_path):
+    path = write(tmp_path / "a.fits", rows=1000)
+    check_hdu_sizes(path, 8000)
+    with pytest.raises(InputError, match="claims 8000 bytes"):
+        check_hdu_sizes(path, 7999)
+
+
+def test_a_compressed_image_that_claims_to_be_huge(tmp_path):
+    path = tmp_path / "a.fits"
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(np.zeros((10, 10)), name="ARRAY_1")]).writeto(path)
+    card(path, 1, "ZNAXIS1", 10**9)
+    with pytest.raises(InputError, match="compressed image"):
+        check_hdu_sizes(path)
+
+
+def test_hdus_that_are_wanted(tmp_path):
+    path = write(tmp_path / "a.fits")
+    card(path, 2, "NAXIS1", 10**9)
+    check_hdu_sizes(path, until={"EVENTS"})
+    with pytest.raises(InputError, match="claims"):
+        check_hdu_sizes(path, until={"EVENTS", "ARRAY_1"})
+    with pytest.raises(InputError, match="no HDU GTI"):
+        check_hdu_sizes(write(path), until={"EVENTS", "GTI"})
+    with pytest.raises(InputError, match="no file"):
+        check_hdu_sizes(tmp_path / "b.fits")

@@ -21,6 +21,7 @@ from gammapy_accmaker.validation.residuals import stack_residuals
 
 __all__ = ["half_decades", "write_report"]
 
+N_SCORE_BINS = 24
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -91,6 +92,8 @@ def write_report(
             report_sections.with_reference(maker.config),
             exclusion=[maker.exclusion, maker.found_regions],
             n_folds=min(5, len(observations)),
+            energy_edges=np.geomspace(*residuals.bands[[0, -1]], 1 + N_SCORE_BINS) * u.TeV,
+            band_edges=residuals.bands * u.TeV,
             offset_max=0.92 * maker.config.offset_max,
             sky=True,
             n_jobs=n_jobs,

@@ -263,11 +263,11 @@ def cross_validation(result) -> str:
         for row in result.table
     ]  # fmt: skip
     header = ["model", "log-likelihood", "gain", "mean log norm", "scatter of log norm", "time of a fit [s]"]
-    significance = [
-        (row["CONFIG"], row["FRAME"], f"{row['E_MIN']:.3g} to {row['E_MAX']:.3g} TeV",
-         f"{row['COUNTS']}", f"{row['MEAN']:+.2f}", f"{row['WIDTH']:.2f}")
-        for row in result.significance
-    ]  # fmt: skip
+    widths = {}
+    for row in result.significance:
+        band = f"{row['FRAME']}, {row['E_MIN']:.3g} to {row['E_MAX']:.3g} TeV"
+        widths.setdefault(band, []).append(f"{row['MEAN']:+.2f} / {row['WIDTH']:.2f}")
+    names = [str(name) for name in result.table["CONFIG"]]
     return section(
         "cross-validation",
         "Cross-validation",
@@ -277,9 +277,7 @@ def cross_validation(result) -> str:
         ),
         table(header, scores, "Held-out scores"),
         "<h3>Significance of the held-out runs</h3>",
-        table(
-            ["model", "frame", "energy", "counts", "mean", "width"], significance, "Significance of the held-out runs"
-        ),
+        table(["mean / width", *names], [(band, *found) for band, found in widths.items()], "Held-out significance"),
     )
 
 

@@ -105,10 +105,13 @@ def test_python_of_the_readme_runs_as_printed(demo, monkeypatch):
     assert on.counts.data.sum() > 0
 
 
-def test_configuration_of_the_readme_is_the_default():
-    (text,) = code_blocks("yaml")
-    assert AcceptanceConfig.from_yaml(text).to_yaml() == AcceptanceConfig().to_yaml()
-    assert set(yaml.safe_load(text)) == set(AcceptanceConfig.model_fields)
+def test_configuration_table_of_the_readme_has_every_key_with_its_default():
+    section = README.split("## Configuration")[1].split("\n## ")[0]
+    table = {
+        key: yaml.safe_load(text) for key, text in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE)
+    }
+    assert set(table) == set(AcceptanceConfig.model_fields)
+    assert AcceptanceConfig.coerce(table).to_yaml() == AcceptanceConfig().to_yaml()
 
 
 def test_help_and_version():
@@ -147,7 +150,7 @@ def settings(folder, **background):
             "background": {
                 "method": "acceptance",
                 "exclusion": str(region),
-                "parameters": {"model": {"type": "radial"}, "energy": {"min": "0.3 TeV", "max": "10 TeV"}},
+                "parameters": {"model": {"type": "radial"}, "energy": {"min": "0.3 TeV", "max": "10.0 TeV"}},
             } | background,
         },
     }  # fmt: skip

@@ -26,7 +26,7 @@ def config():
 
 @pytest.mark.slow
 def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
-    """All 105 runs, 5 folds: none is off by more than 3x in total, nor 10x too high in an energy bin with counts."""
+    """All 105 runs, 5 folds: none is off by more than 3x in total, nor 3x too high in an energy bin above its threshold."""
     settings = config()
     bins = make_bins(settings)
     observations = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations(required_irf=IRFS)
@@ -43,12 +43,13 @@ def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
             expected = sum(expected_counts_in_bins(model, bins, part) for part in runs[k])
             counts = sum(np.asarray(part.counts.sum(1)).ravel() for part in runs[k])
             ratios.append(expected.sum() / counts.sum())
-            many = counts > 20
+            # the trigger threshold differs from run to run: by the energy, the bins from the fullest on
+            many = (counts > 20) & (np.arange(len(counts)) >= np.argmax(counts))
             bands.append((expected[many] / counts[many]).max())
     assert len(ratios) == 105
     assert np.exp(np.abs(np.log(ratios)).max()) < 3
     assert np.exp(np.median(np.abs(np.log(ratios)))) < 1.3
-    assert max(bands) < 10
+    assert max(bands) < 3
 
 
 def test_a_few_runs_of_dr1():

@@ -156,7 +156,7 @@ def settings(folder, **background):
             "background": {
                 "method": "acceptance",
                 "exclusion": str(region),
-                "parameters": {"model": {"type": "radial"}, "energy": {"min": "0.3 TeV", "max": "10 TeV"}},
+                "parameters": {"model": {"type": "radial"}, "energy": {"min": "0.3 TeV", "max": "10.0 TeV"}},
             } | background,
         },
     }  # fmt: skip

@@ -112,53 +112,24 @@ class AcceptanceBackgroundMaker(Maker):
             raise InputError(
                 "off_observations: got none; check their selection, or leave them out to fit the observations"
             )
+        reading = {"n_jobs": n_jobs, "parallel_backend": parallel_backend, "cache": cache, "on_error": on_error}
         if matched:
             self.model = fit_matched(
-                observations,
-                off_observations,
-                self.config,
-                exclusion=self.exclusion,
-                matches=matches,
-                n_jobs=n_jobs,
-                parallel_backend=parallel_backend,
-                cache=cache,
-                on_error=on_error,
+                observations, off_observations, self.config, exclusion=self.exclusion, matches=matches, **reading
             )
-            return self
-        if off_observations is None:
-            self.model = fit_acceptance(
-                observations,
-                self.config,
-                exclusion=self.exclusion,
-                n_jobs=n_jobs,
-                parallel_backend=parallel_backend,
-                cache=cache,
-                on_error=on_error,
-            )
-            return self
-        off = fit_acceptance(
-            off_observations,
-            self.config,
-            exclusion=self.exclusion,
-            n_jobs=n_jobs,
-            parallel_backend=parallel_backend,
-            cache=cache,
-            on_error=on_error,
-        )
-        bins = make_bins(self.config)
-        runs, failures = reduce_observations(
-            list(observations),
-            bins,
-            self.config,
-            self._exclusion.with_regions(off.found_regions),
-            n_jobs,
-            parallel_backend,
-            cache=cache,
-            on_error=on_error,
-        )
-        on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = replace(off, run_table=vstack([off.run_table, on_table]))
+        else:
+            fitted = observations if off_observations is None else off_observations
+            self.model = fit_acceptance(fitted, self.config, exclusion=self.exclusion, **reading)
+            if off_observations is not None:
+                self._add_to_run_table(observations, reading)
         return self
+
+    def _add_to_run_table(self, observations, reading):
+        """The effects of runs that the model was not fitted to."""
+        bins = make_bins(self.config)
+        runs, failures = reduce_observations(list(observations), bins, self.config, self._excluded, **reading)
+        table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
+        self.model = replace(self.model, run_table=vstack([self.model.run_table, table]))
 
     @property
     def found_regions(self):

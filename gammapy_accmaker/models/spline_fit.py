@@ -52,6 +52,7 @@ NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without 
 RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a coefficient does not run away
 ASYMMETRY_ROUNDS = (2, 4, 6, 9)
 MIN_ROUNDS = 6
+DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
 CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
 
 
@@ -203,7 +204,7 @@ class _JointFit:
         for k in range(max_rounds):
             before, rings = self.population, k < RATE_ONLY_ROUNDS - 1
             n_steps = 0 if not adapt or k < RATE_ONLY_ROUNDS else 2 if k < MIN_ROUNDS else 1
-            expected = self._round(n_steps, rings=rings)
+            expected = self._round(n_steps, rings=rings, damping=1.0 if k < MIN_ROUNDS else DAMPING)
             if rings:
                 continue
             change = np.abs(expected - last).sum() / self.counts.sum()
@@ -215,11 +216,11 @@ class _JointFit:
                 break
         self._finish(adapt)
 
-    def _round(self, n_steps, *, rings=False):
+    def _round(self, n_steps, *, rings=False, damping=1.0):
         """Effects of every run at the present rate, then one step of the rate, its smoothing and the population.
 
-        ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the first rounds.
-        Returns the expected counts.
+        ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the first
+        rounds. ``damping``: of the step of the rate. Returns the expected counts.
         """
         design, adapt = self.ring_design if rings else self.design, n_steps > 0
         equations, n_run, n = RateEquations(*self._sizes), len(self.runs), design.effects.n
@@ -246,7 +247,7 @@ class _JointFit:
         values, penalty = self.coefficients.ravel(), self._penalty()
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
         step = cho_solve((lower, True), equations.gradient() - penalty @ values + self.pull)
-        step = np.clip(step, -MAX_STEP, MAX_STEP)
+        step = damping * np.clip(step, -MAX_STEP, MAX_STEP)
         values = values + step
         self.coefficients = values.reshape(self.coefficients.shape)
         if adapt or not self.design.effects.n:

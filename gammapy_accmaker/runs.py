@@ -11,7 +11,7 @@ from gammapy.maps import Map
 from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
 from gammapy_accmaker.cache import RunCache, event_locations, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
-from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
@@ -77,14 +77,21 @@ def _check_files(observation):
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
     _check_files(observation)
-    slices = reduce_slices(
-        observation,
-        bins,
-        exclusion,
-        max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type == "continuous" else None,
-        time_step=config.time_step_seconds,
-        location=config.observatory_location,
-    )
+    try:
+        slices = reduce_slices(
+            observation,
+            bins,
+            exclusion,
+            max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type == "continuous" else None,
+            time_step=config.time_step_seconds,
+            location=config.observatory_location,
+        )
+    except AcceptanceError:
+        raise
+    except Exception as error:  # whatever a broken file makes the readers raise
+        raise ObservationError(
+            f"observation {observation.obs_id}: it cannot be read ({type(error).__name__}: {error})"
+        ) from error
     if not any(part.exposure.any() for part in slices):
         raise ObservationError(
             f"observation {observation.obs_id}: the exclusion covers its whole field of view; make it smaller"
@@ -105,7 +112,7 @@ def _reduce_or_explain(observation, bins, config, exclusion, cache):
             if cache is not None:
                 cache.put(observation, slices, held)
         return slices
-    except Exception as error:  # whatever a broken file makes the readers raise costs this run, not the fit
+    except Exception as error:  # of whatever kind, it costs this run, not the fit
         return f"{type(error).__name__}: {error}"
 
 

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import StringIO
 
 import astropy.units as u
 import numpy as np
 from astropy.table import Table
 from gammapy.utils.scripts import make_path
+from regions import CircleSkyRegion
 
+from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.models.binned import BinnedModel
-from gammapy_accmaker.models.spline_rate import SplineRate
+from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
+from gammapy_accmaker.models.fit_counts import FitCounts
+from gammapy_accmaker.models.parametric import ParametricModel
+from gammapy_accmaker.plan import GroupPlan
+from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
+from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.io import read_model_file, write_model_file
-from gammapy_accmaker.products.irf import RATE_UNIT
-from gammapy_accmaker.products.plots import plot_model
+from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
+from gammapy_accmaker.products.plots import plot_model, plot_radial, plot_rate_image, plot_spectrum
+from gammapy_accmaker.products.tables import model_from_irfs
 
 __all__ = ["AcceptanceModel"]
 
-MODEL_CLASSES: dict[str, type[RateModel]] = {"binned": BinnedModel, "spline": SplineRate}
+RUN_FORMATS = {"ZENITH": ".2f", "AZIMUTH": ".1f", "MJD": ".4f", "ONTIME": ".0f", "LIVETIME": ".0f", "EXPECTED": ".1f",
+               "NORM": ".3f", "NORM_ERR": ".3f", "SHIFT": "+.3f", "SHIFT_ERR": ".3f", "DEVIANCE": ".2f"}  # fmt: skip
+PLAN = "plan/"  # before the arrays of the plan in a file
+EXTRA_TABLES = ("matches", "found")
+
+
+def _to_text(table):
+    """A table as text that is read back exactly; empty for one without columns."""
+    if not table.colnames:
+        return ""
+    text = StringIO()
+    table.write(text, format="ascii.ecsv")
+    return text.getvalue()
+
+
+FIT_COUNTS = "fit_counts/"  # before the names of their arrays in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +59,34 @@ class AcceptanceModel:
         The configuration that made it, as YAML.
     run_table : `~astropy.table.Table`
         One row for each run of the fit: what it gave, its norm, and why it was left out, if it was.
+    matches : `~astropy.table.Table`
+        Which OFF runs the model of each ON run was fitted to, see `match_observations`; empty where nothing was matched.
+    found : `~astropy.table.Table`
+        Circles that an iterative exclusion found and left out: RA, DEC, RADIUS, SIGNIFICANCE and the ITERATION; in its meta
+        whether the search came to an end (STABLE).
+    plan : `GroupPlan` or None
+        Which runs were pooled, where they were in bins of zenith or azimuth.
+    fit_counts : `FitCounts` or None
+        Counts and exposure of the fit; None for a model that was not fitted here.
     """
 
     rate_model: RateModel
     config: str
     run_table: Table
+    matches: Table = field(default_factory=Table)
+    found: Table = field(default_factory=Table)
+    plan: GroupPlan | None = None
+    fit_counts: FitCounts | None = None
+
+    def __post_init__(self):
+        # printed with the digits that matter; the values keep all
+        for name in set(RUN_FORMATS).intersection(self.run_table.colnames):
+            self.run_table[name].info.format = RUN_FORMATS[name]
+
+    @property
+    def found_regions(self) -> list[CircleSkyRegion]:
+        """The regions of ``found``: left out of the fit, and where the model is adapted to a run."""
+        return excess_regions(self.found)
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> u.Quantity:
         """Background rate per ontime of a run of norm 1.
@@ -65,25 +111,139 @@ class AcceptanceModel:
         azimuth = None if azimuth is None else u.Quantity(azimuth).to_value("deg")
         return self.rate_model.rate(u.Quantity(energy).to_value("TeV"), lon, lat, cos_zenith, azimuth) * RATE_UNIT
 
+    def cubes(self, *, cos_zenith: float | None = None, smooth_counts: float | None = None) -> dict:
+        """Cubes of the fit over energy and camera.
+
+        Longitude and latitude of the maps are FOV_LON and FOV_LAT, see `gammapy_accmaker.products.cubes`.
+
+        Parameters
+        ----------
+        cos_zenith : float, optional
+            Of the fitted rate; default: the middle of the trained range.
+        smooth_counts : float, optional
+            Smooth the measured rate of each energy, relative to the fitted one, with a Gaussian under which about so
+            many counts lie.
+
+        Returns
+        -------
+        cubes : dict of `~gammapy.maps.WcsNDMap`
+            "counts", "exposure" (unexcluded ontime in s), "measured_rate" (counts over exposure, solid angle and energy,
+            NaN without exposure) and "rate" (of the model). The first three are those of the fit, and are not there for
+            a model that was not fitted here.
+        """
+        return make_cubes(self.rate_model, self.fit_counts, cos_zenith, smooth_counts)
+
+    def write_cube(self, path, format: str = "table", *, cos_zenith: float | None = None, overwrite=False) -> None:
+        """Write the rate at one zenith angle.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+            FITS file.
+        format : {"table", "image"}
+            "table": background IRF in the format of GADF; "image": the maps of `cubes`, which ds9 opens.
+        cos_zenith : float, optional
+            Default: the middle of the trained range.
+        overwrite : bool
+            Replace an existing file.
+        """
+        alignment = AcceptanceConfig.from_yaml(self.config).fov_alignment
+        if format == "table":
+            irf = make_mean_irf(self.rate_model, cos_zenith, alignment)
+            write_atomically(make_path(path), irf.write, overwrite)
+        elif format == "image":
+            hdulist = cubes_to_hdulist(self.cubes(cos_zenith=cos_zenith), alignment)
+            write_atomically(make_path(path), hdulist.writeto, overwrite)
+        else:
+            raise InputError(f"format: got {format!r}, but 'table' or 'image' is needed")
+
+    def plot_image(self, energy, ax=None):
+        """Image of the rate in the camera at an energy (`~astropy.units.Quantity`); returns the axes."""
+        return plot_rate_image(self.rate_model, float(u.Quantity(energy).to_value("TeV")), ax)
+
+    def plot_spectrum(self, offset=None, ax=None):
+        """Rate against energy at one or more offsets (`~astropy.units.Quantity`); returns the axes."""
+        offset = None if offset is None else u.Quantity(offset).to_value("deg")
+        return plot_spectrum(self.rate_model, ax, offset)
+
+    def plot_radial(self, energy, ax=None):
+        """Rate against offset at one or more energies (`~astropy.units.Quantity`); returns the axes."""
+        return plot_radial(self.rate_model, u.Quantity(energy).to_value("TeV"), ax)
+
     def peek(self, figsize=(12, 8)):
         """Plot spectrum, profile and images of the rate; returns the figure."""
         return plot_model(self.rate_model, figsize)
 
     def write(self, path, overwrite: bool = False) -> None:
         """Write a FITS file that `read` reads back exactly; an existing file is kept unless ``overwrite``."""
-        kind = next(name for name, cls in MODEL_CLASSES.items() if isinstance(self.rate_model, cls))
-        texts = {"kind": kind, "config": self.config}
-        write_model_file(make_path(path), self.rate_model.to_arrays(), texts, self.run_table, overwrite)
+        texts = {"kind": self.rate_model.kind, "config": self.config}
+        texts |= {name: _to_text(getattr(self, name)) for name in EXTRA_TABLES}
+        arrays = self.rate_model.to_arrays()
+        if self.plan is not None:
+            arrays |= {PLAN + name: values for name, values in self.plan.to_arrays().items()}
+        if self.fit_counts is not None:
+            arrays |= {FIT_COUNTS + name: values for name, values in self.fit_counts.to_arrays().items()}
+        write_model_file(make_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
     def read(cls, path) -> AcceptanceModel:
         """Read a file that `write` wrote."""
         arrays, texts, run_table = read_model_file(make_path(path))
         try:
-            rate_model = MODEL_CLASSES[texts["kind"]].from_arrays(arrays)
-            return cls(rate_model, texts["config"], run_table)
+            planned, summed = (
+                {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
+                for prefix in (PLAN, FIT_COUNTS)
+            )
+            rate_model = MODEL_KINDS[texts["kind"]].from_arrays(arrays)
+            plan = GroupPlan.from_arrays(planned) if planned else None
+            extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
+            fit_counts = FitCounts.from_arrays(summed) if summed else None
+            return cls(rate_model, texts["config"], run_table, plan=plan, fit_counts=fit_counts, **extra)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
+
+    @classmethod
+    def from_irf(cls, irf, *, run_effects: str = "none", fov_alignment: str | None = None) -> AcceptanceModel:
+        """Model of a background IRF that was made elsewhere.
+
+        The rate is read as gammapy reads it, and is 0 outside of the edges of the IRF.
+
+        Parameters
+        ----------
+        irf : `~gammapy.irf.Background2D`, `~gammapy.irf.Background3D` or dict
+            A dictionary has zenith angles (`~astropy.units.Quantity`, or numbers in deg) as keys; between two of them the
+            rate is linear in cos zenith, beyond the ends it stays.
+        run_effects : {"none", "norm"}
+            Whether the maker fits the norm of each run.
+        fov_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
+            Where the IRF does not know its own, or a wrong one.
+
+        Returns
+        -------
+        model : `AcceptanceModel`
+            Its configuration has the energies, offsets and alignment of the IRF.
+
+        Raises
+        ------
+        InputError
+            For another object, units that cannot be converted, or IRFs that do not fit together.
+        """
+        if fov_alignment not in (None, "altaz", "radec", "reverse_lon_radec"):
+            raise InputError(
+                f"fov_alignment: got {fov_alignment!r}, but 'altaz', 'radec' or 'reverse_lon_radec' is needed"
+            )
+        rate_model, alignment = model_from_irfs(irf, fov_alignment)
+        edges = rate_model.energy_edges
+        config = AcceptanceConfig.coerce({
+            "model": {"type": "radial" if rate_model.is_radial else "grid"},
+            "energy": {"min": edges[0] * u.TeV, "max": edges[-1] * u.TeV},
+            "fit_energy": edges * u.TeV,
+            "offset_max": rate_model.half_width * u.deg,
+            "fov_alignment": alignment,
+            "zenith": {"type": "none"},
+            "run_effects": {"type": run_effects},
+        })  # fmt: skip
+        return cls(rate_model, config.to_yaml(), Table(names=["OBS_ID", "USED"], dtype=[int, bool]))
 
     def __str__(self):
         model = self.rate_model
@@ -96,4 +256,5 @@ class AcceptanceModel:
             f"  energy      : {low:.3g} to {high:.3g} TeV\n"
             f"  offset max  : {model.offset_max:.3g} deg\n"
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
+            + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
         )

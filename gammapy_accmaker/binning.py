@@ -11,7 +11,19 @@ from gammapy.maps import MapAxis
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["FovBins", "axis_index", "check_edges", "energy_edges_from_axis", "energy_edges_per_decade", "offset"]
+__all__ = [
+    "FovBins",
+    "axis_index",
+    "check_edges",
+    "energy_edges_from_axis",
+    "energy_edges_per_decade",
+    "merge_bins",
+    "azimuth_sector",
+    "check_edges",
+    "energy_edges_from_axis",
+    "energy_edges_per_decade",
+    "offset",
+]
 
 
 def check_edges(name: str, edges) -> np.ndarray:
@@ -37,6 +49,46 @@ def energy_edges_from_axis(axis: MapAxis) -> np.ndarray:
     except u.UnitConversionError as error:
         raise InputError(f"energy axis: got the unit {axis.unit!r}, but an energy such as 'TeV' is needed") from error
     return check_edges("energy axis", edges)
+
+
+def merge_bins(counts: np.ndarray, edges: np.ndarray, min_counts: float, max_width: float) -> np.ndarray:
+    """Merge neighbouring energy bins until each holds a number of counts or is as wide as it may be.
+
+    The bin with the fewest counts is joined to the poorer of its neighbours, again and again, as long as the two together
+    are not too wide. A bin that stays below ``min_counts`` is one that no neighbour fits.
+
+    Parameters
+    ----------
+    counts : `~numpy.ndarray`
+        Counts of each bin, shape (n,).
+    edges : `~numpy.ndarray`
+        Edges of the bins, > 0, shape (n + 1,).
+    min_counts : float
+        Counts that each merged bin is to hold.
+    max_width : float
+        Largest width of a merged bin, in decades.
+
+    Returns
+    -------
+    edges : `~numpy.ndarray`
+        Those of the edges that are left, the first and the last among them.
+    """
+    counts, edges = np.asarray(counts, dtype=float), check_edges("edges", edges)
+    if len(counts) != len(edges) - 1 or edges[0] <= 0:
+        raise InputError(
+            f"counts, edges: got {len(counts)} counts for edges {edges}, but one a bin and edges > 0 are needed"
+        )
+    while len(counts) > 1:
+        # entry k is about joining bins k and k + 1
+        fits = np.log10(edges[2:] / edges[:-2]) <= max_width * (1 + 1e-9)
+        poor = np.minimum(counts[1:], counts[:-1])
+        possible = np.flatnonzero(fits & (poor < min_counts))
+        if len(possible) == 0:
+            break
+        k = min(possible, key=lambda k: (poor[k], counts[k] + counts[k + 1]))
+        counts = np.concatenate([counts[:k], [counts[k] + counts[k + 1]], counts[k + 2 :]])
+        edges = np.delete(edges, k + 1)
+    return edges
 
 
 @dataclass(frozen=True)
@@ -152,6 +204,11 @@ def axis_index(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Number of the bin that holds each value, -1 outside and for NaN."""
     index = np.searchsorted(edges, values, side="right") - 1
     return np.where((index >= 0) & (values < edges[-1]), index, -1)
+
+
+def azimuth_sector(edges: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
+    """Number of the sector of each azimuth (deg), the last of which goes on from the last edge through 360 deg to the first."""
+    return (np.searchsorted(edges, np.asarray(azimuth) % 360, side="right") - 1) % len(edges)
 
 
 def offset(fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:

@@ -7,34 +7,69 @@ from typing import Annotated, Literal
 import astropy.units as u
 import yaml
 from gammapy.utils.scripts import make_path
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from gammapy_accmaker.config_types import EnergyEdges, Location, OneAngle, TimeStep
+from gammapy_accmaker.config_types import EnergyEdges, Location, OneAngle, Options, TimeStep
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.options import (
     AdaptiveRingRenormalization,
-    AzimuthOptions,
-    EnergyOptions,
-    ExclusionOptions,
     FovRenormalization,
-    GridOptions,
+    MatchingOptions,
     NoRenormalization,
-    Options,
-    RadialOptions,
     RingRenormalization,
     RunEffectsOptions,
+)
+from gammapy_accmaker.options_conditions import (
+    BinnedAzimuth,
+    BinnedZenith,
+    ContinuousZenith,
+    EastWestAzimuth,
+    InterpolatedZenith,
+    NoAzimuth,
+    NoZenith,
+    ZenithBins,
+)
+from gammapy_accmaker.options_exclusion import ExclusionOptions
+from gammapy_accmaker.options_model import (
+    AdaptiveEnergy,
+    EnergyOptions,
+    GridOptions,
+    ParametricOptions,
+    RadialOptions,
     SplineOptions,
-    ZenithOptions,
 )
 
 __all__ = ["AcceptanceConfig"]
+
+
+FitEnergy = Annotated[
+    Annotated[EnergyEdges, Tag("edges")] | Annotated[AdaptiveEnergy, Tag("adaptive")],
+    Discriminator(lambda value: "adaptive" if isinstance(value, (dict, AdaptiveEnergy)) else "edges"),
+]
 
 
 class AcceptanceConfig(Options):
     """Options of an acceptance fit and of its application; each has a default.
 
     Quantities are given as strings such as ``"2.5 deg"``.
+
+    Attributes
+    ----------
+    offset_max : angle
+        Largest offset of the model and of the events of the fit.
+    fit_energy : energies or mapping
+        Edges of the energy bins of the fit, in place of those of ``energy``; or, for a radial or grid model,
+        ``{type: adaptive, min_counts: 500, max_width: 0.5}``: bins of ``energy`` merged until each holds so many events or is so
+        many decades wide.
+    fov_alignment : str
+        Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
+    time_step : time
+        Resolution inside a run; null: one step a run.
+    matching : mapping
+        For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs, same.
+    observatory_location : str or mapping
+        Name, or lon, lat and height; used where the DL3 has none.
 
     Examples
     --------
@@ -44,13 +79,17 @@ class AcceptanceConfig(Options):
     <Angle 2. deg>
     """
 
-    model: Annotated[SplineOptions | RadialOptions | GridOptions, Field(discriminator="type")] = SplineOptions()
+    model: Annotated[SplineOptions | RadialOptions | GridOptions | ParametricOptions, Field(discriminator="type")] = (
+        SplineOptions()
+    )
     energy: EnergyOptions = EnergyOptions()
     offset_max: OneAngle = "2.5 deg"
-    fit_energy: EnergyEdges | None = None
+    fit_energy: FitEnergy | None = None
     fov_alignment: Literal["altaz", "radec"] = "altaz"
-    zenith: ZenithOptions = ZenithOptions()
-    azimuth: AzimuthOptions = AzimuthOptions()
+    zenith: Annotated[NoZenith | ContinuousZenith | BinnedZenith | InterpolatedZenith, Field(discriminator="type")] = (
+        ContinuousZenith()
+    )
+    azimuth: Annotated[NoAzimuth | EastWestAzimuth | BinnedAzimuth, Field(discriminator="type")] = NoAzimuth()
     time_step: TimeStep | None = u.Quantity("1 min")
     run_effects: RunEffectsOptions = RunEffectsOptions()
     renormalization: Annotated[
@@ -58,40 +97,64 @@ class AcceptanceConfig(Options):
         Field(discriminator="type"),
     ] = NoRenormalization()
     exclusion: ExclusionOptions = ExclusionOptions()
+    matching: MatchingOptions | None = None
     observatory_location: Location | None = None
 
     @model_validator(mode="after")
     def _consistent(self):
         if not 0 < self.offset_max.deg < 90:
             raise ValueError(f"offset_max: got {self.offset_max}, but an angle between 0 and 90 deg is needed")
-        if self.fit_energy is not None and self.fit_energy[0] <= 0:
+        if isinstance(self.fit_energy, u.Quantity) and self.fit_energy[0] <= 0:
             raise ValueError(f"fit_energy: got {self.fit_energy}, but energies > 0 are needed")
+        if self.matching is not None and self.exclusion.iterative is not None:
+            raise ValueError(
+                "exclusion.iterative: it cannot be used with matching; fit all runs first and give what is found"
+            )
         if self.time_step is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
-        if self.model.type in ("radial", "grid"):
+        if self.model.type != "spline":
             for key in ("zenith", "run_effects"):
                 self._for_binned(key)
-        elif self.fit_energy is not None:
+            if self.model.type == "parametric" and isinstance(self.fit_energy, AdaptiveEnergy):
+                raise ValueError(
+                    "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups energies "
+                    "itself; leave it null or give edges"
+                )
+            return self
+        for key, known in (("zenith", ("none", "continuous")), ("azimuth", ("none",))):
+            asked = getattr(self, key).type
+            if asked not in known:
+                raise ValueError(
+                    f"{key}: {asked!r} needs the model type 'radial' or 'grid', but got 'spline'; use one of {known}"
+                )
+        if self.fit_energy is not None:
             raise ValueError(
-                "fit_energy: got edges, but the spline model has fine bins of its own; leave it null or use another model"
+                f"fit_energy: got {self.fit_energy}, but the spline model has fine bins of its own; leave it null or use another model"
             )
         return self
 
     def _for_binned(self, key):
-        """Binned models have no zenith dependence and no more effects than a norm: their default, an error if asked for."""
-        options, known = getattr(self, key), {"zenith": ("none",), "run_effects": ("none", "norm")}[key]
+        """Binned models have no smooth zenith dependence and no more effects than a norm: an error if they are asked for."""
+        known = {"zenith": ("none", "binned", "interpolated"), "run_effects": ("none", "norm")}[key]
+        options = getattr(self, key)
         if options.type in known:
             return
         if key in self.model_fields_set and "type" in options.model_fields_set:
             raise ValueError(
                 f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
             )
-        object.__setattr__(self, key, type(options)(type=known[-1]))
+        plain = {"zenith": NoZenith(), "run_effects": options.model_copy(update={"type": "norm"})}
+        object.__setattr__(self, key, plain[key])
 
     @property
     def time_step_seconds(self) -> float | None:
         """The time step in s; None for one step a run."""
         return None if self.time_step is None else self.time_step.to_value("s")
+
+    @property
+    def zenith_bins(self) -> ZenithBins | None:
+        """How runs are pooled in zenith; None where they are not."""
+        return self.zenith if isinstance(self.zenith, ZenithBins) else None
 
     @classmethod
     def coerce(cls, config) -> AcceptanceConfig:

@@ -12,16 +12,18 @@ from gammapy.modeling.models import Model, SpatialModel, SpectralModel
 from gammapy.utils.observers import observatory_locations
 from gammapy.utils.scripts import make_path
 from gammapy.utils.types import AngleType, EnergyType
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 __all__ = [
     "AngleEdges",
     "EnergyEdges",
+    "Limit",
     "Location",
     "NormModel",
     "OneAngle",
     "OneEnergy",
     "OnePath",
+    "Options",
     "SpatialNorm",
     "TimeStep",
 ]
@@ -70,6 +72,17 @@ def _edges_of_type(unit):
         return value
 
     return validate
+
+
+@_naming
+def _number_or_quantity(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = float(value)
+    else:
+        value = u.Quantity(value)
+    if not (np.ndim(value) == 0 and np.isfinite(u.Quantity(value).value)):
+        raise ValueError(f"got {value}, but one finite number or quantity is needed")
+    return value
 
 
 def _edges_to_strings(value):
@@ -143,6 +156,11 @@ EnergyEdges = Annotated[
     u.Quantity, BeforeValidator(_edges_of_type("TeV")), PlainSerializer(_edges_to_strings, when_used="json")
 ]
 TimeStep = Annotated[u.Quantity, BeforeValidator(_of_type("s")), PlainSerializer(str, when_used="json")]
+Limit = Annotated[
+    float | u.Quantity,
+    BeforeValidator(_number_or_quantity),
+    PlainSerializer(lambda v: str(v) if isinstance(v, u.Quantity) else v, when_used="json"),
+]
 Location = Annotated[EarthLocation, BeforeValidator(_location), PlainSerializer(_location_to_dict, when_used="json")]
 NormModel = Annotated[
     SpectralModel,
@@ -154,3 +172,9 @@ SpatialNorm = Annotated[
     BeforeValidator(_spatial_model),
     PlainSerializer(lambda m: None if m is None else m.to_dict(full_output=True)["spatial"], when_used="json"),
 ]
+
+
+class Options(BaseModel):
+    """Refuses unknown keys; an option is changed by `AcceptanceConfig.update`, not in place."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, validate_default=True)

@@ -1,15 +1,16 @@
-"""Files are written whole or not at all."""
+"""Files and folders are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["write_atomically"]
+__all__ = ["check_free", "write_atomically", "write_folder_atomically"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], overwrite: bool) -> None:
@@ -26,3 +27,37 @@ def write_atomically(path: Path, write: Callable[[Path], object], overwrite: boo
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_free(path: Path, overwrite: bool, holds: str | None = None) -> None:
+    """Raise an `InputError` where an output cannot be written, before the work for it starts.
+
+    Parameters
+    ----------
+    path : `~pathlib.Path`
+        File or folder to come.
+    overwrite : bool
+        Whether an earlier one may be replaced.
+    holds : str, optional
+        Name of a file in a folder; a folder without it was not written by us, and is never replaced.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; give another output, or overwrite it (--overwrite, overwrite=True)")
+    if path.exists() and (path.is_dir() if holds is None else not (path / holds).is_file()):
+        raise InputError(f"{path} exists and is no earlier output; give another output")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object], overwrite: bool, holds: str) -> None:
+    """Call ``write`` with an empty folder beside ``path``, then move it into place; arguments as in `check_free`."""
+    path = Path(path).absolute()
+    check_free(path, overwrite, holds)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        folder = Path(scratch) / path.name
+        folder.mkdir()
+        write(folder)
+        if path.exists():
+            path.rename(Path(scratch) / "replaced")
+        folder.rename(path)

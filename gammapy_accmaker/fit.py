@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 from astropy.table import Table
 
 from gammapy_accmaker.acceptance import AcceptanceModel
-from gammapy_accmaker.binning import offset
+from gammapy_accmaker.binning import merge_bins, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.fit_groups import fit_groups
+from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.fit_counts import sum_counts
+from gammapy_accmaker.models.parametric import ParametricModel
+from gammapy_accmaker.models.parametric_fit import fit_parametric
+from gammapy_accmaker.models.run_effects import RunEffect
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance
+from gammapy_accmaker.options_model import AdaptiveEnergy
+from gammapy_accmaker.plan import GroupPlan, make_plan
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
-__all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "make_run_table"]
+__all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "is_grouped", "make_run_table", "warn_outside_zenith"]
+
+log = logging.getLogger(__name__)
+
+log = logging.getLogger(__name__)
 
 RUN_COLUMNS = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "COUNTS", "EXPECTED", "DROPPED",
                "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "DEVIANCE", "FLAG"]  # fmt: skip
@@ -29,7 +42,15 @@ SUBPOINTS = 3  # along each side of a bin, over which the model is averaged to p
 
 
 def fit_acceptance(
-    observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None, cache=None, on_error="skip"
+    observations,
+    config=None,
+    *,
+    exclusion=None,
+    n_jobs=None,
+    parallel_backend=None,
+    plan=None,
+    cache=None,
+    on_error="skip",
 ) -> AcceptanceModel:
     """Fit an acceptance model to observations.
 
@@ -45,6 +66,8 @@ def fit_acceptance(
         Processes that reduce the observations; gammapy's default.
     parallel_backend : {"multiprocessing", "ray"}, optional
         gammapy's default.
+    plan : `GroupPlan`, optional
+        From `plan_groups` of the same observations and options; made anew by default.
     cache : str or `~pathlib.Path`, optional
         Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
     on_error : {"skip", "raise"}
@@ -57,44 +80,92 @@ def fit_acceptance(
     Raises
     ------
     InputError
-        Without observations, or where none can be used.
+        Without observations, where none can be used, or for a plan of other observations.
     ObservationError
         With ``on_error="raise"``, for the first run that cannot be used.
     """
     config = AcceptanceConfig.coerce(config)
+    if config.matching is not None:
+        raise InputError(
+            "matching: it needs ON and OFF runs; call AcceptanceBackgroundMaker(config).fit(on, off_observations=off)"
+        )
+    if plan is not None and not is_grouped(config):
+        raise InputError("plan: got one, but the configuration pools all runs; set zenith or azimuth to one with bins")
     observations = list(observations)
     if not observations:
         raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
     bins = make_bins(config)
-    runs, failures = reduce_observations(
-        observations,
-        bins,
-        config,
-        make_exclusion(config, exclusion),
-        n_jobs,
-        parallel_backend,
-        cache=cache,
-        on_error=on_error,
-    )
+    excluded = make_exclusion(config, exclusion)
+
+    def fit(exclusion):
+        runs, failures = reduce_observations(
+            observations, bins, config, exclusion, n_jobs, parallel_backend, cache=cache, on_error=on_error
+        )
+        return _fit_once(runs, failures, bins, config, plan)
+
+    if config.exclusion.iterative is not None:
+        return fit_until_stable(fit, observations, config, excluded)
+    return fit(excluded)[0]
+
+
+def _fit_once(runs, failures, bins, config, plan):
+    """The fit of reduced runs, and the model adapted to each of them where that is needed, by observation number."""
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
-        raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
-    rate_model = fit_runs(runs, bins, config)
-    return AcceptanceModel(rate_model, config.to_yaml(), make_run_table(rate_model, bins, runs, failures, config))
+        raise InputError(f"observations: none of the {len(failures)} can be used ({reasons})")
+    if plan is None and is_grouped(config):
+        plan = make_plan(runs, config)
+    rate_model = fit_runs(runs, bins, config, plan)
+    adapted = {}
+    if config.exclusion.iterative is not None:
+        adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}
+    run_table = make_run_table(rate_model, bins, runs, failures, config)
+    fit_counts = sum_counts([part for slices in runs for part in slices], bins.energy_edges, bins.fov)
+    return AcceptanceModel(rate_model, config.to_yaml(), run_table, plan=plan, fit_counts=fit_counts), adapted
 
 
-def fit_runs(runs: list[list[RunCounts]], bins: CountsBins, config: AcceptanceConfig) -> RateModel:
-    """Model fitted to reduced runs, each a list of slices."""
-    return _fit_spline(runs, bins, config) if config.model.type == "spline" else _fit_binned(runs, bins, config)
+def is_grouped(config: AcceptanceConfig) -> bool:
+    """Whether runs are pooled in bins of zenith or azimuth."""
+    return config.zenith_bins is not None or config.azimuth.type != "none"
 
 
-def _fit_binned(runs, bins, config) -> BinnedModel:
-    whole = [part for slices in runs for part in slices]  # binned models know no zenith angle: one slice a run
+def fit_runs(
+    runs: list[list[RunCounts]], bins: CountsBins, config: AcceptanceConfig, plan: GroupPlan | None = None
+) -> RateModel:
+    """Model fitted to reduced runs, each a list of slices, in the groups of a plan, which is made of them by default."""
+    if config.model.type == "spline":
+        return _fit_spline(runs, bins, config)
+    profile_edges = make_profile_edges(runs, bins, config)
+    if is_grouped(config):
+        plan = make_plan(runs, config) if plan is None else plan
+        return fit_groups(runs, plan, config, lambda group: _fit_binned(group, bins, config, profile_edges))
+    return _fit_binned(runs, bins, config, profile_edges)
+
+
+def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricModel:
+    whole = [part for slices in runs for part in slices]  # one slice a run
     exposure = np.array([run.exposure for run in whole])
     norms = np.ones(len(whole))
     if config.run_effects.type == "norm":
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
-    return fit_binned(sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov)
+    summed = sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov
+    if config.model.type != "parametric":
+        return fit_binned(*summed, profile_edges=profile_edges)
+    return fit_parametric(
+        *summed,
+        config.model.function,
+        parameters=config.model.given_parameters(),
+        shared=tuple(config.model.shared),
+        on_failure=config.model.on_failure,
+    )
+
+
+def make_profile_edges(runs, bins, config) -> np.ndarray | None:
+    """Energy edges in TeV that ``fit_energy: adaptive`` makes of the counts of all runs; None where it is not asked for."""
+    if not isinstance(config.fit_energy, AdaptiveEnergy):
+        return None
+    counts = sum(part.counts.sum(1) for slices in runs for part in slices)
+    return merge_bins(counts, bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
 
 
 def _fit_spline(runs, bins, config) -> SplineRate:
@@ -120,13 +191,22 @@ def _of_pixels(part, inside):
 
 
 def adapt_to_run(
-    rate_model: RateModel, bins: CountsBins, slices: list[RunCounts], config: AcceptanceConfig
+    rate_model: RateModel,
+    bins: CountsBins,
+    slices: list[RunCounts],
+    config: AcceptanceConfig,
+    effect: RunEffect | None = None,
 ) -> tuple[RateModel, dict]:
-    """The model with the effects of a run, and these effects as columns of the run table."""
-    kind = config.run_effects.type
+    """The model with the effects of a run, and these effects as columns of the run table.
+
+    ``effect``: of a spline model, where it is known already.
+    """
+    kind, rate_model = config.run_effects.type, rate_model.for_run(slices[0].obs_id)
     if isinstance(rate_model, SplineRate):
         model, inside = rate_model.model, _spline_pixels(bins, config)
-        effect = fit_run(model, [_of_pixels(part, inside) for part in slices], kind=kind)
+        if effect is None:
+            parts = [_of_pixels(part, inside) for part in slices]
+            effect = fit_run(model, parts, kind=kind, min_counts=config.run_effects.min_counts)
         row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
         # what the covariates of the run foretell of its energy scale, and what its events add
         row |= {
@@ -137,11 +217,13 @@ def adapt_to_run(
         return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row | {
             "FLAG": "; ".join(effect.flags)
         }
-    (run,) = slices
-    expected, counts = expected_counts_in_bins(rate_model, bins, run), np.asarray(run.counts.sum(1)).ravel()
+    expected = sum(expected_counts_in_bins(rate_model, bins, part) for part in slices)
+    counts = sum(np.asarray(part.counts.sum(1)).ravel() for part in slices)
     norm, error = 1.0, 0.0
-    if kind == "norm":
-        norm, error = counts.sum() / expected.sum(), np.sqrt(counts.sum()) / expected.sum()
+    used = counts >= config.run_effects.min_counts
+    if kind == "norm" and expected[used].sum() > 0:
+        total = expected[used].sum()
+        norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
     mean, variance = deviance_moments(norm * expected)
     score = (poisson_deviance(counts, norm * expected) - mean) / np.sqrt(variance)
     row = {"EXPECTED": norm * expected.sum(), "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0}
@@ -149,27 +231,65 @@ def adapt_to_run(
 
 
 def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCounts) -> np.ndarray:
-    """Counts that a model of norm 1 expects in a run, shape (energy,), outside of its exclusion."""
+    """Counts that a model of norm 1 expects in a slice of a run, shape (energy,), outside of its exclusion."""
     lon, lat = bins.fov.subpoints(SUBPOINTS)
     seen = run.exposure > 0
-    intensity = rate_model.integral_grid(bins.energy_edges, lon[seen].ravel(), lat[seen].ravel(), run.cos_zenith)
+    here = rate_model.at_azimuth(run.azimuth)
+    intensity = here.integral_grid(bins.energy_edges, lon[seen].ravel(), lat[seen].ravel(), run.cos_zenith)
     intensity = intensity.reshape(len(intensity), seen.sum(), -1).mean(2)
     return intensity @ (run.exposure * bins.fov.solid_angle)[seen]
 
 
+def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int, float]) -> None:
+    """One warning that names the runs, by number, whose mean cos zenith is outside of what the model was trained for."""
+    if rate_model.zenith_range is None:
+        return
+    low, high = rate_model.zenith_range
+    outside = {k: z for k, z in cos_zenith.items() if np.isfinite(z) and not low - 1e-6 <= z <= high + 1e-6}
+    if outside:
+        named = ", ".join(f"{obs_id} ({z:.3f})" for obs_id, z in outside.items())
+        log.warning(
+            f"cos zenith of runs outside of the trained range, {low:.3f} to {high:.3f}: {named}; they take the rate at its end"
+        )
+
+
+def _mean_cos_zenith(slices):
+    return float(np.average([part.cos_zenith for part in slices], weights=[part.ontime for part in slices]))
+
+
+def _mean_azimuth(slices):
+    if len(slices) == 1:
+        return slices[0].azimuth
+    around = sum(part.ontime * np.exp(1j * np.radians(part.azimuth)) for part in slices)
+    return float(np.degrees(np.angle(around)) % 360)
+
+
 def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Table:
     """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out."""
-    rows = []
+    rows, outside = [], {}
+    warn_outside_zenith(rate_model, {slices[0].obs_id: _mean_cos_zenith(slices) for slices in runs})
+    limits = config.run_effects.norm_limits
+    known = {}
+    if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
+        known = {effect.obs_id: effect for effect in rate_model.model.effects}
     for slices in runs:
-        _, effects = adapt_to_run(rate_model, bins, slices, config)
+        _, effects = adapt_to_run(rate_model, bins, slices, config, known.get(slices[0].obs_id))
+        if limits is not None and not limits[0] <= effects["NORM"] <= limits[1]:
+            outside[slices[0].obs_id] = effects["NORM"]
+            flag = f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]"
+            effects["FLAG"] = "; ".join(filter(None, (effects["FLAG"], flag)))
         first, ontime = slices[0], [part.ontime for part in slices]
-        cos_zenith = np.average([part.cos_zenith for part in slices], weights=ontime)
         rows.append({
             "OBS_ID": first.obs_id, "ROLE": role, "USED": True, "ONTIME": sum(ontime), "LIVETIME": sum(p.livetime for p in slices),
-            "ZENITH": np.degrees(np.arccos(np.clip(cos_zenith, -1, 1))), "AZIMUTH": first.azimuth, "MJD": first.mjd,
+            "ZENITH": np.degrees(np.arccos(np.clip(_mean_cos_zenith(slices), -1, 1))), "AZIMUTH": _mean_azimuth(slices), "MJD": first.mjd,
             "COUNTS": int(sum(part.counts.sum() for part in slices)),
             "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **effects,
         })  # fmt: skip
+    if outside:
+        named = ", ".join(f"{obs_id} ({norm:.3g})" for obs_id, norm in outside.items())
+        log.warning(
+            f"the norms of {len(outside)} of {len(runs)} runs lie outside of {list(limits)} and are kept: {named}"
+        )
     unknown = {
         name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 from astropy.table import vstack
@@ -16,13 +17,15 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table
+from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table, warn_outside_zenith
+from gammapy_accmaker.matched import fit_matched
 from gammapy_accmaker.models.base import RateModel, ScaledModel
-from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one
+from gammapy_accmaker.reduction.fov import time_nodes
+from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
 
 __all__ = ["AcceptanceBackgroundMaker"]
 
@@ -68,7 +71,15 @@ class AcceptanceBackgroundMaker(Maker):
         self._exclusion = make_exclusion(self.config, exclusion)
 
     def fit(
-        self, observations, off_observations=None, n_jobs=None, parallel_backend=None, *, cache=None, on_error="skip"
+        self,
+        observations,
+        off_observations=None,
+        n_jobs=None,
+        parallel_backend=None,
+        *,
+        matches=None,
+        cache=None,
+        on_error="skip",
     ) -> AcceptanceBackgroundMaker:
         """Fit the model.
 
@@ -77,10 +88,13 @@ class AcceptanceBackgroundMaker(Maker):
         observations : `~gammapy.data.Observations`
             Observations whose background is wanted; the model is fitted to them, outside of the exclusion.
         off_observations : `~gammapy.data.Observations`, optional
-            Where given, the model is fitted to these instead, and the run effects of both are in `run_table`.
+            Where given, the model is fitted to these instead, and the run effects of both are in `run_table`. With
+            ``matching`` in the configuration a model for each ON run is fitted to the OFF runs that are matched to it.
         n_jobs : int, optional
             Processes that reduce the observations.
         parallel_backend : {"multiprocessing", "ray"}, optional
+        matches : `~astropy.table.Table`, optional
+            OFF runs for each ON run from `match_observations`, in place of the ``matching`` of the configuration.
         cache : str or `~pathlib.Path`, optional
             Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
         on_error : {"skip", "raise"}
@@ -91,6 +105,26 @@ class AcceptanceBackgroundMaker(Maker):
         maker : `AcceptanceBackgroundMaker`
             This maker, with `model` set.
         """
+        matched = self.config.matching is not None or matches is not None
+        if off_observations is None and matched:
+            raise InputError("matching: it needs OFF runs; give them as `off_observations`, or leave `matching` null")
+        if off_observations is not None and len(off_observations) == 0:
+            raise InputError(
+                "off_observations: got none; check their selection, or leave them out to fit the observations"
+            )
+        if matched:
+            self.model = fit_matched(
+                observations,
+                off_observations,
+                self.config,
+                exclusion=self.exclusion,
+                matches=matches,
+                n_jobs=n_jobs,
+                parallel_backend=parallel_backend,
+                cache=cache,
+                on_error=on_error,
+            )
+            return self
         if off_observations is None:
             self.model = fit_acceptance(
                 observations,
@@ -116,15 +150,25 @@ class AcceptanceBackgroundMaker(Maker):
             list(observations),
             bins,
             self.config,
-            self._exclusion,
+            self._exclusion.with_regions(off.found_regions),
             n_jobs,
             parallel_backend,
             cache=cache,
             on_error=on_error,
         )
         on_table = make_run_table(off.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = AcceptanceModel(off.rate_model, off.config, vstack([off.run_table, on_table]))
+        self.model = replace(off, run_table=vstack([off.run_table, on_table]))
         return self
+
+    @property
+    def found_regions(self):
+        """Circles around what an iterative exclusion found (list of `~regions.CircleSkyRegion`)."""
+        return self._fitted().found_regions
+
+    @property
+    def _excluded(self):
+        """All that is left out of a run's effects and of the renormalisation."""
+        return self._exclusion if self.model is None else self._exclusion.with_regions(self.model.found_regions)
 
     @property
     def run_table(self):
@@ -133,27 +177,33 @@ class AcceptanceBackgroundMaker(Maker):
 
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
-        rate_model = self._fitted().rate_model
-        if self.config.run_effects.type == "none" and isinstance(rate_model, BinnedModel):
+        rate_model = self._fitted().rate_model.for_run(observation.obs_id)
+        if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
-        slices = reduce_one(observation, bins, self.config, self._exclusion)
+        slices = reduce_one(observation, bins, self.config, self._excluded)
         adapted, _ = adapt_to_run(rate_model, bins, slices, self.config)
         return adapted
 
-    def make_irf(self, observation):
+    def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
 
         Parameters
         ----------
         observation : `~gammapy.data.Observation`
+        fov_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
+            Frame of the IRF; default: that of the model. A model in altaz can be averaged into the others.
 
         Returns
         -------
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         """
         return make_background_irf(
-            self.adapt(observation), self._track(observation), self.config.fov_alignment, self.config.time_step_seconds
+            self.adapt(observation),
+            self._checked_track(observation),
+            self.config.fov_alignment,
+            self.config.time_step_seconds,
+            fov_alignment,
         )
 
     def make_background(self, geom, observation) -> Map:
@@ -176,7 +226,7 @@ class AcceptanceBackgroundMaker(Maker):
             Where the geometry or the observation cannot be used.
         """
         return make_background_map(
-            self.adapt(observation), self._track(observation), geom, self.config.time_step_seconds
+            self.adapt(observation), self._checked_track(observation), geom, self.config.time_step_seconds
         )
 
     def make_background_error(self, geom, observation) -> Map:
@@ -224,7 +274,11 @@ class AcceptanceBackgroundMaker(Maker):
         if options.type == "none":
             return dataset
         image = dataset.counts.geom.to_image()
-        excluded = self._exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
+        exclusion = self._excluded
+        if options.type == "fov":
+            # a ring around a position in the half with the source would find nothing in it
+            exclusion = run_exclusion(observation, self.config, exclusion)
+        excluded = exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
         mask = Map.from_geom(image, data=~excluded)
         if options.type == "fov":
             maker = FoVBackgroundMaker(
@@ -291,6 +345,14 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _track(self, observation):
         return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)
+
+    def _checked_track(self, observation):
+        """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
+        track = self._track(observation)
+        seconds, weights = time_nodes(track.intervals, self.config.time_step_seconds)
+        mean = float(np.average(track.cos_zenith_at(seconds), weights=weights))
+        warn_outside_zenith(self._fitted().rate_model, {int(observation.obs_id): mean})
+        return track
 
     def __str__(self):
         lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())

@@ -1,92 +1,27 @@
-"""The groups of options that an `AcceptanceConfig` holds."""
+"""The other groups of options that an `AcceptanceConfig` holds."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import astropy.units as u
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from gammapy_accmaker.config_types import AngleEdges, NormModel, OneAngle, OneEnergy, OnePath, SpatialNorm
+from gammapy_accmaker.config_types import (
+    Limit,
+    NormModel,
+    OneAngle,
+    Options,
+    SpatialNorm,
+)
 
 __all__ = [
     "AdaptiveRingRenormalization",
-    "AzimuthOptions",
-    "EnergyOptions",
-    "ExclusionOptions",
     "FovRenormalization",
-    "GridOptions",
+    "MatchingOptions",
     "NoRenormalization",
-    "Options",
-    "RadialOptions",
     "RingRenormalization",
     "RunEffectsOptions",
-    "SplineOptions",
-    "ZenithOptions",
 ]
-
-
-class Options(BaseModel):
-    """Refuses unknown keys; an option is changed by `AcceptanceConfig.update`, not in place."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, validate_default=True)
-
-
-class SplineOptions(Options):
-    """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
-
-    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow.
-    """
-
-    type: Literal["spline"] = "spline"
-    covariates: list[str] = ["MUONEFF"]
-
-
-class RadialOptions(Options):
-    """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges."""
-
-    type: Literal["radial"] = "radial"
-    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
-
-    @model_validator(mode="after")
-    def _from_zero(self):
-        if not isinstance(self.offset_bins, int) and self.offset_bins[0] < 0:
-            raise ValueError(f"offset_bins: got {self.offset_bins}, but offsets >= 0 are needed")
-        return self
-
-
-class GridOptions(Options):
-    """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or edges."""
-
-    type: Literal["grid"] = "grid"
-    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
-
-
-class EnergyOptions(Options):
-    """Energy axis of the fitted model."""
-
-    min: OneEnergy = u.Quantity("0.1 TeV")
-    max: OneEnergy = u.Quantity("100 TeV")
-    nbins_per_decade: Annotated[int, Field(ge=1)] = 10
-
-    @model_validator(mode="after")
-    def _ordered(self):
-        if not 0 * u.TeV < self.min < self.max:
-            raise ValueError(f"got min {self.min} and max {self.max}, but 0 < min < max is needed")
-        return self
-
-
-class ZenithOptions(Options):
-    """How the rate follows the zenith angle of the pointing."""
-
-    type: Literal["none", "continuous"] = "continuous"
-
-
-class AzimuthOptions(Options):
-    """How the rate follows the azimuth of the pointing."""
-
-    type: Literal["none"] = "none"
 
 
 class RunEffectsOptions(Options):
@@ -94,10 +29,26 @@ class RunEffectsOptions(Options):
 
     ``norm``: a factor; ``tilt``: and a power law; ``shift``: and instead of it an energy shift, a smooth spectral
     residual and, with ``gradient``, gradients over the field of view. ``tilt`` and ``shift`` need the spline model.
+    ``min_counts``: a run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded events.
+    A run whose norm lies outside of ``norm_limits``, such as [0.5, 2], is flagged in the run table and keeps its norm.
     """
 
     type: Literal["none", "norm", "tilt", "shift"] = "shift"
     gradient: bool = True
+    min_counts: Annotated[int, Field(ge=0)] = 0
+    norm_limits: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _norms_in_order(self):
+        if self.norm_limits is not None:
+            low, high = self.norm_limits
+            if not 0 <= low < high:
+                raise ValueError(f"norm_limits: got {list(self.norm_limits)}, but 0 <= low < high is needed")
+            if self.type == "none":
+                raise ValueError(
+                    f"norm_limits: got {list(self.norm_limits)}, but without run effects there is no norm; use type norm"
+                )
+        return self
 
 
 class NoRenormalization(Options):
@@ -143,25 +94,25 @@ class AdaptiveRingRenormalization(Options):
     method: Literal["fixed_width", "fixed_r_in"] = "fixed_width"
 
 
-class ExclusionOptions(Options):
-    """Sky positions left out of the fit, of the run effects and of the renormalisation.
+class MatchingOptions(Options):
+    """A model for each ON run from the OFF runs that `match_observations` takes for it; the options are its arguments.
 
-    ``regions``: one or more region files; ``mask``: a map file that is False where excluded; ``margin``: around both.
+    Attributes
+    ----------
+    limits : mapping
+        Largest difference by criterion: zenith, cos_zenith, azimuth, pointing, time, muon_efficiency or a keyword of the events.
+    weights : mapping or str
+        Weight by criterion, or ``nearest`` (time and pointing) or ``conditions`` (zenith, azimuth, muon efficiency, time).
+    hours : time
+        OFF ontime for each ON run; a number is in h.
+    n_runs : int
+        Largest number of OFF runs for each ON run.
+    same : list of str
+        Keywords of the events that must be equal, such as TELLIST.
     """
 
-    regions: OnePath | list[OnePath] | None = None
-    mask: OnePath | None = None
-    margin: OneAngle = "0 deg"
-    iterative: None = None
-
-    @model_validator(mode="after")
-    def _files_exist(self):
-        for path in self.files():
-            if not path.is_file():
-                raise ValueError(f"there is no file {path}; give the path of an existing one")
-        return self
-
-    def files(self) -> list[Path]:
-        """All files that are named."""
-        regions = self.regions if isinstance(self.regions, list) else [self.regions]
-        return [path for path in (*regions, self.mask) if path is not None]
+    limits: dict[str, Limit] = {}
+    weights: dict[str, Annotated[float, Field(gt=0)]] | Literal["nearest", "conditions"] = {"cos_zenith": 1.0}
+    hours: Limit | None = None
+    n_runs: Annotated[int, Field(ge=1)] | None = None
+    same: list[str] = []

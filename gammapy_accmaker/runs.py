@@ -6,6 +6,7 @@ import logging
 
 import astropy.units as u
 import numpy as np
+from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
 
 from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
@@ -16,8 +17,18 @@ from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.reduction.grouping import zenith_cells
+from gammapy_accmaker.reduction.region_files import catalog_regions
+from gammapy_accmaker.reduction.wobble_half import without_source_half
 
-__all__ = ["make_bins", "make_exclusion", "open_cache", "reduce_observations", "reduce_one"]
+__all__ = [
+    "make_bins",
+    "make_exclusion",
+    "open_cache",
+    "reduce_observations",
+    "reduce_one",
+    "run_exclusion",
+]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +47,7 @@ def make_bins(config: AcceptanceConfig) -> CountsBins:
             FovBins.grid(config.offset_max.deg, 2 * int(np.ceil(config.offset_max.deg / SPLINE_PIXEL))),
             config.fov_alignment,
         )
-    if config.fit_energy is not None:
+    if isinstance(config.fit_energy, u.Quantity):
         edges = config.fit_energy.to_value("TeV")
     else:
         edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)
@@ -59,7 +70,19 @@ def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:
             items.append(Map.read(config.exclusion.mask))
         except Exception as error:  # readers of maps raise many kinds
             raise InputError(f"exclusion.mask: {config.exclusion.mask} cannot be read as a map ({error})") from error
+    catalog = config.exclusion.catalog
+    if catalog is not None:
+        items += catalog_regions(**dict(catalog))
     return Exclusion([*items, exclusion], config.exclusion.margin)
+
+
+def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -> Exclusion:
+    """The exclusion and what is left out of this run alone."""
+    half = config.exclusion.wobble_half
+    if half is False:
+        return exclusion
+    source = None if half is True else SkyCoord(half.lon, half.lat, frame=half.frame)
+    return without_source_half(observation, exclusion, source, config.offset_max.deg)
 
 
 def _check_files(observation):
@@ -76,13 +99,16 @@ def _check_files(observation):
 
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
+    pooled = config.zenith_bins
     _check_files(observation)
     try:
         slices = reduce_slices(
             observation,
             bins,
-            exclusion,
-            max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type == "continuous" else None,
+            run_exclusion(observation, config, exclusion),
+            max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
+            cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
+            azimuth_edges=config.azimuth.edges,
             time_step=config.time_step_seconds,
             location=config.observatory_location,
         )
@@ -118,7 +144,16 @@ def _reduce_or_explain(observation, bins, config, exclusion, cache):
 
 def open_cache(folder, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> RunCache:
     """The cache of reduced runs in a folder, for all settings that `reduce_one` depends on."""
-    settings = exclusion, config.zenith.type, config.time_step_seconds, config.observatory_location
+    pooled = config.zenith_bins
+    settings = (
+        exclusion,
+        config.zenith.type,
+        None if pooled is None else pooled.initial_width,
+        config.azimuth.edges,
+        str(config.exclusion.wobble_half),
+        config.time_step_seconds,
+        config.observatory_location,
+    )
     return RunCache.open(folder, bins, MAX_ZENITH_CHANGE, *settings)
 
 

@@ -24,6 +24,7 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.reduction.counts import observation_track
 from gammapy_accmaker.validation.camera import expected_in_camera
+from gammapy_accmaker.validation.pictures import plot_significance_histogram, plot_sky_residuals
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -165,16 +166,9 @@ def _plot_significance(datasets, source):
     off = values[outside & inside_fov & np.isfinite(values)]
     figure = plt.figure(figsize=(12, 5), layout="constrained")
     ax = figure.add_subplot(1, 2, 1, projection=geom.wcs)
-    Map.from_geom(geom, data=values).plot(ax=ax, add_cbar=True, cmap="RdBu_r", vmin=-10, vmax=10)
+    plot_sky_residuals(Map.from_geom(geom, data=values), ax)
     ax.set_title("significance, 0.1 deg correlation")
-    ax = figure.add_subplot(1, 2, 2)
-    bins = np.linspace(-5, 5, 51)
-    ax.hist(
-        off, bins, density=True, histtype="step", label=f"off source: mean {off.mean():+.2f}, width {off.std():.2f}"
-    )
-    ax.plot(bins, np.exp(-0.5 * bins**2) / np.sqrt(2 * np.pi), label="standard normal")
-    ax.set(xlabel="significance", ylabel="pixels (normalised)", yscale="log", ylim=(1e-4, 5))
-    ax.legend(loc="upper left")
+    plot_significance_histogram(off, figure.add_subplot(1, 2, 2), label="off source")
     return float(values[~outside].max()), figure, (float(off.mean()), float(off.std()))
 
 

@@ -1,17 +1,31 @@
 """The command line, and what the README prints."""
 
 import re
+import time
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
 import pytest
+import stores
 import yaml
 from astropy.table import Table
 from click.testing import CliRunner
+from gammapy.analysis import AnalysisConfig
+from gammapy.data import DataStore
 from gammapy.datasets import Datasets
+from gammapy.maps import Map
 
-from gammapy_accmaker import AcceptanceConfig, AcceptanceModel
+from gammapy_accmaker import (
+    AcceptanceAnalysis,
+    AcceptanceAnalysisConfig,
+    AcceptanceConfig,
+    AcceptanceModel,
+    plan_groups,
+)
 from gammapy_accmaker.cli import cli
+from gammapy_accmaker.template import commented_yaml
+from gammapy_accmaker.validation import report_sections
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -91,13 +105,327 @@ def test_python_of_the_readme_runs_as_printed(demo, monkeypatch):
     assert on.counts.data.sum() > 0
 
 
-def test_configuration_of_the_readme_is_the_default():
-    (text,) = code_blocks("yaml")
-    assert AcceptanceConfig.from_yaml(text).to_yaml() == AcceptanceConfig().to_yaml()
-    assert set(yaml.safe_load(text)) == set(AcceptanceConfig.model_fields)
+def test_configuration_of_the_readme():
+    """Every key stands in the table with its default; what is printed in braces can be read."""
+    rows = [line.split(" | ") for line in README.splitlines() if line.startswith("| `") and line.count(" | ") >= 3]
+    defaults, key = {}, None
+    for first, default, *_ in rows:
+        key = first.strip("| `") or key
+        text = default.strip("`")
+        if "..." not in text and key in AcceptanceConfig.model_fields:
+            defaults.setdefault(key, []).append(yaml.safe_load(text))
+    assert set(AcceptanceConfig.model_fields) <= set(defaults)
+    for key, values in defaults.items():
+        given = AcceptanceConfig(**{key: values[0]})
+        assert getattr(given, key) == getattr(AcceptanceConfig(), key)
 
 
 def test_help_and_version():
     runner = CliRunner()
     assert "demo" in runner.invoke(cli, ["--help"]).output
     assert runner.invoke(cli, ["--version"]).output.strip()
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def contents(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def settings(folder, **background):
+    """Configuration of a small analysis of the simulated store, as nested options."""
+    store = stores.full_store()
+    region = folder / "sources.reg"
+    region.write_text("icrs\ncircle(100.0, -21.27, 0.4)\n")
+    axes = {
+        "energy": {"min": "0.5 TeV", "max": "10 TeV", "nbins": 2},
+        "energy_true": {"min": "0.2 TeV", "max": "30 TeV", "nbins": 4},
+    }
+    wcs = {
+        "skydir": {"frame": "icrs", "lon": "100 deg", "lat": "-21.27 deg"},
+        "binsize": "0.1 deg",
+        "width": {"width": "3 deg", "height": "3 deg"},
+    }
+    return {
+        "observations": {"datastore": str(store.path), "obs_ids": list(store.on_obs_ids[:3])},
+        "datasets": {
+            "type": "3d",
+            "geom": {"wcs": wcs, "axes": axes},
+            "background": {
+                "method": "acceptance",
+                "exclusion": str(region),
+                "parameters": {"model": {"type": "radial"}, "energy": {"min": "0.3 TeV", "max": "10.0 TeV"}},
+            } | background,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path)))
+    return path
+
+
+def test_template_loads_as_the_defaults():
+    text = commented_yaml(AcceptanceConfig())
+    assert AcceptanceConfig.from_yaml(text).to_yaml() == AcceptanceConfig().to_yaml()
+    changed = AcceptanceConfig(
+        model={"type": "grid", "offset_bins": ["0 deg", "1 deg", "2 deg"]}, renormalization={"type": "fov"}
+    )
+    assert AcceptanceConfig.from_yaml(commented_yaml(changed)).to_yaml() == changed.to_yaml()
+    assert AnalysisConfig.from_yaml(commented_yaml(AnalysisConfig())) == AnalysisConfig()
+
+
+def test_template_explains_every_group_and_names_the_choices():
+    text = commented_yaml(AcceptanceConfig())
+    lines = text.splitlines()
+    for name in AcceptanceConfig.model_fields:
+        (number,) = (k for k, line in enumerate(lines) if line.startswith(f"{name}:"))
+        assert lines[number - 1].startswith("# "), f"{name} is not explained"
+    assert "type: spline  # spline | radial | grid" in text
+    assert "# none | norm | tilt | shift" in text
+    assert "`" not in text and max(map(len, lines)) <= 100
+
+
+def test_printed_configuration_is_one_of_an_acceptance(tmp_path, monkeypatch):
+    (tmp_path / "hess-dl3-dr1").mkdir()  # the default data store has to be there
+    monkeypatch.setenv("GAMMAPY_DATA", str(tmp_path))
+    result = invoke("config")
+    assert result.exit_code == 0
+    found = AcceptanceAnalysisConfig.from_yaml(result.output)
+    background = found.datasets.background
+    assert background.method == "acceptance"
+    assert AcceptanceConfig.coerce(background.parameters).to_yaml() == AcceptanceConfig().to_yaml()
+    rest = found.model_dump()
+    rest["datasets"].pop("background")
+    assert rest["observations"]["datastore"] == tmp_path / "hess-dl3-dr1"
+    rest["observations"]["datastore"] = AnalysisConfig().observations.datastore
+    defaults = AcceptanceAnalysisConfig().model_dump()
+    defaults["datasets"].pop("background")
+    assert rest == defaults
+    assert "# off_observations: null" in result.output and "# model: null" in result.output
+
+
+def test_configuration_file_is_kept(tmp_path):
+    path = tmp_path / "config.yaml"
+    assert invoke("config", "--output", path).exit_code == 0
+    path.write_text("mine")
+    assert invoke("config", "--output", path).exit_code == 1
+    assert path.read_text() == "mine"
+    assert invoke("config", "--output", path, "--overwrite").exit_code == 0
+    assert path.read_text() == invoke("config").output
+
+
+def test_fit_and_inspect(config, tmp_path):
+    model = tmp_path / "model.fits"
+    result = invoke("fit", config, "--output", model)
+    assert result.exit_code == 0, result.output
+    analysis = AcceptanceAnalysis(AcceptanceAnalysisConfig.read(config))
+    analysis.get_observations()
+    expected = analysis.get_acceptance().model.rate_model.to_arrays()
+    found = AcceptanceModel.read(model).rate_model.to_arrays()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    before = contents(tmp_path)
+    again = invoke("fit", config, "--output", model)
+    assert again.exit_code == 1 and "--overwrite" in again.output
+    assert contents(tmp_path) == before
+    assert invoke("fit", config, "--output", model, "--overwrite", "--n-jobs", 2).exit_code == 0
+    shown = invoke("inspect", model)
+    assert shown.exit_code == 0
+    for word in ("type: radial", "OBS_ID", "NORM", *map(str, stores.full_store().on_obs_ids[:3])):
+        assert word in shown.output
+
+
+def test_run_gives_what_the_analysis_gives(config, tmp_path):
+    path = tmp_path / "results"
+    result = invoke("run", config, "--output", path)
+    assert result.exit_code == 0, result.output
+    analysis = AcceptanceAnalysis(AcceptanceAnalysisConfig.read(config))
+    analysis.get_observations()
+    analysis.get_datasets()
+    analysis.get_excess_map()
+    (found,), (expected,) = Datasets.read(path / "datasets.yaml"), analysis.datasets
+    np.testing.assert_array_equal(found.counts.data, expected.counts.data)
+    np.testing.assert_allclose(found.background.data, expected.background.data, rtol=1e-6)  # FITS in single precision
+    significance = Map.read(path / "significance.fits")
+    np.testing.assert_allclose(significance.data, analysis.excess_map["sqrt_ts"].data, rtol=1e-5, equal_nan=True)
+    assert significance.get_by_coord({"skycoord": expected.counts.geom.center_skydir, "energy": 2 * u.TeV}).max() > 5
+    names = {"datasets.yaml", "config.yaml", "model.fits", "run_table.ecsv", "stacked.fits",
+             "excess.fits", "excess.png", "significance.fits", "significance.png"}  # fmt: skip
+    assert {p.name for p in path.iterdir()} == names
+    assert AcceptanceAnalysisConfig.read(path / "config.yaml") == analysis.config
+    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "sources.reg", "results"}
+
+    before = contents(path)
+    again = invoke("run", config, "--output", path)
+    assert again.exit_code == 1 and "--overwrite" in again.output
+    assert contents(path) == before
+    # with a model file nothing is fitted, and the result is the same
+    (tmp_path / "applied.yaml").write_text(yaml.safe_dump(settings(tmp_path, model=str(path / "model.fits"))))
+    (path / "earlier").touch()
+    applied = invoke("run", tmp_path / "applied.yaml", "--output", path, "--overwrite")
+    assert applied.exit_code == 0, applied.output
+    assert {p.name for p in path.iterdir()} == names
+    (found,) = Datasets.read(path / "datasets.yaml")
+    np.testing.assert_allclose(found.background.data, expected.background.data, rtol=1e-6)
+    assert invoke("fit", tmp_path / "applied.yaml", "--output", tmp_path / "m.fits").exit_code == 1
+
+
+def test_run_replaces_results_only(config, tmp_path):
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("irreplaceable")
+    result = invoke("run", config, "--output", folder, "--overwrite")
+    assert result.exit_code == 1 and "home" in result.output
+    assert (folder / "thesis.txt").read_text() == "irreplaceable"
+
+
+@pytest.mark.parametrize("command", ["run", "fit"])
+def test_interrupt_leaves_nothing_behind(command, config, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    # by then, part of the output is written
+    last = (
+        "gammapy_accmaker.analysis.AcceptanceAnalysis.get_excess_map"
+        if command == "run"
+        else "gammapy_accmaker.files.os.replace"
+    )
+    monkeypatch.setattr(last, interrupted)
+    before = contents(tmp_path)
+    result = invoke(command, config, "--output", tmp_path / "output")
+    assert result.exit_code == 1 and "Aborted" in result.output
+    assert contents(tmp_path) == before
+    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "sources.reg"}
+
+
+def test_plan_says_which_runs_are_pooled(tmp_path):
+    parameters = {
+        "model": {"type": "radial"},
+        "zenith": {"type": "binned", "min_livetime": "10 min", "min_observations": 1},
+    }
+    path, picture = tmp_path / "config.yaml", tmp_path / "plan.png"
+    path.write_text(yaml.safe_dump(settings(tmp_path, parameters=parameters)))
+    result = invoke("plan", path, "--output", picture)
+    assert result.exit_code == 0, result.output
+    analysis = AcceptanceAnalysis(AcceptanceAnalysisConfig.read(path))
+    analysis.get_observations()
+    expected = plan_groups(analysis.observations, parameters, exclusion=str(tmp_path / "sources.reg"))
+    assert str(expected) in result.output and expected.n_groups > 1
+    assert picture.stat().st_size > 5000
+    again = invoke("plan", path, "--output", picture)
+    assert again.exit_code == 1 and "--overwrite" in again.output
+    # the plan is in the report and the model file too
+    model = tmp_path / "model.fits"
+    assert invoke("fit", path, "--output", model).exit_code == 0
+    assert str(expected) in invoke("inspect", model).output
+    text = report_sections.plan(AcceptanceModel.read(model))
+    assert f"Runs were pooled in {expected.n_groups} bins" in text and "data:image/png" in text
+
+
+def test_plan_needs_a_model_with_groups(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path, parameters={})))
+    result = invoke("plan", path)
+    assert result.exit_code == 1 and "spline" in result.output
+
+
+def test_attach_writes_a_store_that_gammapy_reads(config, tmp_path):
+    path = tmp_path / "dl3"
+    result = invoke("attach", config, "--output", path)
+    assert result.exit_code == 0 and "3 of 3" in result.output, result.output
+    ids = list(stores.full_store().on_obs_ids[:3])
+    observations = DataStore.from_dir(path).get_observations(ids, required_irf=["aeff", "edisp", "psf", "bkg"])
+    assert len(observations) == 3 and all(o.bkg.data.max() > 0 for o in observations)
+    before = contents(path)
+    again = invoke("attach", config, "--output", path)
+    assert again.exit_code == 1 and "--overwrite" in again.output
+    assert contents(path) == before
+
+
+def test_report_of_a_configuration(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("gammapy_accmaker.validation.html.DPI", 30)  # quick pictures
+    path = tmp_path / "report.html"
+    result = invoke("report", config, "--output", path)
+    assert result.exit_code == 0, result.output
+    text = path.read_text()
+    assert "3 of 3" in text and "sources.reg" in text and "Background acceptance: config" in text
+    assert invoke("report", config, "--output", path).exit_code == 1
+    assert path.read_text() == text
+
+
+# what is wrong, and the key that is named
+BAD = {
+    "misspelt key": ({"parameters": {"offsetmax": "2 deg"}}, "datasets.background.parameters.offsetmax"),
+    "wrong unit": ({"parameters": {"offset_max": "2 TeV"}}, "offset_max"),
+    "missing file": ({"exclusion": "nowhere.reg"}, "datasets.background.exclusion"),
+    "missing model": ({"model": "nowhere.fits"}, "datasets.background.model"),
+    "ring with several bins": ({"parameters": {"renormalization": {"type": "ring"}}}, "renormalization"),
+    "OFF without runs": ({"off_observations": {}}, "off_observations"),
+    "other method": ({"method": "ring", "parameters": {}}, "datasets.background.method"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["fit", "run", "report"])
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_configuration_is_told_by_key_before_data_are_read(command, kind, tmp_path, monkeypatch):
+    def read(*args, **kwargs):
+        raise AssertionError("data are read")
+
+    monkeypatch.setattr(DataStore, "from_dir", read)
+    background, key = BAD[kind]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path, **background)))
+    before = contents(tmp_path)
+    start = time.monotonic()
+    result = invoke(command, path, "--output", tmp_path / "output")
+    assert time.monotonic() - start < 2
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ") and key in result.output, result.output
+    assert contents(tmp_path) == before
+
+
+def test_datasets_without_a_place_are_told_before_data_are_read(tmp_path, monkeypatch):
+    options = settings(tmp_path)
+    options["datasets"]["geom"]["wcs"].pop("skydir")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(options))
+    monkeypatch.setattr(DataStore, "from_dir", None)
+    result = invoke("run", path, "--output", tmp_path / "output")
+    assert result.exit_code == 1 and "datasets.geom.wcs.skydir" in result.output, result.output
+
+
+def test_files_that_are_no_configuration_or_model(tmp_path):
+    path = tmp_path / "file.yaml"
+    for command in ("fit", "run", "report", "inspect"):
+        result = invoke(command, path)
+        assert result.exit_code == 1 and "file.yaml" in result.output
+    path.write_text("a: [")
+    for command in ("fit", "run", "report"):
+        result = invoke(command, path, "--output", tmp_path / "output")
+        assert result.exit_code == 1 and "YAML" in result.output
+    assert invoke("inspect", path).exit_code == 1
+    result = invoke("fit", path, "--output", tmp_path / "nowhere" / "model.fits")
+    assert result.exit_code == 1 and "nowhere" in result.output
+
+
+def test_no_run_selected(tmp_path):
+    options = settings(tmp_path)
+    options["observations"]["obs_ids"] = [1]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(options))
+    for command in ("fit", "run", "report"):
+        result = invoke(command, path, "--output", tmp_path / "output")
+        assert result.exit_code == 1 and "observations" in result.output, result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fit"], ["fit", "a.yaml", "--n-jobs", "0"], ["nothing"], ["--log-level", "loud", "config"], ["run", "a", "--no"]],
+)
+def test_wrong_usage_has_exit_code_2(arguments):
+    assert invoke(*arguments).exit_code == 2

@@ -13,8 +13,9 @@ from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.demo import BackgroundTruth, simulate_data_store
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
+from gammapy_accmaker.products.sky_stack import disc_sums
 from gammapy_accmaker.validation.cross_validation import _split
-from gammapy_accmaker.validation.significance import disc_significance, disc_sums
+from gammapy_accmaker.validation.significance import disc_significance
 
 PROTOTYPE = Path(__file__).parent.parent.parent / "shared" / "prototype" / "heldout_score.py"
 

@@ -5,6 +5,7 @@ from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, 
 
 from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
+from gammapy_accmaker.models.spline import zenith_splines
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_run import fit_run, project_run
 
@@ -38,7 +39,7 @@ def test_norm_and_shift_of_new_runs(model):
 
 def test_likelihood_derivatives_equal_finite_differences(model):
     run, design = simulate_runs(1, seed=5, zenith=(0.8, 0.85))[0], model.design
-    basis = model.zenith_axis.basis([run.cos_zenith])[0]
+    basis = zenith_splines(model.zenith_axis, run.cos_zenith)
     cells = project_run(design, run, basis, sum(model.covariates.scaling(run.cos_zenith, {})))
     effects = 0.03 * np.random.default_rng(0).normal(size=design.effects.n)
     counts = np.bincount(cells.index, cells.counts, len(design.log_energy) * design.cells.n_cell)
@@ -146,3 +147,25 @@ def test_population_update_finds_spread_and_slope():
     assert found.regression[:, 0] == pytest.approx([0.3, 0.0], abs=0.02)
     assert found.norm_spread == pytest.approx(0.1, rel=0.1)
     assert np.sqrt(found.covariance[0, 0]) == pytest.approx(0.1, rel=0.1)
+
+
+def test_energies_with_few_counts_are_left_out(model):
+    """Counts where the run has few do not matter, and the fit to the others is what it is without these energies."""
+    run = simulate_runs(1, seed=31, zenith=(0.85, 0.86))[0]
+    counts = run.counts.toarray()
+    plain = fit_run(model, run)
+    many = int(np.median(plain.counts)) + 1
+    few = (plain.counts < many)[np.searchsorted(plain.group_edges, CENTERS) - 1]
+    assert few.any()
+    assert not few.all()
+    altered = counts.copy()
+    altered[few] = np.where(counts[few] > 0, 1, 0) * (np.arange(few.sum()) % 2 == 0)[:, None]
+    other = SimulatedRun(run.obs_id, csr_array(altered), run.exposure, run.cos_zenith, run.azimuth)
+    first, second = (fit_run(model, r, min_counts=many) for r in (run, other))
+    assert np.allclose(first.coefficients, second.coefficients, atol=1e-9)
+    assert abs(fit_run(model, other).norm - plain.norm) > 10 * abs(first.norm - second.norm)
+    assert first.shift == pytest.approx(plain.shift, abs=4 * first.shift_error)
+    assert first.counts.sum() == plain.counts.sum()
+    nothing = fit_run(model, run, min_counts=10**9)
+    assert np.allclose(nothing.coefficients, model.mean_effects(run.cos_zenith, run.azimuth), atol=1e-9)
+    assert nothing.norm_error > 2 * first.norm_error

@@ -4,9 +4,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+from astropy.table import vstack
+from gammapy.data import EventList
 from gammapy.datasets import MapDataset
 from gammapy.makers import MapDatasetMaker
-from stores import full_store, observations, sky_geom, source_region
+from stores import altered, full_store, observations, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
 from gammapy_accmaker.binning import FovBins
@@ -127,6 +129,47 @@ def test_prior_on_the_norm_stays_on_the_dataset():
     assert spectral.tilt.prior.mu.value == 0
     assert 0 < spectral.tilt.prior.sigma.value < 0.2
     assert spectral.norm.value == pytest.approx(1, abs=0.1)
+
+
+def test_a_faint_source_that_is_not_excluded_does_not_move_the_effects():
+    """A point source at 1 % of the background, with the spectrum of a hard gamma-ray source behind an effective area."""
+    observation = observations(full_store(), full_store().off_obs_ids[1:2])[0]
+    table, rng = observation.events.table, np.random.default_rng(4)
+    energy, inside = table["ENERGY"].quantity.to_value("TeV"), observation.events.offset.deg < 2.5
+    bins = np.geomspace(0.3, 20, 200)
+    source = table[rng.choice(len(table), int(0.01 * (inside & (energy > 0.12) & (energy < 40)).sum()))]
+    weights = bins**-1.3
+    source["ENERGY"] = rng.choice(bins, len(source), p=weights / weights.sum())
+    center, scatter = observation.pointing.fixed_icrs, rng.normal(scale=0.06, size=(2, len(source)))
+    source["RA"] = center.ra.deg + (0.5 + scatter[0]) / np.cos(center.dec.rad)
+    source["DEC"] = center.dec.deg + 0.2 + scatter[1]
+    with_source = altered(observation, events=EventList(vstack([table, source], metadata_conflicts="silent")))
+    first, second = (maker().adapt(o).effect for o in (observation, with_source))
+    assert second.counts.sum() - first.counts.sum() == len(source) > 50
+    assert abs(second.norm - first.norm) < first.norm_error
+    assert abs(second.shift - first.shift) < first.shift_error
+    moved = (second.coefficients - first.coefficients) / np.sqrt(np.diag(first.covariance))
+    assert np.abs(moved).max() < 1
+
+
+def test_min_counts_of_the_configuration_reaches_the_run():
+    config = AcceptanceConfig.from_yaml(maker().model.config).update({"run_effects": {"min_counts": 10**6}})
+    observation = observations(full_store())[0]
+    adapted = AcceptanceBackgroundMaker(config, model=maker().model).adapt(observation)
+    # no energy has so many counts: the run is what is expected under its conditions
+    assert adapted.effect.norm_error > 2 * maker().adapt(observation).effect.norm_error
+    assert adapted.effect.norm == pytest.approx(1, abs=0.02)
+
+
+def test_run_table_tells_what_is_applied():
+    """The effects that the fit found are those that a run is adapted by."""
+    for observation in observations(full_store())[:3]:
+        effect = maker().adapt(observation).effect
+        (row,) = (r for r in maker().run_table if r["OBS_ID"] == observation.obs_id)
+        assert row["NORM"] == pytest.approx(effect.norm, rel=1e-6)
+        assert row["NORM_ERR"] == pytest.approx(effect.norm_error, rel=1e-6)
+        assert row["SHIFT"] == pytest.approx(effect.scaling + effect.shift, abs=1e-6)
+        assert row["EXPECTED"] == pytest.approx(effect.expected.sum(), rel=1e-6)
 
 
 def test_slices_of_a_run_sum_to_the_run():

@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-__all__ = ["TEV_IN_MEV", "RateModel", "ScaledModel"]
+__all__ = ["MODEL_KINDS", "TEV_IN_MEV", "RateModel", "ScaledModel", "nested_arrays", "nested_models"]
 
 TEV_IN_MEV = 1e6
+MODEL_KINDS: dict[str, type[RateModel]] = {}  # every class that has a serial form, by its `kind`
 
 
 class RateModel(ABC):
@@ -19,6 +20,8 @@ class RateModel(ABC):
 
     Attributes
     ----------
+    kind : str
+        Name of the class in a file; empty where it is not stored.
     energy_edges : `~numpy.ndarray`
         Edges in TeV within which the model was trained; the rate outside is 0.
     offset_max : float
@@ -29,13 +32,26 @@ class RateModel(ABC):
         Whether the rate depends on the offset alone.
     zenith_range : tuple of float, or None
         Trained range of cos zenith; None where the model does not depend on it.
+    zenith_edges, azimuth_edges : `~numpy.ndarray`
+        Cos zenith and azimuth in deg at which the rate jumps; empty where it does not.
     """
 
+    kind: str = ""
     energy_edges: np.ndarray
     offset_max: float
     half_width: float
     is_radial: bool
     zenith_range: tuple[float, float] | None
+    zenith_edges: np.ndarray = np.zeros(0)
+    azimuth_edges: np.ndarray = np.zeros(0)
+
+    def __init_subclass__(cls):
+        if cls.kind:
+            MODEL_KINDS[cls.kind] = cls
+
+    def at_azimuth(self, azimuth: float) -> RateModel:
+        """The model of runs that point to an azimuth in deg."""
+        return self
 
     @abstractmethod
     def rate_grid(self, energy: np.ndarray, fov_lon: np.ndarray, fov_lat: np.ndarray, cos_zenith: float) -> np.ndarray:
@@ -62,8 +78,20 @@ class RateModel(ABC):
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RateModel:
         """The inverse of `to_arrays`."""
 
+    def for_run(self, obs_id: int) -> RateModel:
+        """The model of a run, for models that differ by run."""
+        return self
+
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> np.ndarray:
-        """Rate at positions that broadcast against each other."""
+        """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""
+        if azimuth is not None and len(self.azimuth_edges):
+            arrays = np.broadcast_arrays(energy, fov_lon, fov_lat, cos_zenith, azimuth)
+            *given, azimuth = (np.ravel(a).astype(float) for a in arrays)
+            out = np.empty(azimuth.shape)
+            for a in np.unique(azimuth):
+                here = azimuth == a
+                out[here] = self.at_azimuth(float(a)).rate(*(x[here] for x in given))
+            return out.reshape(arrays[0].shape)
         arrays = np.broadcast_arrays(energy, fov_lon, fov_lat, cos_zenith)
         energy, lon, lat, cos_zenith = (np.ravel(a).astype(float) for a in arrays)
         out = np.empty(energy.shape)
@@ -87,6 +115,10 @@ class ScaledModel(RateModel):
         self.model, self.norm, self.norm_error = model, norm, norm_error
         self.energy_edges, self.offset_max = model.energy_edges, model.offset_max
         self.half_width, self.is_radial, self.zenith_range = model.half_width, model.is_radial, model.zenith_range
+        self.zenith_edges, self.azimuth_edges = model.zenith_edges, model.azimuth_edges
+
+    def at_azimuth(self, azimuth):
+        return ScaledModel(self.model.at_azimuth(azimuth), self.norm, self.norm_error)
 
     @property
     def norm_spread(self) -> float:
@@ -107,3 +139,24 @@ class ScaledModel(RateModel):
     @classmethod
     def from_arrays(cls, arrays):
         raise TypeError("ScaledModel: one run's model is not stored; store the model and the run's norm")
+
+
+def nested_arrays(models: list[RateModel]) -> dict[str, np.ndarray]:
+    """Serial form of models that are parts of another one: their arrays, behind the number of the part."""
+    arrays = {}
+    for k, model in enumerate(models):
+        if not model.kind:
+            raise TypeError(f"{type(model).__name__}: it has no serial form, but the parts of a stored model need one")
+        arrays |= {f"{k}/{name}": values for name, values in model.to_arrays().items()}
+        arrays[f"{k}/kind"] = np.array(model.kind)
+    return arrays
+
+
+def nested_models(arrays: dict[str, np.ndarray]) -> list[RateModel]:
+    """The inverse of `nested_arrays`."""
+    models = []
+    while f"{len(models)}/kind" in arrays:
+        prefix = f"{len(models)}/"
+        own = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+        models.append(MODEL_KINDS[str(own.pop("kind"))].from_arrays(own))
+    return models

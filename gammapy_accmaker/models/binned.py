@@ -43,7 +43,8 @@ class BinnedModel(RateModel):
     exposure : `~numpy.ndarray`
         Unexcluded ontime in s times the norms of the runs, shape (fov.size,).
     energy_edges : `~numpy.ndarray`
-        Edges in TeV from the first to the last energy bin with counts, shape (m + 1,).
+        Edges in TeV from the first to the last energy bin with counts, some of them left out where bins share a profile,
+        shape (m + 1,).
     spectrum : `SmoothSpectrum`
         Counts per TeV of all of the fit.
     profile : `~numpy.ndarray`
@@ -58,6 +59,7 @@ class BinnedModel(RateModel):
     spectrum: SmoothSpectrum
     profile: np.ndarray
 
+    kind = "binned"
     zenith_range = None
 
     @property
@@ -124,10 +126,10 @@ class BinnedModel(RateModel):
         return np.where(inside, (_fov_weights(self.fov, fov_lon, fov_lat) @ values.T).T, 0.0)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
-        i = np.clip(np.searchsorted(self.bin_edges, energy, side="right") - 1, 0, len(self.bin_edges) - 2)
+        i = np.clip(np.searchsorted(self.energy_edges, energy, side="right") - 1, 0, len(self.energy_edges) - 2)
         j = self.fov.index(fov_lon, fov_lat)  # -1 beyond the last ring: the last ring
         # a filled bin knows no more than the least of its peers
-        counts = np.where(self.filled, 0, self.counts)
+        counts = np.where(self.filled, 0, _merged(self.counts, self.bin_edges, self.energy_edges))
         return 1 / np.sqrt(counts[np.ix_(i, j)] + 1)
 
     def to_arrays(self):
@@ -176,7 +178,14 @@ def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float 
     )
 
 
-def fit_binned(counts: np.ndarray, exposure: np.ndarray, bin_edges: np.ndarray, fov: FovBins) -> BinnedModel:
+def fit_binned(
+    counts: np.ndarray,
+    exposure: np.ndarray,
+    bin_edges: np.ndarray,
+    fov: FovBins,
+    *,
+    profile_edges: np.ndarray | None = None,
+) -> BinnedModel:
     """Binned acceptance from the summed counts of all runs.
 
     Parameters
@@ -189,17 +198,29 @@ def fit_binned(counts: np.ndarray, exposure: np.ndarray, bin_edges: np.ndarray, 
         Energy edges in TeV, shape (nbin + 1,).
     fov : `FovBins`
         Bins of the field of view.
+    profile_edges : `~numpy.ndarray`, optional
+        Those of the energy edges between which the bins share one profile over the field of view; by default each has
+        its own. The spectrum is that of all bins.
     """
     if not counts.sum() > 0:
         raise FitError("fit: there are no counts outside of the exclusion in the energy and offset range of the model")
     with_counts = np.flatnonzero(counts.sum(1))
     used = slice(with_counts[0], with_counts[-1] + 1)
     edges = bin_edges[used.start : used.stop + 1]
-    intensity = _expected(counts[used], exposure * fov.solid_angle, fov)
     spectrum = fit_spectrum(counts[used].sum(1), edges)
+    if profile_edges is not None:
+        inside = (profile_edges > edges[0]) & (profile_edges < edges[-1])
+        edges = np.concatenate([edges[:1], profile_edges[inside], edges[-1:]])
+    intensity = _expected(_merged(counts, bin_edges, edges), exposure * fov.solid_angle, fov)
     shares = spectrum.bin_weights(edges, np.sqrt(edges[1:] * edges[:-1]))
     profile = _profile(intensity, exposure * fov.solid_angle, fov, shares / shares.sum(1, keepdims=True))
     return BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
+
+
+def _merged(counts, bin_edges, edges):
+    """Counts, shape (nbin, fov.size), summed between edges that are some of the edges of the bins."""
+    first = np.searchsorted(bin_edges, edges)
+    return np.add.reduceat(counts[: first[-1]], first[:-1], axis=0)
 
 
 def _expected(counts, volume, fov):

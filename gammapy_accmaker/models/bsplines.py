@@ -41,10 +41,10 @@ class BSplineAxis:
     lo, hi : float
         Range of the axis.
     n : int
-        Number of splines: at least 4, or 1 for an axis along which nothing changes.
+        Number of coefficients: at least 4 (3 where even), or 1 for an axis along which nothing changes.
     even : bool
-        Whether functions are even about ``lo``, as a smooth function of the offset is at the pointing. The first spline
-        is then the mirror image of the third and has no coefficient of its own.
+        Whether functions are even about ``lo``, as a smooth function of the offset is at the pointing. There is one more
+        spline then: the first is the mirror image of the third and has no coefficient of its own.
     """
 
     lo: float
@@ -53,18 +53,24 @@ class BSplineAxis:
     even: bool = False
 
     def __post_init__(self):
-        if self.n != 1 and (self.n < 4 or not self.hi > self.lo):
+        if self.n != 1 and (self._n_spline < 4 or not self.hi > self.lo):
             raise ValueError(f"BSplineAxis needs n = 1, or n >= 4 and hi > lo; got n={self.n}, [{self.lo}, {self.hi}].")
+
+    @property
+    def _n_spline(self):
+        return self.n + (self.even and self.n > 1)
 
     @property
     def step(self) -> float:
         """Distance of the knots."""
-        return (self.hi - self.lo) / max(self.n - 3, 1)
+        return (self.hi - self.lo) / max(self._n_spline - 3, 1)
 
     @property
     def centers(self) -> np.ndarray:
         """Position of each spline's maximum, shape (n,); coefficients linear in it make a straight line."""
-        return np.array([0.5 * (self.lo + self.hi)]) if self.n == 1 else self.lo + self.step * (np.arange(self.n) - 1)
+        if self.n == 1:
+            return np.array([0.5 * (self.lo + self.hi)])
+        return self.lo + self.step * (np.arange(self._n_spline) - 1)[-self.n :]
 
     def basis(self, x) -> np.ndarray:
         """Values of all splines.
@@ -88,7 +94,7 @@ class BSplineAxis:
         if self.n == 1:
             return np.zeros((len(x), 1)) if derivative else np.ones((len(x), 1))
         position = (np.clip(x, self.lo, self.hi) - self.lo) / self.step
-        first = np.clip(position.astype(int), 0, self.n - 4)
+        first = np.clip(position.astype(int), 0, self._n_spline - 4)
         u = position - first
         v = 1 - u
         if derivative:
@@ -97,14 +103,13 @@ class BSplineAxis:
             weights.append(u * u / 2 * inside)
         else:
             weights = [v**3 / 6, 2 / 3 - u * u * (2 - u) / 2, 2 / 3 - v * v * (2 - v) / 2, u**3 / 6]
-        out = np.zeros((len(x), self.n))
+        out = np.zeros((len(x), self._n_spline))
         rows = np.arange(len(x))
         for k, weight in enumerate(weights):
             out[rows, first + k] = weight
         if self.even:
             out[:, 2] += out[:, 0]
-            out[:, 0] = 0
-        return out
+        return out[:, -self.n :]
 
 
 def difference_penalty(n: int, order: int = 2) -> np.ndarray:

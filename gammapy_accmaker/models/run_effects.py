@@ -256,7 +256,12 @@ class RunEffect:
     basis : `EffectBasis`
     coefficients : `~numpy.ndarray`, shape (basis.n,)
     covariance : `~numpy.ndarray`, shape (basis.n, basis.n)
-        Posterior covariance.
+        Posterior covariance, given the rate of the population: how well the run's own counts tell its effects.
+    covariance_of_rate : `~numpy.ndarray`, shape (basis.n, basis.n)
+        What the uncertainty of the rate of the population adds to it, much of it common to all runs.
+    response : `~numpy.ndarray`, shape (n_coefficient, basis.n)
+        By how much each effect falls when a coefficient of the rate at the run's zenith angle rises; empty, shape (0, basis.n),
+        for the runs of the fit.
     scaling : float
         Part of the energy scaling that comes from the covariates of the run.
     norm_row : `~numpy.ndarray`, shape (basis.n,)
@@ -277,6 +282,8 @@ class RunEffect:
     basis: EffectBasis
     coefficients: np.ndarray
     covariance: np.ndarray
+    covariance_of_rate: np.ndarray
+    response: np.ndarray
     scaling: float
     norm_row: np.ndarray
     group_edges: np.ndarray
@@ -288,13 +295,18 @@ class RunEffect:
     flags: tuple[str, ...] = field(default=())
 
     @property
+    def total_covariance(self) -> np.ndarray:
+        """Covariance of the effects as deviations from the true population, whose rate is uncertain as well."""
+        return self.covariance + self.covariance_of_rate
+
+    @property
     def norm(self) -> float:
         """Rate over that of the population, at the shifted energy, averaged over the run's spectrum."""
         return float(np.exp(self.norm_row @ self.coefficients))
 
     @property
     def norm_error(self) -> float:
-        """Standard deviation of the norm."""
+        """Standard deviation of the norm, given the rate of the population."""
         return self.norm * float(np.sqrt(self.norm_row @ self.covariance @ self.norm_row))
 
     @property
@@ -304,5 +316,5 @@ class RunEffect:
 
     @property
     def shift_error(self) -> float:
-        """Standard deviation of the shift."""
+        """Standard deviation of the shift, given the rate of the population."""
         return float(np.sqrt(self.covariance[0, 0])) if self.basis.n_shift else 0.0

@@ -15,11 +15,12 @@ from gammapy_accmaker.models.fov_cells import FovCells
 from gammapy_accmaker.models.run_effects import EffectBasis
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 
-__all__ = ["RateTable", "RunCells", "RunDesign", "RunSums", "fit_effects", "sum_slices"]
+__all__ = ["RateTable", "RunCells", "RunDesign", "RunSums", "fit_effects", "shift_within_rate", "sum_slices"]
 
 MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
 NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
 TEV_IN_MEV = 1e6
+NEIGHBOURS = 4  # cubic splines overlap with three neighbours; between the nodes of the grid one more may come in
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,35 @@ class RunDesign:
         modes, shifts = self.cell_modes, self.cell_shifts
         return row_tensor(modes), row_tensor(shifts), row_tensor(shifts, modes)
 
+    @cached_property
+    def column_products(self) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+        """Products of the additive columns of each pair of camera modes, and how they make up a matrix.
+
+        For each pair (m, q <= m) the number ``m * n_mode + q`` and the products, shape (n_own * n_other, n_energy); and
+        for each element of the information of the additive effects its place in the concatenated sums of these.
+        """
+        columns, n_mode = self.columns.T, len(self.effects.modes)
+        pairs, place, start = [], np.zeros((len(columns),) * 2, dtype=int), 0
+        for m, own in enumerate(self.mode_columns):
+            for q, other in enumerate(self.mode_columns[: m + 1]):
+                products = (columns[own][:, None] * columns[other]).reshape(len(own) * len(other), -1)
+                pairs.append((m * n_mode + q, products))
+                here = start + np.arange(len(products)).reshape(len(own), len(other))
+                place[np.ix_(own, other)], place[np.ix_(other, own)] = here, here.T
+                start += len(products)
+        return pairs, place
+
+    @cached_property
+    def ring_weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """The additive modes behind a 1, and the shifts, in the cells of each ring, shapes (n_ring, n_sector, n)."""
+        ones, shape = np.ones((self.cells.n_cell, 1)), (self.cells.n_ring, self.cells.n_sector, -1)
+        return np.hstack([ones, self.cell_modes]).reshape(shape), self.cell_shifts.reshape(shape)
+
+    def ring_sums(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Weighted sums over the sectors of each ring, shape (n_energy, n_ring, n); weights as in `ring_weights`."""
+        by_ring = values.reshape(len(values), *weights.shape[:2]).transpose(1, 0, 2)
+        return np.matmul(by_ring, weights).transpose(1, 0, 2)
+
 
 @dataclass(frozen=True)
 class RunCells:
@@ -103,6 +133,8 @@ class RunCells:
         Scaled log energy of the bins before the run's own shift.
     additive_counts : `~numpy.ndarray`, shape (n_additive,)
         Sum of the counts times each additive effect.
+    energies : `~numpy.ndarray`, shape (n_energy,), optional
+        1 for the energy bins that count and 0 for those left out of counts and exposure; all by default.
     """
 
     index: np.ndarray
@@ -111,21 +143,42 @@ class RunCells:
     zenith_basis: np.ndarray
     scaled_energy: np.ndarray
     additive_counts: np.ndarray
+    energies: np.ndarray | None = None
+
+    def on_rings(self, n_sector: int) -> RunCells:
+        """The sectors of each ring taken together, without effects of the run."""
+        index, first = np.unique(self.index // n_sector, return_index=True)
+        return RunCells(
+            index,
+            np.add.reduceat(self.counts, first) if len(first) else self.counts,
+            self.exposure.reshape(-1, n_sector).sum(axis=1),
+            self.zenith_basis,
+            self.scaled_energy,
+            np.zeros(0),
+        )
 
 
 @dataclass(frozen=True)
 class RateTable:
-    """The population's rate at one zenith angle: log rate and its derivative by u, shape (n_grid, n_ring)."""
+    """The population's rate at one zenith angle, on the grid of u.
 
-    values: np.ndarray
-    slopes: np.ndarray
+    Attributes
+    ----------
+    log_rate, slope : tuple of `~numpy.ndarray`, shapes (n_grid, n_ring)
+        At the nodes, and the change to the next one: of the log rate and of its derivative by u.
+    asymmetry : `~numpy.ndarray`, shape (n_energy, n_cell)
+    """
+
+    log_rate: tuple[np.ndarray, np.ndarray]
+    slope: tuple[np.ndarray, np.ndarray]
     asymmetry: np.ndarray
 
     @classmethod
     def at(cls, design: RunDesign, coefficients: np.ndarray, zenith_basis: np.ndarray, asymmetry: np.ndarray):
         """Tabulate; ``asymmetry`` is the log asymmetry, shape (n_energy, n_cell)."""
         rings = (coefficients @ zenith_basis) @ design.ring_basis.T
-        return cls(design.energy.grid_basis @ rings, design.energy.grid_derivative @ rings, asymmetry)
+        at_nodes = (basis @ rings for basis in (design.energy.grid_basis, design.energy.grid_derivative))
+        return cls(*((values, np.diff(values, axis=0, append=values[-1:])) for values in at_nodes), asymmetry)
 
 
 @dataclass(frozen=True)
@@ -162,12 +215,11 @@ class RunSums:
         # additive effects
         gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
         gradient[n_shift:] = run.additive_counts - (columns * (mu @ design.cell_modes)[:, mode_of]).sum(0)
-        products = (mu @ mode_mode).reshape(n_energy, n_mode, n_mode)
-        additive = information[n_shift:, n_shift:]
-        for m, own in enumerate(design.mode_columns):
-            for q, other in enumerate(design.mode_columns):
-                weighted = columns[:, other] * products[:, m, q, None]
-                additive[np.ix_(own, other)] = columns[:, own].T @ weighted
+        products = mu @ mode_mode
+        pairs, place = design.column_products
+        if pairs:
+            sums = np.concatenate([by_pair @ products[:, k] for k, by_pair in pairs])
+            information[n_shift:, n_shift:] = sums[place]
 
         # energy shift: d log mu / d shift is the slope
         mu_slope = mu * slope
@@ -176,7 +228,8 @@ class RunSums:
             filled = run.counts * slope.ravel()[run.index]
             residual += np.bincount(run.index % mu.shape[1], filled, mu.shape[1])
             gradient[:n_shift] = residual @ design.cell_shifts
-            information[:n_shift, :n_shift] = ((mu_slope * slope).sum(0) @ shift_shift).reshape(n_shift, n_shift)
+            slope *= mu_slope
+            information[:n_shift, :n_shift] = (slope.sum(0) @ shift_shift).reshape(n_shift, n_shift)
             mixed = (mu_slope @ shift_mode).reshape(n_energy, n_shift, n_mode)
             for m, own in enumerate(design.mode_columns):
                 information[:n_shift, n_shift + own] = mixed[:, :, m].T @ columns[:, own]
@@ -189,25 +242,22 @@ class RunSums:
         residual.ravel()[run.index] += run.counts
         size, node = len(design.energy.grid) * n_ring, node.ravel()
         upper = residual * fraction
-        on_grid = np.bincount(node, (residual - upper).ravel(), size)
-        on_grid += np.bincount(node + n_ring, upper.ravel(), size)
+        residual -= upper
+        on_grid = np.bincount(node, residual.ravel(), size)
+        on_grid[n_ring:] += np.bincount(node, upper.ravel(), size)[:-n_ring]
         on_grid = on_grid.reshape(-1, n_ring)
         rate_gradient = design.energy.grid_basis.T @ on_grid @ design.ring_basis
-        shift = effects[0] if n_shift else 0.0
-        at_energy = design.energy.basis(run.scaled_energy + shift)
-        by_ring = mu.reshape(n_energy, n_ring, -1)
+        at_energy = design.energy.interpolate(run.scaled_energy + (effects[0] if n_shift else 0.0))
         n_e, n_t = at_energy.shape[1], design.ring_basis.shape[1]
-        rate_information = row_tensor(at_energy).T @ by_ring.sum(2) @ design.ring_rows
-        rate_information = rate_information.reshape(n_e, n_e, n_t, n_t).transpose(0, 2, 1, 3).reshape(n_e * n_t, -1)
+        mode_weights, shift_weights = design.ring_weights
+        by_ring = design.ring_sums(mu, mode_weights)
+        rate_information = _banded_information(at_energy, by_ring[:, :, 0] @ design.ring_rows)
         cross = np.zeros((n_e, n_t, basis.n))
-        slopes_by_ring = mu_slope.reshape(n_energy, n_ring, -1)
+        slopes_by_ring = design.ring_sums(mu_slope, shift_weights)
         for k in range(n_shift):
-            weights = (slopes_by_ring * design.cell_shifts[:, k].reshape(n_ring, -1)).sum(2)
-            cross[:, :, k] = at_energy.T @ weights @ design.ring_basis
-        for m in range(n_mode):
-            weights = (by_ring * design.cell_modes[:, m].reshape(n_ring, -1)).sum(2) @ design.ring_basis
-            here = design.mode_columns[m]
-            products = row_tensor(at_energy, columns[:, here]).T @ weights
+            cross[:, :, k] = at_energy.T @ (slopes_by_ring[:, :, k] @ design.ring_basis)
+        for m, here in enumerate(design.mode_columns):
+            products = row_tensor(at_energy, columns[:, here]).T @ (by_ring[:, :, 1 + m] @ design.ring_basis)
             cross[:, :, n_shift + here] = products.reshape(n_e, len(here), n_t).transpose(0, 2, 1)
         return cls(gradient, information, mu, rate_gradient, rate_information, cross.reshape(n_e * n_t, basis.n))
 
@@ -220,18 +270,44 @@ class RunSums:
         return RunSums(*(None if a is None else a + b for a, b in zip(own, others, strict=True)))
 
 
+def _banded_information(at_energy, by_offset):
+    """Sum over the energies of the products of all pairs of splines in energy and of given weights in offset.
+
+    Splines in energy further apart than `NEIGHBOURS` have no product. Shapes (n_energy, n_e), (n_energy, n_t ** 2).
+    """
+    n_e, n_t = at_energy.shape[1], round(np.sqrt(by_offset.shape[1]))
+    out = np.zeros((n_e, n_e, n_t, n_t))
+    for distance in range(min(NEIGHBOURS + 1, n_e)):
+        pairs = at_energy[:, distance:] * at_energy[:, : n_e - distance]
+        block, first = (pairs.T @ by_offset).reshape(-1, n_t, n_t), np.arange(n_e - distance)
+        out[first, first + distance] = out[first + distance, first] = block
+    return out.transpose(0, 2, 1, 3).reshape(n_e * n_t, n_e * n_t)
+
+
 def _expected(design, table, run, effects):
     """Node and fraction on the grid of u, slope and expected counts, shapes (n_energy, n_cell)."""
     basis, n_ring = design.effects, design.cells.n_ring
     shift = design.cell_shifts @ effects[: basis.n_shift]
-    node, fraction = design.energy.locate(run.scaled_energy[:, None] + shift)
-    node = node * n_ring + design.cells.ring_of_cell
-    values, slopes = table.values.ravel(), table.slopes.ravel()
-    low, low_slope = values[node], slopes[node]
-    eta = low + (values[node + n_ring] - low) * fraction
-    slope = low_slope + (slopes[node + n_ring] - low_slope) * fraction
-    eta += basis.by_mode(design.columns, effects) @ design.cell_modes.T + design.log_width[:, None] + table.asymmetry
-    return node, fraction, slope, np.exp(np.minimum(eta, MAX_LOG_RATE)) * run.exposure
+    node, fraction = design.energy.locate(run.scaled_energy[:, None], shift)
+    node *= n_ring
+    node += design.cells.ring_of_cell
+    # in place: these arrays are what the time of a fit goes to
+    interpolated = []
+    for low, step in (table.log_rate, table.slope):
+        values = step.ravel()[node]
+        values *= fraction
+        values += low.ravel()[node]
+        interpolated.append(values)
+    eta, slope = interpolated
+    eta += basis.by_mode(design.columns, effects) @ design.cell_modes.T
+    eta += design.log_width[:, None]
+    eta += table.asymmetry
+    np.minimum(eta, MAX_LOG_RATE, out=eta)
+    np.exp(eta, out=eta)
+    eta *= run.exposure
+    if run.energies is not None:
+        eta *= run.energies[:, None]
+    return node, fraction, slope, eta
 
 
 def fit_effects(
@@ -273,21 +349,23 @@ def fit_effects(
     effects = (mean if start is None else start).copy()
     free = np.eye(len(mean)) if directions is None else directions
     values = np.linalg.lstsq(free, effects - mean)[0] if directions is not None else effects - mean
-    n_shift, converged = design.effects.n_shift, False
+    converged = False
     precision = np.linalg.inv(covariance)
     width = np.sqrt(np.diag(covariance))
     for _ in range(max_steps):
         sums = sum_slices(design, tables, slices, mean + free @ values)
         information = free.T @ sums.information @ free + precision
         step = np.linalg.solve(information, free.T @ sums.gradient - precision @ values)
-        of_effects = np.abs(free @ step)
-        longest = of_effects[:n_shift].max(initial=0) / NEWTON_LIMIT[0]
-        longest = max(longest, of_effects[n_shift:].max(initial=0) / NEWTON_LIMIT[1], 1.0)
-        values = values + step / longest
+        values = values + step / _excess_length(design, free @ step)
         if np.abs(step / width).max(initial=0) < tolerance:
             converged = True
             break
     return mean + free @ values, free @ np.linalg.inv(information) @ free.T, sums.expected, converged
+
+
+def _excess_length(design, step):
+    n_shift, size = design.effects.n_shift, np.abs(step)
+    return max(size[:n_shift].max(initial=0) / NEWTON_LIMIT[0], size[n_shift:].max(initial=0) / NEWTON_LIMIT[1], 1.0)
 
 
 def sum_slices(design, tables, slices, effects, *, full: bool = False) -> RunSums:
@@ -296,3 +374,25 @@ def sum_slices(design, tables, slices, effects, *, full: bool = False) -> RunSum
     for table, run in zip(tables[1:], slices[1:], strict=True):
         total = total + RunSums.of(design, table, run, effects, full=full)
     return total
+
+
+def shift_within_rate(design: RunDesign, sums: RunSums, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Information of the effects, and between rate and effects, with the shift as a direction of the rate.
+
+    The derivative of a spline is not quite a spline of the same knots. The small difference would look as if the
+    knots told where the threshold is, and errors there would come out too small.
+
+    Parameters
+    ----------
+    design : `RunDesign`
+    sums : `RunSums`
+        In full.
+    profile : `~numpy.ndarray`, shape (n_spline_energy, n_spline_offset)
+        Coefficients of the rate at the run's zenith angle.
+    """
+    information, cross = sums.information.copy(), sums.cross_information.copy()
+    if design.effects.n_shift:
+        direction = (design.energy.differentiate @ profile).ravel()
+        cross[:, 0] = sums.rate_information @ direction
+        information[0] = information[:, 0] = direction @ cross
+    return information, cross

@@ -104,8 +104,18 @@ class ScaledEnergyAxis:
         basis = self.grid_basis[inside]
         return np.linalg.solve(basis.T @ basis + 1e-9 * np.eye(self.n), basis.T @ self.grid_derivative[inside])
 
-    def locate(self, u) -> tuple[np.ndarray, np.ndarray]:
-        """Node below each u and the fraction of the way to the next, both of the shape of u."""
-        position = (np.clip(u, self.grid[0], self.grid[-1]) - self.grid[0]) / GRID_STEP
-        node = np.minimum(position.astype(np.int64), len(self.grid) - 2)
-        return node, np.clip(position - node, 0.0, 1.0)
+    def interpolate(self, u) -> np.ndarray:
+        """`grid_basis` between its nodes, as the log rate is, shape (len(u), n)."""
+        node, fraction = self.locate(np.asarray(u, dtype=float))
+        low, fraction = self.grid_basis[node], fraction[:, None]
+        return low + (self.grid_basis[node + 1] - low) * fraction
+
+    def locate(self, u, shift=0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Node below each u + shift, of shapes that broadcast, and the fraction of the way to the next."""
+        position = (u - self.grid[0]) / GRID_STEP + np.asarray(shift) / GRID_STEP
+        np.maximum(position, 0, out=position)
+        # the last node is the start of no interval
+        np.minimum(position, len(self.grid) - 1 - 1e-9, out=position)
+        node = position.astype(np.int64)
+        position -= node
+        return node, position

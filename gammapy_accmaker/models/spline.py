@@ -21,7 +21,12 @@ from gammapy_accmaker.models.run_likelihood import RunDesign
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline_serial import pack, unpack
 
-__all__ = ["SplineModel"]
+__all__ = ["SplineModel", "zenith_splines"]
+
+
+def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
+    """Values of the splines in zenith angle, shape (axis.n,)."""
+    return axis.basis([np.log(cos_zenith)])[0]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class SplineModel:
     covariates : `CovariateScale`
     energy_axis : `ScaledEnergyAxis`
     offset_axis, zenith_axis : `BSplineAxis`
-        Of f, in deg and in cos zenith.
+        Of f, in deg and in the log of cos zenith, in which a power law is a straight line.
     asymmetry_energy_axis, asymmetry_offset_axis : `BSplineAxis`
         Of g, in log(E / TeV) and deg.
     coefficients : `~numpy.ndarray`, shape (n_e, n_t, n_z)
@@ -134,7 +139,7 @@ class SplineModel:
     @cached_property
     def mean_slope(self) -> np.ndarray:
         """Derivative of the log rate by the energy shift at half the largest offset, shape (n_energy,)."""
-        profile = self.coefficients @ self.zenith_axis.basis([self.clamp_zenith(np.nan)])[0]
+        profile = self.coefficients @ zenith_splines(self.zenith_axis, self.clamp_zenith(np.nan))
         u = self.design.log_energy + sum(self.covariates.scaling(self.clamp_zenith(np.nan), None))
         return self.energy_axis.derivative(u) @ profile @ self.offset_axis.basis([0.5 * self.offset_max])[0]
 
@@ -169,7 +174,7 @@ class SplineModel:
         cos_zenith = self.clamp_zenith(cos_zenith)
         basis, values, scaling = self._conditions(cos_zenith, azimuth, covariates, effect)
         log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
-        profile = (self.coefficients @ self.zenith_axis.basis([cos_zenith])[0]) @ self.offset_axis.basis(
+        profile = (self.coefficients @ zenith_splines(self.zenith_axis, cos_zenith)) @ self.offset_axis.basis(
             np.hypot(lon, lat)
         ).T
         shift = basis.shift_values(lon, lat) @ values[: basis.n_shift]
@@ -257,8 +262,8 @@ class SplineModel:
         energy, fov_lon, fov_lat, cos_zenith, azimuth, effect
             As in `rate_grid`.
         part : str
-            ``coefficients``: of f and g. ``run``: of the effects, posterior with an effect, else the spread of the
-            population. ``both``: the root of the sum of squares.
+            ``coefficients``: of f and g, once the effects of the run, if given, have followed them. ``run``: of the effects,
+            posterior with an effect, else the spread of the population. ``both``: the root of the sum of squares.
 
         Returns
         -------
@@ -270,27 +275,57 @@ class SplineModel:
         basis, values, scaling = self._conditions(cos_zenith, azimuth, None, effect)
         log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
         offset = self.offset_axis.basis(np.hypot(lon, lat))
-        zenith = self.zenith_axis.basis([cos_zenith])[0]
+        zenith = zenith_splines(self.zenith_axis, cos_zenith)
         shift = values[0] if basis.n_shift else 0.0
         u = log_energy + scaling + shift
+        at_energy = self.energy_axis.basis(u)
+        slope = self.energy_axis.derivative(u) @ (self.coefficients @ zenith) @ offset.T
+        columns, modes = basis.energy_columns(log_energy), basis.mode_values(lon, lat)[:, basis.mode_of_column]
+        by_shift = slope[:, :, None] * basis.shift_values(lon, lat)
+        of_effects = np.concatenate([by_shift, columns[:, None, :] * modes], axis=2)
         variance = np.zeros((len(log_energy), len(lon)))
         if part != "run":
-            variance += self._rate_variance(self.energy_axis.basis(u), offset, zenith)
+            variance += self._rate_variance(at_energy, offset, zenith)
             variance += self._asymmetry_variance(log_energy, lon, lat)
+            if effect is not None:
+                variance += self._followed(at_energy, offset, zenith, of_effects, effect)
         if part != "coefficients":
             covariance = self.population.covariance if effect is None else effect.covariance
-            slope = self.energy_axis.derivative(u) @ (self.coefficients @ zenith) @ offset.T
-            columns, modes = basis.energy_columns(log_energy), basis.mode_values(lon, lat)[:, basis.mode_of_column]
-            by_shift = slope[:, :, None] * basis.shift_values(lon, lat)
-            design = np.concatenate([by_shift, columns[:, None, :] * modes], axis=2)
-            variance += np.einsum("emd,emd->em", design @ covariance, design)
+            variance += np.einsum("emd,emd->em", of_effects @ covariance, of_effects)
         return np.sqrt(np.maximum(variance, 0))
 
-    def _rate_variance(self, at_energy, at_offset, zenith):
+    def rate_rows(self, zenith: np.ndarray) -> np.ndarray:
+        """Rows R of the coefficients in energy and offset at one zenith angle: their covariance is R R'.
+
+        Parameters
+        ----------
+        zenith : `~numpy.ndarray`, shape (n_z,)
+            Splines in zenith angle.
+
+        Returns
+        -------
+        rows : `~numpy.ndarray`, shape (n_e * n_t, n_e * n_t * n_z)
+        """
+        near = np.flatnonzero(zenith)
         n_e, n_t, n_z = self.coefficients.shape
-        rows = np.einsum("bzp,z->bp", self._factor.reshape(n_e * n_t, n_z, -1), zenith, optimize=True)
+        factor = self._factor.reshape(n_e * n_t, n_z, -1)
+        return sum(zenith[k] * factor[:, k] for k in near)
+
+    def _rate_variance(self, at_energy, at_offset, zenith):
+        n_e, n_t = self.coefficients.shape[:2]
+        rows = self.rate_rows(zenith)
         covariance = (rows @ rows.T).reshape(n_e, n_t, n_e, n_t).transpose(0, 2, 1, 3).reshape(n_e * n_e, n_t * n_t)
         return row_tensor(at_energy) @ covariance @ row_tensor(at_offset).T
+
+    def _followed(self, at_energy, at_offset, zenith, of_effects, effect):
+        """What it takes off the variance of the rate that the effects of the run have followed it."""
+        if not len(effect.response):
+            return np.einsum("emd,emd->em", of_effects @ effect.covariance_of_rate, of_effects)
+        rows, response = self.rate_rows(zenith), effect.response.astype(float)
+        by_rate = rows.T @ response
+        together = (rows @ by_rate).reshape(*self.coefficients.shape[:2], -1)
+        together = np.einsum("ei,ita,mt->ema", at_energy, together, at_offset, optimize=True)
+        return np.einsum("emd,emd->em", of_effects @ (by_rate.T @ by_rate) - 2 * together, of_effects)
 
     def _asymmetry_variance(self, log_energy, lon, lat):
         at_energy = self.asymmetry_energy_axis.basis(log_energy)

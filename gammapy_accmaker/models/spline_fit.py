@@ -8,8 +8,11 @@ angle. Smoothing parameters follow Fellner-Schall updates, the population of the
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, lapack
+from scipy.sparse import csr_array
 
 from gammapy_accmaker.models.bsplines import (
     axis_penalties,
@@ -19,9 +22,23 @@ from gammapy_accmaker.models.bsplines import (
     penalty_eigenvalues,
 )
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
+from gammapy_accmaker.models.rate_equations import (
+    BATCH,
+    RateCovariance,
+    RateEquations,
+    moving_directions,
+    quadratic_form,
+)
 from gammapy_accmaker.models.run_effects import RunPopulation, norm_row, update_population
-from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunSums, fit_effects, sum_slices
-from gammapy_accmaker.models.spline import SplineModel
+from gammapy_accmaker.models.run_likelihood import (
+    RateTable,
+    RunCells,
+    RunDesign,
+    fit_effects,
+    shift_within_rate,
+    sum_slices,
+)
+from gammapy_accmaker.models.spline import SplineModel, zenith_splines
 from gammapy_accmaker.models.spline_run import column_means, project_run, summarise_run
 from gammapy_accmaker.models.spline_setup import SplineSetup, group_runs
 
@@ -36,7 +53,6 @@ RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a co
 ASYMMETRY_ROUNDS = (2, 4, 6, 9)
 MIN_ROUNDS = 6
 CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
-ROUND_STEPS = 2  # of the effects of a run in one round
 
 
 def fit_spline(
@@ -106,6 +122,17 @@ class _JointFit:
         self.obs_ids = [slices[0].obs_id for slices in grouped]
         self.own_scaling = [scale.scaling(s[0].cos_zenith, s[0].covariates)[1] for s in grouped]
         self.regressors = np.array(regressors)
+        self.zeniths = np.array([
+            np.average([s.zenith_basis for s in slices], axis=0, weights=[s.exposure.sum() for s in slices])
+            for slices in self.runs
+        ])  # fmt: skip
+        self.ring_design = RunDesign(
+            self.design.energy_edges,
+            replace(self.design.cells, n_sector=1),
+            self.design.energy,
+            self.design.offset,
+            replace(basis, kind="none"),
+        )
         self.counts = self._all_counts()
         regression = np.zeros((scale.n_regressor, basis.n))
         self.population = RunPopulation(basis, regression, basis.prior_covariance())
@@ -117,9 +144,9 @@ class _JointFit:
         self.coefficients = self._first_coefficients()
         sizes = self.coefficients.shape
         axes = [difference_penalty(n) for n in sizes]
-        self.penalties, self.eigenvalues = axis_penalties(axes), penalty_eigenvalues(axes)
+        self.penalties, self.eigenvalues = [csr_array(p) for p in axis_penalties(axes)], penalty_eigenvalues(axes)
         flat = axis_penalties([np.zeros((sizes[0],) * 2), *(difference_penalty(n, 1) for n in sizes[1:])])
-        self.null_space = NULL_SPACE * (flat[1] + flat[2]) + RIDGE * np.eye(self.coefficients.size)
+        self.null_space = csr_array(NULL_SPACE * (flat[1] + flat[2]) + RIDGE * np.eye(self.coefficients.size))
         self.pull = RIDGE * self.coefficients.ravel()
         self.smoothing = np.array([1.0, 10.0, 10.0])
         self.asymmetry_bases = [
@@ -131,12 +158,12 @@ class _JointFit:
         self.asymmetry_penalties = [difference_penalty(n, 1) + 1e-3 * np.eye(n), np.diag(orders**2)]
         self.asymmetry = np.zeros((n, len(orders)))
         self.asymmetry_fit = None
-        self.by_zenith, self.factor, self.effects, self.converged = None, None, (), False
+        self.rate_covariance, self.factor, self.effects, self.converged = None, None, (), False
 
     def _project(self, part):
         zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
         scaling = sum(self.setup.scale.scaling(part.cos_zenith, part.covariates))
-        return project_run(self.design, part, self.setup.zenith_axis.basis([zenith])[0], scaling)
+        return project_run(self.design, part, zenith_splines(self.setup.zenith_axis, zenith), scaling)
 
     def _all_counts(self):
         shape = (len(self.design.log_energy), self.design.cells.n_cell)
@@ -174,8 +201,11 @@ class _JointFit:
         """All rounds of the fit."""
         adapt, last = self.design.effects.n > 0, np.inf
         for k in range(max_rounds):
-            before = self.population
-            expected = self._round(adapt and k >= RATE_ONLY_ROUNDS)
+            before, rings = self.population, k < RATE_ONLY_ROUNDS - 1
+            n_steps = 0 if not adapt or k < RATE_ONLY_ROUNDS else 2 if k < MIN_ROUNDS else 1
+            expected = self._round(n_steps, rings=rings)
+            if rings:
+                continue
             change = np.abs(expected - last).sum() / self.counts.sum()
             last = expected
             if k in ASYMMETRY_ROUNDS:
@@ -183,91 +213,54 @@ class _JointFit:
             if k > MIN_ROUNDS and change < CONVERGED and _similar(before, self.population):
                 self.converged = True
                 break
-        # the last pass: effects and errors at the final rate
-        self._round(adapt, final=True)
+        self._finish(adapt)
 
-    def _round(self, adapt, final=False):
+    def _round(self, n_steps, *, rings=False):
         """Effects of every run at the present rate, then one step of the rate, its smoothing and the population.
 
-        The final round only takes the effects and the errors at the present rate. Returns the expected counts.
+        ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the first rounds.
+        Returns the expected counts.
         """
-        design, shape, n_run = self.design, self.coefficients.shape, len(self.runs)
-        k, n_z, n = shape[0] * shape[1], shape[2], design.effects.n
-        information, gradient = np.zeros((n_z, n_z, k, k)), np.zeros((k, n_z))
-        expected = np.zeros(self.counts.shape)
+        design, adapt = self.ring_design if rings else self.design, n_steps > 0
+        equations, n_run, n = RateEquations(*self._sizes), len(self.runs), design.effects.n
         second_moments, norm_rows, norm_variance = np.zeros((n, n)), np.zeros((n_run, n)), 0.0
-        asymmetry = self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
-        precision = np.linalg.inv(self.population.covariance)
-        follow, effects = [], []
-        for i, slices in enumerate(self.runs):
-            tables = [RateTable.at(design, self.coefficients, s.zenith_basis, asymmetry) for s in slices]
-            time = np.array([s.exposure.sum() for s in slices])
-            zenith = time @ np.array([s.zenith_basis for s in slices]) / time.sum()
-            mean, posterior, converged = self.population.mean(self.regressors[i]), np.zeros((n, n)), True
+        precision, follow, expected = np.linalg.inv(self.population.covariance), [], 0.0
+        for i, slices, tables, spread in self._each_run(design, rings, adapt):
             if adapt:
-                self.values[i], _, _, converged = fit_effects(
-                    design,
-                    tables,
-                    slices,
-                    mean,
-                    self.population.covariance,
-                    start=self.values[i],
-                    max_steps=30 if final else ROUND_STEPS,
-                    tolerance=1e-4 if final else 3e-3,
-                )
+                self._fit_effects(i, tables, slices, n_steps, 3e-3)
             sums = sum_slices(design, tables, slices, self.values[i], full=True)
-            expected += sums.expected
-            rate_information, rate_gradient = sums.rate_information, sums.rate_gradient.ravel()
+            expected = expected + sums.expected
+            information, gradient = sums.rate_information, sums.rate_gradient.ravel()
             if adapt:
-                between, cross = (
-                    self._shift_within_rate(sums, zenith)
-                    if final
-                    else (
-                        sums.information,
-                        sums.cross_information,
-                    )
-                )
-                posterior = np.linalg.inv(between + precision)
-                gain = cross @ posterior
-                rate_information = rate_information - gain @ cross.T
-                # what the effects have yet to move, when they are not quite at their maximum
-                rate_gradient = rate_gradient - gain @ (sums.gradient - precision @ (self.values[i] - mean))
-                follow.append((zenith, gain.astype(np.float32)))
-                posterior = posterior + gain.T @ self._rate_covariance(zenith) @ gain
+                posterior = np.linalg.inv(sums.information + precision)
+                gain = sums.cross_information @ posterior
+                information = information - gain @ sums.cross_information.T
+                to_maximum = sums.gradient - precision @ (self.values[i] - self.population.mean(self.regressors[i]))
+                gradient = gradient - gain @ to_maximum
+                follow.append(gain.astype(np.float32))
+                posterior = posterior + quadratic_form(spread, gain)
                 second_moments += posterior
                 norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected))
                 norm_variance += norm_rows[i] @ posterior @ norm_rows[i]
-            gradient += rate_gradient[:, None] * zenith
-            near = np.flatnonzero(zenith)
-            for a in near:
-                for b in near[near <= a]:
-                    information[a, b] += zenith[a] * zenith[b] * rate_information
-            if final:
-                effects.append(self._effect(i, posterior, sums.expected, converged))
-        for a in range(n_z):
-            for b in range(a):
-                information[b, a] = information[a, b]
-        information = information.transpose(2, 0, 3, 1).reshape(k * n_z, k * n_z)
-        penalty = sum(s * p for s, p in zip(self.smoothing, self.penalties, strict=True)) + self.null_space
-        lower = cholesky(information + penalty, lower=True)
-        if final:
-            self.factor, self.effects = lapack.dtrtri(lower, lower=1)[0].T, tuple(effects)
-            return expected
-        values = self.coefficients.ravel()
-        step = cho_solve((lower, True), gradient.ravel() - penalty @ values + self.pull)
+            equations.add(self.zeniths[i], information, gradient)
+        values, penalty = self.coefficients.ravel(), self._penalty()
+        lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
+        step = cho_solve((lower, True), equations.gradient() - penalty @ values + self.pull)
         step = np.clip(step, -MAX_STEP, MAX_STEP)
         values = values + step
-        self.coefficients = values.reshape(shape)
-        triangle = lapack.dpotri(lower, lower=1)[0]
-        covariance = triangle + triangle.T
-        covariance[np.diag_indices(len(values))] /= 2
-        self.by_zenith = np.ascontiguousarray(covariance.reshape(k, n_z, k, n_z).transpose(1, 3, 0, 2))
-        if adapt or not n:
+        self.coefficients = values.reshape(self.coefficients.shape)
+        if adapt or not self.design.effects.n:
+            held, inner = self._held_against_moving()
+            free = cho_solve((lower, True), held)
+            covariance = lapack.dpotri(lower, lower=1, overwrite_c=1)[0]
+            covariance += np.tril(covariance, -1).T
             self.smoothing = fellner_schall(self.smoothing, self.eigenvalues, self.penalties, values, covariance)
+            covariance += free @ np.linalg.solve(inner - held.T @ free, free.T)
+            self.rate_covariance = RateCovariance(covariance, self._sizes[1])
         if adapt:
             # the effects follow the step to first order before the population does, or the two would oscillate
-            for i, (zenith, gain) in enumerate(follow):
-                self.values[i] -= (step.reshape(k, n_z) @ zenith) @ gain
+            for i, gain in enumerate(follow):
+                self.values[i] -= (step.reshape(self._sizes) @ self.zeniths[i]) @ gain
             self.population = update_population(
                 self.population,
                 self.values,
@@ -279,17 +272,80 @@ class _JointFit:
             )
         return expected
 
-    def _rate_covariance(self, zenith):
-        """Covariance of the coefficients in energy and offset at one zenith angle, from the last round."""
-        near = np.flatnonzero(zenith)
-        return sum(zenith[a] * zenith[b] * self.by_zenith[a, b] for a in near for b in near)
+    def _finish(self, adapt):
+        """Effects of every run at their maximum, and all errors, at the final rate."""
+        design, equations, effects = self.design, RateEquations(*self._sizes), []
+        precision = np.linalg.inv(self.population.covariance)
+        for i, slices, tables, spread in self._each_run(design, False, adapt):
+            posterior, converged = np.zeros((design.effects.n,) * 2), True
+            if adapt:
+                converged = self._fit_effects(i, tables, slices, 30, 1e-5)
+            sums = sum_slices(design, tables, slices, self.values[i], full=True)
+            information, of_rate = sums.rate_information, np.zeros(posterior.shape)
+            if adapt:
+                within, cross = shift_within_rate(design, sums, self.coefficients @ self.zeniths[i])
+                posterior = np.linalg.inv(within + precision)
+                gain = cross @ posterior
+                information = information - gain @ cross.T
+                of_rate = of_rate + quadratic_form(spread, gain)
+            equations.add(self.zeniths[i], information, sums.rate_gradient.ravel())
+            effects.append(self._effect(i, posterior, of_rate, sums.expected, converged))
+        held, inner = self._held_against_moving()
+        penalty = self._penalty().toarray() - held @ np.linalg.solve(inner, held.T)
+        lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
+        self.factor, self.effects = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T, tuple(effects)
 
-    def _effect(self, i, covariance, expected, converged):
+    def _held_against_moving(self):
+        """What of the penalty errors are free of: it seems to hold against moving the spectrum, see `moving_directions`."""
+        directions = moving_directions(self.coefficients, self.design.energy, self.setup.zenith_axis)
+        held = self._penalty() @ directions
+        return held, directions.T @ held
+
+    @property
+    def _sizes(self):
+        """Number of splines in energy and offset together, and in zenith angle."""
+        n_e, n_t, n_z = self.coefficients.shape
+        return n_e * n_t, n_z
+
+    def _penalty(self):
+        return sum(s * p for s, p in zip(self.smoothing, self.penalties, strict=True)) + self.null_space
+
+    def _each_run(self, design, rings, adapt):
+        """Number, slices and tables of the rate of each run, and the covariance of the rate at its zenith angle."""
+        asymmetry = np.zeros((1, 1)) if rings else self._log_asymmetry()
+        for start in range(0, len(self.runs), BATCH):
+            batch = range(start, min(start + BATCH, len(self.runs)))
+            spread = [None] * len(batch)
+            if adapt and self.rate_covariance is not None:
+                spread = self.rate_covariance.at(self.zeniths[batch.start : batch.stop])
+            for i in batch:
+                slices = [s.on_rings(self.design.cells.n_sector) for s in self.runs[i]] if rings else self.runs[i]
+                tables = [RateTable.at(design, self.coefficients, s.zenith_basis, asymmetry) for s in slices]
+                yield i, slices, tables, spread[i - start]
+
+    def _fit_effects(self, i, tables, slices, max_steps, tolerance):
+        self.values[i], _, _, converged = fit_effects(
+            self.design,
+            tables,
+            slices,
+            self.population.mean(self.regressors[i]),
+            self.population.covariance,
+            start=self.values[i],
+            max_steps=max_steps,
+            tolerance=tolerance,
+        )
+        return converged
+
+    def _log_asymmetry(self):
+        return self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
+
+    def _effect(self, i, covariance, of_rate, expected, converged):
         return summarise_run(
             self.design,
             self.runs[i],
             self.values[i].copy(),
             covariance,
+            of_rate,
             expected,
             self.population,
             self.obs_ids[i],
@@ -297,21 +353,8 @@ class _JointFit:
             converged,
         )
 
-    def _shift_within_rate(self, sums: RunSums, zenith) -> tuple[np.ndarray, np.ndarray]:
-        """Information of the effects, and between rate and effects, with the shift as a direction of the rate.
-
-        The derivative of a spline is not quite a spline of the same knots. The small difference would look as if the
-        knots told where the threshold is, and errors there would come out too small.
-        """
-        information, cross = sums.information.copy(), sums.cross_information.copy()
-        if self.design.effects.n_shift:
-            direction = (self.design.energy.differentiate @ (self.coefficients @ zenith)).ravel()
-            cross[:, 0] = sums.rate_information @ direction
-            information[0] = information[:, 0] = direction @ cross
-        return information, cross
-
     def _fit_asymmetry(self, expected):
-        without = expected / np.exp(self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T)
+        without = expected / np.exp(self._log_asymmetry())
         self.asymmetry_fit = fit_tensor_spline(
             self.counts,
             np.maximum(without, 1e-12),

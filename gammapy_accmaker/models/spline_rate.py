@@ -37,6 +37,7 @@ class SplineRate(RateModel):
     azimuth: float | None = None
     covariates: dict[str, float] = field(default_factory=dict)
 
+    kind = "spline"
     is_radial = False
 
     @property

@@ -7,8 +7,15 @@ from dataclasses import replace
 import numpy as np
 
 from gammapy_accmaker.models.run_effects import EFFECT_KINDS, RunEffect, RunPopulation, norm_row
-from gammapy_accmaker.models.run_likelihood import RateTable, RunCells, RunDesign, fit_effects
-from gammapy_accmaker.models.spline import SplineModel
+from gammapy_accmaker.models.run_likelihood import (
+    RateTable,
+    RunCells,
+    RunDesign,
+    fit_effects,
+    shift_within_rate,
+    sum_slices,
+)
+from gammapy_accmaker.models.spline import SplineModel, zenith_splines
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance, poisson_pulls
 
 __all__ = ["as_slices", "fit_run", "project_run", "summarise_run"]
@@ -25,7 +32,9 @@ def as_slices(run) -> list:
     return [s for s in slices if np.any(s.exposure > 0)]
 
 
-def project_run(design: RunDesign, run, zenith_basis: np.ndarray, scaling: float) -> RunCells:
+def project_run(
+    design: RunDesign, run, zenith_basis: np.ndarray, scaling: float, energies: np.ndarray | None = None
+) -> RunCells:
     """Sum the counts and the exposure of one slice over the cells.
 
     Parameters
@@ -36,6 +45,8 @@ def project_run(design: RunDesign, run, zenith_basis: np.ndarray, scaling: float
     zenith_basis : `~numpy.ndarray`, shape (n_zenith,)
     scaling : float
         Of log energy, before the run's own shift.
+    energies : `~numpy.ndarray`, shape (n_energy,), optional
+        1 for the energy bins that count, else 0; all by default.
     """
     n_energy, n_fov = len(design.log_energy), len(design.cells.fov_lon)
     if run.counts.shape != (n_energy, n_fov) or run.exposure.shape != (n_fov,):
@@ -48,16 +59,18 @@ def project_run(design: RunDesign, run, zenith_basis: np.ndarray, scaling: float
     order = np.argsort(index)
     exposure = design.cells.membership.T @ (run.exposure * design.cells.solid_angle)
     filled = counts.data[order] > 0
+    if energies is not None:
+        filled &= energies[counts.coords[0][order]] > 0
     index, counts = index[order][filled], counts.data[order][filled].astype(float)
     by_mode = np.zeros((n_energy, len(design.effects.modes)))
     energy, cell = np.divmod(index, design.cells.n_cell)
     for m in range(by_mode.shape[1]):
         by_mode[:, m] = np.bincount(energy, counts * design.cell_modes[cell, m], n_energy)
     additive = (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
-    return RunCells(index, counts, exposure, zenith_basis, design.log_energy + scaling, additive)
+    return RunCells(index, counts, exposure, zenith_basis, design.log_energy + scaling, additive, energies)
 
 
-def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
+def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int = 0) -> RunEffect:
     """Effects of a run from its own counts, by penalised maximum likelihood.
 
     A run with few counts shrinks to what is expected under its conditions.
@@ -70,6 +83,9 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
     kind : str, optional
         ``none``, ``norm``, ``tilt`` or ``shift``; that of the model by default. Fewer effects than the model
         has take their prior width from its population, and the others stay at their means.
+    min_counts : int
+        The effects are fitted to the energies (in groups of 0.1 dex) in which the run has at least so many counts; without any
+        they stay at their means.
 
     Returns
     -------
@@ -80,34 +96,53 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None) -> RunEffect:
     if kind not in EFFECT_KINDS:
         raise ValueError(f"kind: got {kind!r}, but one of {', '.join(EFFECT_KINDS)} is needed")
     first = run[0] if isinstance(run, (list, tuple)) else run
-    mean = model.mean_effects(first.cos_zenith, first.azimuth, first.covariates)
+    slices = as_slices(run)
+    # as in the fit, of which the run may have been a part; then its effects there are where to start
+    conditions = [model.mean_effects(s.cos_zenith, s.azimuth, s.covariates) for s in slices or [first]]
+    mean, start = np.mean(conditions, axis=0), None
     directions, prior, design = None, model.population.covariance, model.design
     if EFFECT_KINDS.index(kind) < EFFECT_KINDS.index(own.kind):
         directions, prior = _fewer_effects(model, kind)
     elif kind != own.kind:
         design = model.design_for(replace(own, kind=kind))
         mean, prior = np.zeros(design.effects.n), design.effects.prior_covariance()
+    else:
+        start = next((e.coefficients for e in model.effects if e.obs_id == first.obs_id), None)
     cells, tables, scale = [], [], model.covariates
-    slices = as_slices(run)
+    used, taken = _energies_with_counts(design, slices, min_counts), []
     for part in slices:
         zenith = model.clamp_zenith(part.cos_zenith)
-        basis = model.zenith_axis.basis([zenith])[0]
-        cells.append(project_run(design, part, basis, sum(scale.scaling(zenith, part.covariates))))
+        basis, scaled = zenith_splines(model.zenith_axis, zenith), sum(scale.scaling(zenith, part.covariates))
+        cells.append(project_run(design, part, basis, scaled))
+        taken.append(cells[-1] if used is None else project_run(design, part, basis, scaled, used))
         tables.append(RateTable.at(design, model.coefficients, basis, model.asymmetry_cells))
     scaling = scale.scaling(model.clamp_zenith(first.cos_zenith), first.covariates)[1]
     flags = []
     low, high = model.zenith_range
     if not low - 1e-3 <= first.cos_zenith <= high + 1e-3:
         flags.append("zenith outside trained range")
-    if slices:
-        values, covariance, expected, converged = fit_effects(design, tables, cells, mean, prior, directions=directions)
-    else:
+    if not slices:
         covariance = prior if directions is None else directions @ prior @ directions.T
-        values, expected, converged = mean, np.zeros((len(design.log_energy), design.cells.n_cell)), True
+        expected = np.zeros((len(design.log_energy), design.cells.n_cell))
         flags.append("no exposure")
-    return summarise_run(
-        design, cells, values, covariance, expected, model.population, first.obs_id, scaling, converged, tuple(flags)
-    )
+        return summarise_run(
+            design, cells, mean, covariance, np.zeros(covariance.shape), expected, model.population, first.obs_id, scaling,
+            True, tuple(flags),
+        )  # fmt: skip
+    values, _, _, converged = fit_effects(design, tables, taken, mean, prior, directions=directions, start=start)
+    sums = sum_slices(design, tables, taken, values, full=True)
+    expected = sums.expected if used is None else sum_slices(design, tables, cells, values).expected
+    zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
+    information, cross = shift_within_rate(design, sums, model.coefficients @ zenith)
+    free = np.eye(design.effects.n) if directions is None else directions
+    covariance = free @ np.linalg.inv(free.T @ information @ free + np.linalg.inv(prior)) @ free.T
+    response = cross @ covariance
+    spread = model.rate_rows(zenith).T @ response
+    effect = summarise_run(
+        design, cells, values, covariance, spread.T @ spread, expected, model.population, first.obs_id, scaling, converged,
+        tuple(flags),
+    )  # fmt: skip
+    return replace(effect, response=response.astype(np.float32))
 
 
 def column_means(design: RunDesign, expected: np.ndarray) -> np.ndarray:
@@ -121,6 +156,7 @@ def summarise_run(
     cells: list[RunCells],
     values: np.ndarray,
     covariance: np.ndarray,
+    covariance_of_rate: np.ndarray,
     expected: np.ndarray,
     population: RunPopulation,
     obs_id: int,
@@ -134,21 +170,17 @@ def summarise_run(
     ----------
     design, cells
         Of the run.
-    values, covariance : `~numpy.ndarray`, shapes (n,), (n, n)
-        Effects and their posterior covariance.
+    values, covariance, covariance_of_rate : `~numpy.ndarray`, shapes (n,), (n, n), (n, n)
+        Effects, their posterior covariance given the rate, and what the uncertainty of the rate adds.
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
     population : `RunPopulation`
     obs_id, scaling, converged, flags
         As in `RunEffect`.
     """
-    n_energy, n_ring = expected.shape[0], design.cells.n_ring
+    n_energy, n_ring, starts = expected.shape[0], design.cells.n_ring, _group_starts(design)
     counts = np.zeros(expected.size)
     for part in cells:
         counts += np.bincount(part.index, part.counts, expected.size)
-    edges = np.log10(design.energy_edges)
-    n_group = max(round((edges[-1] - edges[0]) / GROUP_WIDTH), 1)
-    group = np.minimum(np.arange(n_energy) * n_group // n_energy, n_group - 1)
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
     # rings in thirds of the position angle: enough counts in a bin to see a misfit, fine enough to place it
     shape = (n_energy, n_ring, 3, design.cells.n_sector // 3)
     counts, mu = (np.add.reduceat(a.reshape(shape).sum(3), starts).reshape(len(starts), -1) for a in (counts, expected))
@@ -174,6 +206,8 @@ def summarise_run(
         basis=design.effects,
         coefficients=values,
         covariance=covariance,
+        covariance_of_rate=covariance_of_rate,
+        response=np.zeros((0, len(values)), dtype=np.float32),
         scaling=float(scaling),
         norm_row=norm_row(design.effects, weights),
         group_edges=np.append(design.energy_edges[:-1][starts], design.energy_edges[-1]),
@@ -184,6 +218,23 @@ def summarise_run(
         converged=bool(converged),
         flags=tuple(flags),
     )
+
+
+def _group_starts(design):
+    """First energy bin of each group of about GROUP_WIDTH."""
+    edges = np.log10(design.energy_edges)
+    n_energy, n_group = len(edges) - 1, max(round((edges[-1] - edges[0]) / GROUP_WIDTH), 1)
+    group = np.minimum(np.arange(n_energy) * n_group // n_energy, n_group - 1)
+    return np.flatnonzero(np.diff(group, prepend=-1))
+
+
+def _energies_with_counts(design, slices, min_counts):
+    """1 for the energy bins of groups with enough counts, else 0; None where all are taken."""
+    if not min_counts or not slices:
+        return None
+    counts, starts = sum(np.asarray(s.counts.sum(axis=1)).ravel() for s in slices), _group_starts(design)
+    enough = np.add.reduceat(counts, starts) >= min_counts
+    return np.repeat(enough, np.diff(starts, append=len(counts))).astype(float)
 
 
 def _fewer_effects(model: SplineModel, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,9 @@ class SplineSetup:
     scale : `CovariateScale`
     zenith_range : tuple of float
         In cos zenith.
-    zenith_axis, asymmetry_energy_axis, asymmetry_offset_axis : `BSplineAxis`
+    zenith_axis : `BSplineAxis`
+        In the log of cos zenith.
+    asymmetry_energy_axis, asymmetry_offset_axis : `BSplineAxis`
     """
 
     design: RunDesign
@@ -71,10 +73,10 @@ class SplineSetup:
         if zenith and hi - lo > MIN_ZENITH_RANGE:
             # no more splines than the runs can tell apart
             n_zenith = min(int(np.ceil((hi - lo) / ZENITH_STEP)) + 3, 3 + len(grouped) // 3, 9)
-            zenith_axis = BSplineAxis(lo, hi, max(n_zenith, 4))
+            zenith_axis = BSplineAxis(np.log(lo), np.log(hi), max(n_zenith, 4))
         else:
-            zenith_axis = BSplineAxis(lo, hi, 1)
-        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 3, 4), even=True)
+            zenith_axis = BSplineAxis(-1.0, 0.0, 1)
+        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 2, 3), even=True)
         lo_e, pivot, hi_e = _quantiles(log_energy, spectra.sum(0), (1e-3, 0.5, 1 - 1e-3))
         if hi_e - lo_e < 0.1:
             lo_e, hi_e = log_energy[0] - 0.1, log_energy[-1] + 0.1

@@ -5,6 +5,8 @@ Counts are numbers of events, ``mu`` the expected numbers; nothing here knows of
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from scipy.special import gammainc, gammaincc, gammaln, ndtri, xlogy
 from scipy.stats import chi2
@@ -13,6 +15,8 @@ __all__ = ["deviance_p_value", "free_norm_log_likelihood", "poisson_deviance", "
 
 # A normal score is cut where the probability is no longer a number that 1 can be told from.
 SMALLEST_PROBABILITY = 1e-300
+# Expected counts between which the moments of the deviance are tabulated; above them a series holds.
+FEWEST, FEW = 1e-12, 20.0
 
 
 def poisson_deviance(counts, mu) -> np.ndarray:
@@ -108,16 +112,25 @@ def deviance_p_value(counts, mu, n_parameters: float = 0.0) -> float:
 
 
 def deviance_moments(mu) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of the Poisson deviance at expected counts ``mu``, shapes (n,)."""
-    mu = np.maximum(np.asarray(mu, dtype=float), 1e-12)
+    """Mean and variance of the Poisson deviance at expected counts ``mu``, to 1e-4, shapes (n,)."""
+    mu = np.maximum(np.asarray(mu, dtype=float), FEWEST)
     mean, variance = 1 + 1 / (6 * np.maximum(mu, 1)), 2 + 2 / (3 * np.maximum(mu, 1))
-    few = mu < 20
-    n = np.arange(80.0)[:, None]
-    probability = np.exp(xlogy(n, mu[few]) - mu[few] - gammaln(n + 1))
-    deviance = poisson_deviance(n, mu[few])
-    mean[few] = (probability * deviance).sum(0)
-    variance[few] = (probability * (deviance - mean[few]) ** 2).sum(0)
+    few = mu < FEW
+    nodes, means, variances = _moments_at_nodes()
+    x = np.log(mu[few])
+    mean[few], variance[few] = np.exp(np.interp(x, nodes, means)), np.exp(np.interp(x, nodes, variances))
     return mean, variance
+
+
+@cache
+def _moments_at_nodes():
+    """Log of expected counts, and the logs of mean and variance of the deviance there, by its definition."""
+    nodes = np.linspace(np.log(FEWEST), np.log(FEW), 1000)
+    mu, n = np.exp(nodes), np.arange(80.0)[:, None]
+    probability = np.exp(xlogy(n, mu) - mu - gammaln(n + 1))
+    deviance = poisson_deviance(n, mu)
+    mean = (probability * deviance).sum(0)
+    return nodes, np.log(mean), np.log((probability * (deviance - mean) ** 2).sum(0))
 
 
 def free_norm_log_likelihood(counts, mu, floor: float = 1e-5) -> float:

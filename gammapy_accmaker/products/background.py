@@ -7,6 +7,8 @@ once. `expected_counts_directly` evaluates the model anew at every node and pixe
 
 from __future__ import annotations
 
+import itertools
+
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
@@ -25,7 +27,9 @@ __all__ = [
     "icrs_vectors",
     "make_background_map",
     "make_error_map",
-    "zenith_times",
+    "polar_average",
+    "rate_nodes",
+    "read_polar",
 ]
 
 OFFSET_STEP = 0.05  # deg
@@ -77,16 +81,26 @@ def make_error_map(model: RateModel, track: FovTrack, background: Map) -> Map:
     """Map of the standard deviation of a background that `make_background_map` made.
 
     It is that of each bin by itself, from the counts of the fit and the effects of the run; neighbouring bins are
-    correlated. The relative error is taken in the middle of the run and of each energy bin.
+    correlated. The relative error is taken in the middle of the run (of each part of it, where the rate jumps) and of each
+    energy bin.
     """
     lon, lat, shape = _polar_grid(model, ERROR_OFFSET_STEP, ERROR_ANGLE_STEPS)
     energy = np.clip(background.geom.axes["energy"].center.to_value("TeV"), *model.energy_edges[[0, -1]])
-    middle, _ = time_nodes(track.intervals, None)
-    error = model.relative_error_grid(energy, lon, lat, float(track.cos_zenith_at(middle)[0])).reshape(-1, *shape)
     image = background.geom.to_image()
     position = image.center_skydir.icrs if image.is_region else None
     xyz = icrs_vectors(image) if position is None else unit_vectors(position.ra.rad, position.dec.rad)[None]
-    relative = _read_polar(error, np.nan_to_num(xyz @ track.matrices_at(middle)[0].T), model.offset_max)
+    error = total = 0.0
+    # the parts of a run between jumps of the rate share the error of the norm: they count as fully correlated
+    for here, part in _parts(model, track):
+        middle, _ = time_nodes(part.intervals, None)
+        z, camera = float(part.cos_zenith_at(middle)[0]), np.nan_to_num(xyz @ part.matrices_at(middle)[0].T)
+        relative, counts = (
+            read_polar(grid(energy, lon, lat, z).reshape(-1, *shape), camera, model.offset_max)
+            for grid in (here.relative_error_grid, here.rate_grid)
+        )
+        counts = part.ontime * counts + 1e-300
+        error, total = error + relative * counts, total + counts
+    relative = error / total
     return Map.from_geom(background.geom, data=background.data * relative.reshape(background.data.shape), unit="")
 
 
@@ -161,33 +175,42 @@ def expected_counts(
     if track.pointing_drift > 1e-3:
         counts[:, near] = expected_counts_directly(model, track, xyz[near], solid_angle[near], energy_edges, time_step)
         return counts
-    average = _polar_average(model, track, energy_edges, time_step)
-    counts[:, near] = _read_polar(average, xyz[near] @ track.matrices[0].T, model.offset_max) * solid_angle[near]
+    average, _ = polar_average(
+        model, track, lambda here, lon, lat, z: here.integral_grid(energy_edges, lon, lat, z), time_step
+    )
+    counts[:, near] = read_polar(average, xyz[near] @ track.matrices[0].T, model.offset_max) * solid_angle[near]
     return counts
 
 
 def expected_counts_directly(model, track, xyz, solid_angle, energy_edges, time_step) -> np.ndarray:
     """The same as `expected_counts`, by evaluating the model at every time node: slow and plain."""
-    seconds, weights = time_nodes(track.intervals, time_step)
     counts = np.zeros((len(energy_edges) - 1, len(xyz)))
-    for matrix, z, weight in zip(track.matrices_at(seconds), track.cos_zenith_at(seconds), weights, strict=True):
-        lon, lat = vectors_to_lonlat(xyz @ matrix.T)
-        counts += weight * model.integral_grid(energy_edges, np.degrees(lon), np.degrees(lat), z)
+    for here, part in _parts(model, track):
+        seconds, weights = time_nodes(part.intervals, time_step)
+        zenith = _zenith_in(here, part, seconds)
+        for matrix, z, weight in zip(part.matrices_at(seconds), zenith, weights, strict=True):
+            lon, lat = vectors_to_lonlat(xyz @ matrix.T)
+            counts += weight * here.integral_grid(energy_edges, np.degrees(lon), np.degrees(lat), z)
     return counts * solid_angle
 
 
-def _polar_average(model, track, energy_edges, time_step):
-    """Rate summed over the run, in counts per sr, over (energy bin, offset, angle at the first node)."""
-    seconds, weights = time_nodes(track.intervals, time_step)
+def polar_average(model: RateModel, track: FovTrack, evaluate, time_step: float | None) -> tuple[np.ndarray, float]:
+    """What a model gives, summed over the run, over (energy, offset, angle at the first node of the track).
+
+    ``evaluate``: function of a model at an azimuth, of fov_lon and fov_lat in deg and of cos zenith, of shape
+    (energy, position). The sum is weighted with the ontime in s, which is returned besides it.
+    """
     lon, lat, shape = _polar_grid(model, OFFSET_STEP, ANGLE_STEPS)
-    turn = track.matrices_at(seconds) @ track.matrices[0].T
-    angle = np.arctan2(turn[:, 2, 1], turn[:, 1, 1])
-    nodes, zenith_weights = zenith_nodes(model, track.cos_zenith_at(seconds))
     average = 0.0
-    for z, share in zip(nodes, zenith_weights.T, strict=True):
-        rate = model.integral_grid(energy_edges, lon, lat, z).reshape(-1, *shape)
-        average = average + _turned(rate, angle, weights * share)
-    return average
+    for here, part in _parts(model, track):
+        seconds, weights = time_nodes(part.intervals, time_step)
+        turn = part.matrices_at(seconds) @ track.matrices[0].T
+        angle = np.arctan2(turn[:, 2, 1], turn[:, 1, 1])
+        nodes, zenith_weights = _zenith_nodes(here, _zenith_in(here, part, seconds))
+        for z, share in zip(nodes, zenith_weights.T, strict=True):
+            rate = evaluate(here, lon, lat, z).reshape(-1, *shape)
+            average = average + _turned(rate, angle, weights * share)
+    return average, track.ontime
 
 
 def _polar_grid(model, offset_step, angle_steps):
@@ -200,7 +223,7 @@ def _polar_grid(model, offset_step, angle_steps):
     return lon, lat, t.shape
 
 
-def _read_polar(planes, camera, offset_max):
+def read_polar(planes, camera, offset_max):
     """Values at camera unit vectors, shape (n, 3), of planes over a polar grid, shape (m, offset, angle): (m, n)."""
     theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
     row = theta / offset_max * (planes.shape[1] - 1)
@@ -226,14 +249,35 @@ def _turned(rate, angle, weights):
     return np.where(turned > 1e-12 * turned.max(), turned, 0)
 
 
-def zenith_times(model: RateModel, track: FovTrack, time_step: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Few values of cos zenith that stand for a run, and the seconds that each stands for."""
-    seconds, weights = time_nodes(track.intervals, time_step)
-    nodes, shares = zenith_nodes(model, track.cos_zenith_at(seconds))
-    return nodes, weights @ shares
+def rate_nodes(model: RateModel, track: FovTrack, time_step: float | None) -> list[tuple[RateModel, float, float]]:
+    """What stands for a run: the model at an azimuth, a cos zenith, and the seconds that the two stand for."""
+    nodes = []
+    for here, part in _parts(model, track):
+        seconds, weights = time_nodes(part.intervals, time_step)
+        zenith, shares = _zenith_nodes(here, _zenith_in(here, part, seconds))
+        nodes += [(here, float(z), float(time)) for z, time in zip(zenith, weights @ shares, strict=True)]
+    return nodes
 
 
-def zenith_nodes(model: RateModel, cos_zenith: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _parts(model, track):
+    """The model at the azimuth of each part of a run, and the part: the run is cut where the rate jumps."""
+    edges = track.part_edges(track.crossings(model.zenith_edges, model.azimuth_edges))
+    parts = [track.during(start, stop) for start, stop in itertools.pairwise(edges)]
+    return [(model.at_azimuth(_middle(part, part.azimuth_at)), part) for part in parts]
+
+
+def _middle(part, value_at):
+    return float(value_at(time_nodes(part.intervals, None)[0])[0])
+
+
+def _zenith_in(model, part, seconds):
+    """Cos zenith at times within a part; its middle where the rate jumps at the ends of the part."""
+    if len(model.zenith_edges):
+        return np.full(len(seconds), _middle(part, part.cos_zenith_at))
+    return part.cos_zenith_at(seconds)
+
+
+def _zenith_nodes(model, cos_zenith):
     """Few values of cos zenith that stand for many, and the linear weights of the many on them, shape (many, few)."""
     if model.zenith_range is None:
         return np.array([1.0]), np.ones((len(cos_zenith), 1))

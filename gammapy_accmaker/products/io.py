@@ -52,6 +52,8 @@ def write_model_file(
     text_table = Table({"KEY": list(texts), "TEXT": [(text + TEXT_END).encode() for text in texts.values()]})
     hdus.append(fits.BinTableHDU(text_table, name="TEXTS"))
     run_table = run_table.copy()
+    for column in run_table.columns.values():
+        column.info.format = None  # FITS does not know all of them
     run_table.convert_unicode_to_bytestring()
     hdus.append(fits.BinTableHDU(run_table, name="RUNS"))
     write_atomically(path, lambda temporary: fits.HDUList(hdus).writeto(temporary), overwrite)

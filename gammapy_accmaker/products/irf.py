@@ -2,7 +2,8 @@
 
 gammapy reads an IRF by interpolating its logarithm between bin centres, and integrates a dataset's energy bin as a
 power law between the rates at its two edges. So the axes here are finer than those of the fit (the logarithm of a line and the line of
-logarithms then agree), and each energy's rate is scaled until its integral over the field of view, as gammapy reads it, is the model's.
+logarithms then agree), and each energy's rate is scaled until its integrals over the field of view and over its energy bin, as gammapy reads
+them, are the model's.
 """
 
 from __future__ import annotations
@@ -11,20 +12,26 @@ import astropy.units as u
 import numpy as np
 from gammapy.irf import Background2D, Background3D, FoVAlignment
 from gammapy.maps import MapAxis
+from scipy.interpolate import interp1d
 
+from gammapy_accmaker.binning import offset
+from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import zenith_times
-from gammapy_accmaker.reduction.fov import FovTrack
+from gammapy_accmaker.products.background import polar_average, rate_nodes, read_polar
+from gammapy_accmaker.reduction.fov import FovTrack, unit_vectors
 
-__all__ = ["RATE_UNIT", "make_background_irf"]
+__all__ = ["RATE_UNIT", "make_background_irf", "make_mean_irf", "representative_cos_zenith"]
 
 RATE_UNIT = u.Unit("s-1 MeV-1 sr-1")
 ENERGIES_PER_DECADE = 40
 FOV_STEP = 0.08  # deg
+SPECTRUM_POSITIONS = 13  # along each side of the field of view
+SUBENERGIES = 6  # of an energy bin
+EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
 
 def make_background_irf(
-    model: RateModel, track: FovTrack, alignment: str, time_step: float | None
+    model: RateModel, track: FovTrack, alignment: str, time_step: float | None, irf_alignment: str | None = None
 ) -> Background2D | Background3D:
     """Background IRF of a run, averaged over its good time.
 
@@ -35,35 +42,73 @@ def make_background_irf(
     track : `FovTrack`
         Camera track of the run.
     alignment : {"altaz", "radec"}
-        Frame of the field-of-view coordinates.
+        Frame of the field-of-view coordinates of the model.
     time_step : float or None
-        Resolution in s over which the zenith angle is followed.
+        Resolution in s over which zenith and azimuth are followed.
+    irf_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
+        Frame of the IRF, that of the model by default. In the other frames the field is averaged while it turns.
 
     Returns
     -------
     irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         2D for a model that depends on the offset alone.
+
+    Raises
+    ------
+    ObservationError
+        For a frame that the model cannot be turned to.
     """
+    irf_alignment = alignment if irf_alignment is None else irf_alignment
+    turns = irf_alignment != alignment and not model.is_radial
+    if turns and (irf_alignment == "altaz" or track.pointing_drift > 1e-3):
+        raise ObservationError(
+            f"background IRF: got the alignment {irf_alignment!r} for a model in {alignment!r} and a pointing that moves by "
+            f"{track.pointing_drift:.3g} deg on the sky, but only a tracking run is turned, from altaz to radec"
+        )
+    turned = None
+    if turns:
+        sign = -1 if irf_alignment == "reverse_lon_radec" else 1
+
+        def turned(energy, lon, lat):
+            return _turned_rate(model, track, energy, sign * lon, lat, time_step)
+
+    return _as_irf(model, rate_nodes(model, track, time_step), irf_alignment, turned)
+
+
+def make_mean_irf(model: RateModel, cos_zenith: float | None, alignment: str) -> Background2D | Background3D:
+    """Background IRF of a model at one zenith angle, by default the middle of those trained."""
+    z = representative_cos_zenith(model) if cos_zenith is None else cos_zenith
+    return _as_irf(model, [(model, z, 1.0)], alignment, None)
+
+
+def representative_cos_zenith(model: RateModel) -> float:
+    """Middle of the trained range; 1 for a model that knows no zenith angle."""
+    return 1.0 if model.zenith_range is None else float(np.mean(model.zenith_range))
+
+
+def _as_irf(model, nodes, alignment, turned):
+    """IRF of the mean rate over nodes (see `rate_nodes`), or of that which the function ``turned`` gives."""
     energy_axis = _energy_axis(model)
     if model.is_radial:
         nbin = int(np.ceil(model.half_width / (0.5 * FOV_STEP)))
         axes = [energy_axis, MapAxis.from_bounds(0, model.half_width, nbin, unit="deg", name="offset")]
     else:
-        nbin = 2 * int(np.ceil(model.half_width / FOV_STEP))
+        # a square that turns reaches to where its corners were
+        half_width = model.half_width if turned is None else model.offset_max
+        nbin = 2 * int(np.ceil(half_width / FOV_STEP))
         if energy_axis.nbin == nbin:
             # readers tell the axes by their lengths
             nbin += 2
         names = ("fov_lon", "fov_lat")
-        axes = [
-            energy_axis,
-            *(MapAxis.from_bounds(-model.half_width, model.half_width, nbin, unit="deg", name=n) for n in names),
-        ]
+        axes = [energy_axis, *(MapAxis.from_bounds(-half_width, half_width, nbin, unit="deg", name=n) for n in names)]
 
-    nodes, times = zenith_times(model, track, time_step)
     lon, lat, solid_angle = _half_step_grid(axes[1:])
-    rate = 0.0
-    for z, share in zip(nodes, times / times.sum(), strict=True):
-        rate = rate + share * model.rate_grid(energy_axis.center.to_value("TeV"), lon.ravel(), lat.ravel(), z)
+    energy = energy_axis.center.to_value("TeV")
+    if turned is None:
+        rate = sum(t * here.rate_grid(energy, lon.ravel(), lat.ravel(), z) for here, z, t in nodes)
+        rate = rate / sum(t for _, _, t in nodes)
+    else:
+        rate = turned(energy, lon.ravel(), lat.ravel())
     rate = rate.reshape(-1, *lon.shape)
     data = rate[(slice(None), *[slice(None, None, 2)] * (rate.ndim - 1))]
     as_read = data
@@ -77,7 +122,9 @@ def make_background_irf(
         out=np.ones_like(as_read_sum),
         where=as_read_sum > 0,
     )
-    fov_alignment = FoVAlignment.ALTAZ if alignment == "altaz" else FoVAlignment.RADEC
+    correction = _energy_correction(model, nodes, energy_axis)
+    data = data * correction.reshape(-1, *[1] * (data.ndim - 1))
+    fov_alignment = FoVAlignment(alignment.upper())
     cls = Background2D if model.is_radial else Background3D
     return cls(
         axes=axes,
@@ -86,6 +133,34 @@ def make_background_irf(
         fov_alignment=fov_alignment,
         meta={"FOVALIGN": fov_alignment.value},
     )
+
+
+def _turned_rate(model, track, energy, lon, lat, time_step):
+    """Mean rate over the run at offsets in deg in the frame of right ascension and declination, shape (energy, n)."""
+    average, ontime = polar_average(model, track, lambda here, x, y, z: here.rate_grid(energy, x, y, z), time_step)
+    icrs = unit_vectors(np.radians(lon), np.radians(lat)) @ track.radec_matrix
+    rate = read_polar(average / ontime, icrs @ track.matrices[0].T, model.offset_max)
+    return np.where(offset(lon, lat) < model.offset_max, rate, 0.0)
+
+
+def _energy_correction(model, nodes, axis):
+    """Factors at the energies of an axis, after which power laws between its centres have the integrals of the model.
+
+    The spectrum over the field of view bends at the trigger threshold; chords cut its corners.
+    """
+    x = np.linspace(-1, 1, SPECTRUM_POSITIONS) * model.half_width
+    lon, lat = (a.ravel() for a in np.meshgrid(x, x))
+    log_edges, log_centers = np.log(axis.edges.to_value("TeV")), np.log(axis.center.to_value("TeV"))
+    within = (np.arange(SUBENERGIES) + 0.5) / SUBENERGIES
+    fine = (log_edges[:-1, None] + np.diff(log_edges)[:, None] * within).ravel()
+    energy = np.exp(np.concatenate([fine, log_centers]))
+    spectrum = sum(t * here.rate_grid(energy, lon, lat, z).sum(1) for here, z, t in nodes)
+    density = spectrum[: len(fine)] * np.exp(fine)
+    true = density.reshape(axis.nbin, -1).sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        read = interp1d(log_centers, np.log(spectrum[len(fine) :]), fill_value="extrapolate")(fine)
+        ratio = true / np.exp(read + fine).reshape(axis.nbin, -1).sum(1)
+    return np.where(np.isfinite(ratio) & (ratio > 0), np.clip(ratio, 0.5, 2), 1)
 
 
 def _half_step_grid(axes):
@@ -115,4 +190,5 @@ def _with_geometric_means(values, axis):
 def _energy_axis(model):
     low, high = model.energy_edges[[0, -1]]
     nbin = max(int(np.ceil(np.log10(high / low) * ENERGIES_PER_DECADE)), 2)
-    return MapAxis.from_energy_bounds(low, high, nbin, unit="TeV")
+    # gammapy reads 0 at the last edge itself, where a dataset may end too
+    return MapAxis.from_energy_bounds(low * (1 - EDGE), high * (1 + EDGE), nbin, unit="TeV")

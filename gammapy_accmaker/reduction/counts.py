@@ -56,6 +56,8 @@ class RunCounts:
         Of the pointing, mean over the good time; azimuth in deg; NaN without a location.
     mjd : float
         Mean time.
+    pointing : tuple of float
+        Right ascension and declination in deg, at the start of the run.
     covariates : dict of float
         What the event header tells of the state of the instrument.
     dropped : dict of int
@@ -70,6 +72,7 @@ class RunCounts:
     cos_zenith: float
     azimuth: float
     mjd: float
+    pointing: tuple[float, float] = (np.nan, np.nan)
     covariates: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -114,6 +117,8 @@ def reduce_slices(
     exclusion: Exclusion | None = None,
     *,
     max_zenith_change: float | None = None,
+    cos_zenith_edges=(),
+    azimuth_edges=(),
     time_step: float | None = 60.0,
     location: EarthLocation | None = None,
 ) -> list[RunCounts]:
@@ -128,7 +133,9 @@ def reduce_slices(
     exclusion : `Exclusion`, optional
         Sky positions left out of counts and exposure.
     max_zenith_change : float, optional
-        Over which cos zenith may change within a slice; without it the whole run is one slice.
+        Over which cos zenith may change within a slice; without it, and without edges, the whole run is one slice.
+    cos_zenith_edges, azimuth_edges : array-like
+        Cos zenith and azimuth (deg) of the pointing at which slices end too.
     time_step : float or None
         Resolution in s at which exclusions turn through the camera; None: one step.
     location : `~astropy.coordinates.EarthLocation`, optional
@@ -145,8 +152,13 @@ def reduce_slices(
         Where the observation has no good time, no location that is needed, or no usable events.
     """
     # rings do not notice how the field turns: what it costs to follow it is saved
-    step = RING_TRACK_STEP if bins.fov.is_radial else POINTING_STEP
+    step = RING_TRACK_STEP if bins.fov.is_radial and len(azimuth_edges) == 0 else POINTING_STEP
     track = observation_track(observation, bins.alignment, location, step, turning=not bins.fov.is_radial)
+    if len(cos_zenith_edges) + len(azimuth_edges) and not np.all(np.isfinite(track.cos_zenith)):
+        raise ObservationError(
+            f"observation {observation.obs_id}: it has no observatory location, but bins of zenith or azimuth need one; "
+            "set `observatory_location` in the configuration"
+        )
     xyz, energy, seconds, dropped, covariates = _read_events(observation, track)
     if exclusion is None:
         exclusion = Exclusion()
@@ -161,7 +173,8 @@ def reduce_slices(
     dropped["unexposed bin"] = 0
     live = observation.observation_live_time_duration.to_value("s") / track.ontime
 
-    edges = _slice_edges(track, max_zenith_change)
+    cuts = np.append(_equal_cuts(track, max_zenith_change), track.crossings(cos_zenith_edges, azimuth_edges))
+    edges = track.part_edges(np.sort(cuts))
     number = np.searchsorted(edges[1:-1], seconds, side="right")
     slices = []
     for k, (start, stop) in enumerate(itertools.pairwise(edges)):
@@ -179,10 +192,10 @@ def reduce_slices(
     return slices
 
 
-def _slice_edges(track, max_zenith_change):
+def _equal_cuts(track, max_zenith_change):
     change = np.ptp(track.cos_zenith)
     n = 1 if max_zenith_change is None or not np.isfinite(change) else max(int(np.ceil(change / max_zenith_change)), 1)
-    return np.linspace(track.intervals[0, 0], track.intervals[-1, 1], n + 1)
+    return np.linspace(track.intervals[0, 0], track.intervals[-1, 1], n + 1)[1:-1]
 
 
 def _run_counts(observation, track, counts, fraction, live, covariates, dropped):
@@ -197,6 +210,7 @@ def _run_counts(observation, track, counts, fraction, live, covariates, dropped)
         cos_zenith=float(np.average(track.cos_zenith_at(nodes), weights=weights)),
         azimuth=float(np.average(np.interp(nodes, track.seconds, track.azimuth), weights=weights) % 360),
         mjd=float(track.start.mjd + mean_time / 86400),
+        pointing=tuple(float(x) for x in np.degrees(vectors_to_lonlat(track.matrices[0, 0]))),
         covariates=covariates,
         dropped=dropped,
     )

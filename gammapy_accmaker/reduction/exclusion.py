@@ -1,124 +1,22 @@
-"""Which sky positions are left out of a fit: regions, region files and mask maps made into one question.
-
-Each region is projected on a plane of its own, so that regions may lie anywhere on the sky, and circles, by far the
-most common, are answered by one scalar product.
-"""
+"""Which sky positions are left out of a fit: regions, region files and mask maps made into one question."""
 
 from __future__ import annotations
 
 import operator
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
-from astropy.io import fits
-from astropy.utils.exceptions import AstropyUserWarning
-from astropy.wcs import WCS
-from gammapy.maps import HpxGeom, Map, WcsGeom
-from gammapy.utils.scripts import make_path
-from regions import (
-    CircleSkyRegion,
-    CompoundSkyRegion,
-    LineSkyRegion,
-    PixCoord,
-    PixelRegion,
-    PointSkyRegion,
-    Regions,
-    SkyRegion,
-)
-from scipy.linalg import null_space
-from scipy.ndimage import binary_erosion
-from scipy.spatial import KDTree
+from gammapy.maps import Map
+from regions import CompoundSkyRegion, Regions, SkyRegion
 
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.reduction.fov import unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.reduction.exclusion_parts import Circle, make_part, separation
+from gammapy_accmaker.reduction.region_files import read_regions
 
 __all__ = ["Exclusion"]
-
-REGION_FORMATS = {".reg": "ds9", ".crtf": "crtf", ".fits": "fits"}
-RASTER = 0.01  # deg; between the points of a region that is widened by a margin
-RASTER_SIZE = 1000  # points across the largest regions
-
-
-# Each part of an exclusion has `contains`, and a circle around it: `center` (ICRS vector) and `radius` (deg).
-@dataclass(frozen=True)
-class _Circle:
-    center: np.ndarray
-    radius: float
-
-    def contains(self, xyz):
-        return _in_circle(xyz, self)
-
-
-@dataclass(frozen=True)
-class _PlaneRegion:
-    """A region on the tangential plane around its own centre."""
-
-    pixel_region: PixelRegion
-    wcs: WCS
-    center: np.ndarray
-    radius: float
-
-    def contains(self, xyz):
-        inside = _in_circle(xyz, self)
-        lon, lat = vectors_to_lonlat(xyz[inside])
-        x, y = self.wcs.wcs_world2pix(np.degrees(lon), np.degrees(lat), 0)
-        inside[inside] = self.pixel_region.contains(PixCoord(x, y))
-        return inside
-
-
-@dataclass(frozen=True)
-class _Compound:
-    """Two parts, each on a plane of its own, and how they are combined."""
-
-    first: object
-    second: object
-    operator: Callable
-    center: np.ndarray
-    radius: float
-
-    def contains(self, xyz):
-        return self.operator(self.first.contains(xyz), self.second.contains(xyz))
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """A map that is False where the sky is excluded; what lies outside of the map is not excluded."""
-
-    mask: Map
-    to_frame: np.ndarray  # ICRS vectors -> vectors of the map's frame
-    center: np.ndarray
-    radius: float
-
-    def contains(self, xyz):
-        lon, lat = vectors_to_lonlat(xyz @ self.to_frame.T)
-        value = self.mask.get_by_coord((np.degrees(lon) * u.deg, np.degrees(lat) * u.deg))
-        return np.asarray(value) == 0
-
-
-@dataclass(frozen=True)
-class _Widened:
-    """A part and everything closer than a distance to its points."""
-
-    part: object
-    points: KDTree
-    distance: float  # chord on the unit sphere
-    center: np.ndarray
-    radius: float
-
-    def contains(self, xyz):
-        inside = _in_circle(xyz, self)
-        distance, _ = self.points.query(xyz[inside], distance_upper_bound=self.distance)
-        inside[inside] = np.isfinite(distance) | self.part.contains(xyz[inside])
-        return inside
-
-
-def _in_circle(xyz, circle):
-    return xyz @ circle.center > np.cos(np.radians(min(circle.radius, 180.0)))
 
 
 class Exclusion:
@@ -136,16 +34,29 @@ class Exclusion:
         margin = u.Quantity(margin).to_value("deg")
         if not margin >= 0:
             raise InputError(f"exclusion margin: got {margin} deg, but a margin is >= 0 deg")
-        self._parts = tuple(_make_part(item, margin) for item in _flatten(exclusion))
+        self._set(make_part(item, margin) for item in _flatten(exclusion))
+
+    def _set(self, parts):
+        self._parts = tuple(parts)
+        self._centers = np.array([part.center for part in self._parts]).reshape(-1, 3)
+        self._radii = np.array([part.radius for part in self._parts])
+        return self
 
     def __len__(self):
         return len(self._parts)
 
     def near(self, center: np.ndarray, radius: float) -> Exclusion:
         """The part of the exclusion that can touch a circle around an ICRS unit vector (radius in deg)."""
-        close = Exclusion()
-        close._parts = tuple(p for p in self._parts if _separation(p.center, center) < radius + p.radius)
-        return close
+        near = separation(self._centers, center) < radius + self._radii
+        return Exclusion()._set(self._parts[k] for k in np.flatnonzero(near))
+
+    def with_regions(self, regions) -> Exclusion:
+        """This exclusion and more: anything that the class takes, without a margin."""
+        return Exclusion()._set((*self._parts, *Exclusion(regions)._parts))
+
+    def with_half_sky(self, pole: np.ndarray) -> Exclusion:
+        """This exclusion and the half of the sky around an ICRS unit vector."""
+        return Exclusion()._set((*self._parts, Circle(pole, 90.0)))
 
     def contains(self, xyz: np.ndarray) -> np.ndarray:
         """Whether each ICRS unit vector, shape (n, 3), is excluded."""
@@ -155,16 +66,11 @@ class Exclusion:
         return excluded
 
 
-def _separation(a, b):
-    """Angle in deg between unit vectors, shapes (..., 3) and (3,)."""
-    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), a @ b))
-
-
 def _flatten(exclusion):
     if exclusion is None:
         return
     if isinstance(exclusion, (str, Path)):
-        yield from _read_regions(exclusion)
+        yield from read_regions(exclusion)
     elif isinstance(exclusion, CompoundSkyRegion) and exclusion.operator is operator.or_:
         yield from _flatten((exclusion.region1, exclusion.region2))
     elif isinstance(exclusion, (SkyRegion, Map)):
@@ -177,160 +83,3 @@ def _flatten(exclusion):
             f"exclusion: got {type(exclusion).__name__}, but sky regions, a region file, a mask map or a list of "
             "these are needed; convert a pixel region with `region.to_sky(wcs)`"
         )
-
-
-def _read_regions(path):
-    path = make_path(path)
-    if not path.is_file():
-        raise InputError(f"exclusion: there is no region file {path}; give the path of a ds9, crtf or fits region file")
-    try:
-        # files without the first line that names their format are told by their ending
-        kind = REGION_FORMATS.get(path.suffix)
-        with warnings.catch_warnings():
-            # the ds9 parser skips what it cannot read with a warning, and a source would be left in
-            warnings.simplefilter("error", AstropyUserWarning)
-            found = Regions.read(path, format=kind) if kind else Regions.read(path)
-    except Exception as error:  # the parsers of `regions` raise many kinds
-        raise InputError(f"exclusion: {path} cannot be read as a ds9, crtf or fits region file ({error})") from error
-    if len(found) == 0:
-        raise InputError(f"exclusion: {path} holds no region; leave it out, or check its format")
-    wcs = _fits_wcs(path) if any(isinstance(region, PixelRegion) for region in found) else None
-    for region in found:
-        if isinstance(region, PixelRegion) and wcs is None:
-            raise InputError(
-                f"exclusion: {path} holds a {type(region).__name__} in pixel coordinates; sky coordinates are needed, "
-                "or a fits region file with a celestial WCS in its header"
-            )
-        yield region if isinstance(region, SkyRegion) else region.to_sky(wcs)
-
-
-def _fits_wcs(path):
-    """Celestial WCS in the header of a fits region file; None where there is none."""
-    try:
-        wcs = WCS(fits.getheader(path, "REGION"))
-    except (OSError, KeyError):
-        return None
-    return wcs if wcs.has_celestial else None
-
-
-def _make_part(item, margin):
-    if isinstance(item, Map):
-        return _mask_part(item, margin)
-    if not item.meta.get("include", True):
-        raise InputError(
-            f"exclusion: {item} has a minus sign (all but the region); list the excluded regions without it"
-        )
-    if isinstance(item, (CircleSkyRegion, PointSkyRegion)):
-        radius = item.radius.to_value("deg") if isinstance(item, CircleSkyRegion) else 0.0
-        return _Circle(_icrs_vector(item.center), radius + margin)
-    part = _compound_part(item) if isinstance(item, CompoundSkyRegion) else _plane_part(item)
-    if margin == 0:
-        return part
-    if isinstance(item, LineSkyRegion):
-        points, spacing = np.linspace(_icrs_vector(item.start), _icrs_vector(item.end), RASTER_SIZE), 0.0
-        points /= np.linalg.norm(points, axis=1, keepdims=True)
-    else:
-        points, spacing = _raster(part)
-    return _widened(part, points, spacing, margin)
-
-
-def _mask_part(mask, margin):
-    geom = mask.geom
-    if not isinstance(geom, (WcsGeom, HpxGeom)):
-        raise InputError(f"exclusion mask: got a {type(geom).__name__}, but a map on a WCS or HEALPix grid is needed")
-    if not np.isin(mask.data, (0, 1)).all():
-        raise InputError("exclusion mask: its values must be 0 (excluded) and 1, or bool; convert with `mask > 0`")
-    mask = Map.from_geom(geom, data=mask.data.astype(bool))
-    if not geom.is_image:
-        mask = mask.reduce_over_axes(np.logical_and)
-    axes = SkyCoord([0, 90, 0] * u.deg, [0, 0, 90] * u.deg, frame="icrs").transform_to(geom.frame)
-    to_frame = axes.cartesian.xyz.value
-    excluded = ~mask.data
-    if not excluded.any():
-        return _Mask(mask, to_frame, to_frame[0], -np.inf)
-    lon, lat = mask.geom.pix_to_coord(tuple(index[excluded] for index in mask.geom.get_idx()))
-    points = unit_vectors(lon.to_value("rad"), lat.to_value("rad")) @ to_frame
-    center, radius = _circle_around(points)
-    if isinstance(geom, WcsGeom):
-        pixel = geom.pixel_scales.to_value("deg").max()
-        points = points[_edge(excluded)[excluded]]
-    else:
-        pixel = np.degrees(np.sqrt(geom.solid_angle().to_value("sr").max()))
-    return _widened(_Mask(mask, to_frame, center, radius + pixel), points, pixel, margin)
-
-
-def _widened(part, points, spacing, margin):
-    """The part and all closer than a margin to its points, which stand for cells of a spacing (both in deg)."""
-    if margin == 0 or len(points) == 0:
-        return part
-    distance = margin + 0.5 * spacing
-    chord = 2 * np.sin(0.5 * np.radians(min(distance, 180.0)))
-    return _Widened(part, KDTree(points), chord, part.center, part.radius + distance)
-
-
-def _raster(part, edge=True):
-    """Points, shape (n, 3), that fill a part evenly, or its edge only, and their spacing in deg."""
-    if isinstance(part, _Compound):
-        # a hole has its edge in the inside of another part
-        first, second = _raster(part.first, edge=False), _raster(part.second, edge=False)
-        points = np.concatenate([first[0], second[0]])
-        return points[part.contains(points)], max(first[1], second[1])
-    # zenithal equal-area plane around the centre
-    reach = 2 * np.sin(0.5 * np.radians(min(part.radius, 180.0)))
-    n = int(np.clip(2 * np.degrees(reach) / RASTER, 2, RASTER_SIZE))
-    x, y = np.meshgrid(*2 * [np.linspace(-reach, reach, n)])
-    r = np.minimum(np.hypot(x, y), 2)[..., None]
-    plane = np.stack([x, y], axis=-1) @ null_space(part.center[None]).T
-    points = (1 - 0.5 * r**2) * part.center + np.sqrt(1 - 0.25 * r**2) * plane
-    inside = part.contains(points.reshape(-1, 3)).reshape(n, n) & (r[..., 0] <= reach)
-    return points[_edge(inside) if edge else inside], np.degrees(2 * reach / (n - 1))
-
-
-def _edge(inside):
-    """The pixels of a mask that touch what is outside."""
-    return inside & ~binary_erosion(inside, np.ones((3, 3)))
-
-
-def _circle_around(points):
-    """Centre and radius (deg) of a circle around unit vectors, shape (n, 3)."""
-    center = points.mean(0)
-    norm = np.linalg.norm(center)
-    center = center / norm if norm > 1e-6 else points[0]
-    return center, float(_separation(points, center).max())
-
-
-def _icrs_vector(position):
-    return unit_vectors(position.icrs.ra.rad, position.icrs.dec.rad)
-
-
-def _some_position(region):
-    """A position in or near the region, where its tangential plane can touch the sky."""
-    if hasattr(region, "center"):
-        return region.center.icrs
-    for name in ("vertices", "start"):
-        if hasattr(region, name):
-            lon, lat = vectors_to_lonlat(_circle_around(np.atleast_2d(_icrs_vector(getattr(region, name))))[0])
-            return SkyCoord(lon * u.rad, lat * u.rad, frame="icrs")
-    raise InputError(f"exclusion: a {type(region).__name__} has no centre; draw it as a polygon or give a mask map")
-
-
-def _compound_part(region):
-    first, second = _make_part(region.region1, 0.0), _make_part(region.region2, 0.0)
-    if region.operator(False, False):
-        raise InputError(
-            f"exclusion: {region} covers the sky outside of its two regions; list the excluded regions themselves"
-        )
-    radius = max(first.radius, _separation(second.center, first.center) + second.radius)
-    return _Compound(first, second, region.operator, first.center, radius)
-
-
-def _plane_part(region):
-    wcs = WcsGeom.create(skydir=_some_position(region), binsz=RASTER, npix=(1, 1), proj="TAN", frame="icrs").wcs
-    pixel_region = region.to_pixel(wcs)
-    try:
-        box = pixel_region.bounding_box
-    except ValueError as error:  # a corner is not on the tangential plane
-        raise InputError(f"exclusion: {region} spans more than half of the sky; split it or give a mask map") from error
-    corners = np.array([[x, y] for x in (box.ixmin - 1, box.ixmax) for y in (box.iymin - 1, box.iymax)], dtype=float)
-    center, radius = _circle_around(unit_vectors(*np.radians(wcs.wcs_pix2world(corners, 0)).T))
-    return _PlaneRegion(pixel_region, wcs, center, radius)

@@ -22,6 +22,7 @@ __all__ = ["FovTrack", "fov_track", "gti_seconds", "time_nodes", "unit_vectors",
 
 MAX_ROTATION = np.radians(1.5)  # between two nodes; slerp is then good to a few arcsec even near the zenith
 MIN_STEP = 1.0  # s
+MIN_PART = 1.0  # s, of good time in a part of a run
 
 
 def unit_vectors(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
@@ -114,10 +115,40 @@ class FovTrack:
         cos = self.matrices[:, 0] @ self.matrices[0, 0]
         return float(np.degrees(np.arccos(np.clip(cos, -1, 1)).max()))
 
+    @property
+    def radec_matrix(self) -> np.ndarray:
+        """From ICRS unit vectors to gammapy's ``FoVICRSFrame`` around the first pointing, shape (3, 3)."""
+        lon, lat = vectors_to_lonlat(self.matrices[0, 0])
+        return np.stack([self.matrices[0, 0], -_east(lon), _north(lon, lat)])
+
     def during(self, start: float, stop: float) -> FovTrack:
         """The part of the good time between two times in s."""
         intervals = np.clip(self.intervals, start, stop)
         return replace(self, intervals=intervals[intervals[:, 1] > intervals[:, 0]])
+
+    def crossings(self, cos_zenith_edges=(), azimuth_edges=()) -> np.ndarray:
+        """Times in s, increasing, at which cos zenith or the azimuth (deg, in turns of 360) of the pointing crosses an edge."""
+        times = []
+        for values, edges, turn in ((self.cos_zenith, cos_zenith_edges, None), (self.azimuth, azimuth_edges, 360.0)):
+            if len(edges) == 0 or not np.all(np.isfinite(values)):
+                continue
+            edges = np.asarray(edges, dtype=float)
+            if turn is not None:
+                first, last = np.floor(values.min() / turn), np.floor(values.max() / turn)
+                edges = (edges % turn + turn * np.arange(first, last + 1)[:, None]).ravel()
+            for edge in edges:
+                here = np.flatnonzero((values[:-1] < edge) != (values[1:] < edge))
+                share = (edge - values[here]) / (values[here + 1] - values[here])
+                times.append(self.seconds[here] + share * np.diff(self.seconds)[here])
+        return np.sort(np.concatenate(times)) if times else np.zeros(0)
+
+    def part_edges(self, cuts: np.ndarray) -> np.ndarray:
+        """First start, cuts in s and last stop; cuts that leave less than MIN_PART of good time to a part are dropped."""
+        edges = [self.intervals[0, 0]]
+        for cut in cuts:
+            if min(self.during(edges[-1], cut).ontime, self.during(cut, np.inf).ontime) >= MIN_PART:
+                edges.append(cut)
+        return np.array([*edges, self.intervals[-1, 1]])
 
     def matrices_at(self, seconds: np.ndarray) -> np.ndarray:
         """Rotation matrices at these times, shape (n, 3, 3); clamped to the nodes."""

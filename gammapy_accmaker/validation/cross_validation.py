@@ -23,8 +23,9 @@ from gammapy_accmaker.fit import adapt_to_run, fit_runs
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_significance
-from gammapy_accmaker.validation.sky import SkyStack
+from gammapy_accmaker.validation.sky import make_sky_stack, sky_significance
 
 __all__ = ["CrossValidation", "cross_validate"]
 
@@ -106,6 +107,12 @@ def cross_validate(
             f"n_folds: got {n_folds} for {len(observations)} observations, but 2 to as many folds as runs are needed"
         )
     configs = {name: AcceptanceConfig.coerce(config) for name, config in configs.items()}
+    for name, config in configs.items():
+        if config.matching is not None or config.exclusion.iterative is not None:
+            raise InputError(
+                f"configs: {name!r} asks for matching or exclusion.iterative, which are not scored; leave them out, and give "
+                "what was found as the exclusion"
+            )
     edges = np.geomspace(0.2, 20, 25) if energy_edges is None else u.Quantity(energy_edges).to_value("TeV")
     bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else u.Quantity(band_edges).to_value("TeV")
 
@@ -128,7 +135,7 @@ def cross_validate(
     scores = Table({"OBS_ID": [int(observations[k].obs_id) for k in used]})
     for name, config in configs.items():
         in_sky = (
-            SkyStack(observations, bands, scoring.offset_max, config, make_exclusion(config, exclusion))
+            make_sky_stack(observations, bands, scoring.offset_max, config, make_exclusion(config, exclusion))
             if sky
             else None
         )
@@ -185,12 +192,7 @@ class _Scoring:
 
     def expected(self, model, slices):
         """Expected counts in the fine bins, shape (n, fov.size)."""
-        lon, lat = self.fov.fov_lon[self.inside], self.fov.fov_lat[self.inside]
-        out = np.zeros((len(self.fine) - 1, self.fov.size))
-        for part in slices:
-            time = (part.exposure * self.fov.solid_angle)[self.inside]
-            out[:, self.inside] += model.integral_grid(self.fine, lon, lat, part.cos_zenith) * time
-        return out
+        return expected_in_slices(model, slices, self.fine, self.fov, self.inside)
 
     def counts(self, slices):
         """Counts in the fine bins, shape (n, fov.size)."""
@@ -258,7 +260,7 @@ class _HeldOut:
             pulls.append(disc_significance(*stack, scoring.fov.shape, PIXEL, scoring.whole_discs))
         significance = [("camera", k, *found) for k, found in enumerate(_summary(pulls))]
         if sky is not None:
-            significance += [("sky", k, *found) for k, found in enumerate(_summary(sky.significance()))]
+            significance += [("sky", k, *found) for k, found in enumerate(_summary(sky_significance(sky)))]
         return cls(scores, log_norms, significance, float(np.mean(seconds)))
 
 

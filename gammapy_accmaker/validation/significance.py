@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import fftconvolve
 
 from gammapy_accmaker.models.stats import poisson_pulls
+from gammapy_accmaker.products.sky_stack import disc_sums
 
-__all__ = ["DISC_RADIUS", "disc_significance", "disc_sums"]
+__all__ = ["DISC_RADIUS", "disc_scores", "disc_significance"]
 
 DISC_RADIUS = 0.2  # deg
 
 
-def disc_sums(image: np.ndarray, pixel: float, radius: float = DISC_RADIUS) -> np.ndarray:
-    """Sums of images over a disc around each pixel.
-
-    Parameters
-    ----------
-    image : `~numpy.ndarray`
-        Shape (..., nx, ny).
-    pixel, radius : float
-        Side of a pixel and radius of the disc, in deg.
-    """
-    n = int(np.ceil(radius / pixel))
-    x = np.arange(-n, n + 1) * pixel
-    disc = (np.hypot(*np.meshgrid(x, x, indexing="ij")) <= radius + 1e-9).astype(float)
-    return fftconvolve(image, disc.reshape(*[1] * (image.ndim - 2), *disc.shape), mode="same", axes=(-2, -1))
-
-
-def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0):
+def disc_scores(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0) -> np.ndarray:
     """Normal scores of the counts in discs around pixels, by energy band.
 
     Parameters
@@ -48,8 +32,8 @@ def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = D
 
     Returns
     -------
-    bands : list of (`~numpy.ndarray`, int)
-        The scores of all discs with an expectation, and the counts of the band.
+    scores : `~numpy.ndarray`
+        Shape (band, number of pixels); NaN outside and where nothing is expected.
     """
     n, expected = (
         disc_sums(np.asarray(a).reshape(len(counts), *shape), pixel, radius).reshape(len(counts), -1)
@@ -57,8 +41,20 @@ def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = D
     )
     n = np.round(n)
     rng = np.random.default_rng(seed)
-    bands = []
+    scores = np.full(n.shape, np.nan)
     for k in range(len(counts)):
         seen = inside & (expected[k] > 1e-3)
-        bands.append((poisson_pulls(n[k, seen], expected[k, seen], rng), int(counts[k].sum())))
-    return bands
+        scores[k, seen] = poisson_pulls(n[k, seen], expected[k, seen], rng)
+    return scores
+
+
+def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0):
+    """The scores of `disc_scores` in a row, and the counts, by energy band.
+
+    Returns
+    -------
+    bands : list of (`~numpy.ndarray`, int)
+        The scores of all discs with an expectation, and the counts of the band.
+    """
+    scores = disc_scores(counts, mu, shape, pixel, inside, radius, seed)
+    return [(row[~np.isnan(row)], int(n.sum())) for row, n in zip(scores, counts, strict=True)]

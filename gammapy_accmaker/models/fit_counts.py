@@ -1,0 +1,54 @@
+"""What went into a fit, in few bins: counts over energy and field of view, and unexcluded ontime. Small enough to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gammapy_accmaker.binning import FovBins
+
+__all__ = ["FitCounts", "sum_counts"]
+
+BINS_PER_DECADE = 10  # at most, of what is kept
+
+
+@dataclass(frozen=True)
+class FitCounts:
+    """Counts and exposure of all runs of a fit.
+
+    Attributes
+    ----------
+    energy_edges : `~numpy.ndarray`
+        In TeV, shape (n + 1,).
+    fov : `FovBins`
+    counts : `~numpy.ndarray`
+        Unexcluded counts, shape (n, fov.size).
+    exposure : `~numpy.ndarray`
+        Unexcluded ontime in s, shape (fov.size,).
+    """
+
+    energy_edges: np.ndarray
+    fov: FovBins
+    counts: np.ndarray
+    exposure: np.ndarray
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        edges = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
+        return edges | {"energy_edges": self.energy_edges, "counts": self.counts, "exposure": self.exposure}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> FitCounts:
+        fov = FovBins(tuple(arrays[k] for k in ("fov_edges_0", "fov_edges_1") if k in arrays))
+        return cls(arrays["energy_edges"], fov, arrays["counts"], arrays["exposure"])
+
+
+def sum_counts(parts, energy_edges: np.ndarray, fov: FovBins) -> FitCounts:
+    """Sum over reduced runs, or slices of runs, which have ``counts`` and ``exposure``; fine energy bins are merged."""
+    counts = sum(part.counts for part in parts).toarray()
+    exposure = sum(part.exposure for part in parts)
+    decades = np.log10(energy_edges[-1] / energy_edges[0])
+    group = max(int(round((len(energy_edges) - 1) / decades / BINS_PER_DECADE)), 1)
+    starts = np.arange(0, len(energy_edges) - 1, group)
+    edges = np.append(energy_edges[starts], energy_edges[-1])
+    return FitCounts(edges, fov, np.add.reduceat(counts, starts, axis=0), np.asarray(exposure, dtype=float))

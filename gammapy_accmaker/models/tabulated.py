@@ -1,0 +1,174 @@
+"""A rate given as a table over energy and offset, or over energy, FOV_LON and FOV_LAT, such as somebody's background IRF.
+
+It is read as gammapy reads an IRF: the logarithm is linear between the bin centres (in log energy), is continued to the
+outer edges, and there is nothing beyond. A bin without a rate has no logarithm: next to one the rate itself is linear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from gammapy_accmaker.binning import check_edges, offset
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+
+__all__ = ["TabulatedModel"]
+
+ROUNDING = 1e-9  # relative, by which a dataset's first and last energy may stick out
+
+
+@dataclass(frozen=True)
+class TabulatedModel(RateModel):
+    """Rate between the bins of a table.
+
+    Attributes
+    ----------
+    energy_edges : `~numpy.ndarray`
+        In TeV, > 0, shape (n + 1,).
+    fov_edges : tuple of `~numpy.ndarray`
+        Edges in deg: ``(offset,)``, or ``(fov_lon, fov_lat)``.
+    values : `~numpy.ndarray`
+        Rate in s-1 MeV-1 sr-1 at the centre of each bin, >= 0, shape (n, m) or (n, m_lon, m_lat).
+    """
+
+    energy_edges: np.ndarray
+    fov_edges: tuple[np.ndarray, ...]
+    values: np.ndarray
+
+    kind = "tabulated"
+    zenith_range = None
+
+    def __post_init__(self):
+        names = ("offset edges",) if self.is_radial else ("fov_lon edges", "fov_lat edges")
+        object.__setattr__(self, "energy_edges", check_edges("energy edges", self.energy_edges))
+        edges = tuple(check_edges(n, e) for n, e in zip(names, self.fov_edges, strict=True))
+        object.__setattr__(self, "fov_edges", edges)
+        shape = tuple(len(e) - 1 for e in (self.energy_edges, *edges))
+        if self.energy_edges[0] <= 0:
+            raise InputError(f"energy edges: got {self.energy_edges[0]} TeV, but energies > 0 are needed")
+        if self.values.shape != shape:
+            raise InputError(f"rates: got the shape {self.values.shape}, but {shape} is needed for these edges")
+        if not np.all(np.isfinite(self.values)) or np.any(self.values < 0) or not self.values.any():
+            raise InputError("rates: got values that are not finite, negative or all 0; set empty bins to 0")
+
+    @property
+    def is_radial(self) -> bool:
+        return len(self.fov_edges) == 1
+
+    @property
+    def half_width(self) -> float:
+        return float(max(np.abs(e).max() for e in self.fov_edges))
+
+    @property
+    def offset_max(self) -> float:
+        if self.is_radial:
+            return self.half_width
+        lon, lat = (np.cos(np.radians(np.abs(e).max())) for e in self.fov_edges)
+        return float(np.degrees(np.arccos(lon * lat)))
+
+    @cached_property
+    def _log_energy(self):
+        return 0.5 * (np.log(self.energy_edges[1:]) + np.log(self.energy_edges[:-1]))
+
+    @cached_property
+    def _flat(self):
+        """Rates, their logarithms with 0 for an empty bin, and whether a bin is empty; shape (energy, position)."""
+        rate = self.values.reshape(len(self.values), -1)
+        return rate, np.log(np.where(rate > 0, rate, 1.0)), (rate <= 0).astype(float)
+
+    def _at_positions(self, fov_lon, fov_lat):
+        """Rate at the energies of the table and at positions, shape (n, len(fov_lon))."""
+        position = [offset(fov_lon, fov_lat)] if self.is_radial else [np.asarray(fov_lon), np.asarray(fov_lat)]
+        weights = _corner_weights(self.fov_edges, position)
+        rate, log_rate, empty = self._flat
+        out = np.exp((weights @ log_rate.T).T)
+        beside = (abs(weights) @ empty.T).T > 0
+        if beside.any():
+            out = np.where(beside, np.maximum((weights @ rate.T).T, 0), out)
+        inside = np.all([(x >= e[0]) & (x < e[-1]) for x, e in zip(position, self.fov_edges, strict=True)], axis=0)
+        return np.where(inside, out, 0.0)
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        return self._at_energies(self._at_positions(fov_lon, fov_lat), np.asarray(energy, dtype=float))
+
+    def _segment(self, energy):
+        """Number of the centre before each energy, and how far it is on the way to the next, in log energy."""
+        nodes, x = self._log_energy, np.log(energy)
+        left = np.clip(np.searchsorted(nodes, x) - 1, 0, max(len(nodes) - 2, 0))
+        right = np.minimum(left + 1, len(nodes) - 1)
+        share = (x - nodes[left]) / np.where(right > left, nodes[right] - nodes[left], np.inf)
+        return left, right, share[:, None]
+
+    def _at_energies(self, rate, energy):
+        low, high = self.energy_edges[[0, -1]]
+        inside = (energy >= low * (1 - ROUNDING)) & (energy <= high * (1 + ROUNDING))
+        left, right, share = self._segment(energy)
+        first, last = rate[left], rate[right]
+        both = (first > 0) & (last > 0)
+        log_first, log_last = np.log(np.where(both, first, 1)), np.log(np.where(both, last, 1))
+        power_law = np.exp(log_first + share * (log_last - log_first))
+        # a line is not continued beyond the last centre
+        linear = first + np.clip(share, 0, 1) * (last - first)
+        return np.where(inside[:, None], np.where(both, power_law, linear), 0.0)
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+        rate = self._at_positions(fov_lon, fov_lat)
+        edges = np.clip(energy_edges, *self.energy_edges[[0, -1]])
+        nodes = np.unique(np.concatenate([edges, np.exp(self._log_energy), self.energy_edges[[0, -1]]]))
+        left, right, _ = self._segment(np.sqrt(nodes[1:] * nodes[:-1]))
+        is_power_law = (rate[left] > 0) & (rate[right] > 0)
+        pieces = _between_nodes(nodes, self._at_energies(rate, nodes), is_power_law)
+        # 0 where an edge of the dataset lies beyond the table
+        sums = np.concatenate([np.zeros((1, pieces.shape[1])), np.cumsum(pieces, axis=0)])
+        return np.diff(sums[np.searchsorted(nodes, edges)], axis=0) * TEV_IN_MEV
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        """Zeros: a table has no errors. That of a run's norm comes on top."""
+        return np.zeros((len(energy), len(fov_lon)))
+
+    def to_arrays(self):
+        edges = {f"fov_edges_{k}": e for k, e in enumerate(self.fov_edges)}
+        return edges | {"energy_edges": self.energy_edges, "values": self.values}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        fov_edges = tuple(arrays[k] for k in ("fov_edges_0", "fov_edges_1") if k in arrays)
+        return cls(arrays["energy_edges"], fov_edges, arrays["values"])
+
+
+def _between_nodes(energy, rate, is_power_law):
+    """Integrals between neighbouring energies of power laws, elsewhere of lines in log energy; shape (n - 1, m)."""
+    width = np.diff(np.log(energy))[:, None]
+    first, last = rate[:-1] * energy[:-1, None], rate[1:] * energy[1:, None]
+    slope = np.log(np.where(is_power_law, last, 1) / np.where(is_power_law, first, 1))
+    # (e^x - 1) / x, whose limit is 1
+    growth = np.where(np.abs(slope) > 1e-8, np.expm1(slope) / np.where(slope == 0, 1, slope), 1 + 0.5 * slope)
+    # E (a + b log E) integrates to the energy times the rate, less b times the energy
+    step = np.diff(energy)[:, None]
+    line = last - first - (rate[1:] - rate[:-1]) / np.where(width > 0, width, np.inf) * step
+    return np.where(is_power_law, first * width * growth, np.maximum(line, 0))
+
+
+def _corner_weights(edges, position):
+    """Weights of linear interpolation between bin centres, continued beyond the outer ones, shape (position, bin)."""
+    number = len(position[0])
+    columns, weights = np.zeros((number, 1), dtype=int), np.ones((number, 1))
+    for x, e in zip(position, edges, strict=True):
+        centers = 0.5 * (e[1:] + e[:-1])
+        if len(centers) == 1:
+            continue
+        # no further than the outer edges: there is no rate beyond, and an exponential must not overflow
+        x = np.clip(x, e[0], e[-1])
+        left = np.clip(np.searchsorted(centers, x) - 1, 0, len(centers) - 2)
+        share = (x - centers[left]) / (centers[left + 1] - centers[left])
+        columns = (columns[:, :, None] * len(centers) + np.stack([left, left + 1], axis=1)[:, None, :]).reshape(
+            number, -1
+        )
+        weights = (weights[:, :, None] * np.stack([1 - share, share], axis=1)[:, None, :]).reshape(number, -1)
+    rows = np.repeat(np.arange(number), columns.shape[1])
+    shape = (number, int(np.prod([len(e) - 1 for e in edges])))
+    return csr_array((weights.ravel(), (rows, columns.ravel())), shape=shape)

@@ -1,0 +1,134 @@
+"""Zenith dependence over any model: one model for each bin of cos zenith, or interpolated between the means of bins."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gammapy_accmaker.models.base import RateModel, nested_arrays, nested_models
+
+__all__ = ["ZenithBinned", "ZenithInterpolated", "common_coverage"]
+
+
+def common_coverage(model: RateModel, parts: list[RateModel]) -> None:
+    """Give a model the coverage of all its parts."""
+    model.energy_edges = np.unique(np.concatenate([part.energy_edges for part in parts]))
+    model.offset_max, model.half_width = (max(getattr(p, k) for p in parts) for k in ("offset_max", "half_width"))
+    model.is_radial = all(part.is_radial for part in parts)
+
+
+class ZenithBinned(RateModel):
+    """One model for each bin of cos zenith; beyond the bins, that of the nearest.
+
+    Parameters
+    ----------
+    edges : `~numpy.ndarray`
+        Of cos zenith, increasing, shape (n + 1,).
+    models : list of `RateModel`
+        One for each bin.
+    trained_range : tuple of float, optional
+        Of cos zenith; that of the edges by default.
+    """
+
+    kind = "zenith binned"
+
+    def __init__(self, edges: np.ndarray, models: list[RateModel], trained_range=None):
+        self.edges, self.models = np.asarray(edges, dtype=float), list(models)
+        self.zenith_range = tuple(float(z) for z in (self.edges[[0, -1]] if trained_range is None else trained_range))
+        self.zenith_edges = self.edges[1:-1]
+        common_coverage(self, self.models)
+
+    def model_at(self, cos_zenith: float) -> RateModel:
+        """The model of a zenith angle."""
+        return self.models[int(np.searchsorted(self.zenith_edges, cos_zenith, side="right"))]
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        return self.model_at(cos_zenith).rate_grid(energy, fov_lon, fov_lat, cos_zenith)
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+        return self.model_at(cos_zenith).integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith)
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        return self.model_at(cos_zenith).relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+
+    def to_arrays(self):
+        own = {"edges": self.edges, "trained_range": np.array(self.zenith_range)}
+        return nested_arrays(self.models) | own
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(arrays["edges"], nested_models(arrays), arrays["trained_range"])
+
+
+class ZenithInterpolated(RateModel):
+    """Models at some zenith angles, between which the rate or its logarithm is linear in cos zenith; clamped at the ends.
+
+    Parameters
+    ----------
+    cos_zenith : `~numpy.ndarray`
+        Increasing, shape (n,).
+    models : list of `RateModel`
+        One for each.
+    log : bool
+        Interpolate the logarithm. Where one of the two rates is 0, it is the rate itself.
+    trained_range : tuple of float, optional
+        Of cos zenith; from the first to the last model by default.
+    """
+
+    kind = "zenith interpolated"
+
+    def __init__(self, cos_zenith: np.ndarray, models: list[RateModel], log: bool, trained_range=None):
+        self.cos_zenith, self.models, self.log = np.asarray(cos_zenith, dtype=float), list(models), bool(log)
+        ends = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
+        self.zenith_range = tuple(float(z) for z in ends)
+        common_coverage(self, self.models)
+
+    def _around(self, cos_zenith):
+        """The models on both sides of a zenith angle, and the share of the second."""
+        z = np.clip(cos_zenith, *self.cos_zenith[[0, -1]])
+        right = int(np.clip(np.searchsorted(self.cos_zenith, z), min(1, len(self.models) - 1), len(self.models) - 1))
+        if self.cos_zenith[right] == z:
+            return self.models[right], self.models[right], 0.0
+        low, high = self.cos_zenith[right - 1], self.cos_zenith[right]
+        share = (z - low) / (high - low)
+        return self.models[right - 1], self.models[right], share
+
+    def _between(self, cos_zenith, evaluate):
+        first, second, share = self._around(cos_zenith)
+        low = evaluate(first)
+        if share == 0:
+            return low
+        high = evaluate(second)
+        linear = (1 - share) * low + share * high
+        if not self.log:
+            return linear
+        both = (low > 0) & (high > 0)
+        logarithm = (1 - share) * np.log(np.where(both, low, 1)) + share * np.log(np.where(both, high, 1))
+        return np.where(both, np.exp(logarithm), linear)
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        return self._between(cos_zenith, lambda m: m.rate_grid(energy, fov_lon, fov_lat, cos_zenith))
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+        return self._between(cos_zenith, lambda m: m.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith))
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        first, second, share = self._around(cos_zenith)
+        low = first.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+        if share == 0:
+            return low
+        high = second.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+        if not self.log:
+            # errors of the rates add in quadrature, so each counts by its part of the rate
+            rates = [m.rate_grid(energy, fov_lon, fov_lat, cos_zenith) for m in (first, second)]
+            total = (1 - share) * rates[0] + share * rates[1]
+            share = np.divide(share * rates[1], total, out=np.full(total.shape, share), where=total > 0)
+        # the models at the two angles were fitted to different runs
+        return np.hypot((1 - share) * low, share * high)
+
+    def to_arrays(self):
+        own = {"cos_zenith": self.cos_zenith, "log": np.array(self.log), "trained_range": np.array(self.zenith_range)}
+        return nested_arrays(self.models) | own
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(arrays["cos_zenith"], nested_models(arrays), bool(arrays["log"]), arrays["trained_range"])

@@ -1,0 +1,163 @@
+"""Counts and expectations of runs on the sky, stacked field by field, and their sums over discs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import EarthLocation, SkyCoord
+from gammapy.maps import Map, MapAxis, WcsGeom
+from scipy.signal import fftconvolve
+
+from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.products.background import icrs_vectors, make_background_map
+from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.reduction.exclusion import Exclusion
+
+__all__ = ["SkyField", "SkyStack", "disc_sums", "fill_sky"]
+
+FIELD_RADIUS = 1.5  # deg; runs that point closer than this to the first of a field belong to it
+
+
+@dataclass(frozen=True)
+class SkyField:
+    """Stacked runs of one field.
+
+    Attributes
+    ----------
+    counts, expected : `~gammapy.maps.Map`
+        0 where excluded.
+    kept, covered : `~numpy.ndarray`
+        Whether a pixel lies outside of the exclusion, and in the field of view of some run, shape of the image.
+    numbers : list of int
+        Which runs belong to the field.
+    """
+
+    counts: Map
+    expected: Map
+    kept: np.ndarray
+    covered: np.ndarray
+    numbers: list[int]
+
+
+class SkyStack:
+    """Counts and expectations of runs, stacked on one map for each field.
+
+    Parameters
+    ----------
+    observations : list of `~gammapy.data.Observation`
+    energy_edges : `~numpy.ndarray`
+        Edges of the energy bands in TeV.
+    offset_max : float
+        Largest offset in deg of an event.
+    exclusion : `Exclusion`
+        Its positions are left empty.
+    pixel : float
+        Side of a pixel in deg.
+    alignment : {"altaz", "radec"}
+        Of the models.
+    location : `~astropy.coordinates.EarthLocation` or None
+        Site, used where an observation has none.
+    time_step : float or None
+        Resolution in s inside a run.
+
+    Attributes
+    ----------
+    fields : list of `SkyField`
+    """
+
+    def __init__(
+        self,
+        observations,
+        energy_edges,
+        offset_max: float,
+        exclusion: Exclusion,
+        *,
+        pixel: float,
+        alignment: str,
+        location: EarthLocation | None,
+        time_step: float | None,
+    ):
+        self.pixel = pixel
+        self._observations, self._offset_max = observations, offset_max
+        self._alignment, self._location, self._time_step = alignment, location, time_step
+        axis = MapAxis.from_energy_edges(energy_edges, unit="TeV")
+        pointings = [o.get_pointing_icrs(o.tmid) for o in observations]
+        centers, self._field = [], []
+        for pointing in pointings:
+            near = [i for i, c in enumerate(centers) if c.separation(pointing).deg < FIELD_RADIUS]
+            self._field.append(near[0] if near else len(centers))
+            if not near:
+                centers.append(SkyCoord(pointing.ra, pointing.dec))
+        width = 2 * (offset_max + FIELD_RADIUS) * u.deg
+        geoms = [WcsGeom.create(skydir=c, width=width, binsz=pixel, proj="TAN", axes=[axis]) for c in centers]
+        self.fields = [self._empty_field(geom, exclusion, k) for k, geom in enumerate(geoms)]
+
+    def _empty_field(self, geom, exclusion, number):
+        image = geom.to_image()
+        kept = ~exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
+        runs = [run for run, field in enumerate(self._field) if field == number]
+        return SkyField(Map.from_geom(geom), Map.from_geom(geom), kept, np.zeros(image.data_shape, dtype=bool), runs)
+
+    def field_of(self, number: int) -> SkyField:
+        """The field of a run."""
+        return self.fields[self._field[number]]
+
+    def add(self, number: int, model: RateModel, norm: float = 1.0) -> None:
+        """Add a run, by its number, with the model adapted to it and a norm."""
+        observation, geom = self._observations[number], self.field_of(number).counts.geom
+        track = observation_track(observation, self._alignment, self._location)
+        counts, expected = fill_sky(observation, track, model, geom, self._offset_max, self._time_step)
+        self.add_arrays(number, counts, norm * expected)
+
+    def add_arrays(self, number: int, counts: np.ndarray, expected: np.ndarray) -> None:
+        """Add what `fill_sky` made of a run."""
+        field = self.field_of(number)
+        field.counts.data += counts * field.kept
+        field.expected.data += expected * field.kept
+        field.covered[:] |= _seen(self._observations[number], field.counts.geom, self._offset_max)
+
+
+def fill_sky(observation, track, model: RateModel, geom: WcsGeom, offset_max: float, time_step: float | None):
+    """Counts of a run and what its model expects, each an array of the shape of the map, 0 beyond the largest offset.
+
+    Parameters
+    ----------
+    observation : `~gammapy.data.Observation`
+    track : `~gammapy_accmaker.reduction.fov.FovTrack`
+        Of the run, in the alignment of the model.
+    model : `RateModel`
+        Acceptance, adapted to the run.
+    geom : `~gammapy.maps.WcsGeom`
+        With the axis "energy".
+    offset_max : float
+        In deg.
+    time_step : float or None
+        Resolution in s inside the run.
+    """
+    counts = Map.from_geom(geom)
+    counts.fill_events(observation.events)
+    near = _seen(observation, geom, offset_max)
+    return counts.data * near, make_background_map(model, track, geom, time_step).data * near
+
+
+def _seen(observation, geom, offset_max):
+    """Whether each pixel of the image lies within the largest offset of a run."""
+    return geom.to_image().separation(observation.get_pointing_icrs(observation.tmid)).deg < offset_max
+
+
+def disc_sums(image: np.ndarray, pixel: float, radius: float) -> np.ndarray:
+    """Sums of images over a disc around each pixel.
+
+    Parameters
+    ----------
+    image : `~numpy.ndarray`
+        Shape (..., nx, ny).
+    pixel, radius : float
+        Side of a pixel and radius of the disc, in deg.
+    """
+    n = int(np.ceil(radius / pixel))
+    x = np.arange(-n, n + 1) * pixel
+    disc = (np.hypot(*np.meshgrid(x, x, indexing="ij")) <= radius + 1e-9).astype(float)
+    return fftconvolve(image, disc.reshape(*[1] * (image.ndim - 2), *disc.shape), mode="same", axes=(-2, -1))

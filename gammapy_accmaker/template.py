@@ -1,0 +1,140 @@
+"""Options as commented YAML, from the docstrings and the types of their pydantic models."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping
+from enum import Enum
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+__all__ = ["commented_yaml"]
+
+INDENT, WIDTH = "  ", 100
+
+
+def commented_yaml(options: BaseModel, documented: Mapping[str, BaseModel] | None = None) -> str:
+    """YAML text that loads as ``options``, with a comment on each group of options and the choices of each.
+
+    Parameters
+    ----------
+    options : `~pydantic.BaseModel`
+        What is written.
+    documented : mapping of `~pydantic.BaseModel`, optional
+        By name such as ``datasets.background.parameters``: the options behind what is a plain mapping in ``options``.
+    """
+    return "\n".join(_lines(options, dict(documented or {}), "", 0)).lstrip("\n") + "\n"
+
+
+def _lines(options, documented, path, depth, alternatives=()):
+    data, described = options.model_dump(mode="json"), _attributes(type(options))
+    pad = INDENT * depth
+    for name, field in type(options).model_fields.items():
+        full = f"{path}.{name}" if path else name
+        child = documented.get(full, getattr(options, name))
+        groups = _classes(field.annotation)
+        text = described.get(name, "")
+        if child is None and groups and not text:  # a group of options that is not used
+            text = f"null, or options: {_summary(groups[0])}"
+        if depth == 0:
+            yield ""
+        if name not in data:  # left out of files where it is not used
+            yield from _comment(text, pad)
+            yield f"{pad}# {name}: null"
+            continue
+        if not isinstance(child, BaseModel):
+            yield from _comment(text, pad)
+            choices = [_tag(cls) for cls in alternatives] if name == "type" and alternatives else _choices(field)
+            yield from _entry(name, data[name], choices, pad)
+            continue
+        others = [cls for cls in groups if _tag(cls) is not None]
+        yield from _comment(text or _summary(type(child)), pad)
+        if len(others) > 1:
+            for cls in others:
+                if cls is not type(child):
+                    yield from _comment(f"{_tag(cls)}: {_summary(cls)}", pad, INDENT)
+        yield f"{pad}{name}:"
+        yield from _lines(child, documented, full, depth + 1, others if len(others) > 1 else ())
+
+
+def _entry(name, value, choices, pad):
+    text = (
+        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+        .removesuffix("\n...\n")
+        .rstrip("\n")
+    )
+    yield f"{pad}{name}: {text}" + (f"  # {' | '.join(choices)}" if choices else "")
+
+
+def _comment(text, pad, indent=""):
+    first = f"{pad}# {indent}"
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=first + INDENT * bool(indent))
+
+
+def _documentation(cls):
+    """Docstring of a class, or of the nearest of its parents that has options."""
+    for parent in cls.__mro__:
+        if parent.__doc__ and getattr(parent, "model_fields", None):
+            return inspect.cleandoc(parent.__doc__)
+    return ""
+
+
+def _plain(text):
+    """Text without the marks of reStructuredText."""
+    text = re.sub(r"`~?(?:[\w]+\.)*(\w+)`", r"\1", text.replace("``", ""))
+    return " ".join(text.split())
+
+
+def _summary(cls):
+    """What comes before the first heading of the docstring."""
+    return _plain(re.split(r"\n\w[\w ]*\n-{3,}\n", _documentation(cls))[0])
+
+
+def _attributes(cls):
+    """Descriptions by name, from the numpydoc sections "Parameters" and "Attributes" of a class and its parents."""
+    described = {}
+    for parent in reversed(cls.__mro__):
+        parts = re.split(r"(?:^|\n)(\w[\w ]*)\n-{3,}\n", inspect.cleandoc(parent.__doc__ or ""))
+        sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        text = f"{sections.get('Parameters', '')}\n{sections.get('Attributes', '')}\n"
+        found = re.findall(r"^(\w+) :.*\n((?:[ ]+.*\n?|\n)+)", text, flags=re.MULTILINE)
+        described |= {name: _plain(description) for name, description in found}
+    return described
+
+
+def _classes(annotation):
+    """Groups of options that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [cls for part in get_args(annotation) for cls in _classes(part)]
+    return []
+
+
+def _tag(cls):
+    """The type by which a group is told from its alternatives."""
+    field = cls.model_fields.get("type")
+    choices = [] if field is None else _choices(field)
+    return choices[0] if len(choices) == 1 else None
+
+
+def _choices(field):
+    """Values that an option may have, where they are few."""
+    return list(dict.fromkeys(_values(field.annotation)))
+
+
+def _values(annotation):
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return [str(member.value) for member in annotation]
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) in (Union, UnionType, Annotated, list):
+        return [value for part in get_args(annotation) for value in _values(part)]
+    return []

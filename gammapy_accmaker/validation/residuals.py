@@ -1,0 +1,169 @@
+"""Counts of runs and what a fitted maker expects of them, stacked in the camera frame and field by field in the sky."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+
+from gammapy_accmaker.binning import FovBins, offset
+from gammapy_accmaker.errors import AcceptanceError, InputError
+from gammapy_accmaker.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.products.background import icrs_vectors
+from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
+from gammapy_accmaker.reduction.counts import CountsBins, observation_track
+from gammapy_accmaker.runs import make_exclusion, reduce_one, run_exclusion
+from gammapy_accmaker.validation.camera import expected_in_slices
+from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores
+from gammapy_accmaker.validation.sky import make_sky_stack, whole_discs
+
+__all__ = ["Residuals", "RunSummary", "stack_residuals"]
+
+PIXEL = 0.1  # deg
+CHUNK = 64  # runs that are in memory at once
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run gave to the stacks.
+
+    Attributes
+    ----------
+    obs_id : int
+    covariates : dict
+        Of the instrument, such as MUONEFF.
+    dropped : dict
+        Events that were not used, by reason.
+    unexcluded : float
+        Part of the ontime and solid angle outside of the exclusion.
+    """
+
+    obs_id: int
+    covariates: dict[str, float]
+    dropped: dict[str, int]
+    unexcluded: float
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Stacked counts and expectation.
+
+    Attributes
+    ----------
+    bands : `~numpy.ndarray`
+        Edges of the energy bands in TeV, shape (n + 1,).
+    fov : `FovBins`
+        Pixels of the camera frame.
+    offset_max : float
+        Largest offset in deg.
+    counts, expected : `~numpy.ndarray`
+        Outside of the exclusion, shape (n, fov.size).
+    fields : list of `SkyField`
+    runs : list of `RunSummary`
+        Runs in the stacks.
+    failures : dict
+        Why a run is not in the stacks, by number.
+    """
+
+    bands: np.ndarray
+    fov: FovBins
+    offset_max: float
+    counts: np.ndarray
+    expected: np.ndarray
+    fields: list[SkyField]
+    runs: list[RunSummary]
+    failures: dict[int, str]
+
+    def camera_scores(self) -> np.ndarray:
+        """Scores of discs in the camera frame, shape (n, n_lon, n_lat); NaN where a disc would reach beyond the field."""
+        inside = offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max - DISC_RADIUS
+        scores = disc_scores(self.counts, self.expected, self.fov.shape, PIXEL, inside)
+        return scores.reshape(-1, *self.fov.shape)
+
+    def sky_scores(self, seed: int = 0) -> list[np.ndarray]:
+        """Scores of all discs of all fields, by energy band."""
+        by_field = []
+        for field in self.fields:
+            counts, expected = (m.data.reshape(len(m.data), -1) for m in (field.counts, field.expected))
+            by_field.append(
+                disc_scores(counts, expected, field.kept.shape, PIXEL, whole_discs(field).ravel(), seed=seed)
+            )
+        joined = np.concatenate(by_field, axis=1)
+        return [row[~np.isnan(row)] for row in joined]
+
+
+def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, parallel_backend=None) -> Residuals:
+    """Adapt a fitted maker to runs and stack their counts and expectation.
+
+    Parameters
+    ----------
+    maker : `~gammapy_accmaker.AcceptanceBackgroundMaker`
+        With a model.
+    observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
+        Those that cannot be used are listed in ``failures``.
+    bands : `~astropy.units.Quantity`
+        Edges of the energy bands.
+    n_jobs : int, optional
+        Processes.
+    parallel_backend : {"multiprocessing", "ray"}, optional
+
+    Returns
+    -------
+    residuals : `Residuals`
+
+    Raises
+    ------
+    InputError
+        Without observations, or where none can be used.
+    """
+    observations = list(observations)
+    if not observations:
+        raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
+    bands, config = u.Quantity(bands).to_value("TeV"), maker.config
+    offset_max = config.offset_max.to_value("deg")
+    half = int(np.ceil(offset_max / PIXEL - 1e-6))
+    bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment)
+    exclusion = make_exclusion(config, maker.exclusion).with_regions(maker.found_regions)
+    sky = make_sky_stack(observations, bands, offset_max, config, exclusion)
+    counts, expected = np.zeros((2, len(bands) - 1, bins.fov.size))
+    runs, failures = [], {}
+    for first in range(0, len(observations), CHUNK):
+        numbers = range(first, min(first + CHUNK, len(observations)))
+        tasks = [(observations[k], maker, bins, exclusion, sky.field_of(k).counts.geom) for k in numbers]
+        results = map_runs(_residuals_of_run, tasks, n_jobs, parallel_backend, "Residuals")
+        for k, result in zip(numbers, results, strict=True):
+            if isinstance(result, (str, ProcessDiedError)):
+                failures[int(observations[k].obs_id)] = str(result)
+                continue
+            summary, in_camera, in_sky = result
+            runs.append(summary)
+            counts += in_camera[0]
+            expected += in_camera[1]
+            sky.add_arrays(k, *in_sky)
+    if not runs:
+        reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
+        raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
+    return Residuals(bands, bins.fov, offset_max, counts, expected, sky.fields, runs, failures)
+
+
+def _residuals_of_run(observation, maker, bins, exclusion, geom):
+    try:
+        model = maker.adapt(observation)
+        slices = reduce_one(observation, bins, maker.config, exclusion)
+        config = maker.config
+        track = observation_track(observation, config.fov_alignment, config.observatory_location)
+        in_sky = fill_sky(observation, track, model, geom, config.offset_max.deg, config.time_step_seconds)
+    except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    if maker.config.exclusion.wobble_half is not False:  # what is left out of this run alone
+        left_out = run_exclusion(observation, maker.config, exclusion).contains(icrs_vectors(geom.to_image()))
+        in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
+    counts = sum(part.counts for part in slices).toarray()
+    inside = offset(bins.fov.fov_lon, bins.fov.fov_lat) < maker.config.offset_max.deg
+    expected = expected_in_slices(model, slices, bins.energy_edges, bins.fov, inside)
+    exposure, ontime = sum(part.exposure for part in slices), sum(part.ontime for part in slices)
+    unexcluded = np.average(exposure[inside], weights=bins.fov.solid_angle[inside]) / ontime
+    first = slices[0]
+    summary = RunSummary(first.obs_id, first.covariates, first.dropped, float(unexcluded))
+    return summary, (counts * inside, expected), in_sky

@@ -1,0 +1,197 @@
+"""Sources that nobody excluded are found in the residual sky, left out, and the fit is repeated."""
+
+import logging
+import pickle
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.coordinates import SkyCoord
+from gammapy.data import DataStore
+from regions import CircleSkyRegion
+from sources import with_source
+from stores import IRFS, observations, options, plain_store
+
+from gammapy_accmaker import (
+    AcceptanceBackgroundMaker,
+    AcceptanceConfig,
+    AcceptanceModel,
+    cross_validate,
+    fit_acceptance,
+)
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.iterate import stack_residuals
+from gammapy_accmaker.products.excess import excess_regions, find_excess, significance_map
+from gammapy_accmaker.reduction.exclusion import Exclusion
+
+ITERATIVE = {"threshold": 5, "correlation_radius": "0.1 deg", "dilation": "0.1 deg", "max_iterations": 5}
+
+
+def config(kind="grid", effects="norm", iterative=ITERATIVE, **more):
+    return options(kind, effects, exclusion={"iterative": iterative}, **more)
+
+
+@pytest.fixture(scope="module")
+def store():
+    return plain_store()
+
+
+@pytest.fixture(scope="module")
+def on_runs(store):
+    return observations(store, store.on_obs_ids)
+
+
+@pytest.fixture(scope="module")
+def source(on_runs):
+    return on_runs[0].meta.target.position
+
+
+@pytest.fixture(scope="module")
+def spoilt(on_runs, source):
+    """1500 events of a source in each run, which has some 35 000 of background; and a weaker one 0.8 deg away."""
+    other = source.directional_offset_by(60 * u.deg, 0.8 * u.deg)
+    runs = [with_source(o, source, 1500, seed=k) for k, o in enumerate(on_runs)]
+    return [with_source(o, other, 300, seed=10 + k) for k, o in enumerate(runs)], other
+
+
+@pytest.fixture(scope="module")
+def maker(spoilt):
+    return AcceptanceBackgroundMaker(config()).fit(spoilt[0])
+
+
+def test_sources_are_found(maker, source, spoilt):
+    found = maker.model.found
+    assert found.meta["STABLE"] and found["ITERATION"].max() < 5
+    regions = maker.found_regions
+    assert len(regions) == len(found) and all(isinstance(region, CircleSkyRegion) for region in regions)
+    for position in (source, spoilt[1]):
+        near = [r for r in regions if r.center.separation(position) < 0.1 * u.deg]
+        assert near and max(r.radius.to_value("deg") for r in near) < 0.6
+        assert max(r.radius.to_value("deg") - r.center.separation(position).deg for r in near) > 0.15
+    # nothing else is
+    assert all(min(r.center.separation(p).deg for p in (source, spoilt[1])) < 0.3 for r in regions)
+    assert found["SIGNIFICANCE"].max() > 20
+
+
+def test_the_fit_then_recovers_the_truth(maker, store, on_runs, spoilt):
+    edges, x = np.array([0.3, 1, 3, 10]), np.linspace(-2, 2, 41)
+    expected = sum(store.expected_counts(o.obs_id, edges, x, x) for o in on_runs)
+    center = 0.5 * (x[1:] + x[:-1])
+    lon, lat = (a.ravel() for a in np.meshgrid(center, center, indexing="ij"))
+    seconds = sum(o.observation_time_duration.to_value("s") for o in on_runs)
+    spoilt_fit = fit_acceptance(spoilt[0], options("grid"))
+    got, bad = (
+        m.rate_model.integral_grid(edges, lon, lat).reshape(expected.shape) * np.radians(0.1) ** 2 * seconds
+        for m in (maker.model, spoilt_fit)
+    )
+    total = expected.sum((1, 2))
+    assert np.all(np.abs(got.sum((1, 2)) - total) < 4 * np.sqrt(total))
+    assert np.all(np.abs(bad.sum((1, 2)) - total) > 6 * np.sqrt(total))
+    # in the ring of the camera where the source was
+    ring = (np.hypot(lon, lat) > 0.4).reshape(40, 40) & (np.hypot(lon, lat) < 0.8).reshape(40, 40)
+    here = expected[:, ring].sum(1)
+    assert np.all(np.abs(got[:, ring].sum(1) - here) < 5 * np.sqrt(here))
+
+
+def test_found_regions_are_left_out_wherever_the_model_is_used(maker, spoilt, tmp_path):
+    given = AcceptanceBackgroundMaker(options("grid"), exclusion=maker.found_regions).fit(spoilt[0])
+    assert np.array_equal(given.model.rate_model.counts, maker.model.rate_model.counts)
+    maker.model.write(tmp_path / "model.fits")
+    model = AcceptanceModel.read(tmp_path / "model.fits")
+    assert model.found.meta["STABLE"] and model.found.colnames == maker.model.found.colnames
+    for name in model.found.colnames:
+        assert np.array_equal(model.found[name], maker.model.found[name])
+    again = AcceptanceBackgroundMaker(model=model)
+    norms = [m.adapt(spoilt[0][0]).norm for m in (maker, given, again, pickle.loads(pickle.dumps(maker)))]
+    assert np.ptp(norms) == 0
+    plain = AcceptanceBackgroundMaker(
+        options("grid"), model=AcceptanceModel(model.rate_model, model.config, model.run_table)
+    )
+    assert plain.adapt(spoilt[0][0]).norm > norms[0] + 0.02
+
+
+def test_on_runs_are_spared_what_is_found_in_off_runs(store, spoilt):
+    off = AcceptanceBackgroundMaker(config()).fit(
+        observations(store, store.off_obs_ids[:2]), off_observations=spoilt[0]
+    )
+    assert len(off.found_regions) >= 2
+
+
+@pytest.mark.parametrize("kind", ["radial", "grid"])
+def test_nothing_is_found_in_pure_background(kind, on_runs, caplog):
+    """Radial models do not know the asymmetry of the truth: the significance is wider than 1, and the threshold follows."""
+    with caplog.at_level(logging.WARNING):
+        model = fit_acceptance(on_runs, config(kind))
+    assert len(model.found) == 0 and model.found_regions == [] and not caplog.records
+    plain = fit_acceptance(on_runs, options(kind))
+    assert np.array_equal(model.rate_model.counts, plain.rate_model.counts)
+
+
+def test_significance_of_pure_background_is_normal(store, on_runs):
+    settings = AcceptanceConfig.coerce(config("grid"))
+    truth = fit_acceptance(observations(store), options("grid"))
+    maker = AcceptanceBackgroundMaker(options("grid"), model=truth)
+    stack = stack_residuals(on_runs, truth, {o.obs_id: maker.adapt(o) for o in on_runs}, settings, Exclusion())
+    assert len(stack.fields) == 1
+    significance = significance_map(stack.fields[0], stack.pixel, 0.1)
+    values = significance.data[significance.data != 0]
+    assert len(values) > 5000 and values.max() < 5
+    assert abs(values.mean()) < 0.15 and 0.85 < values.std() < 1.15
+    # in a hundred fields, a handful of circles at 4 sigma and none at 5: here none at all
+    assert len(find_excess(stack, 5, 0.1, 0.1)) == 0
+    low = find_excess(stack, 2.5, 0.1, 0.1)
+    assert len(low) > 3
+    for region in excess_regions(low):
+        assert region.radius.to_value("deg") >= 0.2
+
+
+def test_a_search_that_does_not_end_is_reported(on_runs, caplog):
+    with caplog.at_level(logging.WARNING):
+        model = fit_acceptance(on_runs[:2], config(iterative={"threshold": 2.5, "max_iterations": 1}))
+    assert not model.found.meta["STABLE"] and set(model.found["ITERATION"]) == {1}
+    assert "the last of 1 searches still found" in caplog.text and "max_iterations" in caplog.text
+    assert model.rate_model.counts.sum() > 0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"threshold": 0},
+        {"max_iterations": 0},
+        {"correlation_radius": "0 deg"},
+        {"dilation": "-1 deg"},
+        {"sigma": 5},
+        True,
+    ],
+)
+def test_bad_options(bad):
+    with pytest.raises(InputError, match="exclusion.iterative"):
+        AcceptanceConfig.coerce(config(iterative=bad))
+
+
+def test_what_it_does_not_go_with(on_runs):
+    with pytest.raises(InputError, match="matching"):
+        AcceptanceConfig.coerce(config(matching={}))
+    with pytest.raises(InputError, match="iterative"):
+        cross_validate(on_runs, {"found": config()}, n_folds=2)
+
+
+def test_options_round_trip():
+    settings = AcceptanceConfig.coerce(config())
+    assert AcceptanceConfig.from_yaml(settings.to_yaml()).to_yaml() == settings.to_yaml()
+    assert AcceptanceConfig.coerce(config(iterative={})).exclusion.iterative.threshold == 5
+
+
+@pytest.mark.gammapy_data
+def test_the_crab_nebula_is_found_on_dr1():
+    store = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1")
+    runs = list(store.get_observations([23523, 23526, 23559, 23592], required_irf=IRFS))
+    energy = {"min": "0.5 TeV", "max": "20 TeV"}
+    model = fit_acceptance(runs, config("radial", energy=energy))
+    crab = SkyCoord(83.633, 22.014, unit="deg")
+    near = [r for r in model.found_regions if r.center.separation(crab) < 0.1 * u.deg]
+    assert near and model.found.meta["STABLE"] and len(model.found) <= len(near) + 1
+    known = fit_acceptance(runs, options("radial", energy=energy), exclusion=CircleSkyRegion(crab, 0.4 * u.deg))
+    x = np.linspace(0.05, 1.95, 20)
+    rates = [(m.rate_model.integral_grid(np.array([0.6, 20]), x, 0 * x)[0] * x).sum() for m in (model, known)]
+    assert rates[0] == pytest.approx(rates[1], rel=0.03)

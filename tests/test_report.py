@@ -1,0 +1,288 @@
+"""The report and its pictures."""
+
+import re
+
+import astropy.units as u
+import browser
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import stores
+from astropy.table import Table
+from gammapy.maps import Map
+
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
+from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.errors import InputError, NotFittedError
+from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.validation import pictures, report_sections
+from gammapy_accmaker.validation.camera import expected_in_camera
+from gammapy_accmaker.validation.cross_validation import CrossValidation
+from gammapy_accmaker.validation.html import escape, table
+from gammapy_accmaker.validation.report import half_decades, write_report
+from gammapy_accmaker.validation.report_runs import run_effects
+from gammapy_accmaker.validation.residuals import stack_residuals
+from gammapy_accmaker.validation.sky import score_image
+
+BANDS = [0.5, 1.5, 15] * u.TeV
+EVIL = "<script>alert('run')</script> & \"more\""
+
+
+@pytest.fixture(scope="module")
+def maker():
+    store = stores.full_store()
+    maker = AcceptanceBackgroundMaker(
+        {"energy": {"min": "0.3 TeV", "max": "30 TeV"}}, exclusion=[stores.source_region(store)]
+    )
+    return maker.fit(stores.observations(store))
+
+
+@pytest.fixture(scope="module")
+def report(maker, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    runs = maker.run_table.copy()
+    runs["FLAG"] = runs["FLAG"].astype("U100")
+    runs.add_row(
+        {"OBS_ID": 7, "ROLE": "fit", "USED": False, "FLAG": EVIL} | dict.fromkeys(("ONTIME", "ZENITH"), np.nan)
+    )
+    model = AcceptanceModel(maker.model.rate_model, maker.model.config, runs)
+    observations = stores.observations(stores.full_store())[2:6]
+    write_report(model, observations, path, exclusion=maker.exclusion, band_edges=BANDS, title=f"Fit {EVIL}")
+    return path
+
+
+def test_stacks_hold_the_events_and_what_the_adapted_model_expects(maker):
+    observation = stores.observations(stores.full_store())[4]  # an OFF run: nothing is excluded
+    found = stack_residuals(maker, [observation], BANDS)
+    track = observation_track(observation, "altaz")
+    expected = expected_in_camera(maker.adapt(observation), track, BANDS.value, found.fov)
+    inside = np.hypot(found.fov.fov_lon, found.fov.fov_lat) < 2.5
+    np.testing.assert_allclose(found.expected.sum(1), expected[:, inside].sum(1), rtol=5e-3)
+    energy = observation.events.energy.to_value("TeV")
+    offset = observation.events.radec.separation(observation.get_pointing_icrs(observation.tmid)).deg
+    in_bands = [
+        np.sum((energy >= a) & (energy < b) & (offset < 2.45))
+        for a, b in zip(BANDS.value, BANDS.value[1:], strict=False)
+    ]
+    # pixels at the rim are kept or cut whole
+    assert np.all(np.abs(found.counts.sum(1) - in_bands) < 0.05 * np.array(in_bands) + 10)
+    (field,) = found.fields
+    np.testing.assert_allclose(field.expected.data.sum((1, 2)), found.expected.sum(1), rtol=0.02)
+    assert found.runs[0].unexcluded == pytest.approx(1)
+    assert found.runs[0].covariates["MUONEFF"] > 0
+
+
+def test_excluded_sky_is_in_no_stack(maker):
+    store = stores.full_store()
+    observation = stores.observations(store)[0]
+    found = stack_residuals(maker, [observation], BANDS)
+    (field,) = found.fields
+    position = store.source.spatial_model.position
+    inside = field.counts.geom.to_image().separation(position) < 0.3 * u.deg
+    assert inside.any() and not field.counts.data[:, inside].any() and not field.expected.data[:, inside].any()
+    scores = score_image(field)
+    assert np.isnan(scores.data[inside]).all() and np.isfinite(scores.data).any()
+    assert 0.9 < found.runs[0].unexcluded < 1
+
+
+def test_residuals_are_the_same_with_workers_and_are_normal(maker):
+    observations = stores.observations(stores.full_store())[3:6]
+    one, two = (stack_residuals(maker, observations, BANDS, n_jobs=n) for n in (1, 2))
+    np.testing.assert_allclose(one.expected, two.expected, rtol=1e-10)
+    np.testing.assert_array_equal(one.counts, two.counts)
+    for scores in (*one.camera_scores(), *one.sky_scores()):
+        values = scores[np.isfinite(scores)]
+        assert abs(values.mean()) < 0.3 and 0.8 < values.std() < 1.2
+
+
+def test_run_that_cannot_be_used_is_listed(maker):
+    good, other = stores.observations(stores.full_store())[4:6]
+    empty = stores.altered(other, keep=[], obs_id=99)
+    found = stack_residuals(maker, [good, empty], BANDS)
+    assert list(found.failures) == [99] and [run.obs_id for run in found.runs] == [int(good.obs_id)]
+    with pytest.raises(InputError, match="99"):
+        stack_residuals(maker, [empty], BANDS)
+    with pytest.raises(InputError, match="observations"):
+        stack_residuals(maker, [], BANDS)
+
+
+def test_page_says_what_was_fitted(report, maker):
+    text = report.read_text()
+    for obs_id in maker.run_table["OBS_ID"]:
+        assert str(obs_id) in text
+    assert "run_effects:" in text and "gammapy" in text and "CircleSkyRegion" in text
+    for word in ("8 of 9", "Camera", "Sky", "Left out of the fit", "muon efficiency", "Versions"):
+        assert word in text
+    hours = np.sum(maker.run_table["ONTIME"]) / 3600
+    assert f"{hours:.1f} h" in text
+
+
+def test_page_needs_nothing_else_and_runs_nothing(report):
+    text = report.read_text()
+    assert "<script" not in text and "javascript:" not in text
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text) == []
+    assert "url(" not in text and "@import" not in text
+    images = re.findall(r"<img [^>]*>", text)
+    assert len(images) >= 20
+    assert all(re.search(r'alt="[^"]{10,}"', image) for image in images)
+
+
+def test_text_of_others_is_shown_as_text(report):
+    text = report.read_text()
+    assert "<script>alert" not in text
+    assert text.count(escape(EVIL)) >= 3  # title twice, reason once
+    assert "&lt;b&gt;" in table(["<b>"], [["<b>"]], "<b>") and "<b>" not in table(["<b>"], [["<b>"]], "<b>")
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_page_is_whole_and_fits_in_a_browser(report, width, tmp_path):
+    found = browser.measure(report, width, tmp_path)
+    assert found["width"] == width
+    assert found["scroll"] <= width, "the page scrolls sideways"
+    assert found["images"] >= 20 and found["broken"] == 0
+    assert found["hidden"] == 0 and found["small"] == 0
+    assert "Summary" in found["headings"] and "Run effects" in found["headings"]
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium is installed")
+def test_browser_has_no_complaints(report):
+    assert browser.console_lines(report) == []
+
+
+def test_existing_report_is_kept(report, maker):
+    before = report.read_bytes()
+    with pytest.raises(InputError, match="overwrite"):
+        write_report(maker, [], report)
+    with pytest.raises(InputError, match="no folder"):
+        write_report(maker, [], report.parent / "nowhere" / "report.html")
+    assert report.read_bytes() == before
+    assert [p.name for p in report.parent.iterdir()] == ["report.html"]
+
+
+def test_wrong_arguments_are_named(tmp_path, maker):
+    with pytest.raises(InputError, match="model_or_maker"):
+        write_report({"model": 1}, [1], tmp_path / "a.html")
+    with pytest.raises(NotFittedError, match="fit"):
+        write_report(AcceptanceBackgroundMaker(), [1], tmp_path / "a.html")
+    with pytest.raises(InputError, match="observations"):
+        write_report(maker, [], tmp_path / "a.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bands_are_half_decades_within_the_model():
+    np.testing.assert_allclose(half_decades(np.array([0.2, 20])).to_value("TeV"), 10 ** np.array([-0.5, 0, 0.5, 1]))
+    np.testing.assert_allclose(half_decades(np.array([0.1, 100]))[[0, -1]].to_value("TeV"), [0.1, 100])
+    np.testing.assert_allclose(half_decades(np.array([1.1, 2.0])).to_value("TeV"), [1.1, 2.0])
+
+
+def test_cross_validation_is_a_table_beside_a_radial_model():
+    config = AcceptanceConfig(offset_max="2 deg", energy={"min": "0.5 TeV"})
+    configs = report_sections.with_reference(config)
+    assert list(configs.values())[-1] is config
+    reference = configs["plain radial model"]
+    assert reference.model.type == "radial" and reference.zenith.type == "none"
+    assert reference.offset_max == config.offset_max and reference.energy == config.energy
+    radial = AcceptanceConfig(model={"type": "radial"})
+    assert report_sections.with_reference(radial) == {"this model": radial}
+    searched = config.update({"exclusion": {"iterative": {}}})
+    assert report_sections.with_reference(searched)["this model"].exclusion.iterative is None
+
+    names = ["CONFIG", "SCORE", "GAIN", "GAIN_ERR", "LOG_NORM_BIAS", "LOG_NORM_STD", "FIT_TIME"]
+    scores = Table(
+        rows=[("plain", -1000.0, 0.0, 0.0, 0.01, 0.1, 0.5), (EVIL, -900.0, 100.0, 7.0, 0.0, 0.1, 2.0)], names=names
+    )
+    names = ["CONFIG", "FRAME", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
+    rows = [("plain", "camera", 0.316, 1.0, 0.02, 1.14, 900), (EVIL, "camera", 0.316, 1.0, -0.01, 1.04, 900)]
+    widths = Table(rows=rows, names=names)
+    text = report_sections.cross_validation(CrossValidation(scores, Table(), widths))
+    assert "+100 ± 7" in text and escape(EVIL) in text
+    assert re.search(r"camera, 0.316 to 1 TeV.*\+0.02 / 1.14.*-0.01 / 1.04", text)
+    assert report_sections.cross_validation(None) == ""
+
+
+def test_matched_models_are_not_cross_validated(tmp_path, maker):
+    config = maker.config.update(
+        {"model": {"type": "radial"}, "zenith": {"type": "none"}, "run_effects": {"type": "none"}, "matching": {}}
+    )
+    matched = AcceptanceBackgroundMaker(config, model=maker.model)
+    with pytest.raises(InputError, match="with_cross_validation"):
+        write_report(matched, [1], tmp_path / "a.html", with_cross_validation=True)
+
+
+def effects_table(n=30):
+    rng = np.random.default_rng(0)
+    columns = {"OBS_ID": np.arange(n), "NORM": rng.normal(1, 0.05, n), "NORM_ERR": np.full(n, 0.01)}
+    columns |= {"MJD": 55000.0 + np.arange(n), "USED": np.ones(n, bool), "FLAG": [""] * n, "SHIFT": np.zeros(n)}
+    columns |= {"ZENITH": np.full(n, 20.0)}
+    found = Table(columns)
+    found["NORM"][7] = 1.9
+    found["NORM"][9] = np.nan
+    return found
+
+
+def test_outliers_are_counted_in_standard_deviations_and_named():
+    runs = effects_table()
+    deviation = pictures.run_outliers(runs, "NORM")
+    assert np.flatnonzero(np.abs(deviation) > 4).tolist() == [7]
+    assert np.isnan(deviation[9])
+    known = np.delete(np.arange(30), [7, 9])
+    assert np.std(deviation[known]) == pytest.approx(1, abs=0.35)
+    ax = pictures.plot_run_effect(runs, "NORM", "MJD", plt.figure().add_subplot())
+    assert [t.get_text() for t in ax.texts] == ["7"]
+    assert ax.get_xlabel() == "MJD [d]" and ax.get_ylabel() == "norm"
+    text = run_effects(runs)
+    assert "Runs to look at" in text and "1.900" in text
+    assert "shift of log energy" not in text  # no run has one
+    plt.close("all")
+
+
+def test_runs_that_agree_have_no_outliers():
+    runs = effects_table()
+    runs["NORM"] = 1.0
+    runs["NORM_ERR"] = 0.0
+    assert not pictures.run_outliers(runs, "NORM").any()
+    runs["NORM"] = np.nan
+    assert np.isnan(pictures.run_outliers(runs, "NORM")).all()
+
+
+def test_residual_colours_diverge_around_zero_and_rates_are_uniform(maker):
+    fov = FovBins.grid(2.5, 50)
+    figure, axes = plt.subplots(1, 2)
+    ax = pictures.plot_camera_residuals(np.zeros(fov.shape), fov, axes[0])
+    assert ax is axes[0]
+    (mesh,) = ax.collections
+    assert mesh.norm.vmin == -mesh.norm.vmax and mesh.get_cmap().name == "RdBu_r"
+    white = mesh.get_cmap()(mesh.norm(0.0))
+    assert min(white[:3]) > 0.95
+    ax = pictures.plot_model_image(maker.model.rate_model, 1.0, 0.9, axes[1])
+    (mesh,) = ax.collections
+    assert mesh.get_cmap().name == "viridis" and mesh.norm.vmin == 0
+    assert "deg" in ax.get_xlabel() and "deg" in ax.get_ylabel()
+    plt.close(figure)
+
+
+def test_pictures_draw_on_the_current_axes_too(maker):
+    model, scores = maker.model.rate_model, np.random.default_rng(0).normal(size=1000)
+    with mpl.rc_context({"figure.max_open_warning": 0}):
+        for draw in (
+            lambda: pictures.plot_significance_histogram(scores),
+            lambda: pictures.plot_spectrum_by_zenith(model, [1.0, 0.9]),
+            lambda: pictures.plot_model_error(model),
+        ):
+            plt.figure()
+            ax = draw()
+            assert ax is plt.gca() and ax.get_xlabel() and ax.get_ylabel()
+        plt.figure()
+        image = Map.create(npix=20, binsz=0.1, frame="galactic")
+        assert pictures.plot_sky_residuals(image).coords[0].get_axislabel() == "Galactic longitude"
+        plt.close("all")
+
+
+def test_histogram_says_mean_and_width():
+    ax = plt.figure().add_subplot()
+    scores = np.array([1.0, 3.0, np.nan])
+    pictures.plot_significance_histogram(scores, ax)
+    assert "mean +2.00, width 1.00" in [t.get_text() for t in ax.get_legend().get_texts()]
+    plt.close("all")

@@ -78,13 +78,18 @@ def main():
     folder = tempfile.TemporaryDirectory()
     try:
         time.sleep(12)
-        nodes += [start(f"--address=127.0.0.1:{PORT}") for _ in range(2)]
         ray.init(address=f"127.0.0.1:{PORT}", log_to_driver=False)
-        for _ in range(60):
-            alive = [node for node in ray.nodes() if node["Alive"]]
-            if len(alive) == 3:
-                break
-            time.sleep(1)
+        for _ in range(2):
+            nodes.append(start(f"--address=127.0.0.1:{PORT}"))
+            for _ in range(60):
+                alive = [node for node in ray.nodes() if node["Alive"]]
+                if len(alive) == len(nodes):
+                    break
+                time.sleep(1)
+        if len(alive) < 3:
+            sys.exit(
+                f"the cluster has {len(alive)} nodes and not 3; is the port {PORT} free, and the machine not too busy?"
+            )
         print(f"{len(alive)} nodes", flush=True)
         whole = fit(observations, 3)
         print("all nodes alive:", "same answer" if whole == alone else whole, flush=True)

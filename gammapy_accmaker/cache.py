@@ -33,7 +33,7 @@ __all__ = ["RunCache", "event_locations", "in_memory"]
 log = logging.getLogger(__name__)
 
 FORMAT = "gammapy_accmaker run"
-FORMAT_VERSION = 1  # raised when what a reduction gives, or how it is stored, changes
+FORMAT_VERSION = 2  # raised when what a reduction gives, or how it is stored, changes
 READ_FOR_COUNTS = ("events", "gti", "pointing", "observation_metadata")
 MAX_BYTES = 2**30
 NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
@@ -168,7 +168,9 @@ def _to_arrays(slices):
         "INDEX": np.concatenate([part.row.astype("i4") * size + part.col for part in counts]).astype("i4"),
         "COUNTS": np.concatenate([part.data for part in counts]).astype("f4"),
         "EXPOSURE": np.array([part.exposure for part in slices], dtype="f8"),
-        "VALUES": np.array([[getattr(part, name) for name in NUMBERS] for part in slices], dtype="f8"),
+        "VALUES": np.array(
+            [[*(getattr(part, name) for name in NUMBERS), *part.pointing] for part in slices], dtype="f8"
+        ),
         "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
     }
 
@@ -183,6 +185,7 @@ def _from_arrays(arrays, obs_id, shape):
     ):
         row, column = np.divmod(index[start:stop], shape[1])
         matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
-        numbers = dict(zip(NUMBERS, map(float, values), strict=True))
+        *numbers, lon, lat = map(float, values)
+        numbers = dict(zip(NUMBERS, numbers, strict=True)) | {"pointing": (lon, lat)}
         slices.append(RunCounts(obs_id=obs_id, counts=matrix, exposure=exposure.copy(), **numbers, **texts))
     return slices

@@ -166,7 +166,7 @@ class AcceptanceConfig(Options):
         if not isinstance(config, dict):
             raise InputError(f"config: got {type(config).__name__}, but an AcceptanceConfig, a dict or None is needed")
         try:
-            return cls(**config)
+            return cls.model_validate(config)
         except ValidationError as error:
             lines = [f"{'.'.join(str(k) for k in e['loc']) or 'config'}: {e['msg']}" for e in error.errors()]
             raise InputError("config: " + "; ".join(lines)) from error
@@ -176,7 +176,7 @@ class AcceptanceConfig(Options):
         """Configuration from YAML (or JSON) text."""
         try:
             data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
             raise InputError(f"config: the text is not YAML ({error})") from error
         return cls.coerce(data)
 
@@ -186,7 +186,11 @@ class AcceptanceConfig(Options):
         path = make_path(path)
         if not path.is_file():
             raise InputError(f"config: there is no file {path}; write one with `AcceptanceConfig().write(path)`")
-        return cls.from_yaml(path.read_text())
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"config: {path} cannot be read as text ({error})") from error
+        return cls.from_yaml(text)
 
     def to_yaml(self) -> str:
         """YAML text that `from_yaml` reads back."""

@@ -12,7 +12,7 @@ from gammapy.maps import Map
 from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
 from gammapy_accmaker.cache import RunCache, event_locations, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
-from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
@@ -101,16 +101,23 @@ def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusio
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
     pooled = config.zenith_bins
     _check_files(observation)
-    slices = reduce_slices(
-        observation,
-        bins,
-        run_exclusion(observation, config, exclusion),
-        max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
-        cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
-        azimuth_edges=config.azimuth.edges,
-        time_step=config.time_step_seconds,
-        location=config.observatory_location,
-    )
+    try:
+        slices = reduce_slices(
+            observation,
+            bins,
+            run_exclusion(observation, config, exclusion),
+            max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
+            cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
+            azimuth_edges=config.azimuth.edges,
+            time_step=config.time_step_seconds,
+            location=config.observatory_location,
+        )
+    except AcceptanceError:
+        raise
+    except Exception as error:  # whatever a broken file makes the readers raise
+        raise ObservationError(
+            f"observation {observation.obs_id}: it cannot be read ({type(error).__name__}: {error})"
+        ) from error
     if not any(part.exposure.any() for part in slices):
         raise ObservationError(
             f"observation {observation.obs_id}: the exclusion covers its whole field of view; make it smaller"
@@ -131,7 +138,7 @@ def _reduce_or_explain(observation, bins, config, exclusion, cache):
             if cache is not None:
                 cache.put(observation, slices, held)
         return slices
-    except Exception as error:  # whatever a broken file makes the readers raise costs this run, not the fit
+    except Exception as error:  # of whatever kind, it costs this run, not the fit
         return f"{type(error).__name__}: {error}"
 
 

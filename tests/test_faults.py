@@ -204,7 +204,7 @@ def _raise(number):
 
 
 def test_exceptions_come_back():
-    with pytest.raises(OSError, match="number 0"):
+    with pytest.raises(OSError, match="number"):
         list(map_runs(_raise, [(k,) for k in range(5)], 2, None))
 
 

@@ -15,6 +15,7 @@ __all__ = ["check_hdu_sizes"]
 MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
 BITS = (8, 16, 32, 64, -32, -64)
 COMPRESSION = 1100  # no gzip file grows more
+MAX_COLUMNS = 999  # of the FITS standard
 COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7", b"PK", b"\x1f\x9d")
 
 
@@ -89,6 +90,9 @@ def _check_kind(path, hdu):
     if hdu.header.get("ZIMAGE"):
         raise InputError(f"{path}: HDU {hdu.name!r} is a compressed image, which is not read here")
     if isinstance(hdu, fits.BinTableHDU):
+        number = hdu.header.get("TFIELDS")
+        if not isinstance(number, int) or not 0 <= number <= MAX_COLUMNS:
+            raise InputError(f"{path}: HDU {hdu.name!r} claims {number} columns, but FITS has at most {MAX_COLUMNS}")
         row = hdu.columns.dtype.itemsize
         if row != hdu.header["NAXIS1"]:
             raise InputError(

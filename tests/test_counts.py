@@ -558,3 +558,10 @@ def test_hess_dr1_run_against_a_plain_histogram(alignment):
     assert reduced.exposure.max() == pytest.approx(reduced.ontime)
     exposure = brute_force_exposure(observation, GRID, alignment, in_circles([circle]), step=300, n=8)
     assert_allclose(reduced.exposure, exposure, atol=0.04 * reduced.ontime)
+
+
+@pytest.mark.parametrize("stop", [86401.0, 1e12])
+def test_times_beyond_a_day_are_refused(stop):
+    """Damaged times would make a track of as many nodes as memory holds."""
+    with pytest.raises(ObservationError, match="observation 7.*days.*at most 1 day"):
+        reduce_observation(make_observation(HIGH, [(0, stop)]), CountsBins(ENERGY, GRID))

@@ -22,6 +22,7 @@ __all__ = ["FovTrack", "fov_track", "gti_seconds", "time_nodes", "unit_vectors",
 
 MAX_ROTATION = np.radians(1.5)  # between two nodes; slerp is then good to a few arcsec even near the zenith
 MIN_STEP = 1.0  # s
+MAX_SPAN = 86400.0  # s; times beyond it are damaged, and would take all memory
 MIN_PART = 1.0  # s, of good time in a part of a run
 
 
@@ -211,6 +212,11 @@ def fov_track(
     intervals = gti_seconds(time_start, time_stop)
     if len(intervals) == 0:
         raise ObservationError("observation: its good time intervals are empty, but some ontime is needed")
+    if not intervals[-1, 1] - intervals[0, 0] <= MAX_SPAN:
+        raise ObservationError(
+            f"observation: its good time intervals span {(intervals[-1, 1] - intervals[0, 0]) / 86400:.3g} days, but a run of "
+            "at most 1 day is needed; its times are damaged, or it must be split"
+        )
     zero = time_start.min()
     while True:
         seconds = np.unique(time_nodes(intervals, step)[0])

@@ -13,6 +13,7 @@ from gammapy_accmaker.errors import InputError
 __all__ = ["check_hdu_sizes"]
 
 MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
+MAX_AXES = 999
 BITS = (8, 16, 32, 64, -32, -64)
 COMPRESSION = 1100  # no gzip file grows more
 COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7", b"PK", b"\x1f\x9d")
@@ -70,7 +71,11 @@ def _open(path):
 def _check(path, hdu, length, max_bytes):
     header = hdu.header
     naxis, bits = header.get("NAXIS", 0), header.get("BITPIX", 8)
-    numbers = [naxis, header.get("PCOUNT", 0), header.get("GCOUNT", 1)]
+    # not more than the standard allows, before anything is made of so many
+    for key, number in (("NAXIS", naxis), ("TFIELDS", header.get("TFIELDS", 0))):
+        if not isinstance(number, int) or not 0 <= number <= MAX_AXES:
+            raise InputError(f"{path}: the header of HDU {hdu.name!r} claims {key} = {number!r}; the file is damaged")
+    numbers = [header.get("PCOUNT", 0), header.get("GCOUNT", 1)]
     numbers += [header.get(f"NAXIS{k}", 0) for k in range(1, naxis + 1)]
     if bits not in BITS or any(not isinstance(n, int) or n < 0 for n in numbers):
         raise InputError(

@@ -53,20 +53,9 @@ def draw_runs(bins, number, events):
         counts.sum_duplicates()
         exposure = np.full(shape[1], ONTIME)
         dropped = {"not finite": 0, "outside GTI": 0}
-        yield [
-            RunCounts(
-                k + 1,
-                counts,
-                exposure,
-                ONTIME,
-                0.94 * ONTIME,
-                cos_zenith[z],
-                rng.uniform(0, 360),
-                59000.0 + k,
-                {},
-                dropped,
-            )
-        ]
+        times = {"ontime": ONTIME, "livetime": 0.94 * ONTIME, "mjd": 59000.0 + k}
+        where = {"cos_zenith": cos_zenith[z], "azimuth": rng.uniform(0, 360)}
+        yield [RunCounts(obs_id=k + 1, counts=counts, exposure=exposure, dropped=dropped, **times, **where)]
 
 
 def measure(model, number, events):

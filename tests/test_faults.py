@@ -102,7 +102,7 @@ def nan_times(hdus):
 FAULTS = {
     "missing": (Path.unlink, "no file"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 3]), "truncated"),
-    "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:4000]), "no HDU"),
+    "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:4000]), "damaged"),
     "empty": (lambda path: path.write_bytes(b""), "FITS"),
     "text": (lambda path: path.write_text("no events, sorry\n" * 100), "FITS"),
     "zeros": (lambda path: path.write_bytes(bytes(10000)), "FITS"),

@@ -22,10 +22,15 @@ from gammapy_accmaker.validation.camera import expected_in_camera
 N_TEST = 10
 ENERGY = {"min": "0.15 TeV", "max": "30 TeV"}
 CONFIGS = {
-    "radial": {"model": {"type": "radial"}, "run_effects": {"type": "norm"}, "energy": ENERGY},
-    "grid": {"model": {"type": "grid"}, "run_effects": {"type": "norm"}, "energy": ENERGY},
-    "spline": {"energy": ENERGY},
-}
+    f"{model}, {zenith}": {
+        "model": {"type": model},
+        "run_effects": {"type": "norm"},
+        "zenith": {"type": zenith},
+        "energy": ENERGY,
+    }
+    for model in ("radial", "grid")
+    for zenith in ("none", "binned", "interpolated")
+} | {"spline": {"energy": ENERGY}}
 EDGES, FOV = np.geomspace(0.2, 20, 13), FovBins.grid(2.4, 24)
 INSIDE = np.hypot(FOV.fov_lon, FOV.fov_lat) < 2.3
 
@@ -55,7 +60,7 @@ def main():
             for name, config in CONFIGS.items():
                 maker = AcceptanceBackgroundMaker(config).fit(observations[:n])
                 found[name] = np.mean([divergence(maker, o, t) for o, t in zip(test, truths, strict=True)])
-            ratio = min(found["radial"], found["grid"]) / found["spline"]
+            ratio = min(value for name, value in found.items() if name != "spline") / found["spline"]
             print(n, "runs:", ", ".join(f"{k} {v:.1f}" for k, v in found.items()), f"ratio {ratio:.1f}", flush=True)
 
 

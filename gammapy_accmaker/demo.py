@@ -16,7 +16,6 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import AltAz, SkyCoord
 from astropy.coordinates.erfa_astrom import ErfaAstromInterpolator, erfa_astrom
-from astropy.time import Time
 from gammapy.data import DataStore
 from gammapy.modeling.models import PointSpatialModel, PowerLawSpectralModel, SkyModel
 from gammapy.utils.coordinates import FoVAltAzFrame
@@ -32,17 +31,18 @@ from gammapy_accmaker.demo_irfs import (
     write_index,
     write_run,
 )
+from gammapy_accmaker.demo_schedule import (
+    FIRST_OFF_ID,
+    FIRST_ON_ID,
+    LOWEST_ZENITH,
+    SOURCE_RA,
+    ScheduledRun,
+    schedule_run,
+)
 from gammapy_accmaker.demo_truth import TEV_IN_MEV, BackgroundTruth, energy_quadrature, offset_of
 from gammapy_accmaker.errors import InputError
 
 __all__ = ["BackgroundTruth", "SimulatedStore", "simulate_data_store"]
-
-FIRST_ON_ID, FIRST_OFF_ID = 100_001, 200_001
-SOURCE_RA = 100.0
-GAP = 360.0  # s
-# Closer to the zenith than this, in deg, a wobble pointing would sweep through the pole of the mount.
-LOWEST_ZENITH = 2.0
-SIDEREAL_DEG_PER_HOUR, SIDEREAL_DEG_PER_NIGHT = 15.041, 0.98565
 
 
 def _time_nodes(gtis: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
@@ -131,75 +131,7 @@ class SimulatedStore:
         return self.run_norm[obs_id] * counts
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Schedule of one run and its own effects; times in s since REFERENCE_TIME, angles in deg."""
-
-    obs_id: int
-    target: str
-    target_position: SkyCoord
-    pointing: SkyCoord
-    gtis: np.ndarray
-    norm: float
-    shift: float
-    muon_efficiency: float
-
-
-def _spread(number: int) -> float:
-    """Point number 0, 1, 2, ... of 0, 1, 1/2, 1/4, 3/4, ...: covers [0, 1] evenly, wherever the sequence ends."""
-    if number < 2:
-        return float(number)
-    return sum(int(bit) * 0.5**k for k, bit in enumerate(reversed(f"{number - 1:b}"), start=1))
-
-
-def _schedule_run(obs_id, number, zenith_range, ontime, has_gap, rng, norm_scatter, shift_scatter) -> _Run:
-    """Choose pointing and time such that the middle of the run has its share of the zenith range."""
-    latitude, is_on = SITE.lat.deg, obs_id < FIRST_OFF_ID
-    lowest = max(zenith_range[0], LOWEST_ZENITH)
-    drift = 0.5 * ontime / 3600 * SIDEREAL_DEG_PER_HOUR
-    zenith = lowest + _spread(number) * max(zenith_range[1] - drift - lowest, 0.0)
-    a, s, mirror, ra_step, culmination = rng.normal(), rng.normal(), rng.normal(), rng.uniform(20, 340), rng.random()
-
-    if is_on:
-        target = SkyCoord(SOURCE_RA, latitude + lowest, unit="deg")
-        angle, separation = 90 * (number % 4), 0.5 + 0.2 * (number // 4 % 2)
-        pointing = target.directional_offset_by(angle * u.deg, separation * u.deg)
-    else:
-        dec = latitude + (-1) ** number * (lowest + 0.8 * culmination * (zenith - lowest))
-        target = pointing = SkyCoord((SOURCE_RA + ra_step) % 360, dec, unit="deg")
-
-    sin, cos = np.sin(np.deg2rad([latitude, pointing.dec.deg])), np.cos(np.deg2rad([latitude, pointing.dec.deg]))
-    hour_angle = np.rad2deg(np.arccos(np.clip((np.cos(np.deg2rad(zenith)) - sin.prod()) / cos.prod(), -1, 1)))
-    # Run 0 culminates in its middle, whatever its wobble offset; the others alternate between rising and setting.
-    sidereal = pointing.ra.deg + (0.0 if number == 0 else (-1) ** number * hour_angle)
-    # The night of the year when this sidereal time comes around local midnight.
-    midnight = Time("2021-07-01T22:54:00" if is_on else "2022-07-01T22:54:00", scale="utc")
-    ahead = (sidereal - midnight.sidereal_time("mean", longitude=SITE.lon).deg) % 360
-    night = np.round(ahead / SIDEREAL_DEG_PER_NIGHT)
-    middle = midnight + night * u.day + (ahead - night * SIDEREAL_DEG_PER_NIGHT) / SIDEREAL_DEG_PER_HOUR * u.hour
-
-    duration = ontime + GAP * has_gap
-    start = np.round((middle - REFERENCE_TIME).to_value("s") - 0.5 * duration)
-    stop = start + duration
-    gtis = np.array([[start, stop]])
-    if has_gap:
-        pause = start + np.round(0.4 * ontime)
-        gtis = np.array([[start, pause], [pause + GAP, stop]])
-    shift = shift_scatter * s
-    return _Run(
-        obs_id=obs_id,
-        target="Simulated source" if is_on else f"OFF {obs_id - FIRST_OFF_ID + 1}",
-        target_position=target,
-        pointing=pointing,
-        gtis=gtis,
-        norm=float(np.exp(norm_scatter * a)),
-        shift=shift,
-        # Dirty mirrors make energies come out low, that is, the spectrum at E is that of a higher true energy.
-        muon_efficiency=0.75 * np.exp(-shift + 0.01 * mirror),
-    )
-
-
-def _draw_background(rng, truth: BackgroundTruth, run: _Run) -> tuple[np.ndarray, np.ndarray, SkyCoord]:
+def _draw_background(rng, truth: BackgroundTruth, run: ScheduledRun) -> tuple[np.ndarray, np.ndarray, SkyCoord]:
     """Times in s, energies in TeV and sky positions of the background events of a run.
 
     Nothing is binned: energies come from a fine cumulative table, one for each 20 s, offsets from the closed-form
@@ -245,7 +177,7 @@ def _draw_background(rng, truth: BackgroundTruth, run: _Run) -> tuple[np.ndarray
     return time, energy, SkyCoord(in_camera).transform_to(frame).icrs
 
 
-def _observation_header(run: _Run, altaz: SkyCoord, dead_time: float) -> dict:
+def _observation_header(run: ScheduledRun, altaz: SkyCoord, dead_time: float) -> dict:
     """What the event header and the observation index both say of a run."""
     start, stop, ontime = run.gtis[0, 0], run.gtis[-1, 1], float(np.diff(run.gtis, axis=1).sum())
     date_start, date_stop = ((REFERENCE_TIME + t * u.s).isot for t in (start, stop))
@@ -274,7 +206,7 @@ def _observation_header(run: _Run, altaz: SkyCoord, dead_time: float) -> dict:
 
 
 def _simulate_run(
-    path: Path, rng, run: _Run, truth: BackgroundTruth, source: SkyModel | None, dead_time: float
+    path: Path, rng, run: ScheduledRun, truth: BackgroundTruth, source: SkyModel | None, dead_time: float
 ) -> dict:
     """Draw and write one run; return its row of the observation index."""
     # Precession, nutation and aberration are interpolated between 5 min: 1e-9 arcsec off, 30 times faster.
@@ -405,7 +337,7 @@ def simulate_data_store(
         for number, obs_id in progress_bar(numbers, desc="Simulate runs"):
             rng = np.random.default_rng([seed, obs_id])
             has_gap = gap and obs_id == numbers[0][1]
-            run = _schedule_run(obs_id, number, zenith, seconds, has_gap, rng, norm_scatter, shift_scatter)
+            run = schedule_run(obs_id, number, zenith, seconds, has_gap, rng, norm_scatter, shift_scatter)
             rows.append(_simulate_run(folder / run_file(obs_id), rng, run, truth, model, dead_time))
             norm[obs_id], shift[obs_id] = run.norm, run.shift
         write_index(folder, rows)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.azimuth import AzimuthBinned
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.zenith import ZenithBinned, ZenithInterpolated
@@ -38,7 +39,13 @@ def fit_groups(
     fit_one : callable
         Fits runs of one slice each, without zenith or azimuth.
     """
-    models = [fit_one([[_whole(slices)] for slices in group]) for group in plan.assign(runs, config)]
+    models = []
+    for number, group in enumerate(plan.assign(runs, config)):
+        try:
+            models.append(fit_one([[_whole(slices)] for slices in group]))
+        except FitError as error:
+            ids = ", ".join(str(slices[0].obs_id) for slices in group)
+            raise FitError(f"group {number} of the plan, runs {ids}: {error}") from error
     mean = plan.mean_cos_zenith()
     sectors = np.unique(plan.sector)
     by_sector = []

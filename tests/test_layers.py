@@ -112,7 +112,8 @@ ALLOWED = {
     "validation.report_sections": {"gammapy.maps", "regions", OURS + "config", OURS + "products.plots", OURS + "validation"},
     "validation.report_runs": {"astropy.table", OURS + "fit", OURS + "validation"},
     # the demo's truth, instruments and site, apart from the store that they make
-    "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_truth"},
+    "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_schedule", OURS + "demo_truth"},
+    "demo_schedule": {"astropy", OURS + "demo_irfs"},
     "demo_irfs": {"astropy", "gammapy", "scipy", OURS + "demo_truth"},
     "demo_truth": {"scipy"},
     "showcase": {"astropy", "gammapy", "matplotlib", "regions", *(OURS + n for n in ("binning", "config", "demo", "maker", "reduction", "validation"))},

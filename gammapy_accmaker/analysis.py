@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import yaml
@@ -116,7 +117,7 @@ def _holds_regions(path):
         raise InputError(f"{BACKGROUND}.exclusion: {path} cannot be read ({error})") from error
 
 
-class AcceptanceReduction:
+class AcceptanceReduction(ABC):
     """Goes before gammapy's class that makes datasets: the acceptance stands in the place of a background maker.
 
     That class has ``config``; the child of both says how the maker is made.
@@ -127,9 +128,9 @@ class AcceptanceReduction:
         """Whether ``datasets.background.method`` is "acceptance"."""
         return self.config.datasets.background.method == "acceptance"
 
+    @abstractmethod
     def get_acceptance(self) -> AcceptanceBackgroundMaker:
         """Maker with a model."""
-        raise NotImplementedError
 
     def get_datasets(self):
         """Produce reduced datasets."""

@@ -115,12 +115,16 @@ def _location_to_dict(value):
     }
 
 
+def _as_model(value, kind):
+    """A gammapy model from its name or its dictionary; anything else as it is."""
+    if isinstance(value, str):
+        return Model.create(tag=value, model_type=kind)
+    return Model.from_dict({kind: value.get(kind, value)}) if isinstance(value, dict) else value
+
+
 @_naming
 def _norm_spectral_model(value):
-    if isinstance(value, str):
-        value = Model.create(tag=value, model_type="spectral")
-    elif isinstance(value, dict):
-        value = Model.from_dict({"spectral": value.get("spectral", value)})
+    value = _as_model(value, "spectral")
     if not isinstance(value, SpectralModel) or not value.is_norm_spectral_model:
         raise ValueError(f"got {value!r}, but a norm spectral model such as 'pl-norm' or 'piecewise-norm' is needed")
     return value
@@ -128,10 +132,7 @@ def _norm_spectral_model(value):
 
 @_naming
 def _spatial_model(value):
-    if isinstance(value, str):
-        value = Model.create(tag=value, model_type="spatial")
-    elif isinstance(value, dict):
-        value = Model.from_dict({"spatial": value.get("spatial", value)})
+    value = _as_model(value, "spatial")
     if value is not None and not isinstance(value, SpatialModel):
         raise ValueError(f"got {value!r}, but a spatial model or its name is needed")
     return value

@@ -162,6 +162,14 @@ def test_damaged_bytes_never_give_another_error(path):
             assert "model file" in str(error) or "edges" in str(error)
 
 
+@pytest.mark.parametrize("key", [7, 1.5, True])
+def test_a_name_that_is_no_text_is_refused(key, path):
+    with fits.open(path, mode="update") as hdulist:
+        hdulist["ARRAY_1"].header["KEY"] = key
+    with pytest.raises(InputError, match="model file"):
+        AcceptanceModel.read(path)
+
+
 @pytest.mark.parametrize("missing", ["TEXTS", "RUNS", "ARRAY_1", "ARRAY_5"])
 def test_a_missing_part_is_named(missing, path):
     with fits.open(path) as hdulist:

@@ -112,5 +112,5 @@ def _read_arrays(path, hdulist):
             raise InputError(f"model file: {path} claims arrays of {size} bytes; it is damaged")
         values = np.zeros(0) if hdu.data is None else hdu.data
         values = values.astype(values.dtype.newbyteorder("=")).reshape(shape)
-        arrays[hdu.header["KEY"]] = values.astype(bool) if hdu.header["BOOL"] else values
+        arrays[str(hdu.header["KEY"])] = values.astype(bool) if hdu.header["BOOL"] else values
     return arrays

@@ -52,6 +52,18 @@ def _bands_with_counts(residuals):
     return [k for k, row in enumerate(residuals.counts) if row.sum() >= FEW_COUNTS]
 
 
+def _histograms(residuals, scores, bands, what, where):
+    """One picture for each band."""
+    return [
+        picture(
+            lambda ax, k=k: plot_significance_histogram(scores[k], ax),
+            f"{_band_name(residuals, k)}, {what}.",
+            f"Histogram of the significance {where}, {_band_name(residuals, k)}",
+        )
+        for k in bands
+    ]
+
+
 def _band_name(residuals, k):
     return f"{residuals.bands[k]:.3g} to {residuals.bands[k + 1]:.3g} TeV"
 
@@ -161,14 +173,7 @@ def camera(residuals, run_table) -> str:
         )
         for k in bands
     ]
-    histograms = [
-        picture(
-            lambda ax, k=k: plot_significance_histogram(scores[k], ax),
-            f"{_band_name(residuals, k)}, camera frame.",
-            f"Histogram of the significance in the camera frame, {_band_name(residuals, k)}",
-        )
-        for k in bands
-    ]
+    histograms = _histograms(residuals, scores, bands, "camera frame", "in the camera frame")
     rows = [
         (
             _band_name(residuals, k),
@@ -220,14 +225,7 @@ def sky(residuals, observations) -> str:
             )
         )
     scores, bands = residuals.sky_scores(), _bands_with_counts(residuals)
-    histograms = [
-        picture(
-            lambda ax, k=k: plot_significance_histogram(scores[k], ax),
-            f"{_band_name(residuals, k)}, all fields.",
-            f"Histogram of the significance in the sky, {_band_name(residuals, k)}",
-        )
-        for k in bands
-    ]
+    histograms = _histograms(residuals, scores, bands, "all fields", "in the sky")
     text = "Significance in discs of 0.2 deg, the runs of a field stacked, each with its own norm. Grey: excluded or not seen."
     if len(fields) > MOST_FIELDS:
         text += f" The {MOST_FIELDS} fields with the most events of {len(fields)} are drawn; the histograms hold all."

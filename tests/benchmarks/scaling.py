@@ -49,7 +49,7 @@ def draw_runs(bins, number, events):
         z = rng.integers(0, ZENITHS)
         n = rng.poisson(events * np.exp(0.1 * rng.normal()))
         at = np.searchsorted(cumulative[z], rng.uniform(0, cumulative[z][-1], n))
-        counts = csr_array((np.ones(n), np.divmod(at, shape[1])), shape=shape)
+        counts = csr_array((np.ones(n, dtype=np.int32), np.divmod(at, shape[1])), shape=shape)
         counts.sum_duplicates()
         exposure = np.full(shape[1], ONTIME)
         dropped = {"not finite": 0, "outside GTI": 0}

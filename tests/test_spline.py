@@ -236,7 +236,7 @@ def test_inputs_are_not_changed(runs):
 
 
 def test_number_of_processes_does_not_matter():
-    runs = simulate_runs(20, seed=4)
+    runs = simulate_runs(50, seed=4)
     here = fit_spline(runs, *BINS, max_rounds=5)
     there = fit_spline(runs, *BINS, max_rounds=5, starmap=make_starmap(2, None, ""))
     arrays, others = here.to_arrays(), there.to_arrays()

@@ -1,20 +1,25 @@
-"""Time and peak memory of a fit against the number of runs, each size in a process of its own.
+"""Time and peak memory of a fit against the numbers of runs, bins and workers, each fit in a process of its own.
 
-    python tests/benchmarks/scaling.py --runs 10 100 1000 --model spline [--n-jobs 2] [--dr1]
+    python tests/benchmarks/scaling.py --runs 10 100 1000 --n-jobs 1 2
+    python tests/benchmarks/scaling.py --model grid --runs 100 --offset-bins 6 12 24 48
+    python tests/benchmarks/scaling.py --dr1 --runs 105 1050
 
 The runs are drawn on arrays in the bins of the model: events are not read, so that what is measured is the fit. With
 ``--dr1`` they are those of H.E.S.S. DR1, again and again with new numbers, and they are read. Prints the exponent of the
-time between the last two sizes, which is 1 where the time is linear. Peak memory: of the process and of its workers, each
-at its largest.
+time between the first and the last row, in runs or in bins, which is 1 where the time is linear. Memory, of the process
+and its workers together, is looked at twice a second; what they share counts once. (Linux only.)
 """
 
 import argparse
 import copy
+import itertools
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -75,63 +80,93 @@ def repeated_observations(number):
 
 def measure(options):
     """Seconds and peak memory in GB of one fit; made in a process of its own."""
-    config = AcceptanceConfig.coerce(CONFIGS[options.model])
+    config = CONFIGS[options.model]
+    if options.offset_bins[0]:
+        config = config | {"model": config["model"] | {"offset_bins": options.offset_bins[0]}}
+    config, (number,), (n_jobs,) = AcceptanceConfig.coerce(config), options.runs, options.n_jobs
     if options.dr1:
-        runs = list(repeated_observations(options.one))
+        runs = list(repeated_observations(number))
     else:
         bins = make_bins(config)
-        runs = list(draw_runs(bins, options.one, options.events))
-    held, start = usage(), time.monotonic()
+        runs = list(draw_runs(bins, number, options.events))
+    memory, held, start = PeakMemory(), processor_time(), time.monotonic()
+    runs_alone = memory.now()
+    memory.start()
     if options.dr1:
-        fit_acceptance(runs, config, n_jobs=options.n_jobs)
+        fit_acceptance(runs, config, n_jobs=n_jobs)
     else:
-        fitted = fit_runs(runs, bins, config, n_jobs=options.n_jobs)
+        fitted = fit_runs(runs, bins, config, n_jobs=n_jobs)
         make_run_table(fitted, bins, runs, {}, config)
-    end = usage()
-    peak = end["own"] + options.n_jobs * end["worker"]
-    return {
-        "runs": options.one,
-        "wall": time.monotonic() - start,
-        "cpu": end["cpu"] - held["cpu"],
-        "held": held["own"],
-        "peak": peak,
-    }
+    wall, cpu = time.monotonic() - start, processor_time() - held
+    return {"wall": wall, "cpu": cpu, "held": runs_alone, "peak": memory.stop()}
 
 
-def usage():
-    """Processor time in s of this process and its children, and the largest memory in GB of it and of one of them."""
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    cpu = sum(used.ru_utime + used.ru_stime for used in (own, children))
-    return {"cpu": cpu, "own": own.ru_maxrss / 1e6, "worker": children.ru_maxrss / 1e6}
+def processor_time():
+    """Of this process and of its children that have ended, in s."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+class PeakMemory(threading.Thread):
+    """Largest memory in GB of this process and its children."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self.done = 0.0, threading.Event()
+
+    def now(self):
+        pids, total = [os.getpid(), *(p.pid for p in multiprocessing.active_children())], 0
+        for pid in pids:
+            try:
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            except OSError:  # it has ended
+                continue
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return total / 1e6
+
+    def run(self):
+        while not self.done.wait(0.5):
+            self.peak = max(self.peak, self.now())
+
+    def stop(self):
+        self.done.set()
+        self.join()
+        return max(self.peak, self.now())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="+", default=[10, 100, 1000, 10000])
+    parser.add_argument("--n-jobs", type=int, nargs="+", default=[1])
+    parser.add_argument("--offset-bins", type=int, nargs="+", default=[0], help="of a binned model; 0: its default")
     parser.add_argument("--model", choices=CONFIGS, default="spline")
     parser.add_argument("--events", type=int, default=10000, help="of each run that is drawn")
-    parser.add_argument("--n-jobs", type=int, default=1)
     parser.add_argument("--dr1", action="store_true")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one is not None:
+    if options.alone:
         print(json.dumps(measure(options)))
         return
     what = "H.E.S.S. DR1 repeated" if options.dr1 else f"{options.events} events a run"
     threads = os.environ.get("OMP_NUM_THREADS")
-    print(f"{options.model}, {what}, n_jobs={options.n_jobs}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}")
-    print(f"{'runs':>6s} {'wall s':>8s} {'CPU s':>8s} {'runs GB':>8s} {'peak GB':>8s}")
+    print(f"{options.model}, {what}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}")
+    print(f"{'runs':>6s} {'bins':>5s} {'jobs':>5s} {'wall s':>8s} {'CPU s':>8s} {'runs GB':>8s} {'peak GB':>8s}")
     rows = []
-    for number in options.runs:
-        command = [sys.executable, *sys.argv, "--one", str(number)]
+    for number, offset_bins, n_jobs in itertools.product(options.runs, options.offset_bins, options.n_jobs):
+        one = ["--runs", str(number), "--offset-bins", str(offset_bins), "--n-jobs", str(n_jobs)]
+        command = [sys.executable, *sys.argv, *one, "--alone"]
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-        rows.append(row)
-        print(f"{number:6d} {row['wall']:8.1f} {row['cpu']:8.1f} {row['held']:8.2f} {row['peak']:8.2f}", flush=True)
-    if len(rows) > 1:
-        first, last = rows[-2:]
-        exponent = np.log(last["cpu"] / first["cpu"]) / np.log(last["runs"] / first["runs"])
-        growth = (last["peak"] - first["peak"]) / (last["runs"] - first["runs"])
-        print(f"exponent of the CPU time between the last two: {exponent:.2f}; memory: {1e6 * growth:.0f} kB a run")
+        rows.append(row | {"runs": number, "bins": offset_bins})
+        print(
+            f"{number:6d} {offset_bins or '':>5} {n_jobs:5d} {row['wall']:8.1f} {row['cpu']:8.1f} {row['held']:8.2f} {row['peak']:8.2f}",
+            flush=True,
+        )
+    first, last = rows[0], rows[-1]
+    for name in ("runs", "bins"):
+        if first[name] != last[name]:
+            exponent = np.log(last["cpu"] / first["cpu"]) / np.log(last[name] / first[name])
+            growth = (last["peak"] - first["peak"]) / (last[name] - first[name])
+            print(f"exponent of the CPU time in {name}: {exponent:.2f}; memory: {1e6 * growth:.0f} kB for each")
 
 
 if __name__ == "__main__":

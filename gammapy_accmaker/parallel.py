@@ -138,5 +138,5 @@ def _alone(function, arguments):
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             return ProcessDiedError(
-                "the process that read it died: killed, out of memory, or crashed; read this run alone to see why"
+                "the process that worked on it died, twice: killed, out of memory, or crashed; with n_jobs=1 it is seen why"
             )

@@ -17,7 +17,7 @@ from stores import IRFS, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, fit_acceptance, runs
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.parallel import ProcessDiedError, make_starmap, map_runs
 
 CONFIG = options("radial")
 BROKEN = 2  # which of the runs of a store is broken
@@ -197,6 +197,13 @@ def test_many_processes_that_die():
     results = list(map_runs(_square_unless, [(k, dying) for k in range(30)], 2, None))
     assert {k for k, result in enumerate(results) if isinstance(result, ProcessDiedError)} == dying
     assert all(result == k**2 for k, result in enumerate(results) if k not in dying)
+
+
+def test_work_that_cannot_be_left_out_ends_with_the_error():
+    starmap = make_starmap(2, None, "")
+    assert list(starmap(_square_unless, [(k, set()) for k in range(5)])) == [0, 1, 4, 9, 16]
+    with pytest.raises(ProcessDiedError, match="died"):
+        list(starmap(_square_unless, [(k, {3}) for k in range(5)]))
 
 
 def _raise(number):

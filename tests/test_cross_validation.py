@@ -63,6 +63,7 @@ def test_halves_hold_each_event_once(observations):
     assert abs(len(ids[0]) - len(ids[1])) < 5 * np.sqrt(len(observation.events.table))
 
 
+@pytest.mark.slow
 def test_a_model_with_the_asymmetry_predicts_better_than_one_without(observations):
     common = {"energy": {"min": "0.15 TeV", "max": "30 TeV", "nbins_per_decade": 6}, "run_effects": {"type": "norm"}}
     configs = {

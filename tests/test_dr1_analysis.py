@@ -10,6 +10,7 @@ CRAB_RUNS = [23523, 23526, 23559, 23592]
 CRAB = {"frame": "icrs", "lon": "83.633 deg", "lat": "22.014 deg"}
 
 
+@pytest.mark.slow
 @pytest.mark.gammapy_data
 @pytest.mark.parametrize("kind", ["3d", "1d"])
 def test_the_three_ways_give_the_same_datasets(kind, tmp_path):

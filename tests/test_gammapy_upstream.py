@@ -12,6 +12,8 @@ import pytest
 from gammapy_accmaker import AcceptanceAnalysis, AcceptanceAnalysisConfig, AcceptanceWorkflow, AcceptanceWorkflowConfig
 from gammapy_accmaker.workflow import SUPPORTED
 
+pytestmark = pytest.mark.slow
+
 CLASSES = {
     "Analysis": AcceptanceAnalysis,
     "AnalysisConfig": AcceptanceAnalysisConfig,

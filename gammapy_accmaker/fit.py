@@ -25,13 +25,12 @@ from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance
 from gammapy_accmaker.options_model import AdaptiveEnergy
+from gammapy_accmaker.parallel import make_starmap
 from gammapy_accmaker.plan import GroupPlan, make_plan
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 __all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "is_grouped", "make_run_table", "warn_outside_zenith"]
-
-log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def fit_acceptance(
     exclusion : sky region, region file, mask map, or a list of these, optional
         Left out of the fit, in addition to the exclusion of the configuration.
     n_jobs : int, optional
-        Processes that reduce the observations; gammapy's default.
+        Processes that reduce the observations and fit the spline model; gammapy's default. The answer is the same.
     parallel_backend : {"multiprocessing", "ray"}, optional
         gammapy's default.
     plan : `GroupPlan`, optional
@@ -101,21 +100,21 @@ def fit_acceptance(
         runs, failures = reduce_observations(
             observations, bins, config, exclusion, n_jobs, parallel_backend, cache=cache, on_error=on_error
         )
-        return _fit_once(runs, failures, bins, config, plan)
+        return _fit_once(runs, failures, bins, config, plan, n_jobs, parallel_backend)
 
     if config.exclusion.iterative is not None:
         return fit_until_stable(fit, observations, config, excluded)
     return fit(excluded)[0]
 
 
-def _fit_once(runs, failures, bins, config, plan):
+def _fit_once(runs, failures, bins, config, plan, n_jobs, parallel_backend):
     """The fit of reduced runs, and the model adapted to each of them where that is needed, by observation number."""
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(failures)} can be used ({reasons})")
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
-    rate_model = fit_runs(runs, bins, config, plan)
+    rate_model = fit_runs(runs, bins, config, plan, n_jobs=n_jobs, parallel_backend=parallel_backend)
     adapted = {}
     if config.exclusion.iterative is not None:
         adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}
@@ -130,11 +129,17 @@ def is_grouped(config: AcceptanceConfig) -> bool:
 
 
 def fit_runs(
-    runs: list[list[RunCounts]], bins: CountsBins, config: AcceptanceConfig, plan: GroupPlan | None = None
+    runs: list[list[RunCounts]],
+    bins: CountsBins,
+    config: AcceptanceConfig,
+    plan: GroupPlan | None = None,
+    *,
+    n_jobs: int | None = None,
+    parallel_backend: str | None = None,
 ) -> RateModel:
     """Model fitted to reduced runs, each a list of slices, in the groups of a plan, which is made of them by default."""
     if config.model.type == "spline":
-        return _fit_spline(runs, bins, config)
+        return _fit_spline(runs, bins, config, make_starmap(n_jobs, parallel_backend, "Fit of the spline model"))
     profile_edges = make_profile_edges(runs, bins, config)
     if is_grouped(config):
         plan = make_plan(runs, config) if plan is None else plan
@@ -168,16 +173,17 @@ def make_profile_edges(runs, bins, config) -> np.ndarray | None:
     return merge_bins(counts, bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
 
 
-def _fit_spline(runs, bins, config) -> SplineRate:
+def _fit_spline(runs, bins, config, starmap) -> SplineRate:
     inside = _spline_pixels(bins, config)
     model = fit_spline(
-        [_of_pixels(part, inside) for slices in runs for part in slices],
+        (_of_pixels(part, inside) for slices in runs for part in slices),
         bins.energy_edges,
         *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
         run_effects=config.run_effects.type,
         gradient=config.run_effects.gradient,
         zenith=config.zenith.type == "continuous",
         covariates=tuple(name for name in config.model.covariates if all(name in run[0].covariates for run in runs)),
+        starmap=starmap,
     )
     return SplineRate(model)
 

@@ -69,7 +69,8 @@ def fit_matched(
             left_out.setdefault(obs_id, "none of its matched OFF runs can be used")
         elif taken not in number and taken not in why:
             try:
-                models.append(fit_runs([usable[k] for k in sorted(taken)], bins, config))
+                own = [usable[k] for k in sorted(taken)]
+                models.append(fit_runs(own, bins, config, n_jobs=n_jobs, parallel_backend=parallel_backend))
                 number[taken] = len(models) - 1
             except FitError as error:
                 why[taken] = f"the fit to its {len(taken)} matched OFF runs failed: {error}"

@@ -13,7 +13,7 @@ from gammapy.utils.pbar import progress_bar
 
 from gammapy_accmaker.errors import AcceptanceError, InputError
 
-__all__ = ["ProcessDiedError", "map_runs"]
+__all__ = ["ProcessDiedError", "make_starmap", "map_runs"]
 
 AHEAD = 2  # tasks handed out at a time, for each process
 
@@ -70,6 +70,20 @@ def map_runs(
     if n_jobs <= 1 or multiprocessing.current_process().name != "MainProcess":
         return (function(*arguments) for arguments in progress_bar(inputs, desc=task_name))
     return _in_processes(function, inputs, n_jobs, task_name)
+
+
+def make_starmap(
+    n_jobs: int | None, backend: str | None, task_name: str
+) -> Callable[[Callable, list[tuple]], Iterator]:
+    """As `itertools.starmap`, by `map_runs`; a process that died ends the loop with its `ProcessDiedError`."""
+
+    def starmap(function, inputs):
+        for result in map_runs(function, inputs, n_jobs, backend, task_name):
+            if isinstance(result, ProcessDiedError):
+                raise result
+            yield result
+
+    return starmap
 
 
 def _with_ray(function, inputs, n_jobs, task_name):

@@ -99,7 +99,7 @@ ALLOWED = {
     "plan": {"astropy", "matplotlib", *(OURS + n for n in ("binning", "config", "reduction", "runs"))},
     "fit_groups": {OURS + n for n in ("config", "models", "plan", "reduction")},
     "iterate": {"astropy", *(OURS + n for n in ("acceptance", "config", "models.base", "products", "reduction"))},
-    "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "fit_groups", "iterate", "models", "options_model", "plan", "reduction", "runs"))},
+    "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "fit_groups", "iterate", "models", "options_model", "parallel", "plan", "reduction", "runs"))},
     "matched": {"astropy", *(OURS + n for n in ("acceptance", "config", "fit", "models.per_run", "options", "reduction.matching", "runs"))},
     "maker": {"astropy", "gammapy", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "matched", "models.base", "models.spline_rate", "products", "reduction", "run_files", "runs"))},
     "config_errors": {"astropy", "pydantic"},

@@ -3,6 +3,7 @@ import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
 
+from gammapy_accmaker.models.run_cells import gather_counts
 from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
 from gammapy_accmaker.models.spline import zenith_splines
@@ -40,7 +41,12 @@ def test_norm_and_shift_of_new_runs(model):
 def test_likelihood_derivatives_equal_finite_differences(model):
     run, design = simulate_runs(1, seed=5, zenith=(0.8, 0.85))[0], model.design
     basis = zenith_splines(model.zenith_axis, run.cos_zenith)
-    cells = project_run(design, run, basis, sum(model.covariates.scaling(run.cos_zenith, {})))
+    cells = project_run(
+        design,
+        gather_counts(design.cells, len(design.log_energy), run),
+        basis,
+        sum(model.covariates.scaling(run.cos_zenith, {})),
+    )
     effects = 0.03 * np.random.default_rng(0).normal(size=design.effects.n)
     counts = np.bincount(cells.index, cells.counts, len(design.log_energy) * design.cells.n_cell)
 

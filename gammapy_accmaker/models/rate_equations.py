@@ -30,23 +30,28 @@ class RateEquations:
         self._pairs = np.tril_indices(n_zenith)
         self._information = np.zeros((len(self._pairs[0]), n_space**2))
         self._gradient = np.zeros((n_space, n_zenith))
-        self._weights = np.zeros((BATCH, len(self._pairs[0])))
-        self._batch = np.zeros((BATCH, n_space**2))
-        self._n_waiting = 0
+        self._weights, self._batch = [], []
 
     def add(self, zenith: np.ndarray, information: np.ndarray, gradient: np.ndarray) -> None:
         """Add a run: its zenith splines, shape (n_zenith,), and what it tells of the splines in space there."""
         self._gradient += gradient[:, None] * zenith
-        self._weights[self._n_waiting] = _products(zenith, self._pairs)
-        self._batch[self._n_waiting] = information.ravel()
-        self._n_waiting += 1
-        if self._n_waiting == BATCH:
-            self._take_batch()
+        self._weights.append(_products(zenith, self._pairs))
+        self._batch.append(information.ravel())
+        if len(self._batch) == BATCH:
+            self.take_batch()
 
-    def _take_batch(self):
-        n = self._n_waiting
-        self._information += self._weights[:n].T @ self._batch[:n]
-        self._n_waiting = 0
+    def add_all(self, other: RateEquations) -> None:
+        """Add the runs of others."""
+        self.take_batch()
+        other.take_batch()
+        self._information += other._information
+        self._gradient += other._gradient
+
+    def take_batch(self) -> None:
+        """Add what waits to the sums: less is held then."""
+        if self._batch:
+            self._information += np.array(self._weights).T @ np.array(self._batch)
+            self._weights, self._batch = [], []
 
     def gradient(self) -> np.ndarray:
         """Sum over the runs, shape (n_space * n_zenith,)."""
@@ -54,7 +59,7 @@ class RateEquations:
 
     def information(self) -> np.ndarray:
         """Sum over the runs, shape (n_space * n_zenith,) twice."""
-        self._take_batch()
+        self.take_batch()
         out = np.empty((self.n_space, self.n_zenith, self.n_space, self.n_zenith))
         for block, a, b in zip(self._information, *self._pairs, strict=True):
             out[:, a, :, b] = block.reshape(self.n_space, -1)

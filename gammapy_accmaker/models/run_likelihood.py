@@ -12,10 +12,11 @@ import numpy as np
 
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
 from gammapy_accmaker.models.fov_cells import FovCells
+from gammapy_accmaker.models.run_cells import RunCells
 from gammapy_accmaker.models.run_effects import EffectBasis
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 
-__all__ = ["RateTable", "RunCells", "RunDesign", "RunSums", "fit_effects", "shift_within_rate", "sum_slices"]
+__all__ = ["RateTable", "RunDesign", "RunSums", "fit_effects", "shift_within_rate", "sum_slices"]
 
 MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
 NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
@@ -116,46 +117,6 @@ class RunDesign:
         """Weighted sums over the sectors of each ring, shape (n_energy, n_ring, n); weights as in `ring_weights`."""
         by_ring = values.reshape(len(values), *weights.shape[:2]).transpose(1, 0, 2)
         return np.matmul(by_ring, weights).transpose(1, 0, 2)
-
-
-@dataclass(frozen=True)
-class RunCells:
-    """Counts and exposure of a slice of a run in the cells.
-
-    Attributes
-    ----------
-    index, counts : `~numpy.ndarray`, shape (n_filled,)
-        Flat number (energy bin x cell) and content of the bins with counts.
-    exposure : `~numpy.ndarray`, shape (n_cell,)
-        In s sr.
-    zenith_basis : `~numpy.ndarray`, shape (n_zenith,)
-    scaled_energy : `~numpy.ndarray`, shape (n_energy,)
-        Scaled log energy of the bins before the run's own shift.
-    additive_counts : `~numpy.ndarray`, shape (n_additive,)
-        Sum of the counts times each additive effect.
-    energies : `~numpy.ndarray`, shape (n_energy,), optional
-        1 for the energy bins that count and 0 for those left out of counts and exposure; all by default.
-    """
-
-    index: np.ndarray
-    counts: np.ndarray
-    exposure: np.ndarray
-    zenith_basis: np.ndarray
-    scaled_energy: np.ndarray
-    additive_counts: np.ndarray
-    energies: np.ndarray | None = None
-
-    def on_rings(self, n_sector: int) -> RunCells:
-        """The sectors of each ring taken together, without effects of the run."""
-        index, first = np.unique(self.index // n_sector, return_index=True)
-        return RunCells(
-            index,
-            np.add.reduceat(self.counts, first) if len(first) else self.counts,
-            self.exposure.reshape(-1, n_sector).sum(axis=1),
-            self.zenith_basis,
-            self.scaled_energy,
-            np.zeros(0),
-        )
 
 
 @dataclass(frozen=True)

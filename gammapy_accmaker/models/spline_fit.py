@@ -8,6 +8,8 @@ angle. Smoothing parameters follow Fellner-Schall updates, the population of the
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -22,24 +24,13 @@ from gammapy_accmaker.models.bsplines import (
     penalty_eigenvalues,
 )
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
-from gammapy_accmaker.models.rate_equations import (
-    BATCH,
-    RateCovariance,
-    RateEquations,
-    moving_directions,
-    quadratic_form,
-)
-from gammapy_accmaker.models.run_effects import RunPopulation, norm_row, update_population
-from gammapy_accmaker.models.run_likelihood import (
-    RateTable,
-    RunCells,
-    RunDesign,
-    fit_effects,
-    shift_within_rate,
-    sum_slices,
-)
+from gammapy_accmaker.models.rate_equations import RateCovariance, RateEquations, moving_directions
+from gammapy_accmaker.models.run_cells import gather_counts
+from gammapy_accmaker.models.run_effects import RunPopulation, update_population
+from gammapy_accmaker.models.run_likelihood import RunDesign
 from gammapy_accmaker.models.spline import SplineModel, zenith_splines
-from gammapy_accmaker.models.spline_run import column_means, project_run, summarise_run
+from gammapy_accmaker.models.spline_round import FitRun, RateState, chunk_starts, finish_chunk, sum_chunk
+from gammapy_accmaker.models.spline_run import project_run
 from gammapy_accmaker.models.spline_setup import SplineSetup, group_runs
 
 __all__ = ["fit_spline"]
@@ -68,13 +59,14 @@ def fit_spline(
     zenith: bool = True,
     covariates: tuple[str, ...] = (),
     max_rounds: int = 14,
+    starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
 ) -> SplineModel:
     """Fit the spline model.
 
     Parameters
     ----------
-    runs : list of `RunCounts`-like
-        With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``, ``azimuth`` in deg,
+    runs : iterable of `RunCounts`-like
+        Only what `CellCounts` hold is kept of each. With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``, ``azimuth`` in deg,
         ``obs_id`` and ``covariates``. Entries of the same ``obs_id`` are slices of one run and share its effects.
     energy_edges : array_like, shape (n_energy + 1,)
         TeV; fine bins (0.02 dex is good, at most 0.05 dex), in which the rate is taken at the centre.
@@ -90,6 +82,9 @@ def fit_spline(
         Keys of ``run.covariates`` that the energy scale and the mean effects may depend on.
     max_rounds : int
         Most rounds of the fit.
+    starmap : callable
+        It calls a function with each of some tuples of arguments and gives the results in their order: with
+        `itertools.starmap` in this process. The answer does not depend on it.
 
     Returns
     -------
@@ -100,10 +95,10 @@ def fit_spline(
         raise ValueError("energy_edges: bins of the spline fit must not be wider than 0.05 dex; use finer bins")
     if max_rounds <= RATE_ONLY_ROUNDS:
         raise ValueError(f"max_rounds: got {max_rounds}, but more than {RATE_ONLY_ROUNDS} are needed")
-    grouped = group_runs(runs, zenith)
     cells = FovCells(*(np.asarray(a, dtype=float) for a in (fov_lon, fov_lat, solid_angle)))
+    grouped = group_runs([gather_counts(cells, len(energy_edges) - 1, run) for run in runs], zenith)
     setup = SplineSetup.of(grouped, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
-    fit = _JointFit(setup, grouped)
+    fit = _JointFit(setup, grouped, starmap)
     fit.run(max_rounds)
     return fit.model()
 
@@ -111,22 +106,11 @@ def fit_spline(
 class _JointFit:
     """State of the fit between its rounds."""
 
-    def __init__(self, setup: SplineSetup, grouped):
-        self.setup, self.design = setup, setup.design
+    def __init__(self, setup: SplineSetup, grouped, starmap):
+        self.setup, self.design, self.starmap = setup, setup.design, starmap
         scale, basis = setup.scale, setup.design.effects
-        self.runs: list[list[RunCells]] = []
-        regressors = []
-        for slices in grouped:
-            self.runs.append([self._project(s) for s in slices])
-            rows = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
-            regressors.append(np.mean(rows, axis=0))
-        self.obs_ids = [slices[0].obs_id for slices in grouped]
-        self.own_scaling = [scale.scaling(s[0].cos_zenith, s[0].covariates)[1] for s in grouped]
-        self.regressors = np.array(regressors)
-        self.zeniths = np.array([
-            np.average([s.zenith_basis for s in slices], axis=0, weights=[s.exposure.sum() for s in slices])
-            for slices in self.runs
-        ])  # fmt: skip
+        self.runs = [self._run(slices) for slices in grouped]
+        self.regressors = np.array([run.regressors for run in self.runs])
         self.ring_design = RunDesign(
             self.design.energy_edges,
             replace(self.design.cells, n_sector=1),
@@ -161,6 +145,13 @@ class _JointFit:
         self.asymmetry_fit = None
         self.rate_covariance, self.factor, self.effects, self.converged = None, None, (), False
 
+    def _run(self, slices):
+        scale, cells = self.setup.scale, [self._project(s) for s in slices]
+        regressors = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
+        zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
+        scaling = scale.scaling(slices[0].cos_zenith, slices[0].covariates)[1]
+        return FitRun(slices[0].obs_id, cells, zenith, np.mean(regressors, axis=0), scaling)
+
     def _project(self, part):
         zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
         scaling = sum(self.setup.scale.scaling(part.cos_zenith, part.covariates))
@@ -169,17 +160,19 @@ class _JointFit:
     def _all_counts(self):
         shape = (len(self.design.log_energy), self.design.cells.n_cell)
         total = np.zeros(shape[0] * shape[1])
-        for slices in self.runs:
-            for part in slices:
-                total[part.index] += part.counts
+        for part in self._slices():
+            total[part.index] += part.counts
         return total.reshape(shape)
+
+    def _slices(self):
+        return (part for run in self.runs for part in run.slices)
 
     def _first_coefficients(self):
         """The same spectrum at all offsets and zenith angles: a one-dimensional fit of all counts."""
         energy, n_cell = self.design.energy, self.design.cells.n_cell
         nodes = np.linspace(energy.lo, energy.hi, 151)
         counts, exposure = np.zeros(150), np.zeros(150)
-        for part in (p for slices in self.runs for p in slices):
+        for part in self._slices():
             bins = np.clip(np.searchsorted(nodes, part.scaled_energy) - 1, 0, 149)
             counts += np.bincount(bins[part.index // n_cell], part.counts, 150)
             flux = np.exp(self.design.log_width + START_INDEX * part.scaled_energy)
@@ -222,28 +215,19 @@ class _JointFit:
         ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the first
         rounds. ``damping``: of the step of the rate. Returns the expected counts.
         """
-        design, adapt = self.ring_design if rings else self.design, n_steps > 0
-        equations, n_run, n = RateEquations(*self._sizes), len(self.runs), design.effects.n
-        second_moments, norm_rows, norm_variance = np.zeros((n, n)), np.zeros((n_run, n)), 0.0
-        precision, follow, expected = np.linalg.inv(self.population.covariance), [], 0.0
-        for i, slices, tables, spread in self._each_run(design, rings, adapt):
-            if adapt:
-                self._fit_effects(i, tables, slices, n_steps, 3e-3)
-            sums = sum_slices(design, tables, slices, self.values[i], full=True)
+        adapt, n = n_steps > 0, self.design.effects.n
+        state = self._state(self.ring_design, np.zeros((1, 1))) if rings else self._state()
+        equations, expected = RateEquations(*self._sizes), 0.0
+        second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(self.runs), n)), 0.0, []
+        for here, sums in self._each_chunk(sum_chunk, state, n_steps):
+            equations.add_all(sums.equations)
             expected = expected + sums.expected
-            information, gradient = sums.rate_information, sums.rate_gradient.ravel()
+            self.values[here] = sums.values
             if adapt:
-                posterior = np.linalg.inv(sums.information + precision)
-                gain = sums.cross_information @ posterior
-                information = information - gain @ sums.cross_information.T
-                to_maximum = sums.gradient - precision @ (self.values[i] - self.population.mean(self.regressors[i]))
-                gradient = gradient - gain @ to_maximum
-                follow.append(gain.astype(np.float32))
-                posterior = posterior + quadratic_form(spread, gain)
-                second_moments += posterior
-                norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected))
-                norm_variance += norm_rows[i] @ posterior @ norm_rows[i]
-            equations.add(self.zeniths[i], information, gradient)
+                second_moments += sums.second_moments
+                norm_rows[here] = sums.norm_rows
+                norm_variance += sums.norm_variance
+                gains += sums.gains
         values, penalty = self.coefficients.ravel(), self._penalty()
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
         step = cho_solve((lower, True), equations.gradient() - penalty @ values + self.pull)
@@ -260,8 +244,8 @@ class _JointFit:
             self.rate_covariance = RateCovariance(covariance, self._sizes[1])
         if adapt:
             # the effects follow the step to first order before the population does, or the two would oscillate
-            for i, gain in enumerate(follow):
-                self.values[i] -= (step.reshape(self._sizes) @ self.zeniths[i]) @ gain
+            for i, gain in enumerate(gains):
+                self.values[i] -= (step.reshape(self._sizes) @ self.runs[i].zenith) @ gain
             self.population = update_population(
                 self.population,
                 self.values,
@@ -275,22 +259,10 @@ class _JointFit:
 
     def _finish(self, adapt):
         """Effects of every run at their maximum, and all errors, at the final rate."""
-        design, equations, effects = self.design, RateEquations(*self._sizes), []
-        precision = np.linalg.inv(self.population.covariance)
-        for i, slices, tables, spread in self._each_run(design, False, adapt):
-            posterior, converged = np.zeros((design.effects.n,) * 2), True
-            if adapt:
-                converged = self._fit_effects(i, tables, slices, 30, 1e-5)
-            sums = sum_slices(design, tables, slices, self.values[i], full=True)
-            information, of_rate = sums.rate_information, np.zeros(posterior.shape)
-            if adapt:
-                within, cross = shift_within_rate(design, sums, self.coefficients @ self.zeniths[i])
-                posterior = np.linalg.inv(within + precision)
-                gain = cross @ posterior
-                information = information - gain @ cross.T
-                of_rate = of_rate + quadratic_form(spread, gain)
-            equations.add(self.zeniths[i], information, sums.rate_gradient.ravel())
-            effects.append(self._effect(i, posterior, of_rate, sums.expected, converged))
+        equations, effects = RateEquations(*self._sizes), []
+        for _, (own, found) in self._each_chunk(finish_chunk, self._state(), adapt):
+            equations.add_all(own)
+            effects += found
         held, inner = self._held_against_moving()
         penalty = self._penalty().toarray() - held @ np.linalg.solve(inner, held.T)
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
@@ -311,48 +283,20 @@ class _JointFit:
     def _penalty(self):
         return sum(s * p for s, p in zip(self.smoothing, self.penalties, strict=True)) + self.null_space
 
-    def _each_run(self, design, rings, adapt):
-        """Number, slices and tables of the rate of each run, and the covariance of the rate at its zenith angle."""
-        asymmetry = np.zeros((1, 1)) if rings else self._log_asymmetry()
-        for start in range(0, len(self.runs), BATCH):
-            batch = range(start, min(start + BATCH, len(self.runs)))
-            spread = [None] * len(batch)
-            if adapt and self.rate_covariance is not None:
-                spread = self.rate_covariance.at(self.zeniths[batch.start : batch.stop])
-            for i in batch:
-                slices = [s.on_rings(self.design.cells.n_sector) for s in self.runs[i]] if rings else self.runs[i]
-                tables = [RateTable.at(design, self.coefficients, s.zenith_basis, asymmetry) for s in slices]
-                yield i, slices, tables, spread[i - start]
+    def _state(self, design=None, asymmetry=None):
+        design = self.design if design is None else design
+        asymmetry = self._log_asymmetry() if asymmetry is None else asymmetry
+        return RateState(design, self.coefficients, asymmetry, self.population, self.rate_covariance)
 
-    def _fit_effects(self, i, tables, slices, max_steps, tolerance):
-        self.values[i], _, _, converged = fit_effects(
-            self.design,
-            tables,
-            slices,
-            self.population.mean(self.regressors[i]),
-            self.population.covariance,
-            start=self.values[i],
-            max_steps=max_steps,
-            tolerance=tolerance,
-        )
-        return converged
+    def _each_chunk(self, function, state, option) -> Iterator:
+        """Which runs are in a chunk, and what a function finds for them."""
+        starts = chunk_starts(len(self.runs))
+        chunks = [slice(start, start + starts.step) for start in starts]
+        inputs = [(state, self.runs[here], self.values[here], option) for here in chunks]
+        return zip(chunks, self.starmap(function, inputs), strict=True)
 
     def _log_asymmetry(self):
         return self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
-
-    def _effect(self, i, covariance, of_rate, expected, converged):
-        return summarise_run(
-            self.design,
-            self.runs[i],
-            self.values[i].copy(),
-            covariance,
-            of_rate,
-            expected,
-            self.population,
-            self.obs_ids[i],
-            self.own_scaling[i],
-            converged,
-        )
 
     def _fit_asymmetry(self, expected):
         without = expected / np.exp(self._log_asymmetry())

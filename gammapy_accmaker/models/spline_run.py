@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from gammapy_accmaker.models.run_cells import CellCounts, RunCells, gather_counts
 from gammapy_accmaker.models.run_effects import EFFECT_KINDS, RunEffect, RunPopulation, norm_row
 from gammapy_accmaker.models.run_likelihood import (
     RateTable,
-    RunCells,
     RunDesign,
     fit_effects,
     shift_within_rate,
@@ -33,41 +33,30 @@ def as_slices(run) -> list:
 
 
 def project_run(
-    design: RunDesign, run, zenith_basis: np.ndarray, scaling: float, energies: np.ndarray | None = None
+    design: RunDesign, run: CellCounts, zenith_basis: np.ndarray, scaling: float, energies: np.ndarray | None = None
 ) -> RunCells:
-    """Sum the counts and the exposure of one slice over the cells.
+    """A slice of a run under the conditions of a fit.
 
     Parameters
     ----------
     design : `RunDesign`
-    run : `RunCounts`-like
-        With ``counts`` (n_energy, n_fov), sparse, and ``exposure`` (n_fov,) in s.
+    run : `CellCounts`
+        In the cells of the design.
     zenith_basis : `~numpy.ndarray`, shape (n_zenith,)
     scaling : float
         Of log energy, before the run's own shift.
     energies : `~numpy.ndarray`, shape (n_energy,), optional
         1 for the energy bins that count, else 0; all by default.
     """
-    n_energy, n_fov = len(design.log_energy), len(design.cells.fov_lon)
-    if run.counts.shape != (n_energy, n_fov) or run.exposure.shape != (n_fov,):
-        raise ValueError(
-            f"run {run.obs_id}: counts {run.counts.shape} and exposure {run.exposure.shape} do not fit the bins of the "
-            f"model, ({n_energy}, {n_fov}) and ({n_fov},); reduce the run with the bins of the fit"
-        )
-    counts = (run.counts @ design.cells.membership).tocoo()
-    index = counts.coords[0].astype(np.int64) * design.cells.n_cell + counts.coords[1]
-    order = np.argsort(index)
-    exposure = design.cells.membership.T @ (run.exposure * design.cells.solid_angle)
-    filled = counts.data[order] > 0
-    if energies is not None:
-        filled &= energies[counts.coords[0][order]] > 0
-    index, counts = index[order][filled], counts.data[order][filled].astype(float)
-    by_mode = np.zeros((n_energy, len(design.effects.modes)))
+    index, counts = run.index, run.counts
     energy, cell = np.divmod(index, design.cells.n_cell)
+    if energies is not None:
+        index, counts, energy, cell = (a[energies[energy] > 0] for a in (index, counts, energy, cell))
+    by_mode = np.zeros((len(design.log_energy), len(design.effects.modes)))
     for m in range(by_mode.shape[1]):
-        by_mode[:, m] = np.bincount(energy, counts * design.cell_modes[cell, m], n_energy)
+        by_mode[:, m] = np.bincount(energy, counts * design.cell_modes[cell, m], len(by_mode))
     additive = (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
-    return RunCells(index, counts, exposure, zenith_basis, design.log_energy + scaling, additive, energies)
+    return RunCells(index, counts, run.exposure, zenith_basis, design.log_energy + scaling, additive, energies)
 
 
 def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int = 0) -> RunEffect:
@@ -113,8 +102,9 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int
     for part in slices:
         zenith = model.clamp_zenith(part.cos_zenith)
         basis, scaled = zenith_splines(model.zenith_axis, zenith), sum(scale.scaling(zenith, part.covariates))
-        cells.append(project_run(design, part, basis, scaled))
-        taken.append(cells[-1] if used is None else project_run(design, part, basis, scaled, used))
+        gathered = gather_counts(design.cells, len(design.log_energy), part)
+        cells.append(project_run(design, gathered, basis, scaled))
+        taken.append(cells[-1] if used is None else project_run(design, gathered, basis, scaled, used))
         tables.append(RateTable.at(design, model.coefficients, basis, model.asymmetry_cells))
     scaling = scale.scaling(model.clamp_zenith(first.cos_zenith), first.covariates)[1]
     flags = []

@@ -20,7 +20,7 @@ MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on 
 
 
 def group_runs(runs, zenith):
-    """Slices by run, in an order that does not depend on that of the input."""
+    """Slices (`CellCounts`) by run, in an order that does not depend on that of the input."""
     by_run = {}
     for run in runs:
         by_run.setdefault(run.obs_id, []).append(run)
@@ -64,7 +64,7 @@ class SplineSetup:
         """Choose them for these runs (from `group_runs`); the arguments are those of `fit_spline`."""
         log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
         slices = [s for run in grouped for s in run]
-        spectra = np.array([np.asarray(s.counts.sum(axis=1)).ravel() for s in slices])
+        spectra = np.array([s.spectrum(len(log_energy)) for s in slices])
         scale = _threshold_scaling(CovariateScale.of(slices, zenith, covariates), slices, spectra, log_energy)
         scaled = np.array([log_energy + sum(scale.scaling(s.cos_zenith, s.covariates)) for s in slices])
         energy = _energy_axis(scaled, spectra)

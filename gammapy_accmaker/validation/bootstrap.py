@@ -72,5 +72,6 @@ def bootstrap_error(
         drawn = [runs[k] for k in rng.integers(len(runs), size=len(runs))]
         # a run that is drawn twice counts as two runs
         drawn = [[replace(part, obs_id=number) for part in slices] for number, slices in enumerate(drawn)]
-        log_rates.append(np.log(fit_runs(drawn, bins, config).rate_grid(*grid, cos_zenith)))
+        model = fit_runs(drawn, bins, config, n_jobs=n_jobs, parallel_backend=parallel_backend)
+        log_rates.append(np.log(model.rate_grid(*grid, cos_zenith)))
     return np.std(log_rates, axis=0, ddof=1)

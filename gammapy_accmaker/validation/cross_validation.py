@@ -156,7 +156,7 @@ def cross_validate(
             if sky
             else None
         )
-        held_out = _HeldOut.of(reduced[name], folds, config, scoring, in_sky)
+        held_out = _HeldOut.of(reduced[name], folds, config, scoring, in_sky, n_jobs, parallel_backend)
         scores[name] = [held_out.scores[k] for k in used]
         gain = scores[name] - scores[scores.colnames[1]]
         norms = np.array([held_out.log_norms[k] for k in used])
@@ -250,12 +250,13 @@ class _HeldOut:
     fit_time: float
 
     @classmethod
-    def of(cls, reduced, folds, config, scoring, sky):
+    def of(cls, reduced, folds, config, scoring, sky, n_jobs, parallel_backend):
         bins = make_bins(config)
         scores, log_norms, seconds, pulls = {}, {}, [], []
         for fold in progress_bar(folds, desc="Folds"):
             start = time.monotonic()
-            model = fit_runs([reduced[k][0] for k in sorted(set(reduced) - set(fold))], bins, config)
+            rest = [reduced[k][0] for k in sorted(set(reduced) - set(fold))]
+            model = fit_runs(rest, bins, config, n_jobs=n_jobs, parallel_backend=parallel_backend)
             seconds.append(time.monotonic() - start)
             stack = 0.0
             for k in fold:

@@ -1,0 +1,222 @@
+"""One round of the spline fit over a chunk of runs: their effects at the present rate, and what they tell of the rate.
+
+These are functions of their arguments alone, so that other processes can work on chunks. Chunks do not depend on the
+number of processes, and their sums are added in one order: nor does the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gammapy_accmaker.models.rate_equations import BATCH, RateCovariance, RateEquations, quadratic_form
+from gammapy_accmaker.models.run_cells import RunCells
+from gammapy_accmaker.models.run_effects import RunEffect, RunPopulation, norm_row
+from gammapy_accmaker.models.run_likelihood import (
+    RateTable,
+    RunDesign,
+    fit_effects,
+    shift_within_rate,
+    sum_slices,
+)
+from gammapy_accmaker.models.spline_run import column_means, summarise_run
+
+__all__ = ["ChunkSums", "FitRun", "RateState", "chunk_starts", "finish_chunk", "sum_chunk"]
+
+CHUNKS = 32  # of many runs; of few there are fewer
+LARGEST_CHUNK = 16 * BATCH  # runs; what a chunk holds in memory does not grow beyond it
+ROUND_TOLERANCE, FINAL_TOLERANCE = 3e-3, 1e-5  # of the effects of a run, in standard deviations of the prior
+FINAL_STEPS = 30
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """A run of the fit.
+
+    Attributes
+    ----------
+    obs_id : int
+    slices : list of `RunCells`
+    zenith : `~numpy.ndarray`, shape (n_zenith,)
+        Splines in zenith angle, mean over the slices.
+    regressors : `~numpy.ndarray`, shape (n_regressor,)
+        What the mean effects of the run depend on.
+    scaling : float
+        Part of the energy scaling that comes from the covariates of the run.
+    """
+
+    obs_id: int
+    slices: list[RunCells]
+    zenith: np.ndarray
+    regressors: np.ndarray
+    scaling: float
+
+
+@dataclass(frozen=True)
+class RateState:
+    """The rate and the population of the run effects at the start of a round.
+
+    Attributes
+    ----------
+    design : `RunDesign`
+        One of fewer sectors than the runs have takes their sectors together.
+    coefficients : `~numpy.ndarray`, shape (n_energy, n_offset, n_zenith)
+    asymmetry : `~numpy.ndarray`
+        Log asymmetry in the bins and cells.
+    population : `RunPopulation`
+    covariance : `RateCovariance`, optional
+        Of the coefficients, once it is known.
+    """
+
+    design: RunDesign
+    coefficients: np.ndarray
+    asymmetry: np.ndarray
+    population: RunPopulation
+    covariance: RateCovariance | None = None
+
+
+@dataclass
+class ChunkSums:
+    """What a chunk of runs adds to a round.
+
+    Attributes
+    ----------
+    equations : `RateEquations`
+    expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+        Counts.
+    values : `~numpy.ndarray`, shape (n_run, n)
+        Effects of each run.
+    second_moments : `~numpy.ndarray`, shape (n, n)
+        Sum of their posterior covariances.
+    norm_rows : `~numpy.ndarray`, shape (n_run, n)
+        See `norm_row`.
+    norm_variance : float
+        Sum of the posterior variances of the log of the norm.
+    gains : list of `~numpy.ndarray`, shape (n_energy * n_offset, n)
+        By how much the effects of each run fall as a coefficient of the rate at its zenith angle rises.
+    """
+
+    equations: RateEquations
+    expected: np.ndarray
+    values: np.ndarray
+    second_moments: np.ndarray
+    norm_rows: np.ndarray
+    norm_variance: float = 0.0
+    gains: list[np.ndarray] = field(default_factory=list)
+
+
+def chunk_starts(n_run: int) -> range:
+    """Numbers of the first runs of the chunks: whole batches each."""
+    size = int(np.clip(-(-n_run // CHUNKS // BATCH) * BATCH, BATCH, LARGEST_CHUNK))
+    return range(0, n_run, size)
+
+
+def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, n_steps: int) -> ChunkSums:
+    """Effects of runs at the present rate, and what is left to tell of the rate when they are integrated out.
+
+    Parameters
+    ----------
+    state : `RateState`
+    runs : list of `FitRun`
+    values : `~numpy.ndarray`, shape (n_run, n)
+        Their effects so far.
+    n_steps : int
+        Of the effects; 0 leaves them alone, and takes them as known.
+    """
+    design, adapt = state.design, n_steps > 0
+    values, n, expected = values.copy(), design.effects.n, 0.0
+    second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(runs), n)), 0.0, []
+    equations, precision = _equations(state), np.linalg.inv(state.population.covariance)
+    for i, (run, slices, tables, spread) in enumerate(_with_tables(state, runs, adapt)):
+        if adapt:
+            values[i], _ = _fit_effects(state, run, slices, tables, values[i], n_steps, ROUND_TOLERANCE)
+        sums = sum_slices(design, tables, slices, values[i], full=True)
+        expected = expected + sums.expected
+        information, gradient = sums.rate_information, sums.rate_gradient.ravel()
+        if adapt:
+            posterior = np.linalg.inv(sums.information + precision)
+            gain = sums.cross_information @ posterior
+            information = information - gain @ sums.cross_information.T
+            to_maximum = sums.gradient - precision @ (values[i] - state.population.mean(run.regressors))
+            gradient = gradient - gain @ to_maximum
+            gains.append(gain.astype(np.float32))
+            posterior = posterior + quadratic_form(spread, gain)
+            second_moments += posterior
+            norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected))
+            norm_variance += norm_rows[i] @ posterior @ norm_rows[i]
+        equations.add(run.zenith, information, gradient)
+    equations.take_batch()
+    return ChunkSums(equations, expected, values, second_moments, norm_rows, norm_variance, gains)
+
+
+def finish_chunk(
+    state: RateState, runs: list[FitRun], values: np.ndarray, adapt: bool
+) -> tuple[RateEquations, list[RunEffect]]:
+    """Effects of runs at their maximum, with their errors, and what the runs tell of the rate at the end.
+
+    Parameters
+    ----------
+    state : `RateState`
+    runs : list of `FitRun`
+    values : `~numpy.ndarray`, shape (n_run, n)
+        Their effects so far.
+    adapt : bool
+        Whether there are any.
+    """
+    design, population, effects = state.design, state.population, []
+    equations, precision = _equations(state), np.linalg.inv(population.covariance)
+    for start, (run, slices, tables, spread) in zip(values, _with_tables(state, runs, adapt), strict=True):
+        posterior, value, converged = np.zeros(precision.shape), start, True
+        if adapt:
+            value, converged = _fit_effects(state, run, slices, tables, start, FINAL_STEPS, FINAL_TOLERANCE)
+        sums = sum_slices(design, tables, slices, value, full=True)
+        information, of_rate = sums.rate_information, np.zeros(precision.shape)
+        if adapt:
+            within, cross = shift_within_rate(design, sums, state.coefficients @ run.zenith)
+            posterior = np.linalg.inv(within + precision)
+            gain = cross @ posterior
+            information = information - gain @ cross.T
+            of_rate = of_rate + quadratic_form(spread, gain)
+        equations.add(run.zenith, information, sums.rate_gradient.ravel())
+        effects.append(
+            summarise_run(
+                design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.obs_id, run.scaling, converged
+            )
+        )  # fmt: skip
+    equations.take_batch()
+    return equations, effects
+
+
+def _equations(state):
+    n_energy, n_offset, n_zenith = state.coefficients.shape
+    return RateEquations(n_energy * n_offset, n_zenith)
+
+
+def _with_tables(state: RateState, runs, adapt) -> Iterator:
+    """Each run, its slices, the tables of the rate for them, and the covariance of the rate at its zenith angle."""
+    for start in range(0, len(runs), BATCH):
+        batch = runs[start : start + BATCH]
+        spread = [None] * len(batch)
+        if adapt and state.covariance is not None:
+            spread = state.covariance.at(np.array([run.zenith for run in batch]))
+        for run, own in zip(batch, spread, strict=True):
+            together = len(run.slices[0].exposure) // state.design.cells.n_cell
+            slices = run.slices if together == 1 else [s.on_rings(together) for s in run.slices]
+            tables = [RateTable.at(state.design, state.coefficients, s.zenith_basis, state.asymmetry) for s in slices]
+            yield run, slices, tables, own
+
+
+def _fit_effects(state, run, slices, tables, start, max_steps, tolerance):
+    values, _, _, converged = fit_effects(
+        state.design,
+        tables,
+        slices,
+        state.population.mean(run.regressors),
+        state.population.covariance,
+        start=start,
+        max_steps=max_steps,
+        tolerance=tolerance,
+    )
+    return values, converged

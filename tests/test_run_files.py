@@ -230,11 +230,13 @@ def test_matching(hostile):
     assert broken not in matches["ON_OBS_ID"] and broken not in matches["OFF_OBS_ID"]
     assert "outside_files" in matches.meta["LEFT_OUT"][broken]
     assert broken in match_observations(runs, runs, outside_files=True)["ON_OBS_ID"]
+    vars(runs[0])["__events_hdu"].path().unlink()
+    assert "there is no file" in match_observations(runs, runs).meta["LEFT_OUT"][runs[0].obs_id]
     matching = {"limits": {"cos_zenith": 1}}
     for allowed in (False, True):
         config = options("radial", matching=matching, outside_files=allowed)
         table = AcceptanceBackgroundMaker(config).fit(runs, runs).run_table
-        assert set(table["OBS_ID"][~table["USED"]]) == (set() if allowed else {broken})
+        assert set(table["OBS_ID"][~table["USED"]]) == {runs[0].obs_id} | (set() if allowed else {broken})
 
 
 @pytest.mark.parametrize("copy", [False, True])

@@ -13,7 +13,7 @@ from astropy.time import Time
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction.counts import observation_track
 from gammapy_accmaker.reduction.fov import time_nodes
-from gammapy_accmaker.run_files import check_inside
+from gammapy_accmaker.run_files import check_files
 
 __all__ = ["CRITERIA", "RunConditions", "difference", "run_conditions"]
 
@@ -146,7 +146,7 @@ def _from_observations(argument, observations, columns, location, outside_files)
     rows, unusable = [], {}
     for observation in observations:
         try:
-            check_inside(observation, outside_files)
+            check_files(observation, outside_files)
             rows.append(_of_observation(argument, observation, columns, location))
         except ObservationError as error:
             unusable[int(observation.obs_id)] = str(error)

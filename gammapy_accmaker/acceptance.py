@@ -198,6 +198,9 @@ class AcceptanceModel:
             plan = GroupPlan.from_arrays(planned) if planned else None
             extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
             fit_counts = FitCounts.from_arrays(summed) if summed else None
+            known = not len(run_table) or run_table["OBS_ID"].dtype.kind in "iu" and run_table["USED"].dtype.kind == "b"
+            if not known:
+                raise ValueError("columns OBS_ID and USED of the run table")
             return cls(rate_model, texts["config"], run_table, plan=plan, fit_counts=fit_counts, **extra)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error

@@ -33,7 +33,7 @@ __all__ = ["RunCache", "in_memory"]
 log = logging.getLogger(__name__)
 
 FORMAT = "gammapy_accmaker run"
-FORMAT_VERSION = 2  # raised when what a reduction gives, or how it is stored, changes
+FORMAT_VERSION = 3  # raised when what a reduction gives, or how it is stored, changes
 MAX_BYTES = 2**30
 NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
 
@@ -156,7 +156,7 @@ def _to_arrays(slices):
         # FITS has no empty images, and a slice may be without counts
         "NUMBER": np.array([part.nnz for part in counts], dtype="i4"),
         "INDEX": np.concatenate([part.row.astype("i4") * size + part.col for part in counts]).astype("i4"),
-        "COUNTS": np.concatenate([part.data for part in counts]).astype("f4"),
+        "COUNTS": np.concatenate([part.data for part in counts]).astype("i4"),
         "EXPOSURE": np.array([part.exposure for part in slices], dtype="f8"),
         "VALUES": np.array(
             [[*(getattr(part, name) for name in NUMBERS), *part.pointing] for part in slices], dtype="f8"
@@ -166,7 +166,7 @@ def _to_arrays(slices):
 
 
 def _from_arrays(arrays, obs_id, shape):
-    index, counts = arrays["INDEX"], arrays["COUNTS"].astype(float)
+    index, counts = arrays["INDEX"], arrays["COUNTS"]
     ends = np.cumsum(arrays["NUMBER"])
     texts = json.loads(arrays["TEXTS"].tobytes())
     slices = []

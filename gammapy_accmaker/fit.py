@@ -16,7 +16,7 @@ from gammapy_accmaker.fit_groups import fit_groups
 from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
-from gammapy_accmaker.models.fit_counts import sum_counts
+from gammapy_accmaker.models.fit_counts import add_up, sum_counts
 from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.models.parametric_fit import fit_parametric
 from gammapy_accmaker.models.run_effects import RunEffect
@@ -153,7 +153,7 @@ def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricMo
     norms = np.ones(len(whole))
     if config.run_effects.type == "norm":
         norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
-    summed = sum(run.counts for run in whole).toarray(), norms @ exposure, bins.energy_edges, bins.fov
+    summed = add_up(whole), norms @ exposure, bins.energy_edges, bins.fov
     if config.model.type != "parametric":
         return fit_binned(*summed, profile_edges=profile_edges)
     return fit_parametric(
@@ -169,8 +169,8 @@ def make_profile_edges(runs, bins, config) -> np.ndarray | None:
     """Energy edges in TeV that ``fit_energy: adaptive`` makes of the counts of all runs; None where it is not asked for."""
     if not isinstance(config.fit_energy, AdaptiveEnergy):
         return None
-    counts = sum(part.counts.sum(1) for slices in runs for part in slices)
-    return merge_bins(counts, bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
+    counts = add_up(part for slices in runs for part in slices)
+    return merge_bins(counts.sum(1), bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
 
 
 def _fit_spline(runs, bins, config, starmap) -> SplineRate:

@@ -140,12 +140,10 @@ class GroupPlan:
                 f"plan: it was made of other observations or with another exclusion ({what}); make it with plan_groups "
                 "from the observations that are fitted"
             )
-        groups = []
-        for k in range(self.n_groups):
-            slices = [part for part, g in zip(parts.slices, self.group, strict=True) if g == k]
-            numbers = [part.obs_id for part in slices]
-            groups.append([[s for s in slices if s.obs_id == i] for i in dict.fromkeys(numbers)])
-        return groups
+        groups = [{} for _ in range(self.n_groups)]
+        for part, k in zip(parts.slices, self.group, strict=True):
+            groups[k].setdefault(part.obs_id, []).append(part)
+        return [list(by_run.values()) for by_run in groups]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Serial form, exact."""

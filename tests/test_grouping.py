@@ -50,6 +50,18 @@ def test_a_bin_without_data_never_exists():
     assert len(edges) == 3 and edges[0] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.07, 0.1])
+def test_zenith_angles_at_edges_leave_no_bin_empty(width):
+    cells = zenith_cells(width)
+    for some in (cells, cells[::2], cells[1::3], np.linspace(0.6, 1, 20)):
+        cos_zenith = some[some > 0.3]
+        ones = np.ones(len(cos_zenith))
+        edges = grow_zenith_bins(cos_zenith, ones, ones, ones, np.zeros(len(ones)), width, BinMinimum(observations=1))
+        assert np.all(np.diff(edges) > 0)
+        number = np.searchsorted(edges[1:-1], cos_zenith, side="right")
+        assert np.array_equal(np.unique(number), np.arange(len(edges) - 1))
+
+
 def test_each_wobble_position_of_a_bin_holds_the_minimum():
     cos_zenith, ones = np.array([0.95, 0.94, 0.85, 0.84, 0.75, 0.74]), np.ones(6)
     wobble = np.array([0, 0, 0, 1, 1, 1])

@@ -135,6 +135,14 @@ def test_unknown_version(path):
         AcceptanceModel.read(path)
 
 
+@pytest.mark.parametrize("column", ["OBS_ID", "USED"])
+def test_run_table_without_what_every_reader_needs(path, column):
+    with fits.open(path, mode="update") as hdulist:
+        hdulist["RUNS"].columns.change_name(column, "OTHER")
+    with pytest.raises(InputError, match=column):
+        AcceptanceModel.read(path)
+
+
 @pytest.mark.parametrize("part", np.linspace(0.02, 0.995, 12))
 @pytest.mark.filterwarnings("ignore::astropy.utils.exceptions.AstropyWarning")
 def test_truncated_file(part, path):

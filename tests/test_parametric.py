@@ -434,7 +434,7 @@ def test_rings_are_refused():
 def test_the_file_is_exact(tmp_path):
     from astropy.table import Table
 
-    model = AcceptanceModel(fit_parametric(*draw(), EDGES, FOV, "gaussian"), "", Table({"USED": [True]}))
+    model = AcceptanceModel(fit_parametric(*draw(), EDGES, FOV, "gaussian"), "", Table({"OBS_ID": [1], "USED": [True]}))
     model.write(tmp_path / "model.fits")
     back = AcceptanceModel.read(tmp_path / "model.fits")
     at = np.array([0.5, 2.0]), FOV.fov_lon, FOV.fov_lat

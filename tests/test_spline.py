@@ -6,9 +6,12 @@ import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
 
+from gammapy_accmaker.models.rate_equations import BATCH
 from gammapy_accmaker.models.spline import SplineModel
 from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_round import chunk_starts
 from gammapy_accmaker.models.spline_run import fit_run
+from gammapy_accmaker.parallel import make_starmap
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)
 N_RUN = 24
@@ -230,3 +233,24 @@ def test_inputs_are_not_changed(runs):
     for run, (counts, exposure) in zip(runs[:2], before, strict=True):
         assert (run.counts != counts).nnz == 0
         assert np.array_equal(run.exposure, exposure)
+
+
+def test_number_of_processes_does_not_matter():
+    runs = simulate_runs(50, seed=4)
+    here = fit_spline(runs, *BINS, max_rounds=5)
+    there = fit_spline(runs, *BINS, max_rounds=5, starmap=make_starmap(2, None, ""))
+    arrays, others = here.to_arrays(), there.to_arrays()
+    assert arrays.keys() == others.keys() and all(np.array_equal(arrays[k], others[k]) for k in arrays)
+
+
+@pytest.mark.parametrize("n_run", [1, 16, 17, 105, 10_000])
+def test_chunks_hold_each_run_once(n_run):
+    starts = chunk_starts(n_run)
+    sizes = np.diff([*starts, n_run])
+    assert starts[0] == 0 and sizes.sum() == n_run and np.all(sizes > 0)
+    assert np.all(sizes[:-1] % BATCH == 0) and sizes.max() <= 256
+
+
+def test_runs_that_do_not_fit_the_pixels_are_named(runs):
+    with pytest.raises(ValueError, match=f"run {runs[0].obs_id}: counts .* do not fit"):
+        fit_spline(runs[:1], EDGES, LON[1:], LAT[1:], SOLID_ANGLE[1:])

@@ -8,7 +8,7 @@ import numpy as np
 
 from gammapy_accmaker.binning import FovBins
 
-__all__ = ["FitCounts", "sum_counts"]
+__all__ = ["FitCounts", "add_up", "sum_counts"]
 
 BINS_PER_DECADE = 10  # at most, of what is kept
 
@@ -43,9 +43,22 @@ class FitCounts:
         return cls(arrays["energy_edges"], fov, arrays["counts"], arrays["exposure"])
 
 
+def add_up(parts) -> np.ndarray:
+    """Sum of the ``counts`` of reduced runs, or slices of runs, shape (energy, field-of-view bin)."""
+    total = 0.0
+    for part in parts:
+        counts = part.counts
+        if np.ndim(total) == 0:
+            total = np.zeros(counts.shape)
+        row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+        # a bin is there once; in a dense sum the time of a run does not grow with the runs before it
+        total[row, counts.indices] += counts.data
+    return total
+
+
 def sum_counts(parts, energy_edges: np.ndarray, fov: FovBins) -> FitCounts:
     """Sum over reduced runs, or slices of runs, which have ``counts`` and ``exposure``; fine energy bins are merged."""
-    counts = sum(part.counts for part in parts).toarray()
+    counts = add_up(parts)
     exposure = sum(part.exposure for part in parts)
     decades = np.log10(energy_edges[-1] / energy_edges[0])
     group = max(int(round((len(energy_edges) - 1) / decades / BINS_PER_DECADE)), 1)

@@ -27,8 +27,9 @@ class RateEquations:
 
     def __init__(self, n_space: int, n_zenith: int):
         self.n_space, self.n_zenith = n_space, n_zenith
-        self._pairs = np.tril_indices(n_zenith)
-        self._information = np.zeros((len(self._pairs[0]), n_space**2))
+        # what a run tells is symmetric: one triangle of it does
+        self._pairs, self._triangle = np.tril_indices(n_zenith), np.tril_indices(n_space)
+        self._information = np.zeros((len(self._pairs[0]), len(self._triangle[0])))
         self._gradient = np.zeros((n_space, n_zenith))
         self._weights, self._batch = [], []
 
@@ -36,7 +37,7 @@ class RateEquations:
         """Add a run: its zenith splines, shape (n_zenith,), and what it tells of the splines in space there."""
         self._gradient += gradient[:, None] * zenith
         self._weights.append(_products(zenith, self._pairs))
-        self._batch.append(information.ravel())
+        self._batch.append(information[self._triangle])
         if len(self._batch) == BATCH:
             self.take_batch()
 
@@ -61,9 +62,10 @@ class RateEquations:
         """Sum over the runs, shape (n_space * n_zenith,) twice."""
         self.take_batch()
         out = np.empty((self.n_space, self.n_zenith, self.n_space, self.n_zenith))
-        for block, a, b in zip(self._information, *self._pairs, strict=True):
-            out[:, a, :, b] = block.reshape(self.n_space, -1)
-            out[:, b, :, a] = out[:, a, :, b]
+        block = np.empty((self.n_space, self.n_space))
+        for values, a, b in zip(self._information, *self._pairs, strict=True):
+            block[self._triangle] = block.T[self._triangle] = values
+            out[:, a, :, b] = out[:, b, :, a] = block
         return out.reshape(self.n_space * self.n_zenith, -1)
 
 

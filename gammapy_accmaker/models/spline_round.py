@@ -26,7 +26,7 @@ from gammapy_accmaker.models.spline_run import column_means, summarise_run
 __all__ = ["ChunkSums", "FitRun", "RateState", "chunk_starts", "finish_chunk", "sum_chunk"]
 
 CHUNKS = 32  # of many runs; of few there are fewer
-LARGEST_CHUNK = 16 * BATCH  # runs; what a chunk holds in memory does not grow beyond it
+CHUNK_SIZES = 3 * BATCH, 16 * BATCH  # runs: enough to be worth handing out, and few enough for memory
 ROUND_TOLERANCE, FINAL_TOLERANCE = 3e-3, 1e-5  # of the effects of a run, in standard deviations of the prior
 FINAL_STEPS = 30
 
@@ -109,7 +109,7 @@ class ChunkSums:
 
 def chunk_starts(n_run: int) -> range:
     """Numbers of the first runs of the chunks: whole batches each."""
-    size = int(np.clip(-(-n_run // CHUNKS // BATCH) * BATCH, BATCH, LARGEST_CHUNK))
+    size = int(np.clip(BATCH * np.ceil(n_run / CHUNKS / BATCH), *CHUNK_SIZES))
     return range(0, n_run, size)
 
 

@@ -15,7 +15,7 @@ from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 __all__ = ["read_model_file", "write_model_file"]
 
 FORMAT = "gammapy_accmaker model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # raised when what is stored changes
 TEXT, STRING, STRINGS = "text:", "string:", "strings:"
 LINE_END, TEXT_END = "\n", "|"
 MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed

@@ -186,7 +186,7 @@ def reduce_slices(
         seen = here & (fraction > 0)[fov_bin]
         dropped["unexposed bin"] += int((here & ~seen).sum())
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
-        counts = csr_array((np.ones(seen.sum()), (energy_bin[seen], fov_bin[seen])), shape=shape)
+        counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
         counts.sum_duplicates()
         slices.append(_run_counts(observation, part, counts, fraction, live, covariates, dropped))
     return slices

@@ -61,7 +61,9 @@ def grow_zenith_bins(
     edges : `~numpy.ndarray`
         Increasing, shape (bins + 1,). With one bin the minimum may be missed.
     """
-    cell = np.maximum(np.floor((1 - cos_zenith) / width).astype(int), 0)
+    possible = zenith_cells(width)
+    # a zenith angle at an edge belongs to the cell above it, as it does to the bin above an edge
+    cell = np.maximum(len(possible) - 1 - np.searchsorted(possible, cos_zenith, side="right"), 0)
     bins, grown = [], []
     for k in np.unique(cell):
         grown.append(k)

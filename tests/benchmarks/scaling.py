@@ -1,26 +1,35 @@
-"""Time and peak memory of a fit against the number of runs, each size in a process of its own.
+"""Time and peak memory of a fit against the numbers of runs, bins and workers, each fit in a process of its own.
 
-    python tests/benchmarks/scaling.py --runs 10 100 1000 --model spline
+    python tests/benchmarks/scaling.py --runs 10 100 1000 --n-jobs 1 2
+    python tests/benchmarks/scaling.py --model grid --runs 100 --offset-bins 6 12 24 48
+    python tests/benchmarks/scaling.py --dr1 --runs 105 1050
 
-The runs are drawn on arrays in the bins of the model: events are not read, so that what is measured is the fit. Prints
-the exponent of the time between the sizes, which is 1 where the time is linear.
+The runs are drawn on arrays in the bins of the model: events are not read, so that what is measured is the fit. With
+``--dr1`` they are those of H.E.S.S. DR1, again and again with new numbers, and they are read. Prints the exponent of the
+time between the first and the last row, in runs or in bins, which is 1 where the time is linear. Memory, of the process
+and its workers together, is looked at twice a second; what they share counts once. (Linux only.)
 """
 
 import argparse
+import copy
+import itertools
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+from gammapy.data import DataStore
 from scipy.sparse import csr_array
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from gammapy_accmaker import AcceptanceConfig  # noqa: E402
+from gammapy_accmaker import AcceptanceConfig, fit_acceptance  # noqa: E402
 from gammapy_accmaker.demo_truth import BackgroundTruth  # noqa: E402
 from gammapy_accmaker.fit import fit_runs, make_run_table  # noqa: E402
 from gammapy_accmaker.reduction.counts import RunCounts  # noqa: E402
@@ -30,6 +39,7 @@ CONFIGS = {
     "spline": {},
     "radial": {"model": {"type": "radial"}},
     "grid": {"model": {"type": "grid"}},
+    "pooled": {"model": {"type": "radial"}, "zenith": {"type": "interpolated"}, "azimuth": {"type": "east_west"}},
 }
 ONTIME = 1680.0  # s
 ZENITHS = 20  # at which the truth is tabulated
@@ -49,7 +59,7 @@ def draw_runs(bins, number, events):
         z = rng.integers(0, ZENITHS)
         n = rng.poisson(events * np.exp(0.1 * rng.normal()))
         at = np.searchsorted(cumulative[z], rng.uniform(0, cumulative[z][-1], n))
-        counts = csr_array((np.ones(n), np.divmod(at, shape[1])), shape=shape)
+        counts = csr_array((np.ones(n, dtype=np.int32), np.divmod(at, shape[1])), shape=shape)
         counts.sum_duplicates()
         exposure = np.full(shape[1], ONTIME)
         dropped = {"not finite": 0, "outside GTI": 0}
@@ -58,58 +68,105 @@ def draw_runs(bins, number, events):
         yield [RunCounts(obs_id=k + 1, counts=counts, exposure=exposure, dropped=dropped, **times, **where)]
 
 
-def measure(model, number, events):
+def repeated_observations(number):
+    """Observations of H.E.S.S. DR1, with new numbers where they come again."""
+    store = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1")
+    first = store.get_observations(required_irf="all-optional")
+    for k in range(number):
+        observation = copy.copy(first[k % len(first)])
+        observation.obs_id = k + 1
+        yield observation
+
+
+def measure(options):
     """Seconds and peak memory in GB of one fit; made in a process of its own."""
-    config = AcceptanceConfig.coerce(CONFIGS[model])
-    bins = make_bins(config)
-    runs = list(draw_runs(bins, number, events))
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    start = time.monotonic(), time.process_time()
-    fitted = fit_runs(runs, bins, config)
-    fit = time.monotonic() - start[0], time.process_time() - start[1]
-    make_run_table(fitted, bins, runs, {}, config)
-    total = time.monotonic() - start[0], time.process_time() - start[1]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"runs": number, "fit": fit[0], "cpu": fit[1], "table": total[1] - fit[1], "held": held, "peak": peak}
+    config = CONFIGS[options.model]
+    if options.offset_bins[0]:
+        config = config | {"model": config["model"] | {"offset_bins": options.offset_bins[0]}}
+    config, (number,), (n_jobs,) = AcceptanceConfig.coerce(config), options.runs, options.n_jobs
+    if options.dr1:
+        runs = list(repeated_observations(number))
+    else:
+        bins = make_bins(config)
+        runs = list(draw_runs(bins, number, options.events))
+    memory, held, start = PeakMemory(), processor_time(), time.monotonic()
+    runs_alone = memory.now()
+    memory.start()
+    if options.dr1:
+        fit_acceptance(runs, config, n_jobs=n_jobs)
+    else:
+        fitted = fit_runs(runs, bins, config, n_jobs=n_jobs)
+        make_run_table(fitted, bins, runs, {}, config)
+    wall, cpu = time.monotonic() - start, processor_time() - held
+    return {"wall": wall, "cpu": cpu, "held": runs_alone, "peak": memory.stop()}
+
+
+def processor_time():
+    """Of this process and of its children that have ended, in s."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+class PeakMemory(threading.Thread):
+    """Largest memory in GB of this process and its children."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak, self.done = 0.0, threading.Event()
+
+    def now(self):
+        pids, total = [os.getpid(), *(p.pid for p in multiprocessing.active_children())], 0
+        for pid in pids:
+            try:
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            except OSError:  # it has ended
+                continue
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return total / 1e6
+
+    def run(self):
+        while not self.done.wait(0.5):
+            self.peak = max(self.peak, self.now())
+
+    def stop(self):
+        self.done.set()
+        self.join()
+        return max(self.peak, self.now())
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="+", default=[10, 100, 1000, 10000])
+    parser.add_argument("--n-jobs", type=int, nargs="+", default=[1])
+    parser.add_argument("--offset-bins", type=int, nargs="+", default=[0], help="of a binned model; 0: its default")
     parser.add_argument("--model", choices=CONFIGS, default="spline")
-    parser.add_argument("--events", type=int, default=10000, help="of each run")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--events", type=int, default=10000, help="of each run that is drawn")
+    parser.add_argument("--dr1", action="store_true")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one is not None:
-        print(json.dumps(measure(options.model, options.one, options.events)))
+    if options.alone:
+        print(json.dumps(measure(options)))
         return
-    print(
-        f"{options.model}, {options.events} events a run, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
-    )
-    print(f"{'runs':>6s} {'fit s':>8s} {'CPU s':>8s} {'table CPU s':>12s} {'runs GB':>8s} {'peak GB':>8s}")
+    what = "H.E.S.S. DR1 repeated" if options.dr1 else f"{options.events} events a run"
+    threads = os.environ.get("OMP_NUM_THREADS")
+    print(f"{options.model}, {what}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}")
+    print(f"{'runs':>6s} {'bins':>5s} {'jobs':>5s} {'wall s':>8s} {'CPU s':>8s} {'runs GB':>8s} {'peak GB':>8s}")
     rows = []
-    for number in options.runs:
-        command = [
-            sys.executable,
-            __file__,
-            "--model",
-            options.model,
-            "--events",
-            str(options.events),
-            "--one",
-            str(number),
-        ]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1])
-        rows.append(row)
+    for number, offset_bins, n_jobs in itertools.product(options.runs, options.offset_bins, options.n_jobs):
+        one = ["--runs", str(number), "--offset-bins", str(offset_bins), "--n-jobs", str(n_jobs)]
+        command = [sys.executable, *sys.argv, *one, "--alone"]
+        row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+        rows.append(row | {"runs": number, "bins": offset_bins})
         print(
-            f"{number:6d} {row['fit']:8.1f} {row['cpu']:8.1f} {row['table']:12.1f} {row['held']:8.2f} {row['peak']:8.2f}",
+            f"{number:6d} {offset_bins or '':>5} {n_jobs:5d} {row['wall']:8.1f} {row['cpu']:8.1f} {row['held']:8.2f} {row['peak']:8.2f}",
             flush=True,
         )
-    if len(rows) > 1:
-        first, last = rows[-2:]
-        exponent = np.log(last["cpu"] / first["cpu"]) / np.log(last["runs"] / first["runs"])
-        growth = (last["peak"] - first["peak"]) / (last["runs"] - first["runs"])
-        print(f"exponent of the CPU time between the last two: {exponent:.2f}; memory: {1e6 * growth:.0f} kB a run")
+    first, last = rows[0], rows[-1]
+    for name in ("runs", "bins"):
+        if first[name] != last[name]:
+            exponent = np.log(last["cpu"] / first["cpu"]) / np.log(last[name] / first[name])
+            growth = (last["peak"] - first["peak"]) / (last[name] - first[name])
+            print(f"exponent of the CPU time in {name}: {exponent:.2f}; memory: {1e6 * growth:.0f} kB for each")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ __all__ = ["AcceptanceConfig"]
 
 
 FitEnergy = Annotated[
-    Annotated[EnergyEdges, Tag("edges")] | Annotated[AdaptiveEnergy, Tag("adaptive")],
+    # this order: pydantic 2.8 would write adaptive bins as edges
+    Annotated[AdaptiveEnergy, Tag("adaptive")] | Annotated[EnergyEdges, Tag("edges")],
     Discriminator(lambda value: "adaptive" if isinstance(value, (dict, AdaptiveEnergy)) else "edges"),
 ]
 

@@ -18,7 +18,6 @@ import numpy as np
 from astropy.coordinates import EarthLocation
 from astropy.io import fits
 from gammapy.data import GTI, EventList, FixedPointingInfo, ObservationMetaData
-from gammapy.utils.fits import HDULocation
 from gammapy.utils.scripts import make_path
 from scipy.sparse import csr_array
 
@@ -27,25 +26,16 @@ from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.reduction.fingerprint import fingerprint
+from gammapy_accmaker.run_files import event_locations
 
-__all__ = ["RunCache", "event_locations", "in_memory"]
+__all__ = ["RunCache", "in_memory"]
 
 log = logging.getLogger(__name__)
 
 FORMAT = "gammapy_accmaker run"
 FORMAT_VERSION = 3  # raised when what a reduction gives, or how it is stored, changes
-READ_FOR_COUNTS = ("events", "gti", "pointing", "observation_metadata")
 MAX_BYTES = 2**30
 NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
-
-
-def event_locations(observation) -> list[HDULocation]:
-    """Where the events of an observation, their times and their header will be read; none for one in memory.
-
-    gammapy has no method that tells: what is looked for are its `HDULocation` among the attributes.
-    """
-    found = [value for value in vars(observation).values() if isinstance(value, HDULocation)]
-    return [location for location in found if location.hdu_class in READ_FOR_COUNTS]
 
 
 @dataclass(frozen=True)

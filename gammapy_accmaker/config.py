@@ -44,7 +44,8 @@ __all__ = ["AcceptanceConfig"]
 
 
 FitEnergy = Annotated[
-    Annotated[EnergyEdges, Tag("edges")] | Annotated[AdaptiveEnergy, Tag("adaptive")],
+    # this order: pydantic 2.8 would write adaptive bins as edges
+    Annotated[AdaptiveEnergy, Tag("adaptive")] | Annotated[EnergyEdges, Tag("edges")],
     Discriminator(lambda value: "adaptive" if isinstance(value, (dict, AdaptiveEnergy)) else "edges"),
 ]
 
@@ -70,6 +71,8 @@ class AcceptanceConfig(Options):
         For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs, same.
     observatory_location : str or mapping
         Name, or lon, lat and height; used where the DL3 has none.
+    outside_files : bool
+        Whether index tables may name files outside of the folder of their data store; links in it are always followed.
 
     Examples
     --------
@@ -99,6 +102,7 @@ class AcceptanceConfig(Options):
     exclusion: ExclusionOptions = ExclusionOptions()
     matching: MatchingOptions | None = None
     observatory_location: Location | None = None
+    outside_files: bool = False
 
     @model_validator(mode="after")
     def _consistent(self):

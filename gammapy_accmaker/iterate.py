@@ -76,8 +76,9 @@ def fit_until_stable(
 
 def stack_residuals(observations, model, adapted, config, exclusion):
     """Counts and expectations of runs on the sky, with models by observation number, in one energy bin."""
+    usable = {number: o for number, o in enumerate(observations) if int(o.obs_id) in adapted}
     stack = SkyStack(
-        observations,
+        usable,
         model.rate_model.energy_edges[[0, -1]],
         config.offset_max.deg,
         exclusion,
@@ -86,7 +87,6 @@ def stack_residuals(observations, model, adapted, config, exclusion):
         location=config.observatory_location,
         time_step=config.time_step_seconds,
     )
-    for number, observation in enumerate(observations):
-        if int(observation.obs_id) in adapted:
-            stack.add(number, adapted[int(observation.obs_id)])
+    for number, observation in usable.items():
+        stack.add(number, adapted[int(observation.obs_id)])
     return stack

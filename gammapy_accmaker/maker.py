@@ -25,6 +25,7 @@ from gammapy_accmaker.products.background import icrs_vectors, make_background_m
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
 from gammapy_accmaker.reduction.fov import time_nodes
+from gammapy_accmaker.run_files import check_inside
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
 
 __all__ = ["AcceptanceBackgroundMaker"]
@@ -64,7 +65,8 @@ class AcceptanceBackgroundMaker(Maker):
                 f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)"
             )
         if config is None and model is not None:
-            config = AcceptanceConfig.from_yaml(model.config)
+            # that files may lie anywhere is the user's to say, not a model file's
+            config = AcceptanceConfig.from_yaml(model.config).update({"outside_files": False})
         self.config = AcceptanceConfig.coerce(config)
         self.model = model
         self.exclusion = exclusion
@@ -315,6 +317,7 @@ class AcceptanceBackgroundMaker(Maker):
         return self.model
 
     def _track(self, observation):
+        check_inside(observation, self.config.outside_files)
         return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)
 
     def _checked_track(self, observation):

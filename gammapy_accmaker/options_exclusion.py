@@ -123,7 +123,8 @@ class ExclusionOptions(Options):
         Leave out what is found in the data as well, and fit again: threshold, correlation_radius, dilation, max_iterations.
     """
 
-    regions: OnePath | list[OnePath] | None = None
+    # lists first: pydantic 2.8 would write one as the text of a path
+    regions: list[OnePath] | OnePath | None = None
     mask: OnePath | None = None
     margin: OneAngle = "0 deg"
     catalog: CatalogOptions | None = None

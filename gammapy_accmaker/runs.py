@@ -10,16 +10,16 @@ from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
 
 from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
-from gammapy_accmaker.cache import RunCache, event_locations, in_memory
+from gammapy_accmaker.cache import RunCache, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
-from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.grouping import zenith_cells
 from gammapy_accmaker.reduction.region_files import catalog_regions
 from gammapy_accmaker.reduction.wobble_half import without_source_half
+from gammapy_accmaker.run_files import check_files
 
 __all__ = [
     "make_bins",
@@ -85,22 +85,10 @@ def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -
     return without_source_half(observation, exclusion, source, config.offset_max.deg)
 
 
-def _check_files(observation):
-    """The headers of what will be read, before anything is allocated for it."""
-    names = {}
-    for location in event_locations(observation):
-        names.setdefault(location.path(), set()).add(str(location.hdu_name).strip().upper())
-    for path, hdus in names.items():
-        try:
-            check_hdu_sizes(path, until=hdus)
-        except InputError as error:
-            raise ObservationError(f"observation {observation.obs_id}: {error}") from error
-
-
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
     pooled = config.zenith_bins
-    _check_files(observation)
+    check_files(observation, config.outside_files)
     try:
         slices = reduce_slices(
             observation,
@@ -153,6 +141,7 @@ def open_cache(folder, bins: CountsBins, config: AcceptanceConfig, exclusion: Ex
         str(config.exclusion.wobble_half),
         config.time_step_seconds,
         config.observatory_location,
+        config.outside_files,
     )
     return RunCache.open(folder, bins, MAX_ZENITH_CHANGE, *settings)
 

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from astropy.utils import iers
 
 mpl.use("Agg")
+# where there is no network, astropy 6 would try again for each frame: a test of 1 s takes half a minute
+iers.conf.auto_download = False
 
 DR1 = Path(os.environ.get("GAMMAPY_DATA", "")) / "hess-dl3-dr1"
 

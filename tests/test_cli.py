@@ -100,7 +100,7 @@ def test_python_of_the_readme_runs_as_printed(demo, monkeypatch):
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     datasets = names["datasets"]
-    assert len(datasets) == 8  # the OFF runs lie outside of the map
+    assert len(datasets) == 8
     on = datasets[0]
     assert on.background.data[on.mask_safe.data].min() > 0
     assert on.counts.data.sum() > 0

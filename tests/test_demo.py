@@ -15,7 +15,7 @@ from gammapy.datasets import MapDataset
 from gammapy.irf import FoVAlignment
 from gammapy.makers import MapDatasetMaker
 from gammapy.maps import MapAxis, WcsGeom
-from scipy.integrate import dblquad, quad
+from scipy.integrate import dblquad, quad, trapezoid
 from scipy.stats import chi2, kstest
 
 from gammapy_accmaker.demo import BackgroundTruth, simulate_data_store
@@ -147,7 +147,7 @@ def test_expected_counts_integrate_pixels_on_the_sphere(store):
         / store.truth.spectrum(e * np.exp(shift), cos_zenith.mean())
         for e in energies
     ]
-    in_time = [np.trapezoid(store.truth.spectrum(e * np.exp(shift), cos_zenith), seconds) for e in energies]
+    in_time = [trapezoid(store.truth.spectrum(e * np.exp(shift), cos_zenith), seconds) for e in energies]
     expected = np.sum(weight * 0.025e6 * np.multiply(field, in_time)) * np.deg2rad(1) ** 2 * store.run_norm[obs_id]
     np.testing.assert_allclose(store.expected_counts(obs_id, edges, lon, lat), [[[expected]]], rtol=1e-3)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from astropy.modeling import custom_model
 from astropy.modeling.models import ExponentialCutoffPowerLaw1D, Gaussian2D, PowerLaw1D
-from scipy.integrate import dblquad, quad
+from scipy.integrate import dblquad, quad, trapezoid
 from scipy.stats import chi2
 
 from gammapy_accmaker.acceptance import AcceptanceModel
@@ -111,7 +111,7 @@ def test_the_model_is_integrated_over_energy():
         got = model.integral_grid(edges, lon, lat)
         for b in range(2):
             fine = np.geomspace(edges[b], edges[b + 1], 4001)
-            want = np.trapezoid(model.rate_grid(fine, lon, lat)[:, 0], fine) * 1e6
+            want = trapezoid(model.rate_grid(fine, lon, lat)[:, 0], fine) * 1e6
             assert got[b, 0] == pytest.approx(want, rel=1e-3)
 
 

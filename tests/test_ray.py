@@ -20,7 +20,14 @@ pytestmark = pytest.mark.slow
 def local_cluster():
     here = Path(__file__).parent
     path = os.pathsep.join([str(here.parent), str(here), *sys.path])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    # one of our own, whatever cluster the machine is part of
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
     yield
     ray.shutdown()
 

@@ -309,7 +309,7 @@ def fit_effects(
     """
     effects = (mean if start is None else start).copy()
     free = np.eye(len(mean)) if directions is None else directions
-    values = np.linalg.lstsq(free, effects - mean)[0] if directions is not None else effects - mean
+    values = np.linalg.lstsq(free, effects - mean, rcond=None)[0] if directions is not None else effects - mean
     converged = False
     precision = np.linalg.inv(covariance)
     width = np.sqrt(np.diag(covariance))

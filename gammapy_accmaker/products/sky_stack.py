@@ -46,7 +46,8 @@ class SkyStack:
 
     Parameters
     ----------
-    observations : list of `~gammapy.data.Observation`
+    observations : dict of `~gammapy.data.Observation`
+        By the numbers that the runs have here.
     energy_edges : `~numpy.ndarray`
         Edges of the energy bands in TeV.
     offset_max : float
@@ -83,11 +84,11 @@ class SkyStack:
         self._observations, self._offset_max = observations, offset_max
         self._alignment, self._location, self._time_step = alignment, location, time_step
         axis = MapAxis.from_energy_edges(energy_edges, unit="TeV")
-        pointings = [o.get_pointing_icrs(o.tmid) for o in observations]
-        centers, self._field = [], []
-        for pointing in pointings:
+        pointings = {number: o.get_pointing_icrs(o.tmid) for number, o in observations.items()}
+        centers, self._field = [], {}
+        for number, pointing in pointings.items():
             near = [i for i, c in enumerate(centers) if c.separation(pointing).deg < FIELD_RADIUS]
-            self._field.append(near[0] if near else len(centers))
+            self._field[number] = near[0] if near else len(centers)
             if not near:
                 centers.append(SkyCoord(pointing.ra, pointing.dec))
         width = 2 * (offset_max + FIELD_RADIUS) * u.deg
@@ -97,7 +98,7 @@ class SkyStack:
     def _empty_field(self, geom, exclusion, number):
         image = geom.to_image()
         kept = ~exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
-        runs = [run for run, field in enumerate(self._field) if field == number]
+        runs = [run for run, field in self._field.items() if field == number]
         return SkyField(Map.from_geom(geom), Map.from_geom(geom), kept, np.zeros(image.data_shape, dtype=bool), runs)
 
     def field_of(self, number: int) -> SkyField:

@@ -154,7 +154,7 @@ class FovTrack:
     def matrices_at(self, seconds: np.ndarray) -> np.ndarray:
         """Rotation matrices at these times, shape (n, 3, 3); clamped to the nodes."""
         first = self.matrices[0]
-        if not self.turns:
+        if not self.turns or len(seconds) == 0:  # which scipy 1.13 would not take
             return np.broadcast_to(first, (len(seconds), 3, 3))
         relative = Rotation.from_matrix(self.matrices @ first.T)
         slerp = Slerp(self.seconds, relative)

@@ -13,6 +13,7 @@ from astropy.time import Time
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction.counts import observation_track
 from gammapy_accmaker.reduction.fov import time_nodes
+from gammapy_accmaker.run_files import check_files
 
 __all__ = ["CRITERIA", "RunConditions", "difference", "run_conditions"]
 
@@ -54,7 +55,7 @@ class RunConditions:
     unusable: dict[int, str]
 
 
-def run_conditions(argument: str, runs, names, same, location=None) -> RunConditions:
+def run_conditions(argument: str, runs, names, same, location=None, outside_files: bool = False) -> RunConditions:
     """Conditions of runs.
 
     Parameters
@@ -68,6 +69,8 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
         Other columns that are wanted.
     location : `~astropy.coordinates.EarthLocation`, optional
         Site, used where an observation has none.
+    outside_files : bool
+        Whether index tables may name files outside of the folder of their data store.
     """
     columns = [name for name in dict.fromkeys((*names, *same)) if name not in CRITERIA]
     if "muon_efficiency" in names:
@@ -79,7 +82,7 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
     if isinstance(runs, Table):
         found = _from_table(argument, runs, names, columns)
     else:
-        found = _from_observations(argument, runs, columns, location)
+        found = _from_observations(argument, runs, columns, location, outside_files)
     for name in columns:
         if name not in same and found.values[name].dtype.kind not in "biuf":
             raise InputError(
@@ -139,10 +142,11 @@ def _mjd(argument, table):
     return middle + 0.5 * _seconds(table["ONTIME"]) / 86400
 
 
-def _from_observations(argument, observations, columns, location):
+def _from_observations(argument, observations, columns, location, outside_files):
     rows, unusable = [], {}
     for observation in observations:
         try:
+            check_files(observation, outside_files)
             rows.append(_of_observation(argument, observation, columns, location))
         except ObservationError as error:
             unusable[int(observation.obs_id)] = str(error)

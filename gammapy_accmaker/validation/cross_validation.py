@@ -7,6 +7,7 @@ run itself is fitted to a random half of the run's events, and the prediction is
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from dataclasses import dataclass
 
@@ -22,12 +23,15 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.fit import adapt_to_run, fit_runs
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
+from gammapy_accmaker.run_files import find_unreadable
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_significance
 from gammapy_accmaker.validation.sky import make_sky_stack, sky_significance
 
 __all__ = ["CrossValidation", "cross_validate"]
+
+log = logging.getLogger(__name__)
 
 PIXEL = 0.1  # deg, of the scores
 
@@ -116,6 +120,13 @@ def cross_validate(
     edges = np.geomspace(0.2, 20, 25) if energy_edges is None else u.Quantity(energy_edges).to_value("TeV")
     bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else u.Quantity(band_edges).to_value("TeV")
 
+    # a place that one of them does not allow is left out by its reduction
+    outside_files = any(config.outside_files for config in configs.values())
+    unreadable = find_unreadable(observations, outside_files)
+    if unreadable:
+        reasons = "\n".join(f"  {observations[k].obs_id}: {reason}" for k, reason in unreadable.items())
+        log.warning(f"{len(unreadable)} of {len(observations)} observations are left out:\n{reasons}")
+    observations = [o for k, o in enumerate(observations) if k not in unreadable]
     rng = np.random.default_rng(split_seed)
     halves = [_split(observation, rng) for observation in progress_bar(observations, desc="Splitting of runs")]
     scoring = _Scoring(edges, bands, u.Quantity(offset_max).to_value("deg"))
@@ -135,7 +146,13 @@ def cross_validate(
     scores = Table({"OBS_ID": [int(observations[k].obs_id) for k in used]})
     for name, config in configs.items():
         in_sky = (
-            make_sky_stack(observations, bands, scoring.offset_max, config, make_exclusion(config, exclusion))
+            make_sky_stack(
+                {k: observations[k] for k in used},
+                bands,
+                scoring.offset_max,
+                config,
+                make_exclusion(config, exclusion),
+            )
             if sky
             else None
         )

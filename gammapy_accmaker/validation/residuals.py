@@ -13,6 +13,7 @@ from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.reduction.counts import CountsBins, observation_track
+from gammapy_accmaker.run_files import find_unreadable
 from gammapy_accmaker.runs import make_exclusion, reduce_one, run_exclusion
 from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores
@@ -125,11 +126,13 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
     bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment)
     exclusion = make_exclusion(config, maker.exclusion).with_regions(maker.found_regions)
-    sky = make_sky_stack(observations, bands, offset_max, config, exclusion)
+    unreadable = find_unreadable(observations, config.outside_files)
+    readable = {k: o for k, o in enumerate(observations) if k not in unreadable}
+    sky = make_sky_stack(readable, bands, offset_max, config, exclusion)
     counts, expected = np.zeros((2, len(bands) - 1, bins.fov.size))
-    runs, failures = [], {}
-    for first in range(0, len(observations), CHUNK):
-        numbers = range(first, min(first + CHUNK, len(observations)))
+    runs, failures = [], {int(observations[k].obs_id): reason for k, reason in unreadable.items()}
+    for first in range(0, len(readable), CHUNK):
+        numbers = list(readable)[first : first + CHUNK]
         tasks = [(observations[k], maker, bins, exclusion, sky.field_of(k).counts.geom) for k in numbers]
         results = map_runs(_residuals_of_run, tasks, n_jobs, parallel_backend, "Residuals")
         for k, result in zip(numbers, results, strict=True):

@@ -17,7 +17,7 @@ PIXEL = 0.1  # deg
 
 
 def make_sky_stack(observations, bands, offset_max: float, config: AcceptanceConfig, exclusion: Exclusion) -> SkyStack:
-    """Empty stack of the runs in energy bands (TeV)."""
+    """Empty stack of the runs, by their numbers, in energy bands (TeV)."""
     return SkyStack(
         observations,
         bands,

@@ -7,6 +7,7 @@ the answer. It ends with status 1 where neither came in time.
 """
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS))
 sys.path.insert(0, str(TESTS.parent))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+# for head, workers and driver alike; Ray 2.60 would ask some of them for a token, depending on what ran here earlier
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
 
 import ray  # noqa: E402
 from gammapy.data import DataStore  # noqa: E402
@@ -72,10 +75,12 @@ def main():
     data_store = DataStore.from_dir(plain_store().path)
     observations = list(data_store.get_observations(sorted(data_store.obs_table["OBS_ID"]), required_irf=IRFS)) * REPEAT
     alone = fit_acceptance(observations, options("radial")).rate_model.counts.tolist()
-    nodes, status = [start("--head", f"--port={PORT}")], 1
+    folder = tempfile.TemporaryDirectory()
+    # what Ray notes of this cluster goes with it: a later `ray.init()` on this machine would look for it
+    nodes, status = [start("--head", f"--port={PORT}", f"--temp-dir={folder.name}/ray")], 1
     signal.signal(signal.SIGALRM, lambda *_: sys.exit("it hangs"))
     signal.alarm(SECONDS)
-    folder = tempfile.TemporaryDirectory()
+    cache = Path(folder.name, "cache")
     try:
         time.sleep(12)
         ray.init(address=f"127.0.0.1:{PORT}", log_to_driver=False)
@@ -93,10 +98,10 @@ def main():
         print(f"{len(alive)} nodes", flush=True)
         whole = fit(observations, 3)
         print("all nodes alive:", "same answer" if whole == alone else whole, flush=True)
-        killed = fit(observations, 3, Path(folder.name), nodes[-1])
+        killed = fit(observations, 3, cache, nodes[-1])
         print("one worker killed:", "same answer" if killed == alone else killed, flush=True)
         time.sleep(15)  # until the head knows
-        again = fit(observations, 2, Path(folder.name))
+        again = fit(observations, 2, cache)
         print("again, with the rest:", "same answer" if again == alone else again, flush=True)
         status = int(not (whole == alone and (killed == alone or isinstance(killed, str)) and again == alone))
     finally:

@@ -1,5 +1,7 @@
 """Bins of zenith that grow until they hold enough, wobble positions, and models over zenith and azimuth; on arrays."""
 
+import inspect
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -7,7 +9,7 @@ from stores import EDGES, AnalyticModel, fitted
 
 from gammapy_accmaker.binning import azimuth_sector
 from gammapy_accmaker.models.azimuth import AzimuthBinned
-from gammapy_accmaker.models.base import RateModel, ScaledModel
+from gammapy_accmaker.models.base import MODEL_KINDS, RateModel, ScaledModel
 from gammapy_accmaker.models.zenith import ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.reduction.grouping import BinMinimum, grow_zenith_bins, wobble_positions, zenith_cells
 
@@ -79,6 +81,10 @@ def test_wobble_positions_are_found_whatever_the_order():
     assert apart[rows, columns].max() < 0.1 and np.array_equal(np.argsort(columns)[which], number)
     assert len(wobble_positions(ra, dec, 1.5)[1]) == 2
     assert wobble_positions(np.array([np.nan]), np.array([np.nan]), 1.0)[0][0] in (0, -1)
+    assert wobble_positions(np.zeros(0), np.zeros(0), 1.0)[1].shape == (0, 2)
+    # a position of which a half is known is no position
+    number, positions = wobble_positions(np.array([10.0, np.nan, 10.0]), np.array([np.nan, 5.0, 5.0]), 1.0)
+    assert list(number) == [-1, -1, 0] and np.allclose(positions, [[10, 5]])
 
 
 def test_sectors_wrap():
@@ -144,7 +150,7 @@ def test_one_bin_is_a_model_for_all():
 def test_binned_zenith_takes_the_bin():
     model = ZenithBinned([0.4, 0.6, 0.8, 1.0], [Flat(1.0), Flat(2.0), Flat(3.0)])
     assert [value(model, z) for z in (0.1, 0.5, 0.6, 0.79, 0.8, 1.0)] == [1, 1, 2, 2, 3, 3]
-    assert list(model.zenith_edges) == [0.6, 0.8]
+    assert list(model.zenith_edges) == [0.6, 0.8] and model.zenith_range == (0.4, 1.0)
 
 
 def test_errors_of_independent_models_add_in_quadrature():
@@ -167,6 +173,15 @@ def test_azimuth_takes_the_sector_and_without_one_the_mean():
     assert list(got) == [1.0, 2.0]
     scaled = ScaledModel(model, 3.0)
     assert value(scaled.at_azimuth(100), 1.0) == 6.0 and list(scaled.azimuth_edges) == [0, 90, 180, 270]
+
+
+def test_every_model_is_for_the_zenith_where_no_angle_is_given():
+    kinds = [kind for kind in MODEL_KINDS.values() if kind.__module__.startswith("gammapy_accmaker")]
+    assert len(kinds) > 5
+    for kind in [*kinds, ScaledModel]:
+        for name in ("rate_grid", "integral_grid", "relative_error_grid", "rate"):
+            default = inspect.signature(getattr(kind, name)).parameters["cos_zenith"].default
+            assert default == 1.0, (kind, name)
 
 
 def test_models_that_know_no_azimuth_are_their_own():

@@ -3,6 +3,7 @@ import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
 
+from gammapy_accmaker.models.fov_cells import camera_modes
 from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
 from gammapy_accmaker.models.spline import zenith_splines
@@ -136,6 +137,70 @@ def test_effect_basis_terms():
         EffectBasis("all", True, 0.0, 1.0, 0.5, 2.0)
 
 
+def test_camera_modes_are_the_polynomials_of_the_offset():
+    lon, lat = np.array([0.0, 1.0, -0.6]), np.array([0.0, 0.5, 2.0])
+    modes = camera_modes(lon, lat, 2.0, ("flat", "radial", "lon", "lat"))
+    assert np.allclose(modes, np.stack([np.ones(3), (lon**2 + lat**2) / 4 - 0.4, lon / 2, lat / 2], axis=1))
+    assert camera_modes(lon, lat, 2.0, ()).shape == (3, 0)
+
+
+def test_the_prior_counts_as_five_runs():
+    """Runs without effects: the covariance is the prior's, in its share of all runs, and that of their posteriors."""
+    basis = EffectBasis("shift", True, np.log(0.2), np.log(10.0), 0.0, 2.0)
+    prior = basis.prior_covariance()
+    deviation = np.concatenate([np.sqrt(np.diag(prior))[:4], np.sqrt(np.diag(prior))[-1:]])
+    assert deviation == pytest.approx([0.1, 0.03, 0.03, 0.15, 0.05])  # shift, its gradients, norm, a gradient
+    start = RunPopulation(basis, np.zeros((1, basis.n)), prior)
+    moments = 7 * np.eye(basis.n)
+    found = update_population(
+        start,
+        np.zeros((15, basis.n)),
+        moments,
+        np.ones((15, 1)),
+        np.ones((1, basis.n), bool),
+        np.zeros((15, basis.n)),
+        0.6,
+    )
+    assert np.allclose(found.covariance, (moments + 5 * prior) / 20)
+    assert found.shift_spread == pytest.approx(np.sqrt(found.covariance[0, 0]))
+    assert found.norm_spread == pytest.approx(0.2)  # the mean variance over the runs, 0.6 / 15
+    assert not found.regression.any()
+
+
+def test_means_over_the_runs_are_in_the_rate(model):
+    """Only gradients in the field of view have a mean and a dependence on zenith; all may depend on the azimuth."""
+    odd, regression = model.population.basis.odd, model.population.regression
+    assert odd.any() and not regression[[0, -1]][:, ~odd].any()
+    assert np.all(regression[:, odd] != 0) and np.all(regression[1:3, ~odd] != 0)
+
+
+def drawn(model, seed, *, cos_zenith=0.85, change=None):
+    """A run that follows the mean of the population of a model, counts changed by a factor of each bin."""
+    mu = model.rate_grid(CENTERS, LON, LAT, cos_zenith) * SOLID_ANGLE * np.diff(EDGES)[:, None] * 1e6 * 1700.0
+    mu = mu if change is None else mu * change
+    counts = np.random.default_rng(seed).poisson(mu).astype(float)
+    return SimulatedRun(900 + seed, csr_array(counts), np.full(len(LON), 1700.0), cos_zenith, np.nan)
+
+
+def test_deviance_of_a_good_run_is_standard_normal_and_a_bright_spot_is_flagged(model):
+    effects = [fit_run(model, drawn(model, seed)) for seed in range(4)]
+    deviance = np.concatenate([e.deviance[e.expected > 5] for e in effects])
+    assert abs(deviance.mean()) < 0.5 and 0.7 < deviance.std() < 1.4 and deviance.min() < -1
+    assert all(e.flags == () for e in effects)
+    # many more counts in one place and band of energy, which no effect of a run can follow
+    spot = np.where(np.hypot(LON - 1.2, LAT) < 0.4, 1 + 30.0 * ((CENTERS > 1) & (CENTERS < 1.5))[:, None], 1.0)
+    odd = fit_run(model, drawn(model, 0, change=spot))
+    assert "poor fit" in odd.flags and 1 <= odd.group_edges[np.argmax(odd.deviance)] < 1.5
+
+
+def test_what_is_unusual_is_flagged(model):
+    low, high = model.zenith_range
+    for cos_zenith, flags in ((high, ()), (low, ()), (low - 0.01, ("zenith outside trained range",))):
+        assert fit_run(model, drawn(model, 1, cos_zenith=cos_zenith)).flags == flags
+    far = simulate_runs(1, seed=3, zenith=(0.85, 0.86), rate=lambda e, x, y, z, n, s: true_rate(e, x, y, z, n, s + 0.6))
+    assert "unusual energy shift" in fit_run(model, far[0]).flags
+
+
 def test_population_update_finds_spread_and_slope():
     basis = EffectBasis("norm", False, 0.0, 1.0, 0.5, 2.0)
     rng = np.random.default_rng(0)
@@ -166,6 +231,9 @@ def test_energies_with_few_counts_are_left_out(model):
     assert abs(fit_run(model, other).norm - plain.norm) > 10 * abs(first.norm - second.norm)
     assert first.shift == pytest.approx(plain.shift, abs=4 * first.shift_error)
     assert first.counts.sum() == plain.counts.sum()
+    # what is expected is told for all energies
+    assert np.all(first.expected[plain.expected > 0] > 0)
+    assert first.expected.sum() == pytest.approx(plain.expected.sum(), rel=0.1)
     nothing = fit_run(model, run, min_counts=10**9)
     assert np.allclose(nothing.coefficients, model.mean_effects(run.cos_zenith, run.azimuth), atol=1e-9)
     assert nothing.norm_error > 2 * first.norm_error

@@ -51,6 +51,28 @@ def test_recovers_the_threshold(model):
         assert np.abs(np.log(ratio)).max() < 0.35
 
 
+def test_mean_slope_is_the_derivative_by_the_shift(model):
+    """At half the largest offset and the middle of the trained zenith range; the log rate is linear within 0.02 of u."""
+    basis, step = model.population.basis, 0.02
+
+    def log_rate(shift):
+        coefficients = np.zeros(basis.n)
+        coefficients[0] = shift
+        effect = replace(model.effects[0], coefficients=coefficients, scaling=0.0)
+        return model.log_rate_grid(CENTERS, np.array([0.5 * model.offset_max]), np.zeros(1), np.nan, effect=effect)[
+            :, 0
+        ]
+
+    numeric = (log_rate(step) - log_rate(-step)) / (2 * step)
+    assert np.allclose(model.mean_slope[5:-5], numeric[5:-5], rtol=0.02, atol=0.05)
+
+
+def test_knots_are_as_dense_as_the_runs_can_tell(model, runs):
+    assert model.offset_axis.step <= 0.4
+    few = fit_spline(runs[:4], *BINS, max_rounds=5)
+    assert few.zenith_axis.n == 4 < model.zenith_axis.n
+
+
 def test_spread_of_the_runs_is_found(model, runs):
     assert model.population.norm_spread == pytest.approx(np.std([r.norm for r in runs]), rel=0.2)
     assert model.population.shift_spread == pytest.approx(np.std([r.shift for r in runs]), rel=0.2)

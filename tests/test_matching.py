@@ -103,6 +103,19 @@ def test_hours_that_are_met_but_for_rounding_are_met():
     assert "(n_runs reached)" in match_observations(ON[:1], third, hours=0.3, n_runs=2)["REASON"][-1]
 
 
+def test_units_of_a_table_are_heeded():
+    other = OFF.copy()
+    other["ONTIME"], other["TSTART"] = other["ONTIME"] / 3600 * u.h, other["TSTART"].quantity.to("d")
+    other["ZEN_PNT"], other["AZ_PNT"] = np.radians(OFF["ZEN_PNT"]) * u.rad, np.radians(OFF["AZ_PNT"]) * u.rad
+    one, two = (match_observations(ON, off, weights="nearest", hours=0.8) for off in (OFF, other))
+    assert pairs(one) == pairs(two)
+    for name in ("HOURS", "SUM_HOURS", "DELTA_TIME", "DELTA_POINTING", "DISTANCE"):
+        assert np.allclose(one[name], two[name], rtol=1e-6), name
+    # times are those of the middle of a run
+    longer = match_observations(ON[:1], table([11], [20.0], ONTIME=7200.0), weights={"time": 1})
+    assert longer["DELTA_TIME"][0] == pytest.approx((7200 - 1800) / 2 / 86400)
+
+
 def test_differences_of_pointing_and_azimuth_are_angles_on_the_sky():
     zenith, azimuth = np.array([10.0, 35.0, 60.0, 50.0]), np.array([20.0, 170.0, 351.0, 181.0])
     matches = match_observations(

@@ -195,6 +195,16 @@ def test_fixed_and_bounded_parameters_hold():
     assert free.result.deviance < model.result.deviance - 100
 
 
+def test_a_limit_within_an_error_is_named():
+    counts, exposure = draw()
+    best, error = value(fit_parametric(counts, exposure, EDGES, FOV, "power_law * gaussian"), "index")
+    for distance, named in ((0.5, True), (3.0, False)):
+        given = {"index": {"value": best, "max": best + distance * error}}
+        model = fit_parametric(counts, exposure, EDGES, FOV, "power_law * gaussian", parameters=given)
+        assert value(model, "index") == pytest.approx((best, error), abs=0.05 * error)
+        assert ("within an error of a limit: index" in model.result.message) is named
+
+
 def test_tied_parameters_hold():
     counts, exposure = draw()
     given = Gaussian2D(amplitude=1, x_mean=0, y_mean=0, x_stddev=1, y_stddev=1)

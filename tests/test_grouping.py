@@ -166,6 +166,10 @@ def test_azimuth_takes_the_sector_and_without_one_the_mean():
     for azimuth, want in ((10, 1), (100, 2), (300, 4), (-10, 4), (370, 1)):
         assert value(model.at_azimuth(azimuth), 1.0) == want
         assert model.rate(1.0, 0.0, 0.0, 0.9, azimuth) == want
+    narrow = AzimuthBinned([0, 180, 200], [Flat(1.0), Flat(3.0)], [0, 2], [1.0, 1.0])
+    assert value(narrow.at_azimuth(185), 1.0) == 3.0  # middles at 90, 190 and 280 deg
+    around = AzimuthBinned([10, 100, 350], [Flat(1.0), Flat(2.0)], [0, 1], [1.0, 1.0])
+    assert value(around.at_azimuth(0), 1.0) == 1.0  # middles at 55, 225 and 360 deg
     # a sector that was not trained takes the nearest
     assert value(model.at_azimuth(200), 1.0) in (2, 4)
     assert value(model, 1.0) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 4)

@@ -3,11 +3,15 @@ import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
 
+from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.fov_cells import camera_modes
+from gammapy_accmaker.models.rate_equations import moving_directions
 from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
+from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline import zenith_splines
 from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run, project_run
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)
@@ -199,6 +203,28 @@ def test_what_is_unusual_is_flagged(model):
         assert fit_run(model, drawn(model, 1, cos_zenith=cos_zenith)).flags == flags
     far = simulate_runs(1, seed=3, zenith=(0.85, 0.86), rate=lambda e, x, y, z, n, s: true_rate(e, x, y, z, n, s + 0.6))
     assert "unusual energy shift" in fit_run(model, far[0]).flags
+
+
+def test_tilt_spread_is_that_of_the_spectral_index(model):
+    """Of a line through the logs of the rates that effects drawn from the population give, at the centre of the camera."""
+    basis, x = model.population.basis, np.linspace(np.log(0.5), np.log(10.0), 20)
+    drawn_effects = np.random.default_rng(0).multivariate_normal(np.zeros(basis.n), model.population.covariance, 3000)
+    modes = camera_modes(np.zeros(1), np.zeros(1), model.offset_max, basis.modes)[0]
+    change = basis.energy_columns(x) * modes[basis.mode_of_column] @ drawn_effects[:, basis.n_shift :].T
+    assert SplineRate(model).tilt_spread == pytest.approx(np.polyfit(x, change, 1)[0].std(), rel=0.05)
+
+
+def test_moving_a_spectrum_is_its_derivative_and_by_zenith_its_derivative_times_the_zenith():
+    energy, zenith = ScaledEnergyAxis(-1.5, 2.0, -0.5, 0.3), BSplineAxis(-0.4, 0.0, 5)
+    spectrum = np.sin(energy.centers)[:, None, None] * np.array([1.0, 2.0])[:, None] * np.ones(5)
+    everywhere, by_zenith = moving_directions(spectrum, energy, zenith).T.reshape(2, energy.n, 2, 5)
+    inside = np.linspace(-1, 1.5, 50)
+    for k, factor in enumerate((1, 2)):
+        moved = energy.basis(inside) @ everywhere[:, k, 0]
+        assert np.allclose(moved, factor * energy.derivative(inside) @ spectrum[:, 0, 0], atol=0.1)
+    tilt = zenith.centers - zenith.centers.mean()
+    assert np.allclose(by_zenith, everywhere * tilt, atol=1e-12)
+    assert moving_directions(spectrum[..., :1], energy, BSplineAxis(-1.0, 0.0, 1)).shape == (energy.n * 2, 1)
 
 
 def test_population_update_finds_spread_and_slope():

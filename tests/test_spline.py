@@ -73,6 +73,14 @@ def test_knots_are_as_dense_as_the_runs_can_tell(model, runs):
     assert few.zenith_axis.n == 4 < model.zenith_axis.n
 
 
+def test_the_scaled_energy_follows_the_threshold(model, runs):
+    """The true threshold goes with cos zenith to the power of -2.3."""
+    moved = model.covariates.scaling(0.98, {})[0] - model.covariates.scaling(0.7, {})[0]
+    assert moved == pytest.approx(2.3 * np.log(0.98 / 0.7), rel=0.15)
+    scaled = np.log(CENTERS) + np.array([[sum(model.covariates.scaling(r.cos_zenith, {}))] for r in runs])
+    assert (model.energy_axis.lo, model.energy_axis.hi) == pytest.approx((scaled.min(), scaled.max()))
+
+
 def test_spread_of_the_runs_is_found(model, runs):
     assert model.population.norm_spread == pytest.approx(np.std([r.norm for r in runs]), rel=0.2)
     assert model.population.shift_spread == pytest.approx(np.std([r.shift for r in runs]), rel=0.2)

@@ -11,7 +11,7 @@ that a run that was stopped goes on.
 The operators are those of cosmic-ray. Left out is what any call would find, since it would flatter the tests: bitwise in place
 of arithmetic operators (a TypeError for floats). Left out is what no test has to find: `is` in place of `==` (true or not as
 the interpreter shares objects), annotations, and the words of logs and errors. Mutants live in a copy of the checkout. Each is tested in a fork of a process that has loaded
-gammapy already: in the fastest tests of its statement first, then in those of its function and of its file, until one fails.
+gammapy already: in the fast tests of its statement first, then in those of its function and of its file, until one fails.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from coverage import CoverageData
 ROOT = Path(__file__).parents[2]
 PACKAGE = "gammapy_accmaker"
 ROOMS = ("models", "reduction")
-BATCHES = (8.0, 30.0, float("inf"))  # s of tests that are run in one go, the fastest first
+BATCHES = (8.0, 30.0, float("inf"))  # s of tests that are run in one go
 MEMORY = 8 << 30
 APART = re.compile("Shift|Bit|Is")  # never put in place of an operator of the other kind
 
@@ -120,6 +120,14 @@ class TestMap:
             for case in ElementTree.parse(junit).iter("testcase"):
                 if case.find("skipped") is None:
                     self.seconds[f"{case.get('file')}::{case.get('name')}"] = float(case.get("time"))
+        self.extent = Counter()
+        for file in self.data.measured_files():
+            for contexts in self.data.contexts_by_lineno(file).values():
+                self.extent.update({context.split("|")[0] for context in contexts})
+
+    def order(self, test):
+        """Fast tests first, and those that look at little: they are the closest."""
+        return max(self.seconds[test], 0.02) * self.extent[test]
 
     def of_lines(self, file, lines):
         by_line = self.data.contexts_by_lineno(str(ROOT / file))
@@ -141,7 +149,7 @@ class TestMap:
         ordered = []
         for lines in wider:
             found = self.of_lines(mutant["file"], lines) - set(ordered)
-            ordered += sorted(found, key=self.seconds.get)
+            ordered += sorted(found, key=self.order)
         return ordered
 
 

@@ -192,6 +192,12 @@ def test_a_table_ends_at_its_edges():
     assert integral == pytest.approx([0, 6e6, 3e6])
 
 
+def test_a_table_of_one_bin_is_flat():
+    model = TabulatedModel(np.array([1.0, 4.0]), (np.array([0.0, 2.0]),), np.array([[3.0]]))
+    assert model.rate_grid([1.0, 2.5, 4.0], np.array([0.3]), np.array([1.0]))[:, 0] == pytest.approx([3, 3, 3])
+    assert model.integral_grid([1.0, 2.0, 4.0], np.array([0.3]), np.array([1.0]))[:, 0] == pytest.approx([3e6, 6e6])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
 def test_rates_that_are_none_are_refused(bad):
     values = np.ones((2, 2))

@@ -8,8 +8,10 @@ from scipy.optimize import linear_sum_assignment
 from stores import EDGES, AnalyticModel, fitted
 
 from gammapy_accmaker.binning import azimuth_sector
+from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.azimuth import AzimuthBinned
 from gammapy_accmaker.models.base import MODEL_KINDS, RateModel, ScaledModel
+from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.models.zenith import ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.reduction.grouping import BinMinimum, grow_zenith_bins, wobble_positions, zenith_cells
 
@@ -173,10 +175,24 @@ def test_azimuth_takes_the_sector_and_without_one_the_mean():
     # a sector that was not trained takes the nearest
     assert value(model.at_azimuth(200), 1.0) in (2, 4)
     assert value(model, 1.0) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 4)
+    assert model.rate(1.0, 0.0, 0.0) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 4)
+    assert model.relative_error_grid(EDGES[:1], LON[:1], LAT[:1])[0, 0] == pytest.approx(0.1)
     got = model.rate(np.array([1.0, 1.0]), 0.0, 0.0, 1.0, np.array([10.0, 100.0]))
     assert list(got) == [1.0, 2.0]
     scaled = ScaledModel(model, 3.0)
     assert value(scaled.at_azimuth(100), 1.0) == 6.0 and list(scaled.azimuth_edges) == [0, 90, 180, 270]
+
+
+def test_models_of_runs_cover_what_any_of_them_covers():
+    first, second = Flat(1.0), Flat(3.0)
+    second.energy_edges, second.offset_max, second.zenith_range = np.array([0.05, 1.0, 300.0]), 3.0, (0.3, 0.9)
+    model = ModelPerRun([first, second], [7, 8, 9], [0, 1, 1])
+    assert list(model.energy_edges) == [0.05, 300.0] and model.offset_max == 3 and model.zenith_range == (0.3, 0.9)
+    assert [model.for_run(k) for k in (7, 8, 9)] == [first, second, second]
+    assert value(model, 1.0) == 2.0 and model.rate(1.0, 0.0, 0.0) == 2.0
+    assert np.all(model.relative_error_grid(EDGES[:2], LON, LAT) == 0.1)
+    with pytest.raises(ObservationError, match="observation 6: no model"):
+        model.for_run(6)
 
 
 def test_every_model_is_for_the_zenith_where_no_angle_is_given():

@@ -5,7 +5,7 @@ from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, 
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.fov_cells import camera_modes
-from gammapy_accmaker.models.rate_equations import moving_directions
+from gammapy_accmaker.models.rate_equations import RateCovariance, RateEquations, moving_directions, quadratic_form
 from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
@@ -212,6 +212,26 @@ def test_tilt_spread_is_that_of_the_spectral_index(model):
     modes = camera_modes(np.zeros(1), np.zeros(1), model.offset_max, basis.modes)[0]
     change = basis.energy_columns(x) * modes[basis.mode_of_column] @ drawn_effects[:, basis.n_shift :].T
     assert SplineRate(model).tilt_spread == pytest.approx(np.polyfit(x, change, 1)[0].std(), rel=0.05)
+
+
+def test_equations_of_runs_are_the_dense_ones():
+    """Sums over more runs than are held together, and quadratic forms of the covariance at one zenith angle."""
+    rng = np.random.default_rng(0)
+    n_space, n_zenith = 5, 3
+    equations, information, gradient = RateEquations(n_space, n_zenith), 0.0, 0.0
+    for _ in range(37):
+        zenith, rows = rng.random(n_zenith), rng.normal(size=(6, n_space))
+        equations.add(zenith, rows.T @ rows, rows.sum(0))
+        dense = np.kron(rows, zenith)
+        information, gradient = information + dense.T @ dense, gradient + dense.sum(0)
+    assert np.allclose(equations.information(), information) and np.allclose(equations.gradient(), gradient)
+    covariance = np.linalg.inv(information)
+    zeniths, gain = rng.random((2, n_zenith)), rng.normal(size=(n_space, 4))
+    for zenith, matrix in zip(zeniths, RateCovariance(covariance, n_zenith).at(zeniths), strict=True):
+        at_zenith = np.kron(np.eye(n_space), zenith)
+        want = gain.T @ at_zenith @ covariance @ at_zenith.T @ gain
+        assert np.allclose(quadratic_form(matrix, gain), want, rtol=1e-4, atol=1e-6 * np.abs(want).max())
+    assert quadratic_form(None, gain) == 0
 
 
 def test_moving_a_spectrum_is_its_derivative_and_by_zenith_its_derivative_times_the_zenith():

@@ -11,7 +11,8 @@ that a run that was stopped goes on.
 The operators are those of cosmic-ray. Left out is what any call would find, since it would flatter the tests: bitwise in place
 of arithmetic operators (a TypeError for floats). Left out is what no test has to find: `is` in place of `==` (true or not as
 the interpreter shares objects), annotations, and the words of logs and errors. Mutants live in a copy of the checkout. Each is tested in a fork of a process that has loaded
-gammapy already: in the fast tests of its statement first, then in those of its function and of its file, until one fails.
+gammapy already: in the fast tests of its statement first, then in those of its function, in those beside them and in those of its file, until one
+fails.
 """
 
 import argparse
@@ -135,7 +136,7 @@ class TestMap:
         return found & self.seconds.keys()
 
     def of_mutant(self, mutant):
-        """Tests of the statement, then of the function or of what uses a constant, then of the file."""
+        """Tests of the statement, then of the function or of what uses a constant, beside these, and of the file."""
         tree, line = ast.parse((ROOT / mutant["file"]).read_text()), mutant["start"][0]
         around = [n for n in ast.walk(tree) if hasattr(n, "lineno") and n.lineno <= line <= n.end_lineno]
         statement = max((n for n in around if isinstance(n, ast.stmt)), key=lambda n: n.lineno)
@@ -145,12 +146,13 @@ class TestMap:
             names = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
             inside = [f for f in functions if names & {n.id for n in ast.walk(f) if isinstance(n, ast.Name)}]
         own = range(line, line + 1) if hasattr(statement, "body") else range(statement.lineno, statement.end_lineno + 1)
-        wider = [own, {k for f in inside[-1:] or inside for k in range(f.lineno, f.end_lineno + 1)}, range(1, 10000)]
-        ordered = []
-        for lines in wider:
-            found = self.of_lines(mutant["file"], lines) - set(ordered)
-            ordered += sorted(found, key=self.order)
-        return ordered
+        wider = {k for f in inside[-1:] or inside for k in range(f.lineno, f.end_lineno + 1)}
+        found = [self.of_lines(mutant["file"], lines) for lines in (own, wider, range(1, 10000))]
+        # what a cache holds is run by the first test that needs it, so those beside it count as well
+        files = {test.split("::")[0] for test in found[0] | found[1]}
+        found.insert(2, {test for test in self.seconds if test.split("::")[0] in files})
+        ordered = [test for level in found for test in sorted(level, key=self.order)]
+        return list(dict.fromkeys(ordered))
 
 
 def batches(tests, seconds):

@@ -380,6 +380,18 @@ def test_mask_margin_is_an_angle_on_the_sky_far_from_the_equator():
     assert_array_equal(inside[clear], (separation < 1.5)[clear])
 
 
+def test_margin_of_large_regions_is_an_angle_on_the_sky():
+    """A margin around circles that are combined is that of larger circles."""
+    first, second = CENTERS["icrs"], CENTERS["icrs"].directional_offset_by(70 * u.deg, 55 * u.deg)
+    both = CompoundSkyRegion(CircleSkyRegion(first, 40 * u.deg), CircleSkyRegion(second, 1 * u.deg), operator.or_)
+    positions = around(first, 100, 20_000)
+    inside = Exclusion(both, margin=2 * u.deg).contains(xyz_of(positions))
+    depth = np.maximum(42 - positions.separation(first).deg, 3 - positions.separation(second).deg)
+    clear = np.abs(depth) > 0.15
+    assert_some(inside)
+    assert_array_equal(inside[clear], depth[clear] > 0)
+
+
 def test_mask_that_excludes_nothing():
     mask = galactic_band(skydir=(0, 0), binsz=0.1, width=2)
     mask.data[...] = True

@@ -8,6 +8,7 @@ from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, 
 
 from gammapy_accmaker.models.spline import SplineModel
 from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)
@@ -180,6 +181,23 @@ def test_rate_broadcasts_and_equals_the_grid(model):
     scattered = model.rate(ENERGY, *POSITIONS, np.array([0.7, 0.8, 0.8, 0.9]))
     each = [model.rate(e, x, y, z) for e, x, y, z in zip(ENERGY, *POSITIONS, [0.7, 0.8, 0.8, 0.9], strict=True)]
     assert np.allclose(scattered, each, rtol=1e-12)
+
+
+def test_the_model_of_a_run_is_integrated_and_ends_at_its_coverage(model):
+    rate, lon, lat = SplineRate(model), *POSITIONS
+    low, high = model.energy_edges[[0, -1]]
+    energy = np.array([0.99 * low, low, 1.0, high, 1.01 * high])
+    got, want = rate.rate_grid(energy, lon, lat, 0.9), model.rate_grid(energy, lon, lat, 0.9)
+    assert np.array_equal(got[1:4], want[1:4]) and not got[[0, 4]].any()
+    rim = rate.offset_max * np.array([0.999, 1.001])
+    assert np.array_equal(rate.rate_grid([1.0], rim, np.zeros(2), 0.9)[0] > 0, [True, False])
+    edges = np.array([0.1, low, 0.5, 0.51, 3.0, high, 20.0])
+    integral = rate.integral_grid(edges, lon, lat, 0.9)
+    for k in (1, 2, 3, 4):
+        fine = np.geomspace(edges[k], edges[k + 1], 2001)
+        want = np.trapezoid(rate.rate_grid(fine, lon, lat, 0.9), fine, axis=0) * 1e6
+        assert np.allclose(integral[k], want, rtol=5e-3)
+    assert not integral[[0, 5]].any()
 
 
 def test_counts_are_given_back(model, runs):

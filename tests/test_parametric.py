@@ -166,6 +166,27 @@ def test_the_relative_error_is_the_spread_of_the_rate():
     assert np.all(np.abs(np.std(rates, axis=0) / np.mean(errors, axis=0) - 1) < 0.6)
 
 
+def test_gradient_and_information_of_the_likelihood():
+    """Slopes of the deviance, and Fisher's information of a power law: closed forms in narrow bins."""
+    counts, exposure = draw()
+    function = rate_function(PRODUCT, {k: {"value": 1.1 * v} for k, v in {**SPECTRUM, **CAMERA}.items()})
+    nodes = BinNodes.of_bins(EDGES, FOV, exposure > 0)
+    likelihood, values = Likelihood(function, nodes, counts, FOV.solid_angle * exposure), function.start
+    assert likelihood.has_gradient
+    for k, slope in zip(function.free, likelihood.gradient(values), strict=True):
+        step = np.where(np.arange(len(values)) == k, 1e-5 * max(abs(values[k]), 1e-2), 0)
+        numeric = (likelihood.deviance(values + step) - likelihood.deviance(values - step)) / (2 * step[k])
+        assert slope == pytest.approx(numeric, rel=1e-4, abs=0.1)
+    narrow = np.geomspace(1, 10, 201)
+    power_law = rate_function("power_law")
+    nodes = BinNodes.of_bins(narrow, FOV, exposure > 0)
+    likelihood = Likelihood(power_law, nodes, np.zeros((200, FOV.size)), FOV.solid_angle * exposure)
+    mu, log_energy = likelihood.expected(power_law.start).sum(1), 0.5 * np.log(narrow[1:] * narrow[:-1])
+    amplitude = power_law.start[0]
+    want = [[mu.sum() / amplitude**2, -mu @ log_energy / amplitude], [-mu @ log_energy / amplitude, mu @ log_energy**2]]
+    assert np.allclose(likelihood.information(power_law.start), want, rtol=1e-3)
+
+
 def test_analytic_and_numerical_gradients_agree():
     counts, exposure = draw()
 

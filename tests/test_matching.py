@@ -111,6 +111,12 @@ def test_units_of_a_table_are_heeded():
     assert pairs(one) == pairs(two)
     for name in ("HOURS", "SUM_HOURS", "DELTA_TIME", "DELTA_POINTING", "DISTANCE"):
         assert np.allclose(one[name], two[name], rtol=1e-6), name
+    # a table needs the columns of what is asked for
+    on, off = ON.copy(), OFF.copy()
+    on.remove_columns(["ZEN_PNT", "AZ_PNT"]), off.remove_columns(["ZEN_PNT", "AZ_PNT"])
+    assert pairs(match_observations(on, off, weights={"time": 1}, n_runs=1)) == {1: [14], 2: [14]}
+    with pytest.raises(InputError, match="'ZEN_PNT or ALT_PNT'"):
+        match_observations(on, off, weights={"cos_zenith": 1})
     # times are those of the middle of a run
     longer = match_observations(ON[:1], table([11], [20.0], ONTIME=7200.0), weights={"time": 1})
     assert longer["DELTA_TIME"][0] == pytest.approx((7200 - 1800) / 2 / 86400)

@@ -74,6 +74,23 @@ def test_knots_are_as_dense_as_the_runs_can_tell(model, runs):
     assert few.zenith_axis.n == 4 < model.zenith_axis.n
 
 
+def test_the_rate_of_a_run_has_no_steps_and_its_error_is_the_slope(model):
+    """With an error of the energy shift alone, the log of the rate is off by its derivative times that error."""
+    basis, effect = model.population.basis, model.effects[3]
+    x = np.log(1.0) + 0.003 * np.arange(300)
+    log_rate = model.log_rate_grid(np.exp(x), *POSITIONS, 0.9, effect=effect)
+    assert np.all(np.diff(log_rate, axis=0) < -0.003)
+    step = np.zeros(basis.n)
+    step[0] = 0.02
+    above, below = (
+        model.log_rate_grid(ENERGY, *POSITIONS, 0.9, effect=replace(effect, coefficients=effect.coefficients + s))
+        for s in (step, -step)
+    )
+    sure = replace(effect, covariance=np.diag(step**2 * 25))  # 0.1 in the shift
+    error = model.relative_error_grid(ENERGY, *POSITIONS, 0.9, effect=sure, part="run")
+    assert np.allclose(error, np.abs(above - below) / 0.04 * 0.1, rtol=0.02)
+
+
 def test_the_scaled_energy_follows_the_threshold(model, runs):
     """The true threshold goes with cos zenith to the power of -2.3."""
     moved = model.covariates.scaling(0.98, {})[0] - model.covariates.scaling(0.7, {})[0]

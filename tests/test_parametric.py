@@ -274,6 +274,17 @@ def test_a_function_of_position_keeps_the_counts_of_each_energy(function):
         assert 1e-3 < chi2.sf(np.sum(np.square(pulls)), len(pulls))
 
 
+def test_the_amplitude_of_a_function_of_position_is_the_mean_rate_of_its_energies():
+    counts, exposure = draw()
+    edges = EDGES[[3, 8]]
+    total = counts[3:8].sum(0, keepdims=True)
+    model = fit_parametric(total, exposure, edges, FOV, "gaussian")
+    (amplitude, _), (sigma, _) = (value(model, f"{name}[0]") for name in ("amplitude", "sigma"))
+    lon, lat = FOV.subpoints(8)
+    shape = (np.exp(-(lon**2 + lat**2) / (2 * sigma**2)).mean(1) * FOV.solid_angle * exposure).sum()
+    assert amplitude * np.diff(edges)[0] * 1e6 * shape == pytest.approx(total.sum(), rel=1e-3)
+
+
 def test_shared_parameters_are_those_of_all_energies():
     counts, exposure = draw()
     own = fit_parametric(counts, exposure, EDGES, FOV, "gaussian_gradient")

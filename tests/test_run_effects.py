@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.covariates import CovariateScale
 from gammapy_accmaker.models.fov_cells import camera_modes
 from gammapy_accmaker.models.rate_equations import RateCovariance, RateEquations, moving_directions, quadratic_form
 from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
@@ -232,6 +235,30 @@ def test_equations_of_runs_are_the_dense_ones():
         want = gain.T @ at_zenith @ covariance @ at_zenith.T @ gain
         assert np.allclose(quadratic_form(matrix, gain), want, rtol=1e-4, atol=1e-6 * np.abs(want).max())
     assert quadratic_form(None, gain) == 0
+
+
+def test_spreads_of_a_run_are_its_errors(model):
+    effect = model.effects[0]
+    fitted, mean = SplineRate(model, effect), SplineRate(model)
+    assert fitted.norm_spread == effect.norm_error / effect.norm < mean.norm_spread == model.population.norm_spread
+    assert fitted.tilt_spread < 0.8 * mean.tilt_spread
+    plain = fit_spline(simulate_runs(2, seed=41, zenith=(0.85, 0.86)), *BINS, run_effects="none", max_rounds=5)
+    population = replace(plain.population, norm_spread=0.12)
+    assert SplineRate(replace(plain, population=population), plain.effects[0]).norm_spread == 0.12
+
+
+def test_covariates_are_in_standard_deviations_and_clamped():
+    values = np.array([0.7, 0.8, 0.84, 0.9])
+    runs = [SimulatedRun(k, None, None, 0.9, 30.0 * k, {"MUONEFF": v, "SAME": 1.0}) for k, v in enumerate(values)]
+    scale = CovariateScale.of(runs, False, ("MUONEFF", "SAME", "MISSING"))
+    standard = np.array([scale.standard(0.9, r.covariates) for r in runs])
+    assert np.allclose(standard[:, 0], (values - values.mean()) / values.std()) and not standard[:, 1:].any()
+    assert scale.standard(0.9, {"MUONEFF": 5.0, "SAME": 7.0})[0] == standard[:, 0].max()
+    assert not scale.standard(0.9, {"MUONEFF": np.nan}).any() and not scale.standard(np.nan, None).any()
+    assert scale.regressors(0.9, None, runs[0].covariates).tolist() == [*standard[0], 0.0, 0.0, 1.0]
+    by_azimuth = [scale.regressors(0.9, r.azimuth, None)[3:5] for r in runs]
+    assert np.allclose(np.mean(by_azimuth, axis=0), 0)
+    assert np.hypot(*(by_azimuth[3] - by_azimuth[0])) == pytest.approx(2 * np.sqrt(1 - 0.9**2) * np.sin(np.pi / 4))
 
 
 def test_moving_a_spectrum_is_its_derivative_and_by_zenith_its_derivative_times_the_zenith():

@@ -211,6 +211,8 @@ def test_fixed_and_bounded_parameters_hold():
     assert value(model, "index") == (2.5, 0)
     assert value(model, "sigma")[0] == pytest.approx(1.2, abs=1e-3) and value(model, "sigma")[0] <= 1.2
     assert -0.01 <= value(model, "gradient_lat")[0] < -0.0099
+    # what ends at a limit stays there and has no error
+    assert value(model, "sigma")[1] == value(model, "gradient_lat")[1] == 0
     assert "limit: " in model.result.message and "sigma" in model.result.message.split("limit: ")[1]
     free = fit_parametric(counts, exposure, EDGES, FOV, PRODUCT)
     assert free.result.deviance < model.result.deviance - 100

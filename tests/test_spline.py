@@ -198,6 +198,10 @@ def test_rate_broadcasts_and_equals_the_grid(model):
     scattered = model.rate(ENERGY, *POSITIONS, np.array([0.7, 0.8, 0.8, 0.9]))
     each = [model.rate(e, x, y, z) for e, x, y, z in zip(ENERGY, *POSITIONS, [0.7, 0.8, 0.8, 0.9], strict=True)]
     assert np.allclose(scattered, each, rtol=1e-12)
+    # many energies and positions, few pairs
+    energy, lon, lat = np.geomspace(0.5, 5, 12), np.linspace(-1, 1, 12), np.linspace(0.5, -0.7, 12)
+    whole = model.rate_grid(energy, lon, lat, 0.8)
+    assert np.allclose(model.rate(energy, lon, lat, 0.8), np.diag(whole), rtol=1e-12)
 
 
 def test_the_model_of_a_run_is_integrated_and_ends_at_its_coverage(model):

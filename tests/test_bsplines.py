@@ -33,6 +33,7 @@ def test_basis_sums_to_one_reproduces_lines_and_clamps():
     assert np.allclose(axis.basis(x) @ axis.centers, np.clip(x, 0, 2))
     assert np.allclose(axis.derivative([-1.0, 3.0]), 0)
     assert np.array_equal(BSplineAxis(0, 1, 1).basis(x), np.ones((50, 1)))
+    assert np.array_equal(BSplineAxis(2, 5, 1).centers, [3.5])
     with pytest.raises(ValueError, match="n >= 4"):
         BSplineAxis(0, 1, 3)
 
@@ -42,6 +43,9 @@ def test_warped_axis_derivative_and_dense_knots():
     u = np.linspace(-1.99, 2.99, 400)
     numeric = (axis.basis(u + 1e-6) - axis.basis(u - 1e-6)) / 2e-6
     assert np.allclose(axis.derivative(u), numeric, atol=1e-5)
+    # clamped beyond the ends, so nothing changes there
+    assert np.array_equal(axis.derivative([-2.5, 3.5]), np.zeros((2, axis.n)))
+    assert np.all(np.abs(axis.derivative([-2.0, 3.0])).max(1) > 0.1)
     dense = ((axis.centers > -1) & (axis.centers < 0)).sum()
     assert dense > 7 > ((axis.centers > 1) & (axis.centers < 2)).sum()
     node, fraction = axis.locate(np.array([-10.0, 0.3, 10.0]))
@@ -95,6 +99,20 @@ def test_infinite_smoothing_is_a_power_law_and_one_bin_its_ratio():
     )
     assert np.exp(one.coefficients[0]) == pytest.approx(7.0)
     assert one.covariance[0, 0] == pytest.approx(1 / 42)
+
+
+def test_the_tolerance_is_that_of_the_coefficients():
+    x = np.linspace(0, 1, 60)
+    basis, penalty = BSplineAxis(0, 1, 8).basis(x), difference_penalty(8)
+    counts = np.random.default_rng(2).poisson(np.exp(2 + 1.5 * np.sin(6 * x))).astype(float)
+    loose, tight = (
+        fit_tensor_spline(
+            counts, np.ones(60), [basis], [penalty], smoothing=[0.1], estimate_smoothing=False, tolerance=tolerance
+        )
+        for tolerance in (1e-2, 1e-10)
+    )
+    assert loose.converged and tight.converged
+    assert np.abs(loose.coefficients - tight.coefficients).max() < 1e-3
 
 
 def test_smoothing_follows_the_data():

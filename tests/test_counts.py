@@ -30,7 +30,7 @@ from regions import CircleSkyRegion, RectangleSkyRegion
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction import counts
-from gammapy_accmaker.reduction.counts import CountsBins, reduce_observation
+from gammapy_accmaker.reduction.counts import CountsBins, reduce_observation, reduce_slices
 from gammapy_accmaker.reduction.exclusion import Exclusion
 
 ENERGY = np.logspace(-0.5, 1.5, 7)
@@ -474,6 +474,20 @@ def test_run_counts_pickle():
 
 LONG = simulate(HIGH, 1500, seed=11, radius=2.5)
 CIRCLES = [region_at(LONG, 1.0, 0.5, 0.6), region_at(LONG, -1.4, -0.9, 0.4)]
+
+
+def test_each_slice_has_the_events_of_its_time():
+    run = simulate(tracking(250, 40), 4000, seed=3)
+    bins = CountsBins(ENERGY, FOV["grid"])
+    slices = reduce_slices(run, bins, max_zenith_change=0.02)
+    assert len(slices) > 3 and sum(s.ontime for s in slices) == pytest.approx(1700)
+    cos_zenith = np.array([s.cos_zenith for s in slices])
+    assert np.abs(np.diff(cos_zenith)).max() <= 0.02 and np.ptp(cos_zenith) > 0.05
+    edges = START + np.cumsum([0, *(s.ontime for s in slices)]) * u.s
+    for part, start, stop in zip(slices, edges[:-1], edges[1:], strict=True):
+        alone = reduce_observation(run.select_time(type(START)([start, stop])), bins)
+        assert abs(part.counts.sum() - alone.counts.sum()) <= 1  # an event at a cut
+        assert part.cos_zenith == pytest.approx(alone.cos_zenith, abs=1e-4) and part.counts.sum() > 100
 
 
 @given(st.floats(0.05, 0.95), st.sampled_from(["altaz", "radec"]), st.sampled_from(sorted(FOV)), st.booleans())

@@ -380,6 +380,18 @@ def test_mask_margin_is_an_angle_on_the_sky_far_from_the_equator():
     assert_array_equal(inside[clear], (separation < 1.5)[clear])
 
 
+def test_margin_of_large_regions_is_an_angle_on_the_sky():
+    """A margin around what two circles have in common, the smaller one."""
+    center = CENTERS["icrs"]
+    small, large = (CircleSkyRegion(center, radius * u.deg) for radius in (40, 45))
+    positions = around(center, 60, 5000)
+    inside = Exclusion(CompoundSkyRegion(small, large, operator.and_), margin=2 * u.deg).contains(xyz_of(positions))
+    separation = positions.separation(center).deg
+    clear = np.abs(separation - 42) > 0.15
+    assert_some(inside)
+    assert_array_equal(inside[clear], separation[clear] < 42)
+
+
 def test_mask_that_excludes_nothing():
     mask = galactic_band(skydir=(0, 0), binsz=0.1, width=2)
     mask.data[...] = True

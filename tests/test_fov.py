@@ -1,5 +1,7 @@
 """Field-of-view coordinates and time nodes, against astropy frames at the time of each event."""
 
+from dataclasses import replace
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.reduction.counts import observation_track
-from gammapy_accmaker.reduction.fov import fov_track, gti_seconds, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.reduction.fov import FovTrack, fov_track, gti_seconds, time_nodes, unit_vectors, vectors_to_lonlat
 
 ARCSEC = 1 / 3600
 ALIGNMENT = {"altaz": FoVAlignment.ALTAZ, "radec": FoVAlignment.RADEC}
@@ -199,6 +201,22 @@ def test_step_of_nodes_is_kept():
 def test_times_beyond_the_track_are_clamped():
     track = observation_track(make_observation(tracking(60, 70)), "altaz")
     np.testing.assert_allclose(track.matrices_at(np.array([-50.0, 1750.0])), track.matrices_at(np.array([0.0, 1700.0])))
+
+
+def test_crossings_are_where_lines_between_the_nodes_meet_the_edges():
+    seconds = np.array([0.0, 100.0, 300.0])
+    track = FovTrack(
+        START, np.array([[0.0, 300.0]]), seconds, np.tile(np.eye(3), (3, 1, 1)), np.array([0.9, 0.8, 0.7]),
+        np.array([350.0, 358.0, 366.0]),
+    )  # fmt: skip
+    assert track.crossings([0.87, 0.72, 0.95]) == pytest.approx([30, 260])
+    # azimuth in turns: 355 deg, and 2 deg that is 362
+    assert track.crossings(azimuth_edges=[355.0, 2.0, 100.0]) == pytest.approx([62.5, 200])
+    assert track.crossings([0.85], [355.0]) == pytest.approx([50, 62.5])
+    assert len(track.crossings()) == len(replace(track, cos_zenith=np.full(3, np.nan)).crossings([0.8])) == 0
+    assert track.part_edges(np.array([0.5, 62.5, 299.5])) == pytest.approx([0, 62.5, 300])
+    half = track.during(50, 400)
+    assert half.ontime == 250 and track.ontime == 300 and half.intervals.tolist() == [[50, 300]]
 
 
 def test_gti_seconds_sorts_and_drops_empty_intervals():

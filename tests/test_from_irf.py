@@ -180,6 +180,34 @@ def test_trap_empty_bins_and_nan_stay_between_their_neighbours(caplog):
     assert np.all(model.rate_model.integral_grid(np.geomspace(0.1, 100, 7), lon, lat) > 0)
 
 
+def test_a_table_ends_at_its_edges():
+    """It is continued from the outer centres to the outer edges, in energy and field of view, and is 0 beyond."""
+    edges = np.array([1.0, 2.0, 4.0]), (np.array([-1.0, 0.0, 1.0]), np.array([-2.0, 0.0, 2.0]))
+    model = TabulatedModel(*edges, np.full((2, 2, 2), 3.0))
+    at = np.array([0.9, 1.0, 1.5, 4.0, 4.1, 4.9])
+    assert model.rate_grid(at, np.zeros(1), np.zeros(1))[:, 0] == pytest.approx([0, 3, 3, 3, 0, 0])
+    lon, lat = np.array([-1.01, -1.0, -0.9, 0.99, 1.0, 0, 0]), np.array([0, 0, 0, 0, 0, -2.01, -2.0])
+    assert model.rate_grid([2.0], lon, lat)[0] == pytest.approx([0, 3, 3, 3, 0, 0, 3])
+    integral = model.integral_grid([0.5, 1.0, 3.0, 9.0], np.zeros(1), np.zeros(1))[:, 0]
+    assert integral == pytest.approx([0, 6e6, 3e6])
+
+
+def test_a_table_of_one_bin_is_flat():
+    model = TabulatedModel(np.array([1.0, 4.0]), (np.array([0.0, 2.0]),), np.array([[3.0]]))
+    assert model.rate_grid([1.0, 2.5, 4.0], np.array([0.3]), np.array([1.0]))[:, 0] == pytest.approx([3, 3, 3])
+    assert model.integral_grid([1.0, 2.0, 4.0], np.array([0.3]), np.array([1.0]))[:, 0] == pytest.approx([3e6, 6e6])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_rates_that_are_none_are_refused(bad):
+    values = np.ones((2, 2))
+    values[1, 0] = bad
+    with pytest.raises(InputError, match="rates"):
+        TabulatedModel(np.array([1.0, 2.0, 4.0]), (np.array([0.0, 1.0, 2.0]),), values)
+    with pytest.raises(InputError, match="energies > 0"):
+        TabulatedModel(np.array([0.0, 2.0, 4.0]), (np.array([0.0, 1.0, 2.0]),), np.ones((2, 2)))
+
+
 def test_alignment_that_the_header_lacks_is_named(caplog):
     AcceptanceModel.from_irf(irf_3d(alignment="RADEC", meta={"HDUCLAS2": "BKG"}))
     assert "no FOVALIGN" in caplog.text and "RADEC" in caplog.text

@@ -1,13 +1,17 @@
 """Bins of zenith that grow until they hold enough, wobble positions, and models over zenith and azimuth; on arrays."""
 
+import inspect
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 from stores import EDGES, AnalyticModel, fitted
 
 from gammapy_accmaker.binning import azimuth_sector
+from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.azimuth import AzimuthBinned
-from gammapy_accmaker.models.base import RateModel, ScaledModel
+from gammapy_accmaker.models.base import MODEL_KINDS, RateModel, ScaledModel
+from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.models.zenith import ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.reduction.grouping import BinMinimum, grow_zenith_bins, wobble_positions, zenith_cells
 
@@ -91,6 +95,10 @@ def test_wobble_positions_are_found_whatever_the_order():
     assert apart[rows, columns].max() < 0.1 and np.array_equal(np.argsort(columns)[which], number)
     assert len(wobble_positions(ra, dec, 1.5)[1]) == 2
     assert wobble_positions(np.array([np.nan]), np.array([np.nan]), 1.0)[0][0] in (0, -1)
+    assert wobble_positions(np.zeros(0), np.zeros(0), 1.0)[1].shape == (0, 2)
+    # a position of which a half is known is no position
+    number, positions = wobble_positions(np.array([10.0, np.nan, 10.0]), np.array([np.nan, 5.0, 5.0]), 1.0)
+    assert list(number) == [-1, -1, 0] and np.allclose(positions, [[10, 5]])
 
 
 def test_sectors_wrap():
@@ -156,7 +164,7 @@ def test_one_bin_is_a_model_for_all():
 def test_binned_zenith_takes_the_bin():
     model = ZenithBinned([0.4, 0.6, 0.8, 1.0], [Flat(1.0), Flat(2.0), Flat(3.0)])
     assert [value(model, z) for z in (0.1, 0.5, 0.6, 0.79, 0.8, 1.0)] == [1, 1, 2, 2, 3, 3]
-    assert list(model.zenith_edges) == [0.6, 0.8]
+    assert list(model.zenith_edges) == [0.6, 0.8] and model.zenith_range == (0.4, 1.0)
 
 
 def test_errors_of_independent_models_add_in_quadrature():
@@ -172,13 +180,40 @@ def test_azimuth_takes_the_sector_and_without_one_the_mean():
     for azimuth, want in ((10, 1), (100, 2), (300, 4), (-10, 4), (370, 1)):
         assert value(model.at_azimuth(azimuth), 1.0) == want
         assert model.rate(1.0, 0.0, 0.0, 0.9, azimuth) == want
+    narrow = AzimuthBinned([0, 180, 200], [Flat(1.0), Flat(3.0)], [0, 2], [1.0, 1.0])
+    assert value(narrow.at_azimuth(185), 1.0) == 3.0  # middles at 90, 190 and 280 deg
+    around = AzimuthBinned([10, 100, 350], [Flat(1.0), Flat(2.0)], [0, 1], [1.0, 1.0])
+    assert value(around.at_azimuth(0), 1.0) == 1.0  # middles at 55, 225 and 360 deg
     # a sector that was not trained takes the nearest
     assert value(model.at_azimuth(200), 1.0) in (2, 4)
     assert value(model, 1.0) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 4)
+    assert model.rate(1.0, 0.0, 0.0) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 4)
+    assert model.relative_error_grid(EDGES[:1], LON[:1], LAT[:1])[0, 0] == pytest.approx(0.1)
     got = model.rate(np.array([1.0, 1.0]), 0.0, 0.0, 1.0, np.array([10.0, 100.0]))
     assert list(got) == [1.0, 2.0]
     scaled = ScaledModel(model, 3.0)
     assert value(scaled.at_azimuth(100), 1.0) == 6.0 and list(scaled.azimuth_edges) == [0, 90, 180, 270]
+
+
+def test_models_of_runs_cover_what_any_of_them_covers():
+    first, second = Flat(1.0), Flat(3.0)
+    second.energy_edges, second.offset_max, second.zenith_range = np.array([0.05, 1.0, 300.0]), 3.0, (0.3, 0.9)
+    model = ModelPerRun([first, second], [7, 8, 9], [0, 1, 1])
+    assert list(model.energy_edges) == [0.05, 300.0] and model.offset_max == 3 and model.zenith_range == (0.3, 0.9)
+    assert [model.for_run(k) for k in (7, 8, 9)] == [first, second, second]
+    assert value(model, 1.0) == 2.0 and model.rate(1.0, 0.0, 0.0) == 2.0
+    assert np.all(model.relative_error_grid(EDGES[:2], LON, LAT) == 0.1)
+    with pytest.raises(ObservationError, match="observation 6: no model"):
+        model.for_run(6)
+
+
+def test_every_model_is_for_the_zenith_where_no_angle_is_given():
+    kinds = [kind for kind in MODEL_KINDS.values() if kind.__module__.startswith("gammapy_accmaker")]
+    assert len(kinds) > 5
+    for kind in [*kinds, ScaledModel]:
+        for name in ("rate_grid", "integral_grid", "relative_error_grid", "rate"):
+            default = inspect.signature(getattr(kind, name)).parameters["cos_zenith"].default
+            assert default == 1.0, (kind, name)
 
 
 def test_models_that_know_no_azimuth_are_their_own():

@@ -6,6 +6,7 @@ import pickle
 import astropy.units as u
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from gammapy.data import DataStore
 from gammapy.maps import Map
@@ -92,6 +93,46 @@ def test_hours_and_numbers():
     assert len(matches) == 4 and matches["REASON"][-1].endswith("2.00 of 10.00 h (no more runs)")
 
 
+def test_hours_that_are_met_but_for_rounding_are_met():
+    third = table([11, 12, 13, 14], [20.0, 21.0, 22.0, 23.0], ONTIME=360.0)  # 0.1 h, and 3 * 0.1 > 0.3
+    matches = match_observations(ON[:1], third, hours=0.3)
+    assert pairs(matches) == {1: [11, 12, 13]} and matches["REASON"][-1].endswith("for 0.30 of 0.30 h")
+    less = np.nextafter(0.1, 0) * 3600
+    matches = match_observations(ON[:1], table([11, 12], [20.0, 21.0], ONTIME=less), hours=0.1)
+    assert pairs(matches) == {1: [11]} and "of 0.10 h" in matches["REASON"][0]
+    assert "(n_runs reached)" in match_observations(ON[:1], third, hours=0.3, n_runs=2)["REASON"][-1]
+
+
+def test_units_of_a_table_are_heeded():
+    other = OFF.copy()
+    other["ONTIME"], other["TSTART"] = other["ONTIME"] / 3600 * u.h, other["TSTART"].quantity.to("d")
+    other["ZEN_PNT"], other["AZ_PNT"] = np.radians(OFF["ZEN_PNT"]) * u.rad, np.radians(OFF["AZ_PNT"]) * u.rad
+    one, two = (match_observations(ON, off, weights="nearest", hours=0.8) for off in (OFF, other))
+    assert pairs(one) == pairs(two)
+    for name in ("HOURS", "SUM_HOURS", "DELTA_TIME", "DELTA_POINTING", "DISTANCE"):
+        assert np.allclose(one[name], two[name], rtol=1e-6), name
+    # a table needs the columns of what is asked for
+    on, off = ON.copy(), OFF.copy()
+    on.remove_columns(["ZEN_PNT", "AZ_PNT"]), off.remove_columns(["ZEN_PNT", "AZ_PNT"])
+    assert pairs(match_observations(on, off, weights={"time": 1}, n_runs=1)) == {1: [14], 2: [14]}
+    with pytest.raises(InputError, match="'ZEN_PNT or ALT_PNT'"):
+        match_observations(on, off, weights={"cos_zenith": 1})
+    # times are those of the middle of a run
+    longer = match_observations(ON[:1], table([11], [20.0], ONTIME=7200.0), weights={"time": 1})
+    assert longer["DELTA_TIME"][0] == pytest.approx((7200 - 1800) / 2 / 86400)
+
+
+def test_differences_of_pointing_and_azimuth_are_angles_on_the_sky():
+    zenith, azimuth = np.array([10.0, 35.0, 60.0, 50.0]), np.array([20.0, 170.0, 351.0, 181.0])
+    matches = match_observations(
+        table([1], [50.0], [350.0]), table([11, 12, 13, 14], zenith, azimuth), weights={"pointing": 1, "azimuth": 1e-9}
+    )
+    matches.sort("OFF_OBS_ID")
+    here = SkyCoord(350.0, 40.0, unit="deg")
+    assert np.allclose(matches["DELTA_POINTING"], here.separation(SkyCoord(azimuth, 90 - zenith, unit="deg")).deg)
+    assert np.allclose(matches["DELTA_AZIMUTH"], [30, 180, 1, 169])
+
+
 def test_a_run_is_never_matched_with_itself():
     both = table([1, 2, 3], [20.0, 21.0, 40.0])
     assert pairs(match_observations(both, both, n_runs=1)) == {1: [2], 2: [1], 3: [2]}
@@ -172,7 +213,7 @@ def test_observations_and_their_table_agree(store, on_runs, off_runs):
     assert pairs(one) == pairs(two)
     assert np.allclose(one["DELTA_COS_ZENITH"], two["DELTA_COS_ZENITH"], atol=0.01)
     assert np.allclose(one["DELTA_TIME"], two["DELTA_TIME"], atol=0.02)
-    assert np.allclose(one["HOURS"], 28 / 60)
+    assert np.allclose(one["HOURS"], 28 / 60, rtol=1e-9)
 
 
 def test_an_unknown_keyword_of_an_event_header(on_runs, off_runs):

@@ -166,6 +166,27 @@ def test_the_relative_error_is_the_spread_of_the_rate():
     assert np.all(np.abs(np.std(rates, axis=0) / np.mean(errors, axis=0) - 1) < 0.6)
 
 
+def test_gradient_and_information_of_the_likelihood():
+    """Slopes of the deviance, and Fisher's information of a power law: closed forms in narrow bins."""
+    counts, exposure = draw()
+    function = rate_function(PRODUCT, {k: {"value": 1.1 * v} for k, v in {**SPECTRUM, **CAMERA}.items()})
+    nodes = BinNodes.of_bins(EDGES, FOV, exposure > 0)
+    likelihood, values = Likelihood(function, nodes, counts, FOV.solid_angle * exposure), function.start
+    assert likelihood.has_gradient
+    for k, slope in zip(function.free, likelihood.gradient(values), strict=True):
+        step = np.where(np.arange(len(values)) == k, 1e-5 * max(abs(values[k]), 1e-2), 0)
+        numeric = (likelihood.deviance(values + step) - likelihood.deviance(values - step)) / (2 * step[k])
+        assert slope == pytest.approx(numeric, rel=1e-4, abs=0.1)
+    narrow = np.geomspace(1, 10, 201)
+    power_law = rate_function("power_law")
+    nodes = BinNodes.of_bins(narrow, FOV, exposure > 0)
+    likelihood = Likelihood(power_law, nodes, np.zeros((200, FOV.size)), FOV.solid_angle * exposure)
+    mu, log_energy = likelihood.expected(power_law.start).sum(1), 0.5 * np.log(narrow[1:] * narrow[:-1])
+    amplitude = power_law.start[0]
+    want = [[mu.sum() / amplitude**2, -mu @ log_energy / amplitude], [-mu @ log_energy / amplitude, mu @ log_energy**2]]
+    assert np.allclose(likelihood.information(power_law.start), want, rtol=1e-3)
+
+
 def test_analytic_and_numerical_gradients_agree():
     counts, exposure = draw()
 
@@ -190,9 +211,21 @@ def test_fixed_and_bounded_parameters_hold():
     assert value(model, "index") == (2.5, 0)
     assert value(model, "sigma")[0] == pytest.approx(1.2, abs=1e-3) and value(model, "sigma")[0] <= 1.2
     assert -0.01 <= value(model, "gradient_lat")[0] < -0.0099
+    # what ends at a limit stays there and has no error
+    assert value(model, "sigma")[1] == value(model, "gradient_lat")[1] == 0
     assert "limit: " in model.result.message and "sigma" in model.result.message.split("limit: ")[1]
     free = fit_parametric(counts, exposure, EDGES, FOV, PRODUCT)
     assert free.result.deviance < model.result.deviance - 100
+
+
+def test_a_limit_within_an_error_is_named():
+    counts, exposure = draw()
+    best, error = value(fit_parametric(counts, exposure, EDGES, FOV, "power_law * gaussian"), "index")
+    for distance, named in ((0.5, True), (3.0, False)):
+        given = {"index": {"value": best, "max": best + distance * error}}
+        model = fit_parametric(counts, exposure, EDGES, FOV, "power_law * gaussian", parameters=given)
+        assert value(model, "index") == pytest.approx((best, error), abs=0.05 * error)
+        assert ("within an error of a limit: index" in model.result.message) is named
 
 
 def test_tied_parameters_hold():
@@ -241,6 +274,17 @@ def test_a_function_of_position_keeps_the_counts_of_each_energy(function):
     if function == "gaussian_gradient":
         pulls = [(value(model, f"{name}[{g}]")[0] - CAMERA[name]) / value(model, f"{name}[{g}]")[1] for g in range(n) for name in CAMERA]  # fmt: skip
         assert 1e-3 < chi2.sf(np.sum(np.square(pulls)), len(pulls))
+
+
+def test_the_amplitude_of_a_function_of_position_is_the_mean_rate_of_its_energies():
+    counts, exposure = draw()
+    edges = EDGES[[3, 8]]
+    total = counts[3:8].sum(0, keepdims=True)
+    model = fit_parametric(total, exposure, edges, FOV, "gaussian")
+    (amplitude, _), (sigma, _) = (value(model, f"{name}[0]") for name in ("amplitude", "sigma"))
+    lon, lat = FOV.subpoints(8)
+    shape = (np.exp(-(lon**2 + lat**2) / (2 * sigma**2)).mean(1) * FOV.solid_angle * exposure).sum()
+    assert amplitude * np.diff(edges)[0] * 1e6 * shape == pytest.approx(total.sum(), rel=1e-3)
 
 
 def test_shared_parameters_are_those_of_all_energies():

@@ -1,13 +1,21 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
 
+from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.covariates import CovariateScale
+from gammapy_accmaker.models.fov_cells import camera_modes
+from gammapy_accmaker.models.rate_equations import RateCovariance, RateEquations, moving_directions, quadratic_form
 from gammapy_accmaker.models.run_cells import gather_counts
 from gammapy_accmaker.models.run_effects import EffectBasis, RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
+from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline import zenith_splines
 from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run, project_run
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)
@@ -142,6 +150,136 @@ def test_effect_basis_terms():
         EffectBasis("all", True, 0.0, 1.0, 0.5, 2.0)
 
 
+def test_camera_modes_are_the_polynomials_of_the_offset():
+    lon, lat = np.array([0.0, 1.0, -0.6]), np.array([0.0, 0.5, 2.0])
+    modes = camera_modes(lon, lat, 2.0, ("flat", "radial", "lon", "lat"))
+    assert np.allclose(modes, np.stack([np.ones(3), (lon**2 + lat**2) / 4 - 0.4, lon / 2, lat / 2], axis=1))
+    assert camera_modes(lon, lat, 2.0, ()).shape == (3, 0)
+
+
+def test_the_prior_counts_as_five_runs():
+    """Runs without effects: the covariance is the prior's, in its share of all runs, and that of their posteriors."""
+    basis = EffectBasis("shift", True, np.log(0.2), np.log(10.0), 0.0, 2.0)
+    prior = basis.prior_covariance()
+    deviation = np.concatenate([np.sqrt(np.diag(prior))[:4], np.sqrt(np.diag(prior))[-1:]])
+    assert deviation == pytest.approx([0.1, 0.03, 0.03, 0.15, 0.05])  # shift, its gradients, norm, a gradient
+    start = RunPopulation(basis, np.zeros((1, basis.n)), prior)
+    moments = 7 * np.eye(basis.n)
+    found = update_population(
+        start,
+        np.zeros((15, basis.n)),
+        moments,
+        np.ones((15, 1)),
+        np.ones((1, basis.n), bool),
+        np.zeros((15, basis.n)),
+        0.6,
+    )
+    assert np.allclose(found.covariance, (moments + 5 * prior) / 20)
+    assert found.shift_spread == pytest.approx(np.sqrt(found.covariance[0, 0]))
+    assert found.norm_spread == pytest.approx(0.2)  # the mean variance over the runs, 0.6 / 15
+    assert not found.regression.any()
+
+
+def test_means_over_the_runs_are_in_the_rate(model):
+    """Only gradients in the field of view have a mean and a dependence on zenith; all may depend on the azimuth."""
+    odd, regression = model.population.basis.odd, model.population.regression
+    assert odd.any() and not regression[[0, -1]][:, ~odd].any()
+    assert np.all(regression[:, odd] != 0) and np.all(regression[1:3, ~odd] != 0)
+
+
+def drawn(model, seed, *, cos_zenith=0.85, change=None):
+    """A run that follows the mean of the population of a model, counts changed by a factor of each bin."""
+    mu = model.rate_grid(CENTERS, LON, LAT, cos_zenith) * SOLID_ANGLE * np.diff(EDGES)[:, None] * 1e6 * 1700.0
+    mu = mu if change is None else mu * change
+    counts = np.random.default_rng(seed).poisson(mu).astype(float)
+    return SimulatedRun(900 + seed, csr_array(counts), np.full(len(LON), 1700.0), cos_zenith, np.nan)
+
+
+def test_deviance_of_a_good_run_is_standard_normal_and_a_bright_spot_is_flagged(model):
+    effects = [fit_run(model, drawn(model, seed)) for seed in range(4)]
+    deviance = np.concatenate([e.deviance[e.expected > 5] for e in effects])
+    assert abs(deviance.mean()) < 0.5 and 0.7 < deviance.std() < 1.4 and deviance.min() < -1
+    assert all(e.flags == () for e in effects)
+    # many more counts in one place and band of energy, which no effect of a run can follow
+    spot = np.where(np.hypot(LON - 1.2, LAT) < 0.4, 1 + 30.0 * ((CENTERS > 1) & (CENTERS < 1.5))[:, None], 1.0)
+    odd = fit_run(model, drawn(model, 0, change=spot))
+    assert "poor fit" in odd.flags and 1 <= odd.group_edges[np.argmax(odd.deviance)] < 1.5
+
+
+def test_what_is_unusual_is_flagged(model):
+    low, high = model.zenith_range
+    for cos_zenith, flags in ((high, ()), (low, ()), (low - 0.01, ("zenith outside trained range",))):
+        assert fit_run(model, drawn(model, 1, cos_zenith=cos_zenith)).flags == flags
+    far = simulate_runs(1, seed=3, zenith=(0.85, 0.86), rate=lambda e, x, y, z, n, s: true_rate(e, x, y, z, n, s + 0.6))
+    assert "unusual energy shift" in fit_run(model, far[0]).flags
+
+
+def test_tilt_spread_is_that_of_the_spectral_index(model):
+    """Of a line through the logs of the rates that effects drawn from the population give, at the centre of the camera."""
+    basis, x = model.population.basis, np.linspace(np.log(0.5), np.log(10.0), 20)
+    drawn_effects = np.random.default_rng(0).multivariate_normal(np.zeros(basis.n), model.population.covariance, 3000)
+    modes = camera_modes(np.zeros(1), np.zeros(1), model.offset_max, basis.modes)[0]
+    change = basis.energy_columns(x) * modes[basis.mode_of_column] @ drawn_effects[:, basis.n_shift :].T
+    assert SplineRate(model).tilt_spread == pytest.approx(np.polyfit(x, change, 1)[0].std(), rel=0.05)
+
+
+def test_equations_of_runs_are_the_dense_ones():
+    """Sums over more runs than are held together, and quadratic forms of the covariance at one zenith angle."""
+    rng = np.random.default_rng(0)
+    n_space, n_zenith = 5, 3
+    equations, information, gradient = RateEquations(n_space, n_zenith), 0.0, 0.0
+    for _ in range(37):
+        zenith, rows = rng.random(n_zenith), rng.normal(size=(6, n_space))
+        equations.add(zenith, rows.T @ rows, rows.sum(0))
+        dense = np.kron(rows, zenith)
+        information, gradient = information + dense.T @ dense, gradient + dense.sum(0)
+    assert np.allclose(equations.information(), information) and np.allclose(equations.gradient(), gradient)
+    covariance = np.linalg.inv(information)
+    zeniths, gain = rng.random((2, n_zenith)), rng.normal(size=(n_space, 4))
+    for zenith, matrix in zip(zeniths, RateCovariance(covariance, n_zenith).at(zeniths), strict=True):
+        at_zenith = np.kron(np.eye(n_space), zenith)
+        want = gain.T @ at_zenith @ covariance @ at_zenith.T @ gain
+        assert np.allclose(quadratic_form(matrix, gain), want, rtol=1e-4, atol=1e-6 * np.abs(want).max())
+    assert quadratic_form(None, gain) == 0
+
+
+def test_spreads_of_a_run_are_its_errors(model):
+    effect = model.effects[0]
+    fitted, mean = SplineRate(model, effect), SplineRate(model)
+    assert fitted.norm_spread == effect.norm_error / effect.norm < mean.norm_spread == model.population.norm_spread
+    assert fitted.tilt_spread < 0.8 * mean.tilt_spread
+    plain = fit_spline(simulate_runs(2, seed=41, zenith=(0.85, 0.86)), *BINS, run_effects="none", max_rounds=5)
+    population = replace(plain.population, norm_spread=0.12)
+    assert SplineRate(replace(plain, population=population), plain.effects[0]).norm_spread == 0.12
+
+
+def test_covariates_are_in_standard_deviations_and_clamped():
+    values = np.array([0.7, 0.8, 0.84, 0.9])
+    runs = [SimulatedRun(k, None, None, 0.9, 30.0 * k, {"MUONEFF": v, "SAME": 1.0}) for k, v in enumerate(values)]
+    scale = CovariateScale.of(runs, False, ("MUONEFF", "SAME", "MISSING"))
+    standard = np.array([scale.standard(0.9, r.covariates) for r in runs])
+    assert np.allclose(standard[:, 0], (values - values.mean()) / values.std()) and not standard[:, 1:].any()
+    assert scale.standard(0.9, {"MUONEFF": 5.0, "SAME": 7.0})[0] == standard[:, 0].max()
+    assert not scale.standard(0.9, {"MUONEFF": np.nan}).any() and not scale.standard(np.nan, None).any()
+    assert scale.regressors(0.9, None, runs[0].covariates).tolist() == [*standard[0], 0.0, 0.0, 1.0]
+    by_azimuth = [scale.regressors(0.9, r.azimuth, None)[3:5] for r in runs]
+    assert np.allclose(np.mean(by_azimuth, axis=0), 0)
+    assert np.hypot(*(by_azimuth[3] - by_azimuth[0])) == pytest.approx(2 * np.sqrt(1 - 0.9**2) * np.sin(np.pi / 4))
+
+
+def test_moving_a_spectrum_is_its_derivative_and_by_zenith_its_derivative_times_the_zenith():
+    energy, zenith = ScaledEnergyAxis(-1.5, 2.0, -0.5, 0.3), BSplineAxis(-0.4, 0.0, 5)
+    spectrum = np.sin(energy.centers)[:, None, None] * np.array([1.0, 2.0])[:, None] * np.ones(5)
+    everywhere, by_zenith = moving_directions(spectrum, energy, zenith).T.reshape(2, energy.n, 2, 5)
+    inside = np.linspace(-1, 1.5, 50)
+    for k, factor in enumerate((1, 2)):
+        moved = energy.basis(inside) @ everywhere[:, k, 0]
+        assert np.allclose(moved, factor * energy.derivative(inside) @ spectrum[:, 0, 0], atol=0.1)
+    tilt = zenith.centers - zenith.centers.mean()
+    assert np.allclose(by_zenith, everywhere * tilt, atol=1e-12)
+    assert moving_directions(spectrum[..., :1], energy, BSplineAxis(-1.0, 0.0, 1)).shape == (energy.n * 2, 1)
+
+
 def test_population_update_finds_spread_and_slope():
     basis = EffectBasis("norm", False, 0.0, 1.0, 0.5, 2.0)
     rng = np.random.default_rng(0)
@@ -172,6 +310,9 @@ def test_energies_with_few_counts_are_left_out(model):
     assert abs(fit_run(model, other).norm - plain.norm) > 10 * abs(first.norm - second.norm)
     assert first.shift == pytest.approx(plain.shift, abs=4 * first.shift_error)
     assert first.counts.sum() == plain.counts.sum()
+    # what is expected is told for all energies
+    assert np.all(first.expected[plain.expected > 0] > 0)
+    assert first.expected.sum() == pytest.approx(plain.expected.sum(), rel=0.1)
     nothing = fit_run(model, run, min_counts=10**9)
     assert np.allclose(nothing.coefficients, model.mean_effects(run.cos_zenith, run.azimuth), atol=1e-9)
     assert nothing.norm_error > 2 * first.norm_error

@@ -124,3 +124,4 @@ def test_infinite_smoothing_is_a_power_law():
     energy = np.geomspace(0.1, 10, 50)
     slope = np.diff(np.log(flat(energy))) / np.diff(np.log(energy))
     assert np.ptp(slope) < 1e-9
+    assert np.array_equal(flat(np.array([0.0999, 10.01])), [0, 0])

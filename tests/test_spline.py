@@ -9,6 +9,7 @@ from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, 
 from gammapy_accmaker.models.rate_equations import BATCH
 from gammapy_accmaker.models.spline import SplineModel
 from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_round import chunk_starts
 from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.parallel import make_starmap
@@ -52,6 +53,53 @@ def test_recovers_the_threshold(model):
         energy = 0.35 * z**-2.3 * np.array([1.05, 1.3])
         ratio = model.rate(energy, 0.3, -0.2, z) / true_rate(energy, np.array([0.3]), np.array([-0.2]), z)[:, 0]
         assert np.abs(np.log(ratio)).max() < 0.35
+
+
+def test_mean_slope_is_the_derivative_by_the_shift(model):
+    """At half the largest offset and the middle of the trained zenith range; the log rate is linear within 0.02 of u."""
+    basis, step = model.population.basis, 0.02
+
+    def log_rate(shift):
+        coefficients = np.zeros(basis.n)
+        coefficients[0] = shift
+        effect = replace(model.effects[0], coefficients=coefficients, scaling=0.0)
+        return model.log_rate_grid(CENTERS, np.array([0.5 * model.offset_max]), np.zeros(1), np.nan, effect=effect)[
+            :, 0
+        ]
+
+    numeric = (log_rate(step) - log_rate(-step)) / (2 * step)
+    assert np.allclose(model.mean_slope[5:-5], numeric[5:-5], rtol=0.02, atol=0.05)
+
+
+def test_knots_are_as_dense_as_the_runs_can_tell(model, runs):
+    assert model.offset_axis.step <= 0.4
+    few = fit_spline(runs[:4], *BINS, max_rounds=5)
+    assert few.zenith_axis.n == 4 < model.zenith_axis.n
+
+
+def test_the_rate_of_a_run_has_no_steps_and_its_error_is_the_slope(model):
+    """With an error of the energy shift alone, the log of the rate is off by its derivative times that error."""
+    basis, effect = model.population.basis, model.effects[3]
+    x = np.log(1.0) + 0.003 * np.arange(300)
+    log_rate = model.log_rate_grid(np.exp(x), *POSITIONS, 0.9, effect=effect)
+    assert np.all(np.diff(log_rate, axis=0) < -0.003)
+    step = np.zeros(basis.n)
+    step[0] = 0.02
+    above, below = (
+        model.log_rate_grid(ENERGY, *POSITIONS, 0.9, effect=replace(effect, coefficients=effect.coefficients + s))
+        for s in (step, -step)
+    )
+    sure = replace(effect, covariance=np.diag(step**2 * 25))  # 0.1 in the shift
+    error = model.relative_error_grid(ENERGY, *POSITIONS, 0.9, effect=sure, part="run")
+    assert np.allclose(error, np.abs(above - below) / 0.04 * 0.1, rtol=0.02)
+
+
+def test_the_scaled_energy_follows_the_threshold(model, runs):
+    """The true threshold goes with cos zenith to the power of -2.3."""
+    moved = model.covariates.scaling(0.98, {})[0] - model.covariates.scaling(0.7, {})[0]
+    assert moved == pytest.approx(2.3 * np.log(0.98 / 0.7), rel=0.15)
+    scaled = np.log(CENTERS) + np.array([[sum(model.covariates.scaling(r.cos_zenith, {}))] for r in runs])
+    assert (model.energy_axis.lo, model.energy_axis.hi) == pytest.approx((scaled.min(), scaled.max()))
 
 
 def test_spread_of_the_runs_is_found(model, runs):
@@ -153,6 +201,27 @@ def test_rate_broadcasts_and_equals_the_grid(model):
     scattered = model.rate(ENERGY, *POSITIONS, np.array([0.7, 0.8, 0.8, 0.9]))
     each = [model.rate(e, x, y, z) for e, x, y, z in zip(ENERGY, *POSITIONS, [0.7, 0.8, 0.8, 0.9], strict=True)]
     assert np.allclose(scattered, each, rtol=1e-12)
+    # many energies and positions, few pairs
+    energy, lon, lat = np.geomspace(0.5, 5, 12), np.linspace(-1, 1, 12), np.linspace(0.5, -0.7, 12)
+    whole = model.rate_grid(energy, lon, lat, 0.8)
+    assert np.allclose(model.rate(energy, lon, lat, 0.8), np.diag(whole), rtol=1e-12)
+
+
+def test_the_model_of_a_run_is_integrated_and_ends_at_its_coverage(model):
+    rate, lon, lat = SplineRate(model), *POSITIONS
+    low, high = model.energy_edges[[0, -1]]
+    energy = np.array([0.99 * low, low, 1.0, high, 1.01 * high])
+    got, want = rate.rate_grid(energy, lon, lat, 0.9), model.rate_grid(energy, lon, lat, 0.9)
+    assert np.array_equal(got[1:4], want[1:4]) and not got[[0, 4]].any()
+    rim = rate.offset_max * np.array([0.999, 1.001])
+    assert np.array_equal(rate.rate_grid([1.0], rim, np.zeros(2), 0.9)[0] > 0, [True, False])
+    edges = np.array([0.1, low, 0.5, 0.51, 3.0, high, 20.0])
+    integral = rate.integral_grid(edges, lon, lat, 0.9)
+    for k in (1, 2, 3, 4):
+        fine = np.geomspace(edges[k], edges[k + 1], 2001)
+        want = np.trapezoid(rate.rate_grid(fine, lon, lat, 0.9), fine, axis=0) * 1e6
+        assert np.allclose(integral[k], want, rtol=5e-3)
+    assert not integral[[0, 5]].any()
 
 
 def test_counts_are_given_back(model, runs):

@@ -118,8 +118,8 @@ def test_units_of_a_table_are_heeded():
     with pytest.raises(InputError, match="'ZEN_PNT or ALT_PNT'"):
         match_observations(on, off, weights={"cos_zenith": 1})
     # times are those of the middle of a run
-    longer = match_observations(ON[:1], table([11], [20.0], ONTIME=7200.0), weights={"time": 1})
-    assert longer["DELTA_TIME"][0] == pytest.approx((7200 - 1800) / 2 / 86400)
+    longer = match_observations(ON[:1], table([11], [20.0], day=0.5, ONTIME=7200.0), weights={"time": 1})
+    assert longer["DELTA_TIME"][0] == pytest.approx(0.5 + (7200 - 1800) / 2 / 86400)
 
 
 def test_differences_of_pointing_and_azimuth_are_angles_on_the_sky():

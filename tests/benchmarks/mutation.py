@@ -67,6 +67,11 @@ def span(node):
     return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
 
 
+def first_line(node):
+    """That of its decorators, if it has some."""
+    return min(n.lineno for n in (node, *getattr(node, "decorator_list", ())))
+
+
 def untested_spans(tree):
     """Annotations, and the words of logs and errors."""
     for node in ast.walk(tree):
@@ -142,7 +147,7 @@ class TestMap:
     def of_mutant(self, mutant):
         """Tests of the statement, then of the function or of what uses a constant, beside these, and of the file."""
         tree, line = ast.parse((ROOT / mutant["file"]).read_text()), mutant["start"][0]
-        around = [n for n in ast.walk(tree) if hasattr(n, "lineno") and n.lineno <= line <= n.end_lineno]
+        around = [n for n in ast.walk(tree) if hasattr(n, "lineno") and first_line(n) <= line <= n.end_lineno]
         statement = max((n for n in around if isinstance(n, ast.stmt)), key=lambda n: n.lineno)
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
         inside = [f for f in functions if f in around]

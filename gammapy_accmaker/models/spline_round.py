@@ -25,7 +25,7 @@ from gammapy_accmaker.models.spline_run import column_means, summarise_run
 
 __all__ = ["ChunkSums", "FitRun", "RateState", "chunk_starts", "finish_chunk", "sum_chunk"]
 
-CHUNKS = 32  # of many runs; of few there are fewer
+CHUNKS = 8  # about; more of very many runs, fewer of few
 CHUNK_SIZES = 3 * BATCH, 16 * BATCH  # runs: enough to be worth handing out, and few enough for memory
 ROUND_TOLERANCE, FINAL_TOLERANCE = 3e-3, 1e-5  # of the effects of a run, in standard deviations of the prior
 FINAL_STEPS = 30

@@ -1,4 +1,7 @@
+import gc
+import itertools
 import pickle
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +9,9 @@ import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
 
+from gammapy_accmaker.models.fov_cells import FovCells
 from gammapy_accmaker.models.rate_equations import BATCH
+from gammapy_accmaker.models.run_cells import gather_counts
 from gammapy_accmaker.models.spline import SplineModel
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
@@ -323,3 +328,31 @@ def test_chunks_hold_each_run_once(n_run):
 def test_runs_that_do_not_fit_the_pixels_are_named(runs):
     with pytest.raises(ValueError, match=f"run {runs[0].obs_id}: counts .* do not fit"):
         fit_spline(runs[:1], EDGES, LON[1:], LAT[1:], SOLID_ANGLE[1:])
+
+
+def test_runs_are_let_go_before_the_rounds_of_the_fit():
+    seen, alive = [], []
+
+    def stream():
+        for run in simulate_runs(6, seed=5):
+            copy = SimulatedRun(run.obs_id, run.counts.copy(), run.exposure.copy(), run.cos_zenith, run.azimuth)
+            seen.append(weakref.ref(copy))
+            yield copy
+
+    def starmap(function, inputs):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in seen))
+        return itertools.starmap(function, inputs)
+
+    model = fit_spline(stream(), *BINS, max_rounds=4, starmap=starmap)
+    assert len(model.effects) == len(seen) == 6
+    assert set(alive) == {0}
+
+
+def test_what_is_kept_of_a_run_is_small(runs):
+    cells = FovCells(LON, LAT, SOLID_ANGLE)
+    kept = gather_counts(cells, len(EDGES) - 1, runs[0])
+    assert kept.index.nbytes + kept.counts.nbytes == 8 * len(kept.index) <= 8 * runs[0].counts.nnz
+    assert kept.counts.sum() == runs[0].counts.sum()
+    assert kept.exposure.sum() == pytest.approx((runs[0].exposure * SOLID_ANGLE).sum())
+    assert np.array_equal(kept.spectrum(len(EDGES) - 1), runs[0].counts.sum(axis=1))

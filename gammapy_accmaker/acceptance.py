@@ -11,7 +11,7 @@ from astropy.table import Table
 from gammapy.utils.scripts import make_path
 from regions import CircleSkyRegion
 
-from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.config import AcceptanceConfig, yaml_without_retired_keys
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
@@ -201,7 +201,14 @@ class AcceptanceModel:
             known = not len(run_table) or run_table["OBS_ID"].dtype.kind in "iu" and run_table["USED"].dtype.kind == "b"
             if not known:
                 raise ValueError("columns OBS_ID and USED of the run table")
-            return cls(rate_model, texts["config"], run_table, plan=plan, fit_counts=fit_counts, **extra)
+            return cls(
+                rate_model,
+                yaml_without_retired_keys(texts["config"]),
+                run_table,
+                plan=plan,
+                fit_counts=fit_counts,
+                **extra,
+            )
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 

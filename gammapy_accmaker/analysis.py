@@ -10,7 +10,6 @@ from astropy.io import fits
 from gammapy.analysis import Analysis, AnalysisConfig
 from gammapy.data import Observations
 from gammapy.maps import Map
-from gammapy.utils.scripts import make_path
 
 from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.analysis_config import AcceptanceAnalysisConfig
@@ -32,7 +31,6 @@ __all__ = [
 OPTIONS_OF_APPLICATION = {
     "exclusion",
     "observatory_location",
-    "outside_files",
     "renormalization",
     "run_effects",
     "time_step",
@@ -45,8 +43,6 @@ def select_observations(config, settings, key: str) -> Analysis:
     ``settings`` are those found at ``key`` of the configuration.
     """
     options = settings.model_dump()
-    # gammapy cannot tell an index table in "." from files that are given one by one; see `lies_outside`
-    options["datastore"] = make_path(settings.datastore).absolute()
     options["required_irf"] = [name for name in options["required_irf"] if name != "bkg"]
     selection = Analysis(AnalysisConfig(general={"log": config.general.log.model_dump()}, observations=options))
     try:
@@ -93,7 +89,7 @@ def make_maker(config) -> AcceptanceBackgroundMaker:
 def _options_with_model(model, background) -> AcceptanceConfig:
     """Options of the fit of a model, with those of its application."""
     fitted = yaml.safe_load(model.config)
-    options = AcceptanceConfig.coerce(fitted | {"outside_files": False} | background.parameters)
+    options = AcceptanceConfig.coerce(fitted | background.parameters)
     for key, value in options.model_dump(mode="json").items():
         if key not in OPTIONS_OF_APPLICATION and key in background.parameters and value != fitted.get(key, value):
             raise InputError(

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.config import AcceptanceConfig, without_retired_keys
 from gammapy_accmaker.config_errors import explain
 from gammapy_accmaker.errors import InputError
 
@@ -91,6 +91,7 @@ class AcceptanceBackground(GammapyBaseConfig):
         """Options of an acceptance as nested dictionaries, checked where they are some."""
         value = _nested(value)
         if info.data.get("method") == "acceptance" and isinstance(value, dict):
+            value = without_retired_keys(value)
             read_parameters(value)
         return value
 

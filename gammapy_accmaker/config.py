@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Literal
 
 import astropy.units as u
@@ -40,7 +41,28 @@ from gammapy_accmaker.options_model import (
     SplineOptions,
 )
 
-__all__ = ["AcceptanceConfig"]
+__all__ = ["AcceptanceConfig", "without_retired_keys", "yaml_without_retired_keys"]
+
+log = logging.getLogger(__name__)
+
+# keys of earlier versions, in files that are still about, and why they are gone
+RETIRED = {"outside_files": "files are read wherever gammapy finds them"}
+
+
+def without_retired_keys(options):
+    """Options without the keys that have no meaning any more, each named in a warning; what is no mapping as it is."""
+    if not isinstance(options, dict):
+        return options
+    for key in RETIRED.keys() & options.keys():
+        log.warning(f"config: the key {key!r} is ignored, since {RETIRED[key]}; take it out of the configuration")
+    return {key: value for key, value in options.items() if key not in RETIRED}
+
+
+def yaml_without_retired_keys(text: str) -> str:
+    """The same for the text of a configuration, which is left as it is where it has none of them."""
+    options = yaml.safe_load(text)
+    kept = without_retired_keys(options)
+    return text if kept == options else yaml.safe_dump(kept, sort_keys=False)
 
 
 FitEnergy = Annotated[
@@ -71,8 +93,6 @@ class AcceptanceConfig(Options):
         For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs, same.
     observatory_location : str or mapping
         Name, or lon, lat and height; used where the DL3 has none.
-    outside_files : bool
-        Whether index tables may name files outside of the folder of their data store; links in it are always followed.
 
     Examples
     --------
@@ -102,7 +122,11 @@ class AcceptanceConfig(Options):
     exclusion: ExclusionOptions = ExclusionOptions()
     matching: MatchingOptions | None = None
     observatory_location: Location | None = None
-    outside_files: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, options):
+        return without_retired_keys(options)
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -25,7 +25,7 @@ from gammapy_accmaker.products.background import icrs_vectors, make_background_m
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import observation_track
 from gammapy_accmaker.reduction.fov import time_nodes
-from gammapy_accmaker.run_files import check_inside
+from gammapy_accmaker.run_files import check_files
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
 
 __all__ = ["AcceptanceBackgroundMaker"]
@@ -65,8 +65,7 @@ class AcceptanceBackgroundMaker(Maker):
                 f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)"
             )
         if config is None and model is not None:
-            # that files may lie anywhere is the user's to say, not a model file's
-            config = AcceptanceConfig.from_yaml(model.config).update({"outside_files": False})
+            config = AcceptanceConfig.from_yaml(model.config)
         self.config = AcceptanceConfig.coerce(config)
         self.model = model
         self.exclusion = exclusion
@@ -317,7 +316,7 @@ class AcceptanceBackgroundMaker(Maker):
         return self.model
 
     def _track(self, observation):
-        check_inside(observation, self.config.outside_files)
+        check_files(observation)
         return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)
 
     def _checked_track(self, observation):

@@ -108,7 +108,6 @@ def _match(on, off, options, config):
         n_runs=options.n_runs,
         same=options.same,
         location=config.observatory_location,
-        outside_files=config.outside_files,
     )
 
 

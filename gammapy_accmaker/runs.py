@@ -88,7 +88,7 @@ def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
     pooled = config.zenith_bins
-    check_files(observation, config.outside_files)
+    check_files(observation)
     try:
         slices = reduce_slices(
             observation,
@@ -141,7 +141,6 @@ def open_cache(folder, bins: CountsBins, config: AcceptanceConfig, exclusion: Ex
         str(config.exclusion.wobble_half),
         config.time_step_seconds,
         config.observatory_location,
-        config.outside_files,
     )
     return RunCache.open(folder, bins, MAX_ZENITH_CHANGE, *settings)
 

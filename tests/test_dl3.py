@@ -85,7 +85,6 @@ def test_files_outside_of_the_store(small, maker, tmp_path):
     """Index tables with absolute paths."""
     small.hdu_table["FILE_DIR"] = [str(tmp_path / "original" / "data")] * len(small.hdu_table)
     small.hdu_table.meta["BASE_DIR"] = str(tmp_path / "other")
-    maker = AcceptanceBackgroundMaker(maker.config.update({"outside_files": True}), model=maker.model)
     new = attach_background(small, maker, tmp_path / "new", n_jobs=1)
     assert len(new.get_observations()) == 3
     assert all((tmp_path / "new") in p.absolute().parents for p in (tmp_path / "new").rglob("*.fits"))

@@ -21,7 +21,6 @@ from gammapy.utils.scripts import make_path
 from gammapy_accmaker.errors import AcceptanceError, InputError, NotFittedError
 from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
-from gammapy_accmaker.run_files import check_inside, lies_outside
 
 __all__ = ["HDU_INDEX", "attach_background"]
 
@@ -84,7 +83,7 @@ def attach_background(
     obs_ids = _selected(data_store, obs_ids)
     path = _checked_folder(data_store, path, overwrite)
 
-    rows, missing, outside = _rows_with_files(data_store, obs_ids, maker.config.outside_files)
+    rows, missing = _rows_with_files(data_store, obs_ids)
     present = [obs_id for obs_id in obs_ids if obs_id in rows]
     tasks = [(data_store, maker, path, obs_id, rows[obs_id], copy) for obs_id in present]
     results = map_runs(_attach_to_run, tasks, n_jobs, None, "Backgrounds")
@@ -93,7 +92,7 @@ def attach_background(
         entries, reason = ([], str(result)) if isinstance(result, ProcessDiedError) else result
         index += entries
         reasons[obs_id] = reason
-    _warn(missing, outside, {obs_id: reason for obs_id, reason in reasons.items() if reason})
+    _warn(missing, {obs_id: reason for obs_id, reason in reasons.items() if reason})
     if not index:
         raise InputError(f"data_store: no file of its {len(obs_ids)} runs was found in it; is it complete?")
     _write_index(data_store, path, index, reasons)
@@ -125,9 +124,9 @@ def _checked_folder(data_store, path, overwrite):
     return path
 
 
-def _rows_with_files(data_store, obs_ids, outside_files):
-    """Index entries with their files, by run, without those of the backgrounds; and files that are missing or outside."""
-    table, rows, missing, outside = data_store.hdu_table, {}, {}, {}
+def _rows_with_files(data_store, obs_ids):
+    """Index entries with their files, by run, without those of the backgrounds; and files that are missing."""
+    table, rows, missing = data_store.hdu_table, {}, {}
     exists = {}
     for k, obs_id in enumerate(table["OBS_ID"]):
         obs_id = int(obs_id)
@@ -135,9 +134,6 @@ def _rows_with_files(data_store, obs_ids, outside_files):
             continue
         location = table.location_info(k)
         file = location.path().absolute()
-        if not outside_files and lies_outside(location):
-            outside.setdefault(obs_id, set()).add(file)
-            continue
         if file not in exists:
             exists[file] = file.is_file()
         if exists[file]:
@@ -145,7 +141,7 @@ def _rows_with_files(data_store, obs_ids, outside_files):
             rows.setdefault(obs_id, []).append((*entry, file))
         else:
             missing.setdefault(obs_id, set()).add(file)
-    return rows, missing, outside
+    return rows, missing
 
 
 def _attach_to_run(data_store, maker, path, obs_id, rows, copy):
@@ -162,7 +158,6 @@ def _attach_to_run(data_store, maker, path, obs_id, rows, copy):
 
 def _background_hdu(data_store, maker, obs_id):
     observation = data_store.obs(obs_id, required_irf=[])
-    check_inside(observation, maker.config.outside_files)
     irf = maker.make_irf(observation, fov_alignment=_alignment_read(observation))
     irf.data = irf.data.astype("float32")  # 1e-7, and half the size
     irf.meta |= {"OBS_ID": obs_id, "CREATOR": "gammapy_accmaker"}
@@ -278,14 +273,10 @@ def _write_index(data_store, path, index, reasons):
         write_atomically(path / name, lambda t, table=table: table.write(t, format="fits"), overwrite=True)
 
 
-def _warn(missing, outside, reasons):
-    for what, found in (
-        ("are missing", missing),
-        ("lie outside of the data store, and the configuration does not allow it (`outside_files`)", outside),
-    ):
-        if found:
-            lines = "\n".join(f"  {obs_id}: {', '.join(map(str, sorted(files)))}" for obs_id, files in found.items())
-            log.warning(f"the index tables name files that {what}; they are left out of the new store:\n{lines}")
+def _warn(missing, reasons):
+    if missing:
+        lines = "\n".join(f"  {obs_id}: {', '.join(map(str, sorted(files)))}" for obs_id, files in missing.items())
+        log.warning(f"the index tables name files that are missing; they are left out of the new store:\n{lines}")
     if reasons:
         lines = "\n".join(f"  {obs_id}: {reason}" for obs_id, reason in reasons.items())
         log.warning(f"{len(reasons)} runs have no background in the new store:\n{lines}")

@@ -36,7 +36,6 @@ def match_observations(
     n_runs: int | None = None,
     same=(),
     location=None,
-    outside_files: bool = False,
 ) -> Table:
     """Rank OFF runs for each ON run, and take the best.
 
@@ -69,8 +68,6 @@ def match_observations(
         Columns that must be equal, such as ``("TELLIST", "N_TELS")``.
     location : `~astropy.coordinates.EarthLocation`, optional
         Site, used where an observation has none.
-    outside_files : bool
-        Whether index tables may name files outside of the folder of their data store.
 
     Returns
     -------
@@ -88,9 +85,7 @@ def match_observations(
     hours, n_runs = _checked_number(hours, n_runs)
     names = [*weights, *(name for name in limits if name not in weights)]
     same = (same,) if isinstance(same, str) else tuple(same)
-    on_runs, off_runs = (
-        run_conditions(what, runs, names, same, location, outside_files) for what, runs in (("on", on), ("off", off))
-    )
+    on_runs, off_runs = (run_conditions(what, runs, names, same, location) for what, runs in (("on", on), ("off", off)))
     limits = _checked_limits(limits, off_runs.units)
     scales = {name: _scale(name, limits, off_runs) for name in names}
 

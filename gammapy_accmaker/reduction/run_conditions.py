@@ -55,7 +55,7 @@ class RunConditions:
     unusable: dict[int, str]
 
 
-def run_conditions(argument: str, runs, names, same, location=None, outside_files: bool = False) -> RunConditions:
+def run_conditions(argument: str, runs, names, same, location=None) -> RunConditions:
     """Conditions of runs.
 
     Parameters
@@ -69,8 +69,6 @@ def run_conditions(argument: str, runs, names, same, location=None, outside_file
         Other columns that are wanted.
     location : `~astropy.coordinates.EarthLocation`, optional
         Site, used where an observation has none.
-    outside_files : bool
-        Whether index tables may name files outside of the folder of their data store.
     """
     columns = [name for name in dict.fromkeys((*names, *same)) if name not in CRITERIA]
     if "muon_efficiency" in names:
@@ -82,7 +80,7 @@ def run_conditions(argument: str, runs, names, same, location=None, outside_file
     if isinstance(runs, Table):
         found = _from_table(argument, runs, names, columns)
     else:
-        found = _from_observations(argument, runs, columns, location, outside_files)
+        found = _from_observations(argument, runs, columns, location)
     for name in columns:
         if name not in same and found.values[name].dtype.kind not in "biuf":
             raise InputError(
@@ -142,11 +140,11 @@ def _mjd(argument, table):
     return middle + 0.5 * _seconds(table["ONTIME"]) / 86400
 
 
-def _from_observations(argument, observations, columns, location, outside_files):
+def _from_observations(argument, observations, columns, location):
     rows, unusable = [], {}
     for observation in observations:
         try:
-            check_files(observation, outside_files)
+            check_files(observation)
             rows.append(_of_observation(argument, observation, columns, location))
         except ObservationError as error:
             unusable[int(observation.obs_id)] = str(error)

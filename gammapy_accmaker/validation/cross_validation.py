@@ -120,9 +120,7 @@ def cross_validate(
     edges = np.geomspace(0.2, 20, 25) if energy_edges is None else u.Quantity(energy_edges).to_value("TeV")
     bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else u.Quantity(band_edges).to_value("TeV")
 
-    # a place that one of them does not allow is left out by its reduction
-    outside_files = any(config.outside_files for config in configs.values())
-    unreadable = find_unreadable(observations, outside_files)
+    unreadable = find_unreadable(observations)
     if unreadable:
         reasons = "\n".join(f"  {observations[k].obs_id}: {reason}" for k, reason in unreadable.items())
         log.warning(f"{len(unreadable)} of {len(observations)} observations are left out:\n{reasons}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 from astropy.utils import iers
+from shared import use_folder
 
 mpl.use("Agg")
 # where there is no network, astropy 6 would try again for each frame: a test of 1 s takes half a minute
@@ -23,3 +24,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gammapy_data"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory):
+    """Where `shared.made_once` keeps things: one folder for all processes of pytest-xdist, each of which has its own below it."""
+    folder = tmp_path_factory.getbasetemp()
+    use_folder(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)

@@ -1,16 +1,13 @@
 """Simulated runs whose background depends on zenith angle and azimuth, for the tests of pooled models."""
 
-import atexit
-import tempfile
 from functools import cache
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates.erfa_astrom import ErfaAstromInterpolator, erfa_astrom
-from stores import altered, observations
+from stores import altered, observations, simulated
 
-from gammapy_accmaker.demo import BackgroundTruth, simulate_data_store
+from gammapy_accmaker.demo import BackgroundTruth
 
 WEST = 0.6  # factor on the rate west of the meridian
 EDGES = np.geomspace(0.3, 30, 9)
@@ -22,10 +19,8 @@ STEP = 10.0  # s
 @cache
 def zenith_store():
     """Runs at zenith angles of 20 to 50 deg without norms or shifts; the first, of 26 min with a gap, culminates in its middle."""
-    folder = tempfile.TemporaryDirectory(prefix="accmaker-pooled-")
-    atexit.register(folder.cleanup)
-    return simulate_data_store(
-        Path(folder.name) / "zenith", n_wobble=1, n_off=11, ontime=20 * u.min, norm_scatter=0, shift_scatter=0, source=False, seed=3,
+    return simulated(
+        "zenith", n_wobble=1, n_off=11, ontime=20 * u.min, norm_scatter=0, shift_scatter=0, source=False, seed=3,
         zenith_range=(20, 50) * u.deg, truth=BackgroundTruth(),
     )  # fmt: skip
 

@@ -1,16 +1,14 @@
 """Simulated stores and models with a known truth, made once for all tests that ask for them."""
 
-import atexit
-import tempfile
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 from gammapy.data import EventList, Observation
 from gammapy.maps import MapAxis, WcsGeom
 from regions import CircleSkyRegion
+from shared import made_once
 
 from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
 from gammapy_accmaker.demo import BackgroundTruth, simulate_data_store
@@ -29,26 +27,22 @@ def options(kind, effects="norm", **more):
     return {"model": {"type": kind}, **(PLAIN if effects == "none" else NORM), **more}
 
 
-@cache
-def _folder():
-    folder = tempfile.TemporaryDirectory(prefix="accmaker-tests-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+def simulated(name, **settings):
+    """Simulated store of a name, made once in a session; one name has one set of settings."""
+    return made_once(name, lambda folder: simulate_data_store(folder / "dl3", **settings))
 
 
 @cache
 def plain_store():
     """Runs that share one truth: no scatter, no dependence on zenith, no source; 6 % dead time and a GTI gap."""
     truth = BackgroundTruth(scale=4, zenith_dependent=False)
-    return simulate_data_store(
-        _folder() / "plain", n_wobble=4, n_off=4, norm_scatter=0, shift_scatter=0, source=False, truth=truth
-    )
+    return simulated("plain", n_wobble=4, n_off=4, norm_scatter=0, shift_scatter=0, source=False, truth=truth)
 
 
 @cache
 def full_store():
     """Wobble and OFF runs with all that the simulation has: source, zenith, norms, energy shifts, dead time, a gap."""
-    return simulate_data_store(_folder() / "full", n_wobble=4, n_off=4, zenith_range=(0, 30) * u.deg)
+    return simulated("full", n_wobble=4, n_off=4, zenith_range=(0, 30) * u.deg)
 
 
 def observations(store, obs_ids=None):

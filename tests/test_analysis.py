@@ -17,6 +17,7 @@ from gammapy.maps import Map, MapAxis, RegionGeom, WcsGeom
 from gammapy.modeling.models import SkyModel
 from numpy.testing import assert_allclose
 from regions import CircleSkyRegion, Regions
+from stores import IRFS, full_store, source_region
 
 import gammapy_accmaker.workflow
 from gammapy_accmaker import (
@@ -27,7 +28,6 @@ from gammapy_accmaker import (
     AcceptanceWorkflow,
 )
 from gammapy_accmaker.errors import AcceptanceError, InputError
-from tests.stores import IRFS, full_store, source_region
 
 FAST = {"model": {"type": "radial"}, "run_effects": {"type": "norm"}, "zenith": {"type": "none"}}
 ENERGY = {"min": "0.5 TeV", "max": "10 TeV", "nbins": 3}

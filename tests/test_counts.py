@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from functools import cache
 
 import astropy.units as u
 import numpy as np
@@ -472,8 +473,13 @@ def test_run_counts_pickle():
     assert restored.dropped == reduced.dropped
 
 
-LONG = simulate(HIGH, 1500, seed=11, radius=2.5)
-CIRCLES = [region_at(LONG, 1.0, 0.5, 0.6), region_at(LONG, -1.4, -0.9, 0.4)]
+@cache
+def long_run():
+    return simulate(HIGH, 1500, seed=11, radius=2.5)
+
+
+def circles():
+    return [region_at(long_run(), 1.0, 0.5, 0.6), region_at(long_run(), -1.4, -0.9, 0.4)]
 
 
 def test_each_slice_has_the_events_of_its_time():
@@ -494,13 +500,13 @@ def test_each_slice_has_the_events_of_its_time():
 @settings(deadline=None, max_examples=15)
 def test_two_parts_of_a_run_add_up(fraction, alignment, name, excluded):
     bins = CountsBins(ENERGY, FOV[name], alignment)
-    exclusion = Exclusion(CIRCLES) if excluded else None
+    exclusion = Exclusion(circles()) if excluded else None
     stop = START + 1700 * u.s
     split = START + fraction * 1700 * u.s
     # a time interval is [start, stop)
-    parts = [LONG.select_time(type(START)([a, b])) for a, b in ((START, split), (split, stop + 1 * u.s))]
+    parts = [long_run().select_time(type(START)([a, b])) for a, b in ((START, split), (split, stop + 1 * u.s))]
     first, second = (reduce_observation(part, bins, exclusion, time_step=30) for part in parts)
-    whole = reduce_observation(LONG, bins, exclusion, time_step=30)
+    whole = reduce_observation(long_run(), bins, exclusion, time_step=30)
     # a bin that is seen for less than 2 % of a part is left out of that part
     seen = np.array([reduced.exposure > 0 for reduced in (first, second, whole)])
     same = seen.all(0) | ~seen.any(0)
@@ -518,8 +524,8 @@ def test_two_parts_of_a_run_add_up(fraction, alignment, name, excluded):
 @settings(deadline=None, max_examples=10)
 def test_repeated_and_shuffled_events_multiply_the_counts(times, seed):
     bins = CountsBins(ENERGY, GRID)
-    table = vstack([LONG.events.table] * times)[np.random.default_rng(seed).permutation(1500 * times)]
-    once = reduce_observation(LONG, bins)
+    table = vstack([long_run().events.table] * times)[np.random.default_rng(seed).permutation(1500 * times)]
+    once = reduce_observation(long_run(), bins)
     more = reduce_observation(make_observation(HIGH, table=table), bins)
     assert_array_equal(more.counts.toarray(), times * once.counts.toarray())
     assert_array_equal(more.exposure, once.exposure)
@@ -527,8 +533,8 @@ def test_repeated_and_shuffled_events_multiply_the_counts(times, seed):
 
 def test_rings_and_grid_see_the_same_events():
     fine = FovBins.grid(2.0, 200)
-    rings = reduce_observation(LONG, CountsBins(ENERGY, RINGS))
-    grid = reduce_observation(LONG, CountsBins(ENERGY, fine))
+    rings = reduce_observation(long_run(), CountsBins(ENERGY, RINGS))
+    grid = reduce_observation(long_run(), CountsBins(ENERGY, fine))
     ring_of_cell = RINGS.index(fine.fov_lon, fine.fov_lat)
     summed = np.bincount(ring_of_cell + 1, weights=grid.counts.toarray().sum(0), minlength=6)[1:]
     assert_allclose(summed, rings.counts.toarray().sum(0), atol=12)
@@ -539,7 +545,7 @@ def test_uniform_events_give_flat_rates():
     size, radius = 200_000, 3.5
     observation = simulate(HIGH, size, radius=radius, seed=2)
     rate = size / 1700 / (2 * np.pi * (1 - np.cos(np.radians(radius))))
-    reduced = reduce_observation(observation, CountsBins([0.01, 1000], GRID), Exclusion(CIRCLES))
+    reduced = reduce_observation(observation, CountsBins([0.01, 1000], GRID), Exclusion(circles()))
     expected = rate * reduced.exposure * GRID.solid_angle
     seen = reduced.exposure > 0
     observed = reduced.counts.toarray()[0]

@@ -7,10 +7,11 @@ import astropy.units as u
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
+from stores import simulated
 
 from gammapy_accmaker import cross_validate
 from gammapy_accmaker.binning import FovBins
-from gammapy_accmaker.demo import BackgroundTruth, simulate_data_store
+from gammapy_accmaker.demo import BackgroundTruth
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.products.sky_stack import disc_sums
@@ -21,11 +22,10 @@ PROTOTYPE = Path(__file__).parent.parent.parent / "shared" / "prototype" / "held
 
 
 @pytest.fixture(scope="module")
-def observations(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cross") / "dl3"
+def observations():
     truth = BackgroundTruth(scale=6, zenith_dependent=False)
-    store = simulate_data_store(
-        path, n_wobble=0, n_off=6, source=False, gap=False, shift_scatter=0.0, ontime=10 * u.min, truth=truth
+    store = simulated(
+        "cross", n_wobble=0, n_off=6, source=False, gap=False, shift_scatter=0.0, ontime=10 * u.min, truth=truth
     )
     return store.data_store.get_observations(required_irf=[])
 

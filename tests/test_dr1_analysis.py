@@ -1,10 +1,10 @@
 """Makers, analysis and workflow give the same datasets of the Crab nebula, on H.E.S.S. DL3 DR1."""
 
 import pytest
+from test_analysis import FAST, analysed, assert_same_datasets, made_by_makers
 
 from gammapy_accmaker import AcceptanceWorkflow
 from gammapy_accmaker.workflow import SUPPORTED
-from tests.test_analysis import FAST, analysed, assert_same_datasets, made_by_makers
 
 CRAB_RUNS = [23523, 23526, 23559, 23592]
 CRAB = {"frame": "icrs", "lon": "83.633 deg", "lat": "22.014 deg"}

@@ -8,12 +8,8 @@ import yaml
 from gammapy.workflow import WORKFLOW_STEP_REGISTRY, Workflow, WorkflowConfig
 from gammapy.workflow.config import CONFIG_PATH, BackgroundConfig
 from numpy.testing import assert_allclose
-
-from gammapy_accmaker import AcceptanceWorkflow, AcceptanceWorkflowConfig
-from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.workflow import SUPPORTED
-from tests.stores import full_store
-from tests.test_analysis import (
+from stores import full_store
+from test_analysis import (
     FAST,
     WRONG,
     analysed,
@@ -22,6 +18,10 @@ from tests.test_analysis import (
     made_by_makers,
     nested,
 )
+
+from gammapy_accmaker import AcceptanceWorkflow, AcceptanceWorkflowConfig
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.workflow import SUPPORTED
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs the workflow steps of gammapy >= 2.1")
 

@@ -25,6 +25,7 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
 
 import ray  # noqa: E402
 from gammapy.data import DataStore  # noqa: E402
+from shared import use_folder  # noqa: E402
 from stores import IRFS, options, plain_store  # noqa: E402
 
 from gammapy_accmaker import fit_acceptance  # noqa: E402
@@ -72,6 +73,8 @@ def _kill_in_the_middle(cache, node):
 
 
 def main():
+    simulated = tempfile.TemporaryDirectory()
+    use_folder(Path(simulated.name))
     data_store = DataStore.from_dir(plain_store().path)
     observations = list(data_store.get_observations(sorted(data_store.obs_table["OBS_ID"]), required_irf=IRFS)) * REPEAT
     alone = fit_acceptance(observations, options("radial")).rate_model.counts.tolist()

@@ -265,6 +265,7 @@ class AcceptanceModel:
             f"  model       : {type(model).__name__}\n"
             f"  energy      : {low:.3g} to {high:.3g} TeV\n"
             f"  offset max  : {model.offset_max:.3g} deg\n"
+            f"  zenith      : {model.describe_zenith()}\n"
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
             + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
         )

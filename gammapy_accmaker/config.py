@@ -89,6 +89,9 @@ class AcceptanceConfig(Options):
         Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
     time_step : time
         Resolution inside a run; null: one step a run.
+    zenith : mapping
+        How the rate follows the zenith angle. A spline model is a smooth function of it (continuous); any other is interpolated
+        between bins of cos zenith, or has one where the runs are alike.
     matching : mapping
         For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs, same.
     observatory_location : str or mapping
@@ -162,7 +165,10 @@ class AcceptanceConfig(Options):
         return self
 
     def _for_binned(self, key):
-        """Binned models have no smooth zenith dependence and no more effects than a norm: an error if they are asked for."""
+        """Binned models have no smooth zenith dependence and no more effects than a norm: an error if they are asked for.
+
+        What nobody asked for becomes what is nearest to it: interpolated between bins of zenith, and a norm.
+        """
         known = {"zenith": ("none", "binned", "interpolated"), "run_effects": ("none", "norm")}[key]
         options = getattr(self, key)
         if options.type in known:
@@ -171,7 +177,7 @@ class AcceptanceConfig(Options):
             raise ValueError(
                 f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
             )
-        plain = {"zenith": NoZenith(), "run_effects": options.model_copy(update={"type": "norm"})}
+        plain = {"zenith": InterpolatedZenith(), "run_effects": options.model_copy(update={"type": "norm"})}
         object.__setattr__(self, key, plain[key])
 
     @property

@@ -26,7 +26,7 @@ from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance
 from gammapy_accmaker.options_model import AdaptiveEnergy
 from gammapy_accmaker.parallel import make_starmap
-from gammapy_accmaker.plan import GroupPlan, make_plan
+from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
@@ -114,7 +114,9 @@ def _fit_once(runs, failures, bins, config, plan, n_jobs, parallel_backend):
         raise InputError(f"observations: none of the {len(failures)} can be used ({reasons})")
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
+        warn_missed(plan, config)
     rate_model = fit_runs(runs, bins, config, plan, n_jobs=n_jobs, parallel_backend=parallel_backend)
+    log.info(f"zenith: {rate_model.describe_zenith()}")
     adapted = {}
     if config.exclusion.iterative is not None:
         adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}

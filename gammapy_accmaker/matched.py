@@ -88,6 +88,7 @@ def fit_matched(
     )
     rate_model = ModelPerRun(models, list(which), list(which.values()))
     on_table = make_run_table(rate_model, bins, on_runs, on_failures | left_out, config, role="apply")
+    log.info(f"zenith: {rate_model.describe_zenith()}")
     # an OFF run is compared with the first of the models that it is part of
     first = {k: i for taken, i in reversed(number.items()) for k in taken}
     off_failures |= {int(o.obs_id): "no ON run takes it" for o in off if o not in in_use}

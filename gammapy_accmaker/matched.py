@@ -14,6 +14,7 @@ from gammapy_accmaker.fit import fit_runs, make_run_table
 from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.options import MatchingOptions
 from gammapy_accmaker.reduction.matching import match_observations
+from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 __all__ = ["fit_matched"]
@@ -87,6 +88,7 @@ def fit_matched(
         with_model, bins, config, excluded, n_jobs, parallel_backend, cache=cache, on_error=on_error
     )
     rate_model = ModelPerRun(models, list(which), list(which.values()))
+    warn_of_notes([*off_runs, *on_runs], config.offset_max.deg)
     on_table = make_run_table(rate_model, bins, on_runs, on_failures | left_out, config, role="apply")
     log.info(f"zenith: {rate_model.describe_zenith()}")
     # an OFF run is compared with the first of the models that it is part of

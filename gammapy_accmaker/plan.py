@@ -14,6 +14,7 @@ from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.reduction.counts import RunCounts
 from gammapy_accmaker.reduction.grouping import BinMinimum, grow_zenith_bins, wobble_positions
+from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 __all__ = ["GroupPlan", "make_plan", "plan_groups", "warn_missed"]
@@ -238,6 +239,7 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
         raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
     bins, excluded = make_bins(config), make_exclusion(config, exclusion)
     runs, failures = reduce_observations(observations, bins, config, excluded, n_jobs, parallel_backend)
+    warn_of_notes(runs, config.offset_max.deg)
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")

@@ -6,6 +6,7 @@ from gammapy.utils.fits import HDULocation
 
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.hdu_sizes import check_hdu_sizes
+from gammapy_accmaker.reduction.site import pointing_icrs
 
 __all__ = ["check_files", "event_locations", "find_unreadable"]
 
@@ -33,13 +34,16 @@ def check_files(observation) -> None:
             raise ObservationError(f"observation {observation.obs_id}: {error}") from error
 
 
-def find_unreadable(observations) -> dict[int, str]:
-    """Why observations have no files, or no pointing, that can be read; by their position in the list."""
+def find_unreadable(observations, location=None) -> dict[int, str]:
+    """Why observations have no files, or no pointing, that can be read; by their position in the list.
+
+    ``location``: the site, where it is given by the user.
+    """
     reasons = {}
     for position, observation in enumerate(observations):
         try:
             check_files(observation)
-            observation.get_pointing_icrs(observation.tmid)
+            pointing_icrs(observation, location)
         except Exception as error:  # whatever a broken file makes the readers raise
             reasons[position] = f"{type(error).__name__}: {error}"
     return reasons

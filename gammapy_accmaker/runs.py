@@ -82,7 +82,7 @@ def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -
     if half is False:
         return exclusion
     source = None if half is True else SkyCoord(half.lon, half.lat, frame=half.frame)
-    return without_source_half(observation, exclusion, source, config.offset_max.deg)
+    return without_source_half(observation, exclusion, source, config.offset_max.deg, config.observatory_location)
 
 
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
@@ -99,6 +99,7 @@ def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusio
             azimuth_edges=config.azimuth.edges,
             time_step=config.time_step_seconds,
             location=config.observatory_location,
+            needs_zenith=config.needs_zenith,
         )
     except AcceptanceError:
         raise

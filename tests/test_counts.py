@@ -299,9 +299,9 @@ def test_events_in_a_gap_are_dropped_and_counted():
     observation = make_observation(HIGH, [(1500, 1900), (0, 200)], table)
     reduced = reduce_observation(observation, CountsBins(ENERGY, GRID))
     assert reduced.ontime == pytest.approx(600)
-    # H.E.S.S. DR1 rounds the stop of its intervals down to a second
-    assert reduced.counts.sum() == 5
-    assert reduced.dropped["outside GTI"] == 4
+    # also those less than 1 s outside, as H.E.S.S. DR1 has them, which rounds its intervals: no exposure, no events
+    assert reduced.counts.sum() == 3
+    assert reduced.dropped["outside GTI"] == 6
     assert total(reduced) == len(seconds)
 
 
@@ -570,9 +570,10 @@ def test_hess_dr1_run_against_a_plain_histogram(alignment):
     expected = by_hand(observation, bins, in_circles([circle]))
     expected[:, reduced.exposure == 0] = 0
     assert expected.sum() > 1000
-    assert np.abs(reduced.counts.toarray() - expected).sum() <= 6
+    # 3 events lie after the stop of the good time, which DR1 rounds down to a second; others lie on edges of the bins
+    assert np.abs(reduced.counts.toarray() - expected).sum() <= 3 + 6
     assert total(reduced) == len(observation.events.table)
-    assert reduced.dropped["outside GTI"] == 0
+    assert reduced.dropped["outside GTI"] == 3
     assert reduced.ontime == pytest.approx(observation.observation_time_duration.to_value("s"))
     assert 0.8 < reduced.livetime / reduced.ontime < 0.98
     assert reduced.exposure.max() == pytest.approx(reduced.ontime)

@@ -91,8 +91,8 @@ def no_gti(hdus):
 
 
 def late_gti(hdus):
-    hdus["GTI"].data["START"] += 1e6
-    hdus["GTI"].data["STOP"] += 1e6
+    hdus["GTI"].data["START"] += 5 * 86400
+    hdus["GTI"].data["STOP"] += 5 * 86400
 
 
 def nan_times(hdus):

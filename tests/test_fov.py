@@ -149,10 +149,10 @@ def test_given_location_serves_where_the_observation_has_none():
     np.testing.assert_array_equal(track.matrices, expected.matrices)
 
 
-def test_own_location_wins_over_the_given_one():
+def test_the_given_location_wins_over_that_of_the_observation():
     pointing = tracking(100, 60)
-    elsewhere = HESS.__class__.from_geodetic(-17.9 * u.deg, 28.8 * u.deg, 2200 * u.m)
-    track = observation_track(make_observation(pointing), "altaz", elsewhere)
+    elsewhere = HESS.__class__.from_geodetic(15 * u.deg, -28.8 * u.deg, 2200 * u.m)
+    track = observation_track(make_observation(pointing, location=elsewhere), "altaz", HESS)
     np.testing.assert_array_equal(track.matrices, observation_track(make_observation(pointing), "altaz").matrices)
 
 

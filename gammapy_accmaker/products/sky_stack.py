@@ -12,8 +12,9 @@ from scipy.signal import fftconvolve
 
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
-from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.reduction.counts import in_good_time, observation_track
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.reduction.site import pointing_icrs
 
 __all__ = ["SkyField", "SkyStack", "disc_sums", "fill_sky"]
 
@@ -59,7 +60,7 @@ class SkyStack:
     alignment : {"altaz", "radec"}
         Of the models.
     location : `~astropy.coordinates.EarthLocation` or None
-        Site, used where an observation has none.
+        Site; it wins over that of an observation.
     time_step : float or None
         Resolution in s inside a run.
 
@@ -84,7 +85,7 @@ class SkyStack:
         self._observations, self._offset_max = observations, offset_max
         self._alignment, self._location, self._time_step = alignment, location, time_step
         axis = MapAxis.from_energy_edges(energy_edges, unit="TeV")
-        pointings = {number: o.get_pointing_icrs(o.tmid) for number, o in observations.items()}
+        pointings = {number: pointing_icrs(o, location) for number, o in observations.items()}
         centers, self._field = [], {}
         for number, pointing in pointings.items():
             near = [i for i, c in enumerate(centers) if c.separation(pointing).deg < FIELD_RADIUS]
@@ -109,7 +110,7 @@ class SkyStack:
         """Add a run, by its number, with the model adapted to it and a norm."""
         observation, geom = self._observations[number], self.field_of(number).counts.geom
         track = observation_track(observation, self._alignment, self._location)
-        counts, expected = fill_sky(observation, track, model, geom, self._offset_max, self._time_step)
+        counts, expected = fill_sky(observation, track, model, geom, self._offset_max, self._time_step, self._location)
         self.add_arrays(number, counts, norm * expected)
 
     def add_arrays(self, number: int, counts: np.ndarray, expected: np.ndarray) -> None:
@@ -117,10 +118,14 @@ class SkyStack:
         field = self.field_of(number)
         field.counts.data += counts * field.kept
         field.expected.data += expected * field.kept
-        field.covered[:] |= _seen(self._observations[number], field.counts.geom, self._offset_max)
+        field.covered[:] |= _seen(
+            pointing_icrs(self._observations[number], self._location), field.counts.geom, self._offset_max
+        )
 
 
-def fill_sky(observation, track, model: RateModel, geom: WcsGeom, offset_max: float, time_step: float | None):
+def fill_sky(
+    observation, track, model: RateModel, geom: WcsGeom, offset_max: float, time_step: float | None, location=None
+):
     """Counts of a run and what its model expects, each an array of the shape of the map, 0 beyond the largest offset.
 
     Parameters
@@ -136,16 +141,18 @@ def fill_sky(observation, track, model: RateModel, geom: WcsGeom, offset_max: fl
         In deg.
     time_step : float or None
         Resolution in s inside the run.
+    location : `~astropy.coordinates.EarthLocation`, optional
+        Site; it wins over that of the observation.
     """
     counts = Map.from_geom(geom)
-    counts.fill_events(observation.events)
-    near = _seen(observation, geom, offset_max)
+    counts.fill_events(observation.events.select_row_subset(in_good_time(observation, track)))
+    near = _seen(pointing_icrs(observation, location), geom, offset_max)
     return counts.data * near, make_background_map(model, track, geom, time_step).data * near
 
 
-def _seen(observation, geom, offset_max):
-    """Whether each pixel of the image lies within the largest offset of a run."""
-    return geom.to_image().separation(observation.get_pointing_icrs(observation.tmid)).deg < offset_max
+def _seen(pointing, geom, offset_max):
+    """Whether each pixel of the image lies within the largest offset of a pointing."""
+    return geom.to_image().separation(pointing).deg < offset_max
 
 
 def disc_sums(image: np.ndarray, pixel: float, radius: float) -> np.ndarray:

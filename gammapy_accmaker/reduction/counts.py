@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import astropy.units as u
 import numpy as np
 from astropy.coordinates import EarthLocation
 from scipy.ndimage import binary_dilation
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.binning import FovBins, axis_index, check_edges
+from gammapy_accmaker.binning import FovBins, axis_index, check_edges, offset
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.fov import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.reduction.run_notes import RunNotes, find_reach
+from gammapy_accmaker.reduction.site import REMEDY, file_site, observation_site
 
-__all__ = ["CountsBins", "RunCounts", "observation_track", "reduce_observation", "reduce_slices"]
+__all__ = [
+    "CountsBins",
+    "RunCounts",
+    "check_zenith",
+    "in_good_time",
+    "observation_track",
+    "reduce_observation",
+    "reduce_slices",
+]
 
-GTI_TOLERANCE = 1.0  # s; H.E.S.S. DR1 rounds the stop of its intervals down, and a few events come later
+MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the site, or the times, are wrong
 SUBPOINTS = 5  # along each side of a bin that an exclusion touches
 RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
 POINTING_STEP = 60.0  # s; at which the pointing is averaged
@@ -62,6 +73,8 @@ class RunCounts:
         What the event header tells of the state of the instrument.
     dropped : dict of int
         Events of the whole run that were left out, by reason.
+    notes : `RunNotes`
+        Of the whole run.
     """
 
     obs_id: int
@@ -75,6 +88,7 @@ class RunCounts:
     pointing: tuple[float, float] = (np.nan, np.nan)
     covariates: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    notes: RunNotes = field(default_factory=RunNotes)
 
 
 def observation_track(
@@ -84,19 +98,69 @@ def observation_track(
     step: float = POINTING_STEP,
     turning: bool = True,
 ) -> FovTrack:
-    """Camera track of a gammapy observation, see `fov_track`; ``location`` serves where the observation has none."""
+    """Camera track of a gammapy observation, see `fov_track`.
+
+    A ``location`` that is given wins over that of the observation. Zenith angle and azimuth are NaN where the site is not
+    known, or cannot be true since the run would be below the horizon, and the camera frame does not need it.
+
+    Raises
+    ------
+    ObservationError
+        Where the site is needed and not known, or cannot be true.
+    """
     gti = observation.gti
     if gti is None or len(gti.table) == 0:
         raise ObservationError(
             f"observation {observation.obs_id}: it has no good time intervals, but some ontime is needed"
         )
-    site = observation.observatory_earth_location
-    if site is None:
-        site = location
+    if observation.pointing is None:
+        raise ObservationError(
+            f"observation {observation.obs_id}: it has no pointing; its events need the keywords RA_PNT and DEC_PNT"
+        )
+    site, needed = (
+        observation_site(observation, location),
+        alignment == "altaz" or observation.pointing.fixed_icrs is None,
+    )
+    if needed and site is None:
+        raise ObservationError(f"observation {observation.obs_id}: {_without_zenith(None, None, location)}")
     try:
-        return fov_track(observation.pointing, gti.time_start, gti.time_stop, site, alignment, step, turning)
+        track = fov_track(observation.pointing, gti.time_start, gti.time_stop, site, alignment, step, turning)
     except ObservationError as error:
         raise ObservationError(str(error).replace("observation:", f"observation {observation.obs_id}:", 1)) from error
+    if site is not None and track.cos_zenith.min() < MIN_COS_ZENITH:
+        if needed:
+            raise ObservationError(f"observation {observation.obs_id}: {_without_zenith(site, track, location)}")
+        unknown = np.full(len(track.seconds), np.nan)
+        track = replace(track, cos_zenith=unknown, azimuth=unknown)
+    return track
+
+
+def check_zenith(observation, track: FovTrack, location: EarthLocation | None) -> None:
+    """Raise an `ObservationError` where the zenith angle is not known, see `observation_track`."""
+    if np.all(np.isfinite(track.cos_zenith)):
+        return
+    site = observation_site(observation, location)
+    if site is not None:
+        gti = observation.gti
+        track = fov_track(observation.pointing, gti.time_start, gti.time_stop, site, "radec")
+    raise ObservationError(f"observation {observation.obs_id}: {_without_zenith(site, track, location)}")
+
+
+def _without_zenith(site, track, given):
+    """Why the zenith angle of a run is not known, and what to do."""
+    if site is None:
+        return (
+            "it has no observatory location (GEOLON, GEOLAT, ALTITUDE are missing, NaN or all 0), but the zenith angle, or the "
+            f"alignment 'altaz', needs one; {REMEDY}, or use `fov_alignment: radec` with `zenith: {{type: none}}`"
+        )
+    zenith = np.degrees(np.arccos(np.clip(track.cos_zenith, -1, 1)))
+    where = f"lon {site.lon.deg:.4f} deg, lat {site.lat.deg:.4f} deg"
+    named = "its own keywords" if given is None else "`observatory_location`"
+    remedy = REMEDY if given is None else "correct it"
+    return (
+        f"seen from the site that {named} give{'' if given is None else 's'} ({where}) it points {zenith.min():.1f} to "
+        f"{zenith.max():.1f} deg from the zenith, below the horizon; {remedy}"
+    )
 
 
 def reduce_observation(
@@ -121,6 +185,7 @@ def reduce_slices(
     azimuth_edges=(),
     time_step: float | None = 60.0,
     location: EarthLocation | None = None,
+    needs_zenith: bool = False,
 ) -> list[RunCounts]:
     """Counts and exposure of an observation in the field of view, slice by slice in time.
 
@@ -139,7 +204,9 @@ def reduce_slices(
     time_step : float or None
         Resolution in s at which exclusions turn through the camera; None: one step.
     location : `~astropy.coordinates.EarthLocation`, optional
-        Site, used where the observation has none.
+        Site; it wins over that of the observation.
+    needs_zenith : bool
+        Whether a run whose zenith angle is not known is an error; with edges and the alignment "altaz" it always is.
 
     Returns
     -------
@@ -154,24 +221,25 @@ def reduce_slices(
     # rings do not notice how the field turns: what it costs to follow it is saved
     step = RING_TRACK_STEP if bins.fov.is_radial and len(azimuth_edges) == 0 else POINTING_STEP
     track = observation_track(observation, bins.alignment, location, step, turning=not bins.fov.is_radial)
-    if len(cos_zenith_edges) + len(azimuth_edges) and not np.all(np.isfinite(track.cos_zenith)):
-        raise ObservationError(
-            f"observation {observation.obs_id}: it has no observatory location, but bins of zenith or azimuth need one; "
-            "set `observatory_location` in the configuration"
-        )
+    if needs_zenith or len(cos_zenith_edges) + len(azimuth_edges):
+        check_zenith(observation, track, location)
     xyz, energy, seconds, dropped, covariates = _read_events(observation, track)
     if exclusion is None:
         exclusion = Exclusion()
     exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + track.pointing_drift)
+    fov_lon, fov_lat = track.to_fov(xyz, seconds)
+    # of a square grid the half side: its corners are no part of a round field
+    reach = find_reach(offset(fov_lon, fov_lat), min(float(edges[-1]) for edges in bins.fov.edges))
+    notes = _notes(observation, track, location, len(xyz) + dropped["outside GTI"], dropped["outside GTI"], reach)
     keep = ~exclusion.contains(xyz)
     dropped["excluded"] = int((~keep).sum())
     xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
-    fov_bin = bins.fov.index(*track.to_fov(xyz, seconds))
+    fov_bin = bins.fov.index(fov_lon[keep], fov_lat[keep])
     energy_bin = axis_index(bins.energy_edges, energy)
     inside = (fov_bin >= 0) & (energy_bin >= 0)
     dropped["out of range"] = int((~inside).sum())
     dropped["unexposed bin"] = 0
-    live = observation.observation_live_time_duration.to_value("s") / track.ontime
+    live = _live_fraction(observation)
 
     cuts = np.append(_equal_cuts(track, max_zenith_change), track.crossings(cos_zenith_edges, azimuth_edges))
     edges = track.part_edges(np.sort(cuts))
@@ -188,7 +256,7 @@ def reduce_slices(
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
         counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
         counts.sum_duplicates()
-        slices.append(_run_counts(observation, part, counts, fraction, live, covariates, dropped))
+        slices.append(_run_counts(observation, part, counts, fraction, live, covariates, dropped, notes))
     return slices
 
 
@@ -198,7 +266,7 @@ def _equal_cuts(track, max_zenith_change):
     return np.linspace(track.intervals[0, 0], track.intervals[-1, 1], n + 1)[1:-1]
 
 
-def _run_counts(observation, track, counts, fraction, live, covariates, dropped):
+def _run_counts(observation, track, counts, fraction, live, covariates, dropped, notes):
     nodes, weights = time_nodes(track.intervals, POINTING_STEP)
     mean_time = np.average(nodes, weights=weights)
     return RunCounts(
@@ -213,7 +281,17 @@ def _run_counts(observation, track, counts, fraction, live, covariates, dropped)
         pointing=tuple(float(x) for x in np.degrees(vectors_to_lonlat(track.matrices[0, 0]))),
         covariates=covariates,
         dropped=dropped,
+        notes=notes,
     )
+
+
+def _live_fraction(observation):
+    """Livetime over ontime; 1 where the observation has no metadata that tell its dead time."""
+    if observation.meta is None:
+        return 1.0
+    # of gammapy's own sums, in which intervals that overlap count twice
+    ontime = observation.observation_time_duration.to_value("s")
+    return observation.observation_live_time_duration.to_value("s") / ontime if ontime > 0 else 1.0
 
 
 def _read_events(observation, track):
@@ -223,28 +301,74 @@ def _read_events(observation, track):
         if events is None:
             raise ValueError("there is no event list")
         table = events.table
-        ra, dec = (table[name].quantity.to_value("rad").astype(float) for name in ("RA", "DEC"))
-        energy = table["ENERGY"].quantity.to_value("TeV").astype(float)
+        ra, dec = (_values(table[name], "rad") for name in ("RA", "DEC"))
+        energy = _values(table["ENERGY"], "TeV")
     except (KeyError, TypeError, ValueError) as error:  # gammapy checks the columns as it reads them
         raise ObservationError(
             f"observation {observation.obs_id}: its events cannot be used ({error}); they need the columns TIME, "
             "RA and DEC (angles) and ENERGY (an energy)"
         ) from error
-    # by the two parts of a Julian date: much faster than the difference of two `Time`
-    time, start = events.time.tt, track.start.tt
-    seconds = ((time.jd1 - start.jd1) + (time.jd2 - start.jd2)) * 86400.0
+    seconds = _event_seconds(events, track)
     good = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0) & np.isfinite(seconds)
-    in_gti = np.zeros(len(seconds), dtype=bool)
-    for a, b in track.intervals:
-        in_gti |= (seconds >= a - GTI_TOLERANCE) & (seconds <= b + GTI_TOLERANCE)
+    in_gti = _within(track.intervals, seconds)
     keep = good & in_gti
     dropped = {"not finite": int((~good).sum()), "outside GTI": int((good & ~in_gti).sum())}
     if not keep.any():
         raise ObservationError(
             f"observation {observation.obs_id}: none of its {len(keep)} events can be used ({dropped['not finite']} "
-            f"with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); leave the run out"
+            f"masked, with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); leave the run out"
         )
     return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped, _covariates(table.meta)
+
+
+def in_good_time(observation, track: FovTrack) -> np.ndarray:
+    """Whether each event lies within the good time intervals."""
+    return _within(track.intervals, _event_seconds(observation.events, track))
+
+
+def _event_seconds(events, track):
+    """After the start of the track; NaN where the time is masked."""
+    # by the two parts of a Julian date: much faster than the difference of two `Time`
+    time, start = events.time.tt, track.start.tt
+    return _filled((time.jd1 - start.jd1) + (time.jd2 - start.jd2)) * 86400.0
+
+
+def _within(intervals, seconds):
+    """Whether times lie in one of the intervals, which do not overlap."""
+    number = np.searchsorted(intervals[:, 0], seconds, side="right") - 1
+    return (number >= 0) & (seconds <= intervals[np.maximum(number, 0), 1])
+
+
+def _values(column, unit):
+    """Numbers of a column in a unit; NaN where it is masked."""
+    return _filled(column) * u.Unit(column.unit).to(unit)
+
+
+def _filled(values):
+    """Numbers as floats, NaN where they are masked, in the way of numpy or of astropy."""
+    mask = getattr(values, "mask", False)
+    plain = np.ma.getdata(getattr(values, "unmasked", values))
+    return np.where(mask, np.nan, np.asarray(getattr(plain, "value", plain), dtype=float))
+
+
+def _notes(observation, track, location, n_events, outside_gti, reach):
+    meta = observation.events.table.meta
+    own, site = file_site(observation), observation_site(observation, location)
+    ontime = (observation.gti.time_stop - observation.gti.time_start).to_value("s")
+    return RunNotes(
+        instrument=" ".join(str(meta[key]).strip() for key in ("TELESCOP", "INSTRUME") if meta.get(key)),
+        site=None if site is None else tuple(float(x) for x in (site.lon.deg, site.lat.deg, site.height.to_value("m"))),
+        site_moved=0.0 if own is None or location is None else float(_distance(own, location)),
+        n_events=n_events,
+        outside_gti=outside_gti,
+        overlap=max(round(float(ontime[ontime > 0].sum()) - track.ontime, 3), 0.0),
+        reach=reach,
+    )
+
+
+def _distance(a, b):
+    """Between two sites in km."""
+    return np.sqrt(sum((x - y).to_value("km") ** 2 for x, y in zip(a.geocentric, b.geocentric, strict=True)))
 
 
 def _drifts(matrices):

@@ -38,11 +38,17 @@ def vectors_to_lonlat(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gti_seconds(time_start: Time, time_stop: Time) -> np.ndarray:
-    """Good time intervals in s after the first start, shape (n, 2), sorted; empty ones are dropped."""
+    """Good time intervals in s after the first start, shape (n, 2), sorted; empty ones are dropped, those that overlap are merged."""
     zero = time_start.min()
     intervals = np.stack([(time_start - zero).to_value("s"), (time_stop - zero).to_value("s")], axis=-1)
     intervals = intervals[intervals[:, 1] > intervals[:, 0]]
-    return intervals[np.argsort(intervals[:, 0])]
+    intervals = intervals[np.argsort(intervals[:, 0], kind="stable")]
+    if len(intervals) == 0:
+        return intervals
+    # a new one begins where all before it have ended
+    reached = np.maximum.accumulate(intervals[:, 1])
+    first = np.flatnonzero(np.append(True, intervals[1:, 0] >= reached[:-1]))
+    return np.stack([intervals[first, 0], np.maximum.reduceat(intervals[:, 1], first)], axis=-1)
 
 
 def time_nodes(intervals: np.ndarray, step: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -67,7 +67,7 @@ def match_observations(
     same : tuple of str
         Columns that must be equal, such as ``("TELLIST", "N_TELS")``.
     location : `~astropy.coordinates.EarthLocation`, optional
-        Site, used where an observation has none.
+        Site; it wins over that of an observation.
 
     Returns
     -------

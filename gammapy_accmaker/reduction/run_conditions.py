@@ -68,7 +68,7 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
     same : tuple of str
         Other columns that are wanted.
     location : `~astropy.coordinates.EarthLocation`, optional
-        Site, used where an observation has none.
+        Site; it wins over that of an observation.
     """
     columns = [name for name in dict.fromkeys((*names, *same)) if name not in CRITERIA]
     if "muon_efficiency" in names:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import EarthLocation, SkyCoord
 
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.fov import unit_vectors
+from gammapy_accmaker.reduction.site import pointing_icrs
 
 __all__ = ["without_source_half"]
 
 MIN_SEPARATION = 0.05  # deg; of pointing and source, below which the halves are not defined
 
 
-def without_source_half(observation, exclusion: Exclusion, source: SkyCoord | None, offset_max: float) -> Exclusion:
+def without_source_half(
+    observation, exclusion: Exclusion, source: SkyCoord | None, offset_max: float, location: EarthLocation | None = None
+) -> Exclusion:
     """The exclusion and, for a run with the source in its field of view, the half of the field on the source's side.
 
     The halves are divided by the great circle through the pointing at a right angle to the direction of the source, and
@@ -28,6 +31,8 @@ def without_source_half(observation, exclusion: Exclusion, source: SkyCoord | No
         None: the target in the header of the observation.
     offset_max : float
         Largest offset in deg of the field of view.
+    location : `~astropy.coordinates.EarthLocation`, optional
+        Site; it wins over that of the observation.
 
     Raises
     ------
@@ -35,14 +40,14 @@ def without_source_half(observation, exclusion: Exclusion, source: SkyCoord | No
         For a run without a target, and for one that points at its source.
     """
     if source is None:
-        target = observation.meta.target
+        target = None if observation.meta is None else observation.meta.target
         source = None if target is None else target.position
         if source is None or not np.isfinite([source.icrs.ra.deg, source.icrs.dec.deg]).all():
             raise ObservationError(
                 f"observation {observation.obs_id}: its header names no target position (RA_OBJ, DEC_OBJ); "
                 "give it as `exclusion: {wobble_half: {lon, lat, frame}}`"
             )
-    pointing = observation.get_pointing_icrs(observation.tmid)
+    pointing = pointing_icrs(observation, location)
     separation = float(source.icrs.separation(pointing).deg)
     if separation > offset_max:
         return exclusion

@@ -23,6 +23,7 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.fit import adapt_to_run, fit_runs
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
+from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import find_unreadable
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 from gammapy_accmaker.validation.camera import expected_in_slices
@@ -120,7 +121,8 @@ def cross_validate(
     edges = np.geomspace(0.2, 20, 25) if energy_edges is None else u.Quantity(energy_edges).to_value("TeV")
     bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else u.Quantity(band_edges).to_value("TeV")
 
-    unreadable = find_unreadable(observations)
+    sites = [config.observatory_location for config in configs.values() if config.observatory_location is not None]
+    unreadable = find_unreadable(observations, sites[0] if sites else None)
     if unreadable:
         reasons = "\n".join(f"  {observations[k].obs_id}: {reason}" for k, reason in unreadable.items())
         log.warning(f"{len(unreadable)} of {len(observations)} observations are left out:\n{reasons}")
@@ -132,6 +134,8 @@ def cross_validate(
         name: _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend)
         for name, config in configs.items()
     }
+    by_run = next(iter(reduced.values()))
+    warn_of_notes([run for run, *_ in by_run.values()], next(iter(configs.values())).offset_max.deg)
     used = [k for k in range(len(observations)) if all(k in by_run for by_run in reduced.values())]
     if len(used) < n_folds:
         raise InputError(

@@ -126,7 +126,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
     bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment)
     exclusion = make_exclusion(config, maker.exclusion).with_regions(maker.found_regions)
-    unreadable = find_unreadable(observations)
+    unreadable = find_unreadable(observations, config.observatory_location)
     readable = {k: o for k, o in enumerate(observations) if k not in unreadable}
     sky = make_sky_stack(readable, bands, offset_max, config, exclusion)
     counts, expected = np.zeros((2, len(bands) - 1, bins.fov.size))
@@ -156,7 +156,15 @@ def _residuals_of_run(observation, maker, bins, exclusion, geom):
         slices = reduce_one(observation, bins, maker.config, exclusion)
         config = maker.config
         track = observation_track(observation, config.fov_alignment, config.observatory_location)
-        in_sky = fill_sky(observation, track, model, geom, config.offset_max.deg, config.time_step_seconds)
+        in_sky = fill_sky(
+            observation,
+            track,
+            model,
+            geom,
+            config.offset_max.deg,
+            config.time_step_seconds,
+            config.observatory_location,
+        )
     except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     if maker.config.exclusion.wobble_half is not False:  # what is left out of this run alone

@@ -146,6 +146,8 @@ class AcceptanceConfig(Options):
         if self.model.type != "spline":
             for key in ("zenith", "run_effects"):
                 self._for_binned(key)
+        self._check_norm_energy()
+        if self.model.type != "spline":
             if self.model.type == "parametric" and isinstance(self.fit_energy, AdaptiveEnergy):
                 raise ValueError(
                     "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups energies "
@@ -179,6 +181,25 @@ class AcceptanceConfig(Options):
             )
         plain = {"zenith": InterpolatedZenith(), "run_effects": options.model_copy(update={"type": "norm"})}
         object.__setattr__(self, key, plain[key])
+
+    def _check_norm_energy(self):
+        given, kind = self.run_effects.norm_energy, self.run_effects.type
+        if given is None:
+            return
+        if kind not in ("norm", "tilt"):
+            raise ValueError(
+                f"run_effects.norm_energy: got {given}, but {kind!r} has no norm of its own; use type norm or tilt, or leave it null"
+            )
+        edges = (
+            self.fit_energy
+            if isinstance(self.fit_energy, u.Quantity)
+            else u.Quantity([self.energy.min, self.energy.max])
+        )
+        if given[0] >= edges[-1] or given[1] <= edges[0]:
+            raise ValueError(
+                f"run_effects.norm_energy: got {given}, but energies of the model, {edges[0]} to {edges[-1]}, are needed; "
+                "choose some of them, or leave it null"
+            )
 
     @property
     def time_step_seconds(self) -> float | None:

@@ -17,6 +17,15 @@ from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
 from gammapy_accmaker.models.fit_counts import add_up, sum_counts
+from gammapy_accmaker.models.norm_energy import (
+    NO_ENERGIES,
+    RunScatter,
+    choose_energies,
+    energies_between,
+    find_scatter,
+    given_energies,
+    norm_spread,
+)
 from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.models.parametric_fit import fit_parametric
 from gammapy_accmaker.models.run_effects import RunEffect
@@ -36,8 +45,16 @@ __all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "is_grouped", "make_run
 log = logging.getLogger(__name__)
 
 RUN_COLUMNS = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "COUNTS", "EXPECTED", "DROPPED",
-               "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "DEVIANCE", "FLAG"]  # fmt: skip
-RUN_UNITS = {"ONTIME": "s", "LIVETIME": "s", "ZENITH": "deg", "AZIMUTH": "deg", "MJD": "d"}
+               "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "DEVIANCE", "FLAG", "NORM_EMIN", "NORM_EMAX"]  # fmt: skip
+RUN_UNITS = {
+    "ONTIME": "s",
+    "LIVETIME": "s",
+    "ZENITH": "deg",
+    "AZIMUTH": "deg",
+    "MJD": "d",
+    "NORM_EMIN": "TeV",
+    "NORM_EMAX": "TeV",
+}
 SUBPOINTS = 3  # along each side of a bin, over which the model is averaged to predict the counts of a run
 
 
@@ -160,18 +177,35 @@ def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricMo
     whole = [part for slices in runs for part in slices]  # one slice a run
     exposure = np.array([run.exposure for run in whole])
     norms = np.ones(len(whole))
+    spectra = np.array([np.asarray(run.counts.sum(1)).ravel() for run in whole])
+    scatter = find_scatter(spectra, np.log(bins.energy_edges))
     if config.run_effects.type == "norm":
-        norms = fit_run_norms(np.array([run.counts.sum(0) for run in whole]), exposure)
+        # of one range for all runs, or the rates that they share would not be comparable
+        energies = _norm_energies([scatter], np.zeros(len(bins.energy_edges) - 1), bins, config)
+        used = energies_between(bins.energy_edges, energies)
+        norms = fit_run_norms(np.array([used @ run.counts for run in whole]), exposure)
+        scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
     summed = add_up(whole), norms @ exposure, bins.energy_edges, bins.fov
     if config.model.type != "parametric":
-        return fit_binned(*summed, profile_edges=profile_edges)
-    return fit_parametric(
+        return replace(fit_binned(*summed, profile_edges=profile_edges), run_scatter=scatter)
+    model = fit_parametric(
         *summed,
         config.model.function,
         parameters=config.model.given_parameters(),
         shared=tuple(config.model.shared),
         on_failure=config.model.on_failure,
     )
+    return replace(model, run_scatter=scatter)
+
+
+def _norm_energies(
+    scatter: list[RunScatter], counts: np.ndarray, bins: CountsBins, config: AcceptanceConfig
+) -> tuple[float, float]:
+    """Energies in TeV over which the norm of a run with these counts by energy is fitted: as configured, or chosen."""
+    given = config.run_effects.norm_energy
+    if given is not None:
+        return given_energies(bins.energy_edges, *given.to_value("TeV"))
+    return choose_energies(scatter, counts, bins.energy_edges)
 
 
 def make_profile_edges(runs, bins, config) -> np.ndarray | None:
@@ -229,20 +263,28 @@ def adapt_to_run(
             "SHIFT_ERR": effect.shift_error,
             "DEVIANCE": np.max(effect.deviance, initial=0.0),
         }
-        return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row | {
-            "FLAG": "; ".join(effect.flags)
-        }
+        row |= {"FLAG": "; ".join(effect.flags), "NORM_EMIN": effect.norm_energy[0], "NORM_EMAX": effect.norm_energy[1]}
+        return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row
     expected = sum(expected_counts_in_bins(rate_model, bins, part) for part in slices)
     counts = sum(np.asarray(part.counts.sum(1)).ravel() for part in slices)
-    norm, error = 1.0, 0.0
-    used = counts >= config.run_effects.min_counts
-    if kind == "norm" and expected[used].sum() > 0:
+    norm, error, energies, flags = 1.0, 0.0, NO_ENERGIES, []
+    if kind == "norm":
+        scatter = [s for part in slices for s in rate_model.at_azimuth(part.azimuth).run_scatter_at(part.cos_zenith)]
+        # a model that was made elsewhere knows of no runs, but it has a threshold as well
+        scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
+        energies = _norm_energies(scatter, counts, bins, config)
+        used = energies_between(bins.energy_edges, energies) & (counts >= config.run_effects.min_counts)
         total = expected[used].sum()
-        norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
+        if total > 0 and counts[used].any():
+            norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
+        else:
+            error = max(s.norm_spread for s in scatter)
+            flags.append("no counts for the norm")
     mean, variance = deviance_moments(norm * expected)
     score = (poisson_deviance(counts, norm * expected) - mean) / np.sqrt(variance)
     row = {"EXPECTED": norm * expected.sum(), "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0}
-    return ScaledModel(rate_model, norm, error), row | {"DEVIANCE": score.max(), "FLAG": ""}
+    row |= {"DEVIANCE": score.max(), "FLAG": "; ".join(flags), "NORM_EMIN": energies[0], "NORM_EMAX": energies[1]}
+    return ScaledModel(rate_model, norm, error), row
 
 
 def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCounts) -> np.ndarray:

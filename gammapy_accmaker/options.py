@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from gammapy_accmaker.config_types import (
+    EnergyEdges,
     Limit,
     NormModel,
     OneAngle,
@@ -31,12 +32,20 @@ class RunEffectsOptions(Options):
     residual and, with ``gradient``, gradients over the field of view. ``tilt`` and ``shift`` need the spline model.
     ``min_counts``: a run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded events.
     A run whose norm lies outside of ``norm_limits``, such as [0.5, 2], is flagged in the run table and keeps its norm.
+
+    Attributes
+    ----------
+    norm_energy : energies
+        For ``norm`` and ``tilt``: range over which they are fitted, such as [0.5 TeV, 20 TeV]. The threshold differs from run to
+        run, which a norm cannot follow; so null stands for the energies where the runs agree in shape, above the thresholds.
+        The run table has them.
     """
 
     type: Literal["none", "norm", "tilt", "shift"] = "shift"
     gradient: bool = True
     min_counts: Annotated[int, Field(ge=0)] = 0
     norm_limits: tuple[float, float] | None = None
+    norm_energy: EnergyEdges | None = None
 
     @model_validator(mode="after")
     def _norms_in_order(self):
@@ -48,6 +57,10 @@ class RunEffectsOptions(Options):
                 raise ValueError(
                     f"norm_limits: got {list(self.norm_limits)}, but without run effects there is no norm; use type norm"
                 )
+        if self.norm_energy is not None and (len(self.norm_energy) != 2 or self.norm_energy[0] <= 0):
+            raise ValueError(
+                f"norm_energy: got {self.norm_energy}, but the two ends of a range of energies > 0 are needed, such as [0.5 TeV, 20 TeV]"
+            )
         return self
 
 

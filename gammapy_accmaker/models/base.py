@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from gammapy_accmaker.models.norm_energy import RunScatter
+
 __all__ = [
     "MODEL_KINDS",
     "TEV_IN_MEV",
@@ -50,6 +52,8 @@ class RateModel(ABC):
         Trained range of cos zenith; None where the model does not depend on it.
     zenith_edges, azimuth_edges : `~numpy.ndarray`
         Cos zenith and azimuth in deg at which the rate jumps; empty where it does not.
+    run_scatter : `RunScatter`, optional
+        How the runs of the fit differ; None where it is not known, or depends on the zenith angle.
     """
 
     kind: str = ""
@@ -60,6 +64,7 @@ class RateModel(ABC):
     zenith_range: tuple[float, float] | None
     zenith_edges: np.ndarray = np.zeros(0)
     azimuth_edges: np.ndarray = np.zeros(0)
+    run_scatter: RunScatter | None = None
 
     def __init_subclass__(cls):
         if cls.kind:
@@ -94,9 +99,15 @@ class RateModel(ABC):
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RateModel:
         """The inverse of `to_arrays`."""
 
+<<<<<<< HEAD
     def describe_zenith(self) -> str:
         """How the rate follows the zenith angle, in words."""
         return "not followed" if self.zenith_range is None else f"followed, {describe_cos_zenith(self.zenith_range)}"
+=======
+    def run_scatter_at(self, cos_zenith: float) -> list[RunScatter]:
+        """How the runs differ that the rate at a zenith angle comes from."""
+        return [] if self.run_scatter is None else [self.run_scatter]
+>>>>>>> 2c17902 (Norms of binned models are fitted above the thresholds of the runs, or over run_effects.norm_energy)
 
     def for_run(self, obs_id: int) -> RateModel:
         """The model of a run, for models that differ by run."""

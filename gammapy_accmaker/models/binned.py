@@ -20,6 +20,7 @@ from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
+from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, linear_weights
 
 __all__ = ["BinnedModel", "fit_binned", "fit_run_norms"]
@@ -50,6 +51,8 @@ class BinnedModel(RateModel):
         Counts per TeV of all of the fit.
     profile : `~numpy.ndarray`
         Rate per count in s-1 sr-1 at the centre of each bin, > 0, shape (m, fov.size).
+    run_scatter : `RunScatter`, optional
+        How the runs of the fit differ.
     """
 
     bin_edges: np.ndarray
@@ -59,6 +62,7 @@ class BinnedModel(RateModel):
     energy_edges: np.ndarray
     spectrum: SmoothSpectrum
     profile: np.ndarray
+    run_scatter: RunScatter | None = None
 
     kind = "binned"
     zenith_range = None
@@ -136,6 +140,7 @@ class BinnedModel(RateModel):
     def to_arrays(self):
         arrays = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
         arrays |= {name: getattr(self, name) for name in ("bin_edges", "counts", "exposure", "energy_edges", "profile")}
+        arrays |= {} if self.run_scatter is None else {"run_scatter": self.run_scatter.to_array()}
         return arrays | {"spectrum": self.spectrum.coefficients}
 
     @classmethod
@@ -144,7 +149,8 @@ class BinnedModel(RateModel):
         names = ("bin_edges", "counts", "exposure", "energy_edges", "profile")
         low, high = arrays["energy_edges"][[0, -1]]
         spectrum = SmoothSpectrum(float(low), float(high), arrays["spectrum"])
-        return cls(fov=fov, spectrum=spectrum, **{name: arrays[name] for name in names})
+        run_scatter = RunScatter.from_array(arrays["run_scatter"]) if "run_scatter" in arrays else None
+        return cls(fov=fov, spectrum=spectrum, run_scatter=run_scatter, **{name: arrays[name] for name in names})
 
 
 def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float = 1e-10):
@@ -153,7 +159,7 @@ def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float 
     Parameters
     ----------
     counts : `~numpy.ndarray`
-        Counts of each run in the field of view, summed over energy, shape (run, bin).
+        Counts of each run in the field of view, summed over the energies of the norms, shape (run, bin).
     exposure : `~numpy.ndarray`
         Unexcluded ontime in s, shape (run, bin).
 

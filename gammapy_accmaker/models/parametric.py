@@ -12,6 +12,7 @@ from scipy.interpolate import RegularGridInterpolator
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.log_table import LogTable, table_nodes
+from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.parametric_function import PYTHON, RateFunction, rate_function
 from gammapy_accmaker.models.parametric_likelihood import energy_nodes
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, linear_weights
@@ -97,6 +98,8 @@ class ParametricModel(RateModel):
         Counts per TeV of all of the fit, for a function of position alone.
     group_energy, group_counts : `~numpy.ndarray` or None
         For such a function, mean energy in TeV of each group, and the counts per s-1 sr-1 of its shape.
+    run_scatter : `RunScatter`, optional
+        How the runs of the fit differ.
     """
 
     bin_edges: np.ndarray
@@ -109,6 +112,7 @@ class ParametricModel(RateModel):
     spectrum: SmoothSpectrum | None = None
     group_energy: np.ndarray | None = None
     group_counts: np.ndarray | None = None
+    run_scatter: RunScatter | None = None
 
     kind = "parametric"
     zenith_range = None
@@ -183,6 +187,8 @@ class ParametricModel(RateModel):
         arrays = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
         arrays |= {name: getattr(self, name) for name in ("bin_edges", "energy_edges", "relative_error")}
         arrays |= {"description": np.array(self.description), **self.result.to_arrays()}
+        if self.run_scatter is not None:
+            arrays["run_scatter"] = self.run_scatter.to_array()
         if self.spectrum is not None:
             arrays |= {
                 "spectrum": self.spectrum.coefficients,
@@ -200,6 +206,8 @@ class ParametricModel(RateModel):
     def from_arrays(cls, arrays):
         fov = FovBins((arrays["fov_edges_0"], arrays["fov_edges_1"]))
         given = {name: arrays[name] for name in ("bin_edges", "energy_edges", "relative_error")}
+        if "run_scatter" in arrays:
+            given["run_scatter"] = RunScatter.from_array(arrays["run_scatter"])
         if "spectrum" in arrays:
             low, high = arrays["energy_edges"][[0, -1]]
             given["spectrum"] = SmoothSpectrum(float(low), float(high), arrays["spectrum"])

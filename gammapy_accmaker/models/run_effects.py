@@ -14,6 +14,7 @@ import numpy as np
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.fov_cells import camera_modes
+from gammapy_accmaker.models.norm_energy import NO_ENERGIES
 
 __all__ = ["EFFECT_KINDS", "EffectBasis", "RunEffect", "RunPopulation", "update_population"]
 
@@ -276,6 +277,8 @@ class RunEffect:
     converged : bool
     flags : tuple of str
         Why this run is to be looked at; empty for a good run.
+    norm_energy : tuple of float
+        First and last energy in TeV that the effects were fitted to; NaN where there are none.
     """
 
     obs_id: int
@@ -293,6 +296,7 @@ class RunEffect:
     pulls: np.ndarray
     converged: bool
     flags: tuple[str, ...] = field(default=())
+    norm_energy: tuple[float, float] = NO_ENERGIES
 
     @property
     def total_covariance(self) -> np.ndarray:

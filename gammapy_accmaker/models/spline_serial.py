@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import numpy as np
 
@@ -53,6 +53,8 @@ def unpack(kind: type, arrays: dict[str, np.ndarray], name: str = ""):
     values = {}
     for f in fields(kind):
         key = name + f.name
+        if key not in arrays and f.default is not MISSING:
+            continue  # an older file does not have it
         if key not in arrays:
             raise ValueError(
                 f"{kind.__name__}: the array {key!r} is missing; the file is damaged or of another version"

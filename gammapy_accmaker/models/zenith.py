@@ -58,6 +58,9 @@ class ZenithBinned(RateModel):
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         return self.model_at(cos_zenith).relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
 
+    def run_scatter_at(self, cos_zenith):
+        return self.model_at(cos_zenith).run_scatter_at(cos_zenith)
+
     def to_arrays(self):
         own = {"edges": self.edges, "trained_range": np.array(self.zenith_range)}
         return nested_arrays(self.models) | own
@@ -135,6 +138,11 @@ class ZenithInterpolated(RateModel):
             share = np.divide(share * rates[1], total, out=np.full(total.shape, share), where=total > 0)
         # the models at the two angles were fitted to different runs
         return np.hypot((1 - share) * low, share * high)
+
+    def run_scatter_at(self, cos_zenith):
+        first, second, share = self._around(cos_zenith)
+        models = (first,) if share == 0 else (first, second)
+        return [scatter for model in models for scatter in model.run_scatter_at(cos_zenith)]
 
     def to_arrays(self):
         own = {"cos_zenith": self.cos_zenith, "log": np.array(self.log), "trained_range": np.array(self.zenith_range)}

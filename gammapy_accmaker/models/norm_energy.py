@@ -1,0 +1,228 @@
+"""Energies over which the norms of runs are fitted: where the spectra of model and runs agree in shape.
+
+The trigger threshold moves from run to run, and most events lie near it: a norm that is fitted over all energies takes a lower
+threshold for a higher rate. So norms are fitted above the energy where the slowest threshold of the runs has passed. Runs are
+compared by the lower quartile of their log energies, which many events fix well and which follows the threshold; that of a run
+with few events is drawn to those of the others.
+
+Energies are logarithms of E / TeV, those of a run *scaled* by what its zenith angle is known to move them, if that is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from gammapy_accmaker.errors import FitError
+from gammapy_accmaker.models.spectrum import fit_spectrum
+
+__all__ = [
+    "NO_ENERGIES",
+    "RunScatter",
+    "choose_energies",
+    "energies_between",
+    "find_scatter",
+    "given_energies",
+    "norm_spread",
+]
+
+STEEP = -1.5  # index of the counts per energy, below which the threshold has passed
+ENERGY_STEP = 0.1  # in log10 energy; finer bins are merged to see the index
+TAIL = 0.1  # share of the counts at the upper end, where the index tells of no threshold
+QUARTILE, BESIDE = 0.25, 0.1  # share of the counts below the energy that follows the threshold, and on both sides of it
+SD_SHIFT, SD_NORM = 0.1, 0.15  # spreads of thresholds and norms, in logarithms, before any run is seen
+PRIOR_RUNS = 5.0  # their weight
+ROUNDS = 30  # of the estimate of the spread
+SLOW_SHARE = 0.95  # of the runs have passed their thresholds; one in more than twenty takes its own
+NO_ENERGIES = (np.nan, np.nan)
+
+
+@dataclass(frozen=True)
+class RunScatter:
+    """How the runs of a fit differ in threshold and norm.
+
+    Attributes
+    ----------
+    quartile : float
+        Log energy below which a quarter of the counts of the mean run lies.
+    passed : float
+        Log energy above which its spectrum is steep; -inf where no threshold is seen.
+    slowest : float
+        How far above the mean run's the threshold of the slowest run lies, >= 0.
+    spread : float
+        Standard deviation of the thresholds over the runs.
+    event_spread : float
+        Standard deviation of the quartile of a run with one event.
+    norm_spread : float
+        Standard deviation of the log of the norm over the runs.
+    """
+
+    quartile: float
+    passed: float
+    slowest: float
+    spread: float
+    event_spread: float
+    norm_spread: float = SD_NORM
+
+    def to_array(self) -> np.ndarray:
+        """Serial form, shape (6,)."""
+        return np.array(astuple(self))
+
+    @classmethod
+    def from_array(cls, array) -> RunScatter:
+        """The inverse of `to_array`."""
+        return cls(*np.asarray(array, dtype=float).tolist())
+
+    def shift(self, counts: np.ndarray, log_edges: np.ndarray) -> float:
+        """How far above the mean run's the threshold of a run lies; 0 without counts.
+
+        Parameters
+        ----------
+        counts : `~numpy.ndarray`, shape (n_energy,)
+        log_edges : `~numpy.ndarray`, shape (n_energy + 1,)
+            Scaled log energy.
+        """
+        total = counts.sum()
+        if not total > 0:
+            return 0.0
+        shrink = self.spread**2 / (self.spread**2 + self.event_spread**2 / total)
+        return float(shrink * (_quantile(counts, log_edges, QUARTILE) - self.quartile))
+
+    def above(self, counts: np.ndarray, log_edges: np.ndarray) -> float:
+        """Scaled log energy above which a run and the mean run agree in shape; arguments as in `shift`."""
+        return self.passed + max(self.slowest, self.shift(counts, log_edges))
+
+
+def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
+    """How runs differ in threshold, from their counts.
+
+    Parameters
+    ----------
+    counts : `~numpy.ndarray`, shape (n_run, n_energy)
+    log_edges : `~numpy.ndarray`, shape (n_energy + 1,) or (n_run, n_energy + 1)
+        Scaled log energy, increasing.
+
+    Returns
+    -------
+    scatter : `RunScatter`
+    """
+    seen = counts.sum(1) > 0
+    if not seen.any():
+        return RunScatter(0.0, -np.inf, 0.0, SD_SHIFT, 1.0)
+    edges = np.broadcast_to(log_edges, (len(counts), counts.shape[1] + 1))[seen]
+    counts = counts[seen]
+    total, mean_edges = counts.sum(1), np.average(edges, axis=0, weights=counts.sum(1))
+    quartile = np.array([_quantile(c, e, QUARTILE) for c, e in zip(counts, edges, strict=True)])
+    # of a mixture of thresholds the density is lower than that of one run, so the spread of a run's quartile is no less
+    pooled = np.array([_moved(c, e, mean_edges) for c, e in zip(counts, edges, strict=True)]).sum(0)
+    low, high = (_quantile(pooled, mean_edges, QUARTILE + d) for d in (-BESIDE, BESIDE))
+    event_spread = np.sqrt(QUARTILE * (1 - QUARTILE)) * max(high - low, 1e-3) / (2 * BESIDE)
+    noise, variance = event_spread**2 / total, SD_SHIFT**2
+    for _ in range(ROUNDS):
+        mean = np.average(quartile, weights=1 / (variance + noise))
+        shift = (quartile - mean) * variance / (variance + noise)
+        seconds = shift**2 + variance * noise / (variance + noise)
+        variance = (seconds.sum() + PRIOR_RUNS * SD_SHIFT**2) / (len(shift) + PRIOR_RUNS)
+    aligned = sum(_moved(c, e - s, mean_edges) for c, e, s in zip(counts, edges, shift, strict=True))
+    slowest = max(float(np.quantile(shift, SLOW_SHARE, method="higher")), 0.0)
+    return RunScatter(float(mean), _passed(aligned, mean_edges), slowest, float(np.sqrt(variance)), float(event_spread))
+
+
+def norm_spread(norms: np.ndarray, counts: np.ndarray) -> float:
+    """Standard deviation of the log of the norm over runs, without that of their counts.
+
+    Parameters
+    ----------
+    norms, counts : `~numpy.ndarray`, shape (n_run,)
+        Norms, and the counts that they were fitted to.
+    """
+    seen = counts > 0
+    variance = np.sum(np.log(norms[seen]) ** 2 - 1 / counts[seen])
+    return float(np.sqrt((max(variance, 0.0) + PRIOR_RUNS * SD_NORM**2) / (seen.sum() + PRIOR_RUNS)))
+
+
+def choose_energies(
+    scatter: list[RunScatter], counts: np.ndarray, energy_edges: np.ndarray, scaling: float = 0.0
+) -> tuple[float, float]:
+    """Energies in TeV over which the norm of a run is fitted.
+
+    Parameters
+    ----------
+    scatter : list of `RunScatter`
+        Of the runs of each model that has a part in what is expected of the run.
+    counts : `~numpy.ndarray`, shape (n_energy,)
+        Of the run.
+    energy_edges : `~numpy.ndarray`, shape (n_energy + 1,)
+        In TeV.
+    scaling : float
+        Of the run's log energies.
+
+    Returns
+    -------
+    low, high : float
+        Edges of energy bins.
+    """
+    log_edges = np.log(energy_edges)
+    above = max((s.above(counts, log_edges + scaling) - scaling for s in scatter), default=-np.inf)
+    # a millionth is rounding; the last bin is left in any case
+    first = min(int(np.searchsorted(log_edges, above - 1e-6)), len(energy_edges) - 2)
+    return float(energy_edges[first]), float(energy_edges[-1])
+
+
+def given_energies(energy_edges: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """The energy bins of a range that overlaps with them, as edges: those whose centre is inside, or else all that it touches."""
+    used = energies_between(energy_edges, (low, high))
+    if not used.any():
+        used = (energy_edges[1:] > low) & (energy_edges[:-1] < high)
+    inside = np.flatnonzero(used)
+    return float(energy_edges[inside[0]]), float(energy_edges[inside[-1] + 1])
+
+
+def energies_between(energy_edges: np.ndarray, energies: tuple[float, float]) -> np.ndarray:
+    """Whether the logarithmic centre of each energy bin lies in a range, in the same unit, shape (n_energy,)."""
+    middle = np.sqrt(energy_edges[1:] * energy_edges[:-1])
+    return (middle >= energies[0]) & (middle <= energies[1])
+
+
+def _quantile(counts, log_edges, share):
+    """Log energy below which a share of the counts lies; events are spread evenly over their bin."""
+    below = np.concatenate([[0.0], np.cumsum(counts)])
+    # of empty bins neither end is known better: the middle of the two
+    target = share * below[-1]
+    right = np.searchsorted(below, target, side="left")
+    last = np.searchsorted(below, target, side="right") - 1
+    if below[right] == target:
+        return 0.5 * (log_edges[right] + log_edges[last])
+    left = right - 1
+    return log_edges[left] + (log_edges[right] - log_edges[left]) * (target - below[left]) / counts[left]
+
+
+def _moved(counts, log_edges, new_edges):
+    """Counts in other bins; what lies beyond them is lost."""
+    below = np.concatenate([[0.0], np.cumsum(counts)])
+    return np.diff(np.interp(new_edges, log_edges, below))
+
+
+def _passed(counts, log_edges):
+    """Log energy from which on the spectrum is steep."""
+    group = max(int(round(ENERGY_STEP * np.log(10) / np.diff(log_edges).mean())), 1)
+    starts = np.arange(0, len(counts), group)
+    counts, edges = np.add.reduceat(counts, starts), np.append(log_edges[starts], log_edges[-1])
+    filled = np.flatnonzero(counts > 0)
+    if len(filled) < 3:
+        return -np.inf
+    used = slice(filled[0], filled[-1] + 1)
+    counts, edges = counts[used], edges[used.start : used.stop + 1]
+    try:
+        spectrum = fit_spectrum(counts, np.exp(edges))
+    except FitError:  # a spectrum that is not understood shows no threshold
+        return -np.inf
+    x = np.arange(edges[0], edges[-1], 0.01)
+    index = np.gradient(np.log(spectrum(np.exp(x))), x)
+    flat = (index > STEEP) & (x < _quantile(counts, edges, 1 - TAIL))
+    if not flat.any():
+        return -np.inf
+    last = np.flatnonzero(flat)[-1]
+    # flat up to the tail: a hard spectrum, and no threshold
+    return float(x[last + 1]) if index[last + 1] <= STEEP else -np.inf

@@ -99,15 +99,13 @@ class RateModel(ABC):
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RateModel:
         """The inverse of `to_arrays`."""
 
-<<<<<<< HEAD
     def describe_zenith(self) -> str:
         """How the rate follows the zenith angle, in words."""
         return "not followed" if self.zenith_range is None else f"followed, {describe_cos_zenith(self.zenith_range)}"
-=======
+
     def run_scatter_at(self, cos_zenith: float) -> list[RunScatter]:
         """How the runs differ that the rate at a zenith angle comes from."""
         return [] if self.run_scatter is None else [self.run_scatter]
->>>>>>> 2c17902 (Norms of binned models are fitted above the thresholds of the runs, or over run_effects.norm_energy)
 
     def for_run(self, obs_id: int) -> RateModel:
         """The model of a run, for models that differ by run."""

@@ -34,7 +34,9 @@ QUARTILE, BESIDE = 0.25, 0.1  # share of the counts below the energy that follow
 SD_SHIFT, SD_NORM = 0.1, 0.15  # spreads of thresholds and norms, in logarithms, before any run is seen
 PRIOR_RUNS = 5.0  # their weight
 ROUNDS = 30  # of the estimate of the spread
-SLOW_SHARE = 0.95  # of the runs have passed their thresholds; one in more than twenty takes its own
+SLOW_SHARE = (
+    0.05  # of the counts, whose runs are left out of it: they hardly shape the mean, and take their own threshold
+)
 NO_ENERGIES = (np.nan, np.nan)
 
 
@@ -49,7 +51,7 @@ class RunScatter:
     passed : float
         Log energy above which its spectrum is steep; -inf where no threshold is seen.
     slowest : float
-        How far above the mean run's the threshold of the slowest run lies, >= 0.
+        How far above the mean run's the threshold of the slowest runs lies, >= 0.
     spread : float
         Standard deviation of the thresholds over the runs.
     event_spread : float
@@ -125,7 +127,9 @@ def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
         seconds = shift**2 + variance * noise / (variance + noise)
         variance = (seconds.sum() + PRIOR_RUNS * SD_SHIFT**2) / (len(shift) + PRIOR_RUNS)
     aligned = sum(_moved(c, e - s, mean_edges) for c, e, s in zip(counts, edges, shift, strict=True))
-    slowest = max(float(np.quantile(shift, SLOW_SHARE, method="higher")), 0.0)
+    falling = np.argsort(-shift, kind="stable")
+    first = np.searchsorted(np.cumsum(total[falling]), SLOW_SHARE * total.sum(), side="right")
+    slowest = max(float(shift[falling[min(first, len(shift) - 1)]]), 0.0)
     return RunScatter(float(mean), _passed(aligned, mean_edges), slowest, float(np.sqrt(variance)), float(event_spread))
 
 

@@ -1,0 +1,235 @@
+"""The energies over which norms are fitted: above the thresholds of the runs, or as configured."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun
+
+from gammapy_accmaker import AcceptanceConfig
+from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.fit import adapt_to_run, fit_runs
+from gammapy_accmaker.models.norm_energy import (
+    RunScatter,
+    choose_energies,
+    energies_between,
+    find_scatter,
+    given_energies,
+    norm_spread,
+)
+from gammapy_accmaker.reduction.counts import CountsBins
+
+THRESHOLD = 0.45  # TeV, of a run without a shift
+RINGS = FovBins.rings(2.4, 8)
+BINS = CountsBins(EDGES[::4], RINGS, "altaz")  # 0.08 dex
+
+
+def rate(energy, lon, lat, norm, shift):
+    """A power law above a threshold that the shift moves down; the rate above it does not follow the shift."""
+    log_energy = np.log(energy)[:, None]
+    passed = -np.logaddexp(0, -(log_energy - np.log(THRESHOLD) + shift) / 0.07)
+    return 5e-4 * np.exp(norm - 2.7 * log_energy + passed - (lon**2 + lat**2) / 2)
+
+
+def simulate(n, *, seconds=1700.0, sd_norm=0.2, sd_shift=0.25, seed=1, fov=None):
+    """Runs in rings, or in the pixels of the spline model."""
+    rng, runs = np.random.default_rng(seed), []
+    edges, lon, lat, solid = (EDGES, LON, LAT, SOLID_ANGLE) if fov is None else (
+        EDGES[::4], fov.fov_lon, fov.fov_lat, fov.solid_angle
+    )  # fmt: skip
+    for k in range(n):
+        norm, shift = sd_norm * rng.normal(), sd_shift * rng.normal()
+        mu = rate(CENTERS, lon, lat, norm, shift) * np.diff(EDGES)[:, None] * 1e6 * solid * seconds
+        if fov is not None:
+            mu = mu.reshape(len(edges) - 1, -1, mu.shape[1]).sum(1)
+        counts = csr_array(rng.poisson(mu).astype(float))
+        runs.append(SimulatedRun(k, counts, np.full(len(lon), seconds), 0.9, 0.0, {}, norm, shift))
+    return runs
+
+
+def spectra(runs):
+    return np.array([run.counts.sum(1) for run in runs])
+
+
+def radial(**effects):
+    return AcceptanceConfig.coerce({
+        "model": {"type": "radial"}, "zenith": {"type": "none"}, "run_effects": {"type": "norm", **effects}
+    })  # fmt: skip
+
+
+def rows_of(runs, config, fitted=None):
+    model = fit_runs([[run] for run in (runs if fitted is None else fitted)], BINS, config)
+    return model, [adapt_to_run(model, BINS, [run], config)[1] for run in runs]
+
+
+@pytest.mark.parametrize(("n", "seconds", "sd"), [(1, 1700, 0.3), (4, 1700, 0.2), (30, 1700, 0.3), (60, 100, 0.15)])
+def test_the_shift_of_each_threshold_is_found(n, seconds, sd):
+    runs = simulate(n, seconds=seconds, sd_shift=sd)
+    scatter = find_scatter(spectra(runs), np.log(EDGES))
+    found = np.array([scatter.shift(c, np.log(EDGES)) for c in spectra(runs)])
+    true = -np.array([run.shift for run in runs])
+    # the mean is the runs' own
+    error = 0.05 if seconds > 1000 else 0.09
+    assert np.std(found - (true - true.mean())) < error
+    if n > 1:
+        beyond = found > scatter.slowest + 1e-9
+        assert spectra(runs)[beyond].sum() <= 0.05 * spectra(runs).sum()
+    # above the true threshold of the slowest run that counts, but not by much
+    slow = true[found <= scatter.slowest + 1e-9].max() if n > 1 else true[0]
+    assert 0.95 < np.exp(scatter.passed + scatter.slowest - slow) / THRESHOLD < 1.5
+
+
+def test_a_run_with_few_events_does_not_decide():
+    runs, rng = simulate(12, sd_shift=0.05), np.random.default_rng(3)
+    few = np.zeros(len(CENTERS))
+    np.add.at(few, rng.integers(35, 80, 20), 1)  # 20 events above 1 TeV
+    alone = find_scatter(spectra(runs), np.log(EDGES))
+    with_it = find_scatter(np.vstack([spectra(runs), few]), np.log(EDGES))
+    assert with_it.passed + with_it.slowest < alone.passed + alone.slowest + 0.1
+    # what they seem to say is drawn to the others
+    assert abs(alone.shift(few, np.log(EDGES))) < 0.4 < alone.shift(1000 * few, np.log(EDGES))
+
+
+def test_runs_that_are_alike_have_one_threshold():
+    scatter = find_scatter(np.tile(spectra(simulate(1, sd_shift=0)), (20, 1)), np.log(EDGES))
+    assert scatter.slowest == pytest.approx(0, abs=1e-9)
+    assert THRESHOLD < np.exp(scatter.passed) < 1.5 * THRESHOLD
+
+
+def test_the_scaling_of_a_run_moves_its_energies():
+    run = spectra(simulate(1, sd_shift=0))[0]
+    log_edges = np.log(EDGES)
+    here = find_scatter(run[None], log_edges)
+    there = find_scatter(run[None], log_edges[None] + 0.3)
+    assert there.passed == pytest.approx(here.passed + 0.3, abs=1e-9) and there.quartile == pytest.approx(
+        here.quartile + 0.3
+    )
+    assert choose_energies([there], run, EDGES, 0.3) == choose_energies([here], run, EDGES)
+
+
+@pytest.mark.parametrize("index", [-1.0, -1.3, -2.7])
+def test_without_a_threshold_all_energies_are_taken(index):
+    counts = 1e4 * np.diff(EDGES ** (index + 1.0001))
+    scatter = find_scatter(np.abs(counts)[None], np.log(EDGES))
+    assert choose_energies([scatter], np.abs(counts), EDGES) == (EDGES[0], EDGES[-1])
+
+
+@pytest.mark.parametrize(
+    "counts", [np.zeros((3, 84)), np.eye(1, 84, 40), 2 * np.eye(1, 84, 0) + np.eye(1, 84, 83), np.zeros((0, 84))]
+)
+def test_hardly_any_counts_choose_something(counts):
+    scatter = find_scatter(counts, np.log(EDGES))
+    low, high = choose_energies([scatter], counts.sum(0), EDGES)
+    assert EDGES[0] <= low < high == EDGES[-1] and np.all(np.isfinite(scatter.to_array()[[0, 2, 3, 4]]))
+
+
+def test_a_threshold_above_all_energies_leaves_the_last_bin():
+    scatter = RunScatter(0.0, np.log(50), 0.0, 0.1, 0.5)
+    assert choose_energies([scatter], np.ones(len(CENTERS)), EDGES) == (EDGES[-2], EDGES[-1])
+
+
+def test_the_serial_form_is_exact():
+    scatter = find_scatter(spectra(simulate(5)), np.log(EDGES))
+    assert RunScatter.from_array(scatter.to_array()) == scatter
+
+
+def test_given_energies_are_those_of_bins():
+    edges = np.array([0.1, 0.3, 1, 3, 10])
+    assert given_energies(edges, 0.5, 20) == (0.3, 10)
+    assert given_energies(edges, 0.6, 0.7) == (0.3, 1)  # narrower than a bin
+    assert list(energies_between(edges, (0.3, 3))) == [False, True, True, False]
+
+
+def test_spread_of_norms_without_that_of_the_counts():
+    rng = np.random.default_rng(0)
+    norms, mean = np.exp(0.3 * rng.normal(size=400)), np.full(400, 50.0)
+    counts = rng.poisson(mean * norms)
+    assert norm_spread(np.maximum(counts, 1) / mean, counts) == pytest.approx(0.3, abs=0.05)
+    assert norm_spread(np.ones(2), np.zeros(2)) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("n", [2, 12])
+def test_norms_do_not_follow_the_threshold(n):
+    runs = simulate(n, fov=RINGS)
+    _, rows = rows_of(runs, radial())
+    norms, errors = np.array([(row["NORM"], row["NORM_ERR"]) for row in rows]).T
+    true = np.exp([run.norm for run in runs])
+    pulls = (np.log(norms / true) - np.log(norms / true).mean()) / (errors / norms)
+    assert np.abs(pulls).max() < 3.5 and np.sqrt(np.mean(pulls**2)) < 1.5
+    assert all(THRESHOLD < row["NORM_EMIN"] < 4 * THRESHOLD and row["NORM_EMAX"] == EDGES[-1] for row in rows)
+    # over all energies it would
+    _, rows = rows_of(runs, radial(norm_energy=["0.1 TeV", "100 TeV"]))
+    ratio = np.log([row["NORM"] for row in rows] / true)
+    assert np.abs((ratio - ratio.mean()) / (errors / norms)).max() > 4
+
+
+def test_energies_that_are_given_are_taken():
+    runs = simulate(4, fov=RINGS)
+    model, rows = rows_of(runs, radial(norm_energy=["1 TeV", "5 TeV"]))
+    inside = energies_between(BINS.energy_edges, (1, 5))
+    low, high = np.flatnonzero(inside)[[0, -1]]
+    assert {row["NORM_EMIN"] for row in rows} == {BINS.energy_edges[low]}
+    assert {row["NORM_EMAX"] for row in rows} == {BINS.energy_edges[high + 1]}
+    lon, lat = RINGS.subpoints(3)
+    for run, row in zip(runs, rows, strict=True):
+        rate_there = (
+            model.integral_grid(BINS.energy_edges, lon.ravel(), lat.ravel(), 0.9).reshape(-1, *lon.shape).mean(2)
+        )
+        expected = (rate_there @ (run.exposure * RINGS.solid_angle))[inside].sum()
+        assert row["NORM"] == pytest.approx(run.counts.sum(1)[inside].sum() / expected)
+
+
+def test_a_run_of_higher_threshold_takes_its_own_energies():
+    runs = simulate(8, fov=RINGS, sd_shift=0.02)
+    late = simulate(1, fov=RINGS, sd_norm=0, sd_shift=-0.4, seed=6)
+    assert late[0].shift < -0.5
+    _, rows = rows_of(runs + late, radial(), fitted=runs)
+    assert rows[-1]["NORM_EMIN"] > 1.5 * rows[0]["NORM_EMIN"]
+    assert rows[-1]["NORM"] == pytest.approx(
+        1 / np.exp(np.mean([run.norm for run in runs])), abs=4 * rows[-1]["NORM_ERR"]
+    )
+
+
+def test_a_run_without_counts_there_keeps_the_norm_1():
+    runs = simulate(8, fov=RINGS)
+    counts = runs[0].counts.toarray()
+    counts[4:] = 0
+    empty = SimulatedRun(9, csr_array(counts), runs[0].exposure, 0.9, 0.0)
+    model, rows = rows_of([empty], radial(), fitted=runs)
+    assert rows[0]["NORM"] == 1 and "no counts for the norm" in rows[0]["FLAG"]
+    assert rows[0]["NORM_ERR"] == model.run_scatter.norm_spread and 0.1 < model.run_scatter.norm_spread < 0.35
+
+
+def test_the_model_keeps_the_scatter_in_its_file():
+    model = fit_runs([[run] for run in simulate(3, fov=RINGS)], BINS, radial())
+    arrays = model.to_arrays()
+    assert type(model).from_arrays(arrays).run_scatter == model.run_scatter
+    del arrays["run_scatter"]  # an older file
+    assert type(model).from_arrays(arrays).run_scatter is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"norm_energy": ["200 TeV", "300 TeV"]}, ["run_effects.norm_energy", "0.1 TeV to 100", "null"]),
+        ({"norm_energy": ["0.01 TeV", "0.05 TeV"]}, ["run_effects.norm_energy", "0.1 TeV to 100", "null"]),
+        ({"type": "shift", "norm_energy": ["1 TeV", "3 TeV"]}, ["run_effects.norm_energy", "'shift'", "norm or tilt"]),
+        ({"type": "none", "norm_energy": ["1 TeV", "3 TeV"]}, ["run_effects.norm_energy", "'none'"]),
+        ({"norm_energy": ["1 TeV", "2 TeV", "3 TeV"]}, ["norm_energy", "two ends"]),
+        ({"norm_energy": ["0 TeV", "3 TeV"]}, ["norm_energy", "> 0"]),
+        ({"norm_energy": ["3 TeV", "1 TeV"]}, ["norm_energy", "increasing"]),
+        ({"norm_energy": ["1 deg", "3 deg"]}, ["norm_energy", "TeV"]),
+        ({"norm_energy": "1 TeV"}, ["norm_energy"]),
+    ],
+)
+def test_energies_that_cannot_be_used(options, words):
+    with pytest.raises(InputError) as error:
+        AcceptanceConfig.coerce({"run_effects": {"type": "norm", **options}})
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_the_default_of_a_binned_model_may_have_energies():
+    config = AcceptanceConfig.coerce({"model": {"type": "grid"}, "run_effects": {"norm_energy": ["500 GeV", "20 TeV"]}})
+    assert config.run_effects.type == "norm"
+    again = AcceptanceConfig.from_yaml(config.to_yaml())
+    assert list(again.run_effects.norm_energy.to_value("TeV")) == [0.5, 20]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from gammapy.data import DataStore
+from gammapy.data import DataStore, Observation
 from stores import IRFS, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, fit_acceptance, runs
@@ -162,27 +162,26 @@ def test_arguments_that_do_not_exist(argument):
         fit_acceptance(read(plain_store().path), CONFIG, **argument)
 
 
-def die(how):
-    def reduce_one(observation, bins, config, exclusion, reduce=runs.reduce_one):
-        if observation.obs_id == die.obs_id:
-            how()
-        return reduce(observation, bins, config, exclusion)
-
-    return reduce_one
-
-
 DEATHS = {"exit": lambda: os._exit(3), "kill": lambda: os.kill(os.getpid(), signal.SIGKILL)}
 
 
+class DeadlyObservation(Observation):
+    """Whoever reads its events dies."""
+
+    @property
+    def events(self):
+        DEATHS[self.death]()
+
+
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_process_that_dies_costs_its_run_only(monkeypatch, death):
+def test_a_process_that_dies_costs_its_run_only(death):
     observations = read(plain_store().path)
-    die.obs_id = observations[BROKEN].obs_id
-    monkeypatch.setattr(runs, "reduce_one", die(DEATHS[death]))
+    deadly = observations[BROKEN]
+    deadly.__class__, deadly.death = DeadlyObservation, death
     table = fit_acceptance(observations, CONFIG, n_jobs=2).run_table
-    assert list(table["OBS_ID"][~table["USED"]]) == [die.obs_id]
+    assert list(table["OBS_ID"][~table["USED"]]) == [deadly.obs_id]
     assert "died" in table["FLAG"][~table["USED"]][0]
-    with pytest.raises(ObservationError, match=f"{die.obs_id} cannot be used.*died"):
+    with pytest.raises(ObservationError, match=f"{deadly.obs_id} cannot be used.*died"):
         fit_acceptance(observations, CONFIG, n_jobs=2, on_error="raise")
 
 
@@ -218,7 +217,7 @@ def test_exceptions_come_back():
 RUN_AND_DIE = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
-    from gammapy.data import DataStore
+    from gammapy.data import DataStore, Observation
     from gammapy_accmaker import cache, fit_acceptance, runs
     from test_faults import CONFIG, read
 

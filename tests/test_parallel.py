@@ -1,0 +1,130 @@
+"""Processes of this machine: safe beside threads, without the user's script, and as if there were one alone."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+
+import pytest
+from astropy.utils import iers
+
+from gammapy_accmaker.parallel import map_runs
+
+LOCK = threading.Lock()
+
+
+def in_two(function, numbers=range(4)):
+    return list(map_runs(function, [(k,) for k in numbers], 2, None, "numbers"))
+
+
+def _takes_the_lock(number):
+    return LOCK.acquire(timeout=0.5) and number
+
+
+def test_a_lock_that_a_thread_holds_is_free_in_other_processes():
+    """A fork would hand it over locked, with nobody to open it."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with LOCK:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        # one each: what a process has locked here stays so
+        assert list(map_runs(_takes_the_lock, [(1,), (1,)], 2, None))[0] == 1
+    finally:
+        done.set()
+        thread.join()
+
+
+def _speaks(number):
+    logging.getLogger("gammapy_accmaker.fit").warning(f"number {number}")
+    warnings.warn("of all numbers", UserWarning, stacklevel=1)
+    return number
+
+
+def test_what_processes_log_and_warn_of_is_heard_in_the_order_of_the_runs(caplog):
+    with pytest.warns(UserWarning, match="of all numbers"):
+        assert in_two(_speaks) == [0, 1, 2, 3]
+    assert [record.getMessage() for record in caplog.records] == [f"number {k}" for k in range(4)]
+
+
+def _state(number):
+    return (
+        os.environ.get("ACCMAKER_TEST"),
+        iers.conf.auto_max_age,
+        type(iers.earth_orientation_table.get()),
+        os.getcwd(),
+    )
+
+
+def test_processes_know_what_was_set_since_they_could_be_started(monkeypatch, tmp_path):
+    in_two(_state)
+    monkeypatch.setenv("ACCMAKER_TEST", "set later")
+    monkeypatch.chdir(tmp_path)
+    with iers.conf.set_temp("auto_max_age", 77), iers.earth_orientation_table.set(iers.IERS_B.open()):
+        assert set(in_two(_state)) == {("set later", 77, iers.IERS_B, os.getcwd())}
+
+
+def test_the_process_of_the_user_is_left_as_it_was():
+    main, environment = sys.modules["__main__"], dict(os.environ)
+    in_two(abs)
+    assert sys.modules["__main__"] is main and dict(os.environ) == environment
+
+
+def _nested(number):
+    return [os.getpid(), *map_runs(_process, [(k,) for k in range(2)], 2, None)]
+
+
+def _process(number):
+    return os.getpid()
+
+
+def test_a_process_starts_no_others():
+    pids = in_two(_nested)
+    assert all(len(set(group)) == 1 for group in pids) and os.getpid() not in {group[0] for group in pids}
+
+
+SCRIPT = """
+    import os, sys, threading
+    from gammapy_accmaker.parallel import map_runs
+
+    print("begun", flush=True)
+    stop = threading.Event()
+    threading.Thread(target=stop.wait).start()
+    def square(number):
+        return number**2
+    print(list(map_runs(abs, [(-k,) for k in range(5)], 2, None)))
+    print(len(set(map_runs(os.getpid, [()] * 4, 2, None)) - {os.getpid()}) > 0)
+    print(set(map(len, map_runs(os.listdir, [("/proc/self/task",)] * 4, 2, None))))
+    print(list(map_runs(square, [(k,) for k in range(5)], 2, None, "squares")))
+    stop.set()
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "stdin", "command"])
+def test_a_script_needs_no_guard(how, tmp_path):
+    """It is not run again, and what it defines is used all the same; nothing is forked beside its thread."""
+    path, code = tmp_path / "script.py", textwrap.dedent(SCRIPT)
+    path.write_text(code)
+    arguments = {"file": [str(path)], "stdin": ["-"], "command": ["-c", code]}[how]
+    environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-W", "always::DeprecationWarning:multiprocessing", *arguments],
+        input=code if how == "stdin" else None, capture_output=True, text=True, env=environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.splitlines()
+    assert found[:3] == ["begun", "[0, 1, 2, 3, 4]", "True"] and found[4:] == ["[0, 1, 4, 9, 16]"]
+    if os.path.isdir("/proc/self/task"):
+        assert found[3] == "{1}"  # one thread
+    assert done.stderr.count("squares: what a script or notebook defines") == 1
+    assert "fork()" not in done.stderr

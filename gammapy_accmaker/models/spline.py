@@ -57,8 +57,8 @@ class SplineModel:
         Coefficients of g.
     asymmetry_covariance : `~numpy.ndarray`, shape (n_a n_b, n_a n_b)
         float32.
-    smoothing, asymmetry_smoothing : `~numpy.ndarray`, shapes (3,), (2,)
-        Smoothing parameters of f and of g.
+    smoothing, asymmetry_smoothing : `~numpy.ndarray`, shapes (n,), (2,)
+        Smoothing parameters of f (see `RatePenalty`) and of g.
     population : `RunPopulation`
         Of the effects of runs.
     effects : tuple of `RunEffect`

@@ -14,17 +14,14 @@ from dataclasses import replace
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, lapack
-from scipy.sparse import csr_array
 
 from gammapy_accmaker.models.bsplines import (
-    axis_penalties,
     difference_penalty,
-    fellner_schall,
     fit_tensor_spline,
-    penalty_eigenvalues,
 )
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
 from gammapy_accmaker.models.rate_equations import RateCovariance, RateEquations, moving_directions
+from gammapy_accmaker.models.rate_penalty import RatePenalty
 from gammapy_accmaker.models.run_cells import gather_counts
 from gammapy_accmaker.models.run_effects import RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RunDesign
@@ -39,12 +36,14 @@ MAX_BIN_WIDTH = 0.12  # in log energy; wider bins would need an integral within 
 START_INDEX = -2.7  # spectral index before anything is fitted
 RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
 MAX_STEP = 1.5  # of a coefficient of the rate in one round
-NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without data flatten out
-RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a coefficient does not run away
 ASYMMETRY_ROUNDS = (2, 4, 6, 9)
 MIN_ROUNDS = 6
+LEARNING_ROUNDS = (
+    15  # then smoothing and population, of which few runs tell little and which creep, are left as they are
+)
 DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
 CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
+CONVERGED_SIGMA = 0.1  # the same where counts are few, in units of the statistical error of all of them
 
 
 def fit_spline(
@@ -58,7 +57,7 @@ def fit_spline(
     gradient: bool = True,
     zenith: bool = True,
     covariates: tuple[str, ...] = (),
-    max_rounds: int = 14,
+    max_rounds: int = 40,
     starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
 ) -> SplineModel:
     """Fit the spline model.
@@ -127,13 +126,7 @@ class _JointFit:
         self.allowed[: int(scale.zenith)] = basis.odd
         self.allowed[-1] = basis.odd
         self.coefficients = self._first_coefficients()
-        sizes = self.coefficients.shape
-        axes = [difference_penalty(n) for n in sizes]
-        self.penalties, self.eigenvalues = [csr_array(p) for p in axis_penalties(axes)], penalty_eigenvalues(axes)
-        flat = axis_penalties([np.zeros((sizes[0],) * 2), *(difference_penalty(n, 1) for n in sizes[1:])])
-        self.null_space = csr_array(NULL_SPACE * (flat[1] + flat[2]) + RIDGE * np.eye(self.coefficients.size))
-        self.pull = RIDGE * self.coefficients.ravel()
-        self.smoothing = np.array([1.0, 10.0, 10.0])
+        self.penalty = RatePenalty(self.coefficients)
         self.asymmetry_bases = [
             setup.asymmetry_energy_axis.basis(self.design.log_energy),
             self.design.cells.asymmetry(setup.asymmetry_offset_axis),
@@ -194,26 +187,28 @@ class _JointFit:
     def run(self, max_rounds):
         """All rounds of the fit."""
         adapt, last = self.design.effects.n > 0, np.inf
+        tolerance = max(CONVERGED, CONVERGED_SIGMA / np.sqrt(self.counts.sum()))
         for k in range(max_rounds):
-            before, rings = self.population, k < RATE_ONLY_ROUNDS - 1
+            before, rings, learn = self.population, k < RATE_ONLY_ROUNDS - 1, k < LEARNING_ROUNDS
             n_steps = 0 if not adapt or k < RATE_ONLY_ROUNDS else 2 if k < MIN_ROUNDS else 1
-            expected = self._round(n_steps, rings=rings, damping=1.0 if k < MIN_ROUNDS else DAMPING)
+            expected = self._round(n_steps, rings=rings, damping=1.0 if k < MIN_ROUNDS else DAMPING, learn=learn)
             if rings:
                 continue
             change = np.abs(expected - last).sum() / self.counts.sum()
             last = expected
             if k in ASYMMETRY_ROUNDS:
                 self._fit_asymmetry(expected)
-            if k > MIN_ROUNDS and change < CONVERGED and _similar(before, self.population):
+            if k > MIN_ROUNDS and change < tolerance and (not learn or _similar(before, self.population)):
                 self.converged = True
                 break
         self._finish(adapt)
 
-    def _round(self, n_steps, *, rings=False, damping=1.0):
+    def _round(self, n_steps, *, rings=False, damping=1.0, learn=True):
         """Effects of every run at the present rate, then one step of the rate, its smoothing and the population.
 
         ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the first
-        rounds. ``damping``: of the step of the rate. Returns the expected counts.
+        rounds. ``damping``: of the step of the rate. ``learn``: whether smoothing and population are updated. Returns the
+        expected counts.
         """
         adapt, n = n_steps > 0, self.design.effects.n
         state = self._state(self.ring_design, np.zeros((1, 1))) if rings else self._state()
@@ -228,24 +223,25 @@ class _JointFit:
                 norm_rows[here] = sums.norm_rows
                 norm_variance += sums.norm_variance
                 gains += sums.gains
-        values, penalty = self.coefficients.ravel(), self._penalty()
+        values, penalty = self.coefficients.ravel(), self.penalty.matrix()
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
-        step = cho_solve((lower, True), equations.gradient() - penalty @ values + self.pull)
+        step = cho_solve((lower, True), equations.gradient() - penalty @ values + self.penalty.pull)
         step = damping * np.clip(step, -MAX_STEP, MAX_STEP)
         values = values + step
         self.coefficients = values.reshape(self.coefficients.shape)
-        if adapt or not self.design.effects.n:
+        if learn and (adapt or not n):
             held, inner = self._held_against_moving()
             free = cho_solve((lower, True), held)
             covariance = lapack.dpotri(lower, lower=1, overwrite_c=1)[0]
             covariance += np.tril(covariance, -1).T
-            self.smoothing = fellner_schall(self.smoothing, self.eigenvalues, self.penalties, values, covariance)
+            self.penalty.update(values, covariance)
             covariance += free @ np.linalg.solve(inner - held.T @ free, free.T)
             self.rate_covariance = RateCovariance(covariance, self._sizes[1])
         if adapt:
             # the effects follow the step to first order before the population does, or the two would oscillate
             for i, gain in enumerate(gains):
                 self.values[i] -= (step.reshape(self._sizes) @ self.runs[i].zenith) @ gain
+        if adapt and learn:
             self.population = update_population(
                 self.population,
                 self.values,
@@ -264,14 +260,14 @@ class _JointFit:
             equations.add_all(own)
             effects += found
         held, inner = self._held_against_moving()
-        penalty = self._penalty().toarray() - held @ np.linalg.solve(inner, held.T)
+        penalty = self.penalty.matrix().toarray() - held @ np.linalg.solve(inner, held.T)
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
         self.factor, self.effects = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T, tuple(effects)
 
     def _held_against_moving(self):
         """What of the penalty errors are free of: it seems to hold against moving the spectrum, see `moving_directions`."""
         directions = moving_directions(self.coefficients, self.design.energy, self.setup.zenith_axis)
-        held = self._penalty() @ directions
+        held = self.penalty.matrix() @ directions
         return held, directions.T @ held
 
     @property
@@ -279,9 +275,6 @@ class _JointFit:
         """Number of splines in energy and offset together, and in zenith angle."""
         n_e, n_t, n_z = self.coefficients.shape
         return n_e * n_t, n_z
-
-    def _penalty(self):
-        return sum(s * p for s, p in zip(self.smoothing, self.penalties, strict=True)) + self.null_space
 
     def _state(self, design=None, asymmetry=None):
         design = self.design if design is None else design
@@ -330,7 +323,7 @@ class _JointFit:
             covariance_factor=self.factor[np.triu_indices(len(self.factor))].astype(np.float32),
             asymmetry=self.asymmetry,
             asymmetry_covariance=self.asymmetry_fit.covariance.astype(np.float32),
-            smoothing=self.smoothing,
+            smoothing=self.penalty.smoothing,
             asymmetry_smoothing=self.asymmetry_fit.smoothing,
             population=population,
             effects=self.effects,

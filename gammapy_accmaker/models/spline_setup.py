@@ -70,7 +70,9 @@ class SplineSetup:
         energy = _energy_axis(scaled, spectra)
         cos_zenith = np.array([s.cos_zenith for s in slices])
         lo, hi = (float(cos_zenith.min()), float(cos_zenith.max())) if zenith else (0.0, 1.0)
-        if zenith and hi - lo > MIN_ZENITH_RANGE:
+        # a run tells of its mean zenith angle, however far its slices reach
+        by_run = [np.mean([s.cos_zenith for s in run]) for run in grouped]
+        if zenith and np.ptp(by_run) > MIN_ZENITH_RANGE:
             # no more splines than the runs can tell apart
             n_zenith = min(int(np.ceil((hi - lo) / ZENITH_STEP)) + 3, 3 + len(grouped) // 3, 9)
             zenith_axis = BSplineAxis(np.log(lo), np.log(hi), max(n_zenith, 4))

@@ -1,0 +1,114 @@
+"""How smooth the rate of the spline model is, and how that is estimated.
+
+The spectrum that all offsets and zenith angles share has penalties of its own, apart from those on what differs between
+them: one smoothing parameter for all would hold the common spectrum to straightness once for each offset and zenith
+angle, and wash out its threshold where runs are few. A threshold is sharp and the spectrum above it is not, so along
+the energy each group of a few knots has a smoothing parameter. All are estimated by the generalised Fellner-Schall
+update (Wood & Fasiolo 2017, Biometrics 73, 1071).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_array, eye_array, kron
+
+from gammapy_accmaker.models.bsplines import difference_penalty
+
+__all__ = ["RatePenalty"]
+
+GROUP_KNOTS = 5  # second differences in energy that share a smoothing parameter
+SMOOTHING_START = 1.0, 10.0  # along energy, and along offset and zenith angle
+SMOOTHING_RANGE = (1e-4, 1e6)
+SMOOTHING_STEP = 30.0  # largest factor in one update
+NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without data flatten out
+RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a coefficient does not run away
+
+
+class RatePenalty:
+    """Quadratic penalty on the coefficients of the rate, shape (n_energy, n_offset, n_zenith).
+
+    Parameters
+    ----------
+    start : `~numpy.ndarray`, shape (n_energy, n_offset, n_zenith)
+        Coefficients that a small ridge pulls to.
+
+    Attributes
+    ----------
+    smoothing : `~numpy.ndarray`
+        Of the common spectrum, a group of knots each; of its differences between offsets and zenith angles, likewise;
+        along the offset; along the zenith angle.
+    """
+
+    def __init__(self, start: np.ndarray):
+        self.sizes = n_energy, n_offset, n_zenith = start.shape
+        others = n_offset * n_zenith
+        common = np.full((others, others), 1 / others)
+        self._groups = _energy_groups(n_energy)
+        along_offset, along_zenith = difference_penalty(n_offset), difference_penalty(n_zenith)
+        self._along = [np.kron(along_offset, np.eye(n_zenith)), np.kron(np.eye(n_offset), along_zenith)]
+        self._matrices = [kron(csr_array(p), common, "csr") for p in self._groups]
+        self._matrices += [kron(csr_array(p), np.eye(others) - common, "csr") for p in self._groups]
+        self._matrices += [kron(eye_array(n_energy), csr_array(p), "csr") for p in self._along]
+        flat = np.kron(difference_penalty(n_offset, 1), np.eye(n_zenith))
+        flat += np.kron(np.eye(n_offset), difference_penalty(n_zenith, 1))
+        self._fixed = NULL_SPACE * kron(eye_array(n_energy), csr_array(flat), "csr") + RIDGE * eye_array(start.size)
+        self.pull = RIDGE * start.ravel()
+        self.smoothing = np.repeat(SMOOTHING_START, [2 * len(self._groups), 2])
+
+    def matrix(self) -> csr_array:
+        """Penalty matrix, shape (k, k)."""
+        return sum(s * m for s, m in zip(self.smoothing, self._matrices, strict=True)) + self._fixed
+
+    def update(self, values: np.ndarray, covariance: np.ndarray) -> None:
+        """One update of the smoothing parameters.
+
+        Parameters
+        ----------
+        values : `~numpy.ndarray`, shape (k,)
+            Coefficients.
+        covariance : `~numpy.ndarray`, shape (k, k)
+            Their posterior covariance at the present smoothing parameters.
+        """
+        new = self.smoothing.copy()
+        for i, (matrix, rank) in enumerate(zip(self._matrices, self._ranks(), strict=True)):
+            if not matrix.count_nonzero():
+                continue
+            entries = matrix.tocoo()
+            left = rank - entries.data @ covariance[entries.coords]
+            size = values @ (matrix @ values)
+            new[i] *= np.clip(max(left, 1e-9) / max(size, 1e-12), 1 / SMOOTHING_STEP, SMOOTHING_STEP)
+        self.smoothing = np.clip(new, *SMOOTHING_RANGE)
+
+    def _ranks(self) -> np.ndarray:
+        """Trace of the pseudoinverse of the whole penalty times each part of it."""
+        n_energy, n_offset, n_zenith = self.sizes
+        n_group, by_offset, by_zenith = (
+            len(self._groups),
+            *(np.linalg.eigvalsh(difference_penalty(n)) for n in (n_offset, n_zenith)),
+        )
+        by_offset, by_zenith = (np.where(e > 1e-9 * max(e.max(), 1e-9), e, 0.0) for e in (by_offset, by_zenith))
+        by_offset, by_zenith = (a.ravel() for a in np.meshgrid(by_offset, by_zenith, indexing="ij"))
+        stiff = self.smoothing[-2] * by_offset + self.smoothing[-1] * by_zenith
+        out = np.zeros(len(self.smoothing))
+        # the rows of the differences are independent: alone, each group has full rank
+        alone = np.array([np.linalg.matrix_rank(p) if p.any() else 0 for p in self._groups])
+        out[:n_group] = alone / self.smoothing[:n_group]
+        loose = stiff == 0
+        out[n_group : 2 * n_group] = (loose.sum() - 1) * alone / self.smoothing[n_group : 2 * n_group]
+        within = sum(s * p for s, p in zip(self.smoothing[n_group : 2 * n_group], self._groups, strict=True))
+        inverse = (
+            np.linalg.inv(within + stiff[~loose, None, None] * np.eye(n_energy))
+            if not loose.all()
+            else np.zeros((0, n_energy, n_energy))
+        )
+        out[n_group : 2 * n_group] += [np.sum(inverse * p) for p in self._groups]
+        trace = np.trace(inverse, axis1=1, axis2=2)
+        out[-2:] = trace @ by_offset[~loose], trace @ by_zenith[~loose]
+        return out
+
+
+def _energy_groups(n_energy):
+    """Penalty matrices of the second differences along the energy, group by group."""
+    difference = np.diff(np.eye(n_energy), 2, axis=0)
+    n_group = max(len(difference) // GROUP_KNOTS, 1)
+    return [part.T @ part for part in np.array_split(difference, n_group)]

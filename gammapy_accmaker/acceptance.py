@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from io import StringIO
 
 import astropy.units as u
 import numpy as np
+import yaml
 from astropy.table import Table
 from gammapy.utils.scripts import make_path
 from regions import CircleSkyRegion
@@ -24,12 +26,17 @@ from gammapy_accmaker.products.io import read_model_file, write_model_file
 from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
 from gammapy_accmaker.products.plots import plot_model, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.products.tables import model_from_irfs
+from gammapy_accmaker.reduction.exclusion import Exclusion
 
-__all__ = ["AcceptanceModel"]
+__all__ = ["WITHOUT_EXCLUSION", "AcceptanceModel"]
+
+log = logging.getLogger(__name__)
+
+WITHOUT_EXCLUSION = "gamma-ray sources in the fields of the runs count as background"
 
 RUN_FORMATS = {"ZENITH": ".2f", "AZIMUTH": ".1f", "MJD": ".4f", "ONTIME": ".0f", "LIVETIME": ".0f", "EXPECTED": ".1f",
                "NORM": ".3f", "NORM_ERR": ".3f", "SHIFT": "+.3f", "SHIFT_ERR": ".3f", "DEVIANCE": ".2f"}  # fmt: skip
-PLAN = "plan/"  # before the arrays of the plan in a file
+PLAN, FIT_COUNTS, EXCLUSION = "plan/", "fit_counts/", "exclusion/"  # before the names of their arrays in a file
 EXTRA_TABLES = ("matches", "found")
 
 
@@ -40,9 +47,6 @@ def _to_text(table):
     text = StringIO()
     table.write(text, format="ascii.ecsv")
     return text.getvalue()
-
-
-FIT_COUNTS = "fit_counts/"  # before the names of their arrays in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +60,7 @@ class AcceptanceModel:
     rate_model : `RateModel`
         The fit, on plain arrays.
     config : str
-        The configuration that made it, as YAML.
+        The configuration that made it, as YAML. It names no files of the exclusion, which is in ``exclusion``.
     run_table : `~astropy.table.Table`
         One row for each run of the fit: what it gave, its norm, and why it was left out, if it was.
     matches : `~astropy.table.Table`
@@ -68,6 +72,9 @@ class AcceptanceModel:
         Which runs were pooled, where they were in bins of zenith or azimuth.
     fit_counts : `FitCounts` or None
         Counts and exposure of the fit; None for a model that was not fitted here.
+    exclusion : `Exclusion`
+        Sky regions and masks that the fit left out, those of files and what was found included. A maker that is built on
+        the model leaves them out too.
     """
 
     rate_model: RateModel
@@ -77,6 +84,7 @@ class AcceptanceModel:
     found: Table = field(default_factory=Table)
     plan: GroupPlan | None = None
     fit_counts: FitCounts | None = None
+    exclusion: Exclusion = field(default_factory=Exclusion)
 
     def __post_init__(self):
         # printed with the digits that matter; the values keep all
@@ -183,6 +191,8 @@ class AcceptanceModel:
             arrays |= {PLAN + name: values for name, values in self.plan.to_arrays().items()}
         if self.fit_counts is not None:
             arrays |= {FIT_COUNTS + name: values for name, values in self.fit_counts.to_arrays().items()}
+        texts["exclusion"], masks = self.exclusion.to_arrays()
+        arrays |= {EXCLUSION + name: values for name, values in masks.items()}
         write_model_file(make_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
@@ -190,9 +200,9 @@ class AcceptanceModel:
         """Read a file that `write` wrote."""
         arrays, texts, run_table = read_model_file(make_path(path))
         try:
-            planned, summed = (
+            planned, summed, masks = (
                 {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
-                for prefix in (PLAN, FIT_COUNTS)
+                for prefix in (PLAN, FIT_COUNTS, EXCLUSION)
             )
             rate_model = MODEL_KINDS[texts["kind"]].from_arrays(arrays)
             plan = GroupPlan.from_arrays(planned) if planned else None
@@ -201,15 +211,14 @@ class AcceptanceModel:
             known = not len(run_table) or run_table["OBS_ID"].dtype.kind in "iu" and run_table["USED"].dtype.kind == "b"
             if not known:
                 raise ValueError("columns OBS_ID and USED of the run table")
-            return cls(
-                rate_model,
-                yaml_without_retired_keys(texts["config"]),
-                run_table,
-                plan=plan,
-                fit_counts=fit_counts,
-                **extra,
-            )
-        except (KeyError, ValueError, IndexError, TypeError) as error:
+            config = yaml_without_retired_keys(texts["config"])
+            if "exclusion" in texts:
+                exclusion = Exclusion.from_arrays(texts["exclusion"], masks)
+            else:
+                config, exclusion = _without_files(config, path), Exclusion()
+            parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": exclusion}
+            return cls(rate_model, config, run_table, **parts, **extra)
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 
     @classmethod
@@ -267,5 +276,32 @@ class AcceptanceModel:
             f"  offset max  : {model.offset_max:.3g} deg\n"
             f"  zenith      : {model.describe_zenith()}\n"
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
+            f"  exclusion   : {self._excluded_in_words()}\n"
             + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
         )
+
+    def _excluded_in_words(self):
+        options = AcceptanceConfig.from_yaml(self.config).exclusion
+        parts = [self.exclusion.in_brief()] if len(self.exclusion) else []
+        if options.wobble_half is not False:
+            parts.append("the half of the camera with the source")
+        if options.iterative is not None:
+            parts.append(
+                f"{len(self.found)} of them found in the data" if len(self.found) else "nothing found in the data"
+            )
+        if not parts and len(self.run_table):
+            return f"none; {WITHOUT_EXCLUSION}"
+        return ", ".join(parts) if parts else "none"
+
+
+def _without_files(config, path):
+    """The configuration of a file of an earlier version, which named the files of the exclusion and did not hold them."""
+    data = yaml.safe_load(config)
+    named = {key: data["exclusion"][key] for key in ("regions", "mask", "catalog") if data["exclusion"].get(key)}
+    data["exclusion"] |= dict.fromkeys(named)
+    log.warning(
+        f"model file: {path} was written by an earlier version, which did not store what the fit left out"
+        + (f" ({', '.join(f'{key}: {value}' for key, value in named.items())})" if named else "")
+        + ": give it as `exclusion` to what the model is used by, or fit and write it again"
+    )
+    return yaml.safe_dump(data, sort_keys=False)

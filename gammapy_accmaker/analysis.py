@@ -89,7 +89,10 @@ def make_maker(config) -> AcceptanceBackgroundMaker:
 def _options_with_model(model, background) -> AcceptanceConfig:
     """Options of the fit of a model, with those of its application."""
     fitted = yaml.safe_load(model.config)
-    options = AcceptanceConfig.coerce(fitted | background.parameters)
+    given = background.parameters
+    if isinstance(given.get("exclusion"), dict):  # in addition to that of the fit
+        given = given | {"exclusion": fitted["exclusion"] | given["exclusion"]}
+    options = AcceptanceConfig.coerce(fitted | given)
     for key, value in options.model_dump(mode="json").items():
         if key not in OPTIONS_OF_APPLICATION and key in background.parameters and value != fitted.get(key, value):
             raise InputError(

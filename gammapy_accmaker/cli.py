@@ -202,13 +202,14 @@ def attach(config, output, copy, n_jobs, overwrite):
 @cli.command()
 @click.argument("model", type=FILE)
 def inspect(model):
-    """Print what is in a model file: the model, its configuration and its runs."""
+    """Print what is in a model file: the model, its configuration, what its fit left out, and its runs."""
     from gammapy_accmaker.acceptance import AcceptanceModel
 
     found = AcceptanceModel.read(model)
     click.echo(str(found))
     click.echo("Configuration\n-------------\n")
     click.echo(found.config)
+    click.echo(f"Exclusion\n---------\n\n{found.exclusion}\n")
     if found.plan is not None:
         click.echo(f"Plan\n----\n\n{found.plan}\n")
     click.echo("Runs\n----\n")

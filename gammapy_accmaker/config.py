@@ -264,5 +264,10 @@ class AcceptanceConfig(Options):
         """A new configuration with these options replaced."""
         return type(self).coerce({name: getattr(self, name) for name in type(self).model_fields} | changes)
 
+    def without_files(self) -> AcceptanceConfig:
+        """A copy that names no file of an exclusion: a fitted model holds what was in them."""
+        nothing = dict.fromkeys(("regions", "mask", "catalog"))
+        return self.model_copy(update={"exclusion": self.exclusion.model_copy(update=nothing)})
+
     def __str__(self):
         return self.to_yaml()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from astropy.table import Table
 
-from gammapy_accmaker.acceptance import AcceptanceModel
+from gammapy_accmaker.acceptance import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.binning import merge_bins, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
@@ -37,10 +37,19 @@ from gammapy_accmaker.options_model import AdaptiveEnergy
 from gammapy_accmaker.parallel import make_starmap
 from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
+from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
-__all__ = ["adapt_to_run", "fit_acceptance", "fit_runs", "is_grouped", "make_run_table", "warn_outside_zenith"]
+__all__ = [
+    "adapt_to_run",
+    "fit_acceptance",
+    "fit_runs",
+    "is_grouped",
+    "make_run_table",
+    "say_without_exclusion",
+    "warn_outside_zenith",
+]
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +122,7 @@ def fit_acceptance(
         raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
     bins = make_bins(config)
     excluded = make_exclusion(config, exclusion)
+    say_without_exclusion(config, excluded)
 
     warned = False
 
@@ -124,14 +134,24 @@ def fit_acceptance(
         if not warned:  # the search for sources comes here again
             warn_of_notes(runs, config.offset_max.deg)
             warned = True
-        return _fit_once(runs, failures, bins, config, plan, n_jobs, parallel_backend)
+        return _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend)
 
     if config.exclusion.iterative is not None:
         return fit_until_stable(fit, observations, config, excluded)
     return fit(excluded)[0]
 
 
-def _fit_once(runs, failures, bins, config, plan, n_jobs, parallel_backend):
+def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> None:
+    """One warning where a fit leaves no part of the sky out."""
+    options = config.exclusion
+    if exclusion.is_empty and options.iterative is None and options.wobble_half is False:
+        log.warning(
+            f"exclusion: nothing is excluded: {WITHOUT_EXCLUSION}, in the fit and in the effects of each run; give their "
+            "regions as `exclusion`, or set `exclusion: {iterative: {}}` to look for them. Runs on fields without sources need none."
+        )
+
+
+def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend):
     """The fit of reduced runs, and the model adapted to each of them where that is needed, by observation number."""
     if not runs:
         reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
@@ -146,7 +166,8 @@ def _fit_once(runs, failures, bins, config, plan, n_jobs, parallel_backend):
         adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}
     run_table = make_run_table(rate_model, bins, runs, failures, config)
     fit_counts = sum_counts([part for slices in runs for part in slices], bins.energy_edges, bins.fov)
-    return AcceptanceModel(rate_model, config.to_yaml(), run_table, plan=plan, fit_counts=fit_counts), adapted
+    parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": exclusion}
+    return AcceptanceModel(rate_model, config.without_files().to_yaml(), run_table, **parts), adapted
 
 
 def is_grouped(config: AcceptanceConfig) -> bool:

@@ -24,6 +24,7 @@ from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import check_zenith, observation_track
+from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.fov import time_nodes
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import check_files
@@ -46,8 +47,8 @@ class AcceptanceBackgroundMaker(Maker):
     model : `AcceptanceModel`, optional
         A model made earlier; without one, call `fit`.
     exclusion : sky region, region file, mask map, or a list of these, optional
-        Sky positions left out of fit, run effects and renormalisation, in addition to those of the configuration.
-        A mask is False where excluded.
+        Sky positions left out of fit, run effects and renormalisation, in addition to those of the configuration and to
+        those that the fit of ``model`` left out. A mask is False where excluded.
 
     Examples
     --------
@@ -69,8 +70,7 @@ class AcceptanceBackgroundMaker(Maker):
             config = AcceptanceConfig.from_yaml(model.config)
         self.config = AcceptanceConfig.coerce(config)
         self.model = model
-        self.exclusion = exclusion
-        self._exclusion = make_exclusion(self.config, exclusion)
+        self._given = make_exclusion(self.config, exclusion)
 
     def fit(
         self,
@@ -114,14 +114,15 @@ class AcceptanceBackgroundMaker(Maker):
             raise InputError(
                 "off_observations: got none; check their selection, or leave them out to fit the observations"
             )
+        config = self.config.without_files()  # they were read when the maker was made
         reading = {"n_jobs": n_jobs, "parallel_backend": parallel_backend, "cache": cache, "on_error": on_error}
         if matched:
             self.model = fit_matched(
-                observations, off_observations, self.config, exclusion=self.exclusion, matches=matches, **reading
+                observations, off_observations, config, exclusion=self.exclusion, matches=matches, **reading
             )
         else:
             fitted = observations if off_observations is None else off_observations
-            self.model = fit_acceptance(fitted, self.config, exclusion=self.exclusion, **reading)
+            self.model = fit_acceptance(fitted, config, exclusion=self.exclusion, **reading)
             if off_observations is not None:
                 self._add_to_run_table(observations, reading)
         return self
@@ -129,7 +130,7 @@ class AcceptanceBackgroundMaker(Maker):
     def _add_to_run_table(self, observations, reading):
         """The effects of runs that the model was not fitted to."""
         bins = make_bins(self.config)
-        runs, failures = reduce_observations(list(observations), bins, self.config, self._excluded, **reading)
+        runs, failures = reduce_observations(list(observations), bins, self.config, self.exclusion, **reading)
         warn_of_notes(runs, self.config.offset_max.deg)
         table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
         self.model = replace(self.model, run_table=vstack([self.model.run_table, table]))
@@ -140,9 +141,11 @@ class AcceptanceBackgroundMaker(Maker):
         return self._fitted().found_regions
 
     @property
-    def _excluded(self):
-        """All that is left out of a run's effects and of the renormalisation."""
-        return self._exclusion if self.model is None else self._exclusion.with_regions(self.model.found_regions)
+    def exclusion(self) -> Exclusion:
+        """All that is left out of a run's effects and of the renormalisation: what was given, and what the fit left out."""
+        if self.model is None:
+            return self._given
+        return self._given.with_regions([self.model.exclusion, self.model.found_regions])
 
     @property
     def run_table(self):
@@ -155,7 +158,7 @@ class AcceptanceBackgroundMaker(Maker):
         if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
-        slices = reduce_one(observation, bins, self.config, self._excluded)
+        slices = reduce_one(observation, bins, self.config, self.exclusion)
         adapted, _ = adapt_to_run(rate_model, bins, slices, self.config)
         return adapted
 
@@ -248,7 +251,7 @@ class AcceptanceBackgroundMaker(Maker):
         if options.type == "none":
             return dataset
         image = dataset.counts.geom.to_image()
-        exclusion = self._excluded
+        exclusion = self.exclusion
         if options.type == "fov":
             # a ring around a position in the half with the source would find nothing in it
             exclusion = run_exclusion(observation, self.config, exclusion)

@@ -10,7 +10,7 @@ from astropy.table import vstack
 from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import FitError, InputError
-from gammapy_accmaker.fit import fit_runs, make_run_table
+from gammapy_accmaker.fit import fit_runs, make_run_table, say_without_exclusion
 from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.options import MatchingOptions
 from gammapy_accmaker.reduction.matching import match_observations
@@ -47,6 +47,7 @@ def fit_matched(
     """
     on, off = list(observations), list(off_observations)
     bins, excluded = make_bins(config), make_exclusion(config, exclusion)
+    say_without_exclusion(config, excluded)
     matches = (
         _match(on, off, config.matching or MatchingOptions(), config) if matches is None else _checked(matches, on)
     )
@@ -98,7 +99,8 @@ def fit_matched(
     off_runs = [slices for slices in off_runs if slices[0].obs_id in first]
     off_model = ModelPerRun(models, list(first), list(first.values()))
     off_table = make_run_table(off_model, bins, off_runs, off_failures, config)
-    return AcceptanceModel(rate_model, config.to_yaml(), vstack([off_table, on_table]), matches)
+    run_table = vstack([off_table, on_table])
+    return AcceptanceModel(rate_model, config.without_files().to_yaml(), run_table, matches, exclusion=excluded)
 
 
 def _match(on, off, options, config):

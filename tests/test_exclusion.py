@@ -422,7 +422,7 @@ def test_list_that_mixes(tmp_path):
 
 def test_nothing_is_excluded_without_an_exclusion():
     positions = xyz_of(around(CENTERS["icrs"], 180, 100))
-    for empty in (None, [], Exclusion()._parts):
+    for empty in (None, [], Exclusion()):
         assert len(Exclusion(empty)) == 0
         assert not Exclusion(empty).contains(positions).any()
 

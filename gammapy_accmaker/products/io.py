@@ -15,7 +15,8 @@ from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 __all__ = ["read_model_file", "write_model_file"]
 
 FORMAT = "gammapy_accmaker model"
-FORMAT_VERSION = 2  # raised when what is stored changes
+FORMAT_VERSION = 3  # raised when what is stored changes
+READ_VERSIONS = (2, 3)  # 2: without the exclusion
 TEXT, STRING, STRINGS = "text:", "string:", "strings:"
 LINE_END, TEXT_END = "\n", "|"
 MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed
@@ -74,9 +75,12 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
         check_hdu_sizes(path, MAX_BYTES)
         with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
             header = hdulist[0].header
-            if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
+            if header.get("FORMAT") != FORMAT:
+                raise InputError(f"model file: {path} was not written by AcceptanceModel.write")
+            if header.get("VERSION") not in READ_VERSIONS:
                 raise InputError(
-                    f"model file: {path} was not written by AcceptanceModel.write (version {FORMAT_VERSION})"
+                    f"model file: {path} has version {header.get('VERSION')!r}, but {READ_VERSIONS[0]} to {FORMAT_VERSION} "
+                    "are read; read it with the version of gammapy_accmaker that wrote it, or fit again"
                 )
             arrays = _read_arrays(path, hdulist)
             texts = Table.read(hdulist["TEXTS"])

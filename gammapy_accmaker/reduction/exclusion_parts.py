@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
-from gammapy.maps import HpxGeom, Map, WcsGeom
+from gammapy.maps import Map, WcsGeom
 from regions import CircleSkyRegion, CompoundSkyRegion, LineSkyRegion, PixCoord, PixelRegion, PointSkyRegion
 from scipy.linalg import null_space
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.reduction.exclusion_data import MaskData, region_from_text
 from gammapy_accmaker.reduction.fov import unit_vectors, vectors_to_lonlat
 
 __all__ = ["Circle", "make_part", "separation"]
@@ -75,10 +77,18 @@ class _Compound:
 class _Mask:
     """A map that is False where the sky is excluded; what lies outside of the map is not excluded."""
 
-    mask: Map
+    data: MaskData
     to_frame: np.ndarray  # ICRS vectors -> vectors of the map's frame
     center: np.ndarray
     radius: float
+
+    @cached_property
+    def mask(self) -> Map:
+        return self.data.to_map()
+
+    def __getstate__(self):
+        # a map of the whole sky is large, and its data are not
+        return {name: value for name, value in vars(self).items() if name != "mask"}
 
     def contains(self, xyz):
         lon, lat = vectors_to_lonlat(xyz @ self.to_frame.T)
@@ -112,14 +122,14 @@ def separation(a, b):
     return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), a @ b))
 
 
-def make_part(item, margin: float):
-    """The part that a sky region or a mask map makes, widened by a margin (deg)."""
-    if isinstance(item, Map):
-        return _mask_part(item, margin)
-    if not item.meta.get("include", True):
-        raise InputError(
-            f"exclusion: {item} has a minus sign (all but the region); list the excluded regions without it"
-        )
+def make_part(data: str | MaskData, margin: float):
+    """The part that the data of a sky region or of a mask make, widened by a margin (deg)."""
+    if isinstance(data, MaskData):
+        return _mask_part(data, margin)
+    return _region_part(region_from_text(data), margin)
+
+
+def _region_part(item, margin):
     if isinstance(item, (CircleSkyRegion, PointSkyRegion)):
         radius = item.radius.to_value("deg") if isinstance(item, CircleSkyRegion) else 0.0
         return Circle(_icrs_vector(item.center), radius + margin)
@@ -134,21 +144,15 @@ def make_part(item, margin: float):
     return _widened(part, points, spacing, margin)
 
 
-def _mask_part(mask, margin):
+def _mask_part(data, margin):
+    mask = data.to_map()
     geom = mask.geom
-    if not isinstance(geom, (WcsGeom, HpxGeom)):
-        raise InputError(f"exclusion mask: got a {type(geom).__name__}, but a map on a WCS or HEALPix grid is needed")
-    if not np.isin(mask.data, (0, 1)).all():
-        raise InputError("exclusion mask: its values must be 0 (excluded) and 1, or bool; convert with `mask > 0`")
-    mask = Map.from_geom(geom, data=mask.data.astype(bool))
-    if not geom.is_image:
-        mask = mask.reduce_over_axes(np.logical_and)
     axes = SkyCoord([0, 90, 0] * u.deg, [0, 0, 90] * u.deg, frame="icrs").transform_to(geom.frame)
     to_frame = axes.cartesian.xyz.value
     excluded = ~mask.data
     if not excluded.any():
-        return _Mask(mask, to_frame, to_frame[0], -np.inf)
-    lon, lat = mask.geom.pix_to_coord(tuple(index[excluded] for index in mask.geom.get_idx()))
+        return _Mask(data, to_frame, to_frame[0], -np.inf)
+    lon, lat = geom.pix_to_coord(tuple(index[excluded] for index in geom.get_idx()))
     points = unit_vectors(lon.to_value("rad"), lat.to_value("rad")) @ to_frame
     center, radius = _circle_around(points)
     if isinstance(geom, WcsGeom):
@@ -156,7 +160,7 @@ def _mask_part(mask, margin):
         points = points[_edge(excluded)[excluded]]
     else:
         pixel = np.degrees(np.sqrt(geom.solid_angle().to_value("sr").max()))
-    return _widened(_Mask(mask, to_frame, center, radius + pixel), points, pixel, margin)
+    return _widened(_Mask(data, to_frame, center, radius + pixel), points, pixel, margin)
 
 
 def _widened(part, points, spacing, margin):
@@ -215,11 +219,7 @@ def _some_position(region):
 
 
 def _compound_part(region):
-    first, second = make_part(region.region1, 0.0), make_part(region.region2, 0.0)
-    if region.operator(False, False):
-        raise InputError(
-            f"exclusion: {region} covers the sky outside of its two regions; list the excluded regions themselves"
-        )
+    first, second = _region_part(region.region1, 0.0), _region_part(region.region2, 0.0)
     radius = max(first.radius, separation(second.center, first.center) + second.radius)
     return _Compound(first, second, region.operator, first.center, radius)
 

@@ -51,8 +51,7 @@ def write_report(
     path : str or `~pathlib.Path`
         File to write.
     exclusion : sky region, region file, mask map, or a list of these, optional
-        Left out, in addition to the exclusions of the configuration and of the maker. A model file names the exclusion
-        of its configuration only: give here what was given to the fit besides.
+        Left out, in addition to what the fit and the maker leave out.
     title : str
         Of the page.
     band_edges : `~astropy.units.Quantity`, optional
@@ -90,7 +89,7 @@ def write_report(
         validation = cross_validate(
             observations,
             report_sections.with_reference(maker.config),
-            exclusion=[maker.exclusion, maker.found_regions],
+            exclusion=maker.exclusion,
             n_folds=min(5, len(observations)),
             energy_edges=np.geomspace(*residuals.bands[[0, -1]], 1 + N_SCORE_BINS) * u.TeV,
             band_edges=residuals.bands * u.TeV,

@@ -7,11 +7,11 @@ import platform
 from collections import Counter
 
 import numpy as np
-from gammapy.maps import Map
-from regions import Regions
 
+from gammapy_accmaker.acceptance import WITHOUT_EXCLUSION
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.products.plots import plot_radial
+from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.validation.html import folded, gallery, listing, paragraph, picture, section, table
 from gammapy_accmaker.validation.pictures import (
     plot_camera_residuals,
@@ -285,7 +285,8 @@ def cross_validation(result) -> str:
 def exclusion(maker, residuals) -> str:
     """Regions and events that were not used."""
     options = maker.config.exclusion
-    items = [f"file {path}" for path in options.files()] + [_describe(item) for item in _flat(maker.exclusion)]
+    found_lines = Exclusion(maker.found_regions).lines()
+    items = [line for line in maker.exclusion.lines() if line not in found_lines]
     if options.wobble_half is not False:
         items.append("the half of the camera with the source, of each run")
     found = maker.model.found
@@ -310,9 +311,7 @@ def exclusion(maker, residuals) -> str:
             shown.append(f"and {len(items) - MOST_REGIONS} more")
         parts.append(folded(f"List of what is excluded ({len(items)})", listing("\n".join(shown))))
     else:
-        parts.append(
-            paragraph("No part of the sky was excluded: sources in the fields are part of the background.", "warn")
-        )
+        parts.append(paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
     dropped = Counter()
     for run in residuals.runs:
         dropped.update(run.dropped)
@@ -320,20 +319,6 @@ def exclusion(maker, residuals) -> str:
     if rows:
         parts.append(table(["events not used", "number"], rows, "Events not used by reason"))
     return section("exclusion", "What was excluded", *parts)
-
-
-def _flat(item):
-    if item is None:
-        return []
-    if isinstance(item, (list, tuple, Regions)):
-        return [part for one in item for part in _flat(one)]
-    return [item]
-
-
-def _describe(item):
-    if isinstance(item, Map):
-        return f"mask map, {100 * (1 - np.mean(np.asarray(item.data, dtype=bool))):.2g} % of it excluded"
-    return f"file {item}" if isinstance(item, str) else " ".join(str(item).split())
 
 
 def configuration(maker) -> str:

@@ -14,7 +14,7 @@ from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.reduction.counts import CountsBins, observation_track
 from gammapy_accmaker.run_files import find_unreadable
-from gammapy_accmaker.runs import make_exclusion, reduce_one, run_exclusion
+from gammapy_accmaker.runs import reduce_one, run_exclusion
 from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores
 from gammapy_accmaker.validation.sky import make_sky_stack, whole_discs
@@ -125,7 +125,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     offset_max = config.offset_max.to_value("deg")
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
     bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment)
-    exclusion = make_exclusion(config, maker.exclusion).with_regions(maker.found_regions)
+    exclusion = maker.exclusion
     unreadable = find_unreadable(observations, config.observatory_location)
     readable = {k: o for k, o in enumerate(observations) if k not in unreadable}
     sky = make_sky_stack(readable, bands, offset_max, config, exclusion)

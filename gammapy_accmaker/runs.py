@@ -63,17 +63,17 @@ def make_bins(config: AcceptanceConfig) -> CountsBins:
 
 def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:
     """Exclusion of the configuration and what is given besides it."""
-    regions = config.exclusion.regions
-    items = list(regions) if isinstance(regions, list) else [regions]
-    if config.exclusion.mask is not None:
+    options, items = config.exclusion, []
+    if options.mask is not None:
         try:
-            items.append(Map.read(config.exclusion.mask))
+            mask = Map.read(options.mask)
         except Exception as error:  # readers of maps raise many kinds
-            raise InputError(f"exclusion.mask: {config.exclusion.mask} cannot be read as a map ({error})") from error
-    catalog = config.exclusion.catalog
-    if catalog is not None:
-        items += catalog_regions(**dict(catalog))
-    return Exclusion([*items, exclusion], config.exclusion.margin)
+            raise InputError(f"exclusion.mask: {options.mask} cannot be read as a map ({error})") from error
+        items.append(Exclusion(mask, options.margin, options.mask.name))
+    if options.catalog is not None:
+        circles = catalog_regions(**dict(options.catalog))
+        items.append(Exclusion(circles, options.margin, options.catalog.path.name))
+    return Exclusion([options.regions, *items, exclusion], options.margin)
 
 
 def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -> Exclusion:

@@ -7,11 +7,14 @@ from functools import cache
 
 import numpy as np
 from astropy import units as u
+from astropy.coordinates import SkyCoord
 from astropy.table import Column, MaskedColumn, Table
 from astropy.time import Time
 from gammapy.data import EventList, Observation
+from gammapy.maps import Map
 from gammapy.utils.fits import HDULocation
 from helpers import event_table, make_observation, pointing_at, random_in_cap, tracking
+from regions import CircleSkyRegion, RectangleSkyRegion
 from stores import fitted, options
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel
@@ -71,14 +74,20 @@ def _damaged_fits(content, rng):
 def _model_bytes(folder, kind):
     path = folder / f"{kind}.fits"
     table = Table({"OBS_ID": [1, 2], "USED": [True, False], "FLAG": ["", "broken"], "NORM": [1.0, np.nan]})
-    AcceptanceModel(fitted(kind), CONFIG.to_yaml(), table).write(path, overwrite=True)
+    center = SkyCoord(83.63, 22.01, unit="deg")
+    mask = Map.create(skydir=center, npix=40, binsz=0.1, dtype=bool)
+    mask.data[:, 20:] = True
+    circle = CircleSkyRegion(center, 0.3 * u.deg)
+    exclusion = Exclusion([circle, circle ^ RectangleSkyRegion(center, 1 * u.deg, 2 * u.deg), mask], 0.1 * u.deg)
+    AcceptanceModel(fitted(kind), CONFIG.to_yaml(), table, exclusion=exclusion).write(path, overwrite=True)
     return path.read_bytes()
 
 
 def _model(rng, folder):
     path = folder / "damaged.fits"
     path.write_bytes(_damaged_fits(_model_bytes(folder, "radial"), rng))
-    str(AcceptanceModel.read(path))
+    model = AcceptanceModel.read(path)
+    assert str(model) and str(model.exclusion)
 
 
 WORDS = [

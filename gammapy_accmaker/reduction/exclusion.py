@@ -25,16 +25,17 @@ __all__ = ["Exclusion"]
 
 @dataclass(frozen=True)
 class _Excluded:
-    """A region or mask as data, its margin in deg, and the part of the sky that they make."""
+    """A region or mask as data, its margin in deg, the name of the file it came from, and the part of the sky it makes."""
 
     data: str | MaskData
     margin: float
+    origin: str
     part: object
 
     @classmethod
-    def of(cls, item, margin: float) -> _Excluded:
+    def of(cls, item, margin: float, origin: str) -> _Excluded:
         data = mask_to_data(item) if isinstance(item, Map) else region_to_text(item)
-        return cls(data, margin, make_part(data, margin))
+        return cls(data, margin, origin, make_part(data, margin))
 
     @property
     def key(self):
@@ -54,14 +55,17 @@ class Exclusion(Sequence):
         counts once.
     margin : `~astropy.units.Quantity`
         Everything closer than this to a region is excluded too. A point or a line needs one to exclude anything.
+    origin : str
+        Name of the file that the regions or the mask came from, to be told with them; that of a region file is known.
     """
 
-    def __init__(self, exclusion=None, margin: u.Quantity = 0 * u.deg):
+    def __init__(self, exclusion=None, margin: u.Quantity = 0 * u.deg, origin: str = ""):
         margin = u.Quantity(margin).to_value("deg")
         if not margin >= 0:
             raise InputError(f"exclusion margin: got {margin} deg, but a margin is >= 0 deg")
         self._set(
-            item if isinstance(item, _Excluded) else _Excluded.of(item, float(margin)) for item in _flatten(exclusion)
+            item if isinstance(item, _Excluded) else _Excluded.of(item, float(margin), named)
+            for item, named in _flatten(exclusion, origin)
         )
 
     def _set(self, items):
@@ -125,7 +129,7 @@ class Exclusion(Sequence):
         """Serial form, exact: text, and the pixels of the masks as bytes."""
         found, arrays = [], {}
         for item in self._items:
-            entry = {"margin": item.margin}
+            entry = {"margin": item.margin, "origin": item.origin}
             if isinstance(item.data, MaskData):
                 name = f"mask {len(arrays)}"
                 arrays[name] = np.frombuffer(item.data.content, dtype=np.uint8)
@@ -155,26 +159,27 @@ class Exclusion(Sequence):
                 margin = float(entry["margin"])
                 if not 0 <= margin < 360:
                     raise ValueError(f"margin of {margin} deg")
-                items.append(_Excluded(data, margin, make_part(data, margin)))
+                items.append(_Excluded(data, margin, str(entry["origin"]), make_part(data, margin)))
             return cls()._set(items)
         except Exception as error:  # whatever damaged numbers and headers lead to in other packages
             raise InputError(f"exclusion: a region or mask cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _flatten(exclusion):
+def _flatten(exclusion, origin):
+    """The regions and masks, each with the name of its file."""
     if exclusion is None:
         return
     if isinstance(exclusion, Exclusion):
-        yield from exclusion._items
+        yield from ((item, item.origin) for item in exclusion._items)
     elif isinstance(exclusion, (str, Path)):
-        yield from read_regions(exclusion)
+        yield from ((region, Path(exclusion).name) for region in read_regions(exclusion))
     elif isinstance(exclusion, CompoundSkyRegion) and exclusion.operator is operator.or_:
-        yield from _flatten((exclusion.region1, exclusion.region2))
+        yield from _flatten((exclusion.region1, exclusion.region2), origin)
     elif isinstance(exclusion, (SkyRegion, Map)):
-        yield exclusion
+        yield exclusion, origin
     elif isinstance(exclusion, (Regions, Iterable)) and not isinstance(exclusion, SkyCoord):
         for item in exclusion:
-            yield from _flatten(item)
+            yield from _flatten(item, origin)
     else:
         raise InputError(
             f"exclusion: got {type(exclusion).__name__}, but sky regions, a region file, a mask map or a list of "
@@ -183,7 +188,8 @@ def _flatten(exclusion):
 
 
 def _line(item):
-    margin = f", and {item.margin:.4g} deg around it" if item.margin else ""
+    more = f", and {item.margin:.4g} deg around it" if item.margin else ""
+    more += f" ({item.origin})" if item.origin else ""
     if isinstance(item.data, MaskData):
         part = getattr(item.part, "part", item.part)  # without the margin
         ra, dec = np.degrees(vectors_to_lonlat(part.center))
@@ -193,8 +199,8 @@ def _line(item):
             if part.radius < 0
             else f"excluded within {part.radius:.4g} deg around RA {ra % 360:.3f}, Dec {dec:+.3f} deg"
         )
-        return f"{size}, {where}{margin}"
-    return f"{_in_words(json.loads(item.data))}{margin}"
+        return f"{size}, {where}{more}"
+    return f"{_in_words(json.loads(item.data))}{more}"
 
 
 def _in_words(data):

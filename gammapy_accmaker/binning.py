@@ -23,6 +23,7 @@ __all__ = [
     "energy_edges_from_axis",
     "energy_edges_per_decade",
     "offset",
+    "split_bins",
 ]
 
 
@@ -49,6 +50,16 @@ def energy_edges_from_axis(axis: MapAxis) -> np.ndarray:
     except u.UnitConversionError as error:
         raise InputError(f"energy axis: got the unit {axis.unit!r}, but an energy such as 'TeV' is needed") from error
     return check_edges("energy axis", edges)
+
+
+def split_bins(edges: np.ndarray, max_width: float) -> np.ndarray:
+    """Edges (> 0, shape (n + 1,)) and more between them, so that no bin is wider than a number of decades."""
+    parts = np.ceil(np.diff(np.log10(edges)) / max_width - 1e-6).astype(int)
+    pieces = [np.geomspace(*pair, n + 1)[:-1] for *pair, n in zip(edges[:-1], edges[1:], parts, strict=True)]
+    # the edges themselves to the last digit
+    return np.concatenate(
+        [np.append(low, piece[1:]) for low, piece in zip(edges[:-1], pieces, strict=True)] + [edges[-1:]]
+    )
 
 
 def merge_bins(counts: np.ndarray, edges: np.ndarray, min_counts: float, max_width: float) -> np.ndarray:

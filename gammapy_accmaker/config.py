@@ -82,9 +82,10 @@ class AcceptanceConfig(Options):
     offset_max : angle
         Largest offset of the model and of the events of the fit.
     fit_energy : energies or mapping
-        Edges of the energy bins of the fit, in place of those of ``energy``; or, for a radial or grid model,
-        ``{type: adaptive, min_counts: 500, max_width: 0.5}``: bins of ``energy`` merged until each holds so many events or is so
-        many decades wide.
+        Edges of the energy bins of the fit, in place of those of ``energy``. Bins that are wider than ``nbins_per_decade`` asks
+        for share a profile over the field: the spectrum inside of them is that of finer bins, and keeps their integrals. Or,
+        for a radial or grid model, ``{type: adaptive, min_counts: 500, max_width: 0.5}``: bins of ``energy`` merged until each
+        holds so many events or is so many decades wide.
     fov_alignment : str
         Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
     time_step : time

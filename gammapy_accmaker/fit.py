@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import astropy.units as u
 import numpy as np
 from astropy.table import Table
 
@@ -33,7 +34,6 @@ from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance
-from gammapy_accmaker.options_model import AdaptiveEnergy
 from gammapy_accmaker.parallel import make_starmap
 from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
@@ -208,15 +208,24 @@ def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricMo
         scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
     summed = add_up(whole), norms @ exposure, bins.energy_edges, bins.fov
     if config.model.type != "parametric":
-        return replace(fit_binned(*summed, profile_edges=profile_edges), run_scatter=scatter)
-    model = fit_parametric(
+        model = fit_binned(*summed, profile_edges=profile_edges)
+    else:
+        model = _fit_parametric(summed, config, profile_edges)
+    if isinstance(config.fit_energy, u.Quantity) and profile_edges is not None:
+        # the bins that were asked for are those of the fit; within them events were counted finely
+        model = model.in_bins(profile_edges)
+    return replace(model, run_scatter=scatter)
+
+
+def _fit_parametric(summed, config, profile_edges):
+    return fit_parametric(
         *summed,
         config.model.function,
         parameters=config.model.given_parameters(),
         shared=tuple(config.model.shared),
         on_failure=config.model.on_failure,
+        profile_edges=profile_edges,
     )
-    return replace(model, run_scatter=scatter)
 
 
 def _norm_energies(
@@ -230,8 +239,14 @@ def _norm_energies(
 
 
 def make_profile_edges(runs, bins, config) -> np.ndarray | None:
-    """Energy edges in TeV that ``fit_energy: adaptive`` makes of the counts of all runs; None where it is not asked for."""
-    if not isinstance(config.fit_energy, AdaptiveEnergy):
+    """Energy edges in TeV between which bins share a profile over the field; None where each has its own.
+
+    They are those of ``fit_energy``, or what its adaptive bins become with the counts of all runs.
+    """
+    if isinstance(config.fit_energy, u.Quantity):
+        edges = config.fit_energy.to_value("TeV")
+        return edges if len(edges) < len(bins.energy_edges) else None
+    if config.fit_energy is None:
         return None
     counts = add_up(part for slices in runs for part in slices)
     return merge_bins(counts.sum(1), bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)

@@ -9,7 +9,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
 
-from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
+from gammapy_accmaker.binning import FovBins, energy_edges_per_decade, split_bins
 from gammapy_accmaker.cache import RunCache, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
@@ -48,7 +48,8 @@ def make_bins(config: AcceptanceConfig) -> CountsBins:
             config.fov_alignment,
         )
     if isinstance(config.fit_energy, u.Quantity):
-        edges = config.fit_energy.to_value("TeV")
+        # in a wide bin the spectrum is one of fine bins; the profile over the field is that of the wide one
+        edges = split_bins(config.fit_energy.to_value("TeV"), 1 / config.energy.nbins_per_decade)
     else:
         edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)
     offset_max, offset_bins = config.offset_max.deg, config.model.offset_bins

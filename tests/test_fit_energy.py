@@ -1,5 +1,6 @@
 """Energy bins of the fit: merged up to a count target and a width; the model keeps its own axis, and integrals are kept."""
 
+import astropy.units as u
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from regions import CircleSkyRegion
 from stores import EDGES, IRFS, expected_in_bins, fov_bins, observations, options, plain_store
 
-from gammapy_accmaker import AcceptanceConfig, AcceptanceModel, fit_acceptance
-from gammapy_accmaker.binning import merge_bins
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, fit_acceptance
+from gammapy_accmaker.binning import merge_bins, split_bins
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.binned import fit_binned
 
@@ -172,3 +173,75 @@ def test_adaptive_bins_on_dr1():
     rows = np.searchsorted(model.bin_edges, model.energy_edges)[:-1]
     pull = (np.add.reduceat(got, rows) - content) / np.sqrt(content + 1)
     assert np.abs(pull).max() < 2
+
+
+COARSE = np.array([0.3, 0.6, 1.2, 3, 10])  # TeV
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("effects", ["none", "norm"])
+def test_inside_a_wide_bin_the_spectrum_is_kept(kind, effects):
+    """Four bins from 0.3 to 10 TeV: the counts of datasets with other bins, inside of them, are those of the truth."""
+    store = plain_store()
+    runs = observations(store)
+    maker = AcceptanceBackgroundMaker(options(kind, effects, fit_energy=COARSE * u.TeV)).fit(runs)
+    model = maker.model.rate_model
+    assert np.array_equal(model.bin_edges, COARSE) and np.array_equal(model.energy_edges, COARSE)
+    edges, fov = np.geomspace(0.35, 9, 12), model.fov
+    pixels = np.linspace(-2.4, 2.4, 25)
+    truth, found = 0.0, 0.0
+    for run in runs:
+        truth = truth + store.expected_counts(run.obs_id, edges, pixels, pixels).sum((1, 2))
+    lon, lat = (0.5 * (g[1:] + g[:-1]) for g in (np.linspace(-2.4, 2.4, 97),) * 2)
+    lon, lat = (g.ravel() for g in np.meshgrid(lon, lat, indexing="ij"))
+    found = model.integral_grid(edges, lon, lat).sum(1) * np.radians(0.05) ** 2
+    found = found * sum(run.observation_time_duration.to_value("s") for run in runs)
+    assert np.all(np.abs(found / truth - 1) < 0.02 + 3 / np.sqrt(truth))
+    # integrals of the bins of the fit are kept
+    lon, lat = fov.subpoints(4)
+    mean = model.integral_grid(COARSE, lon.ravel(), lat.ravel()).reshape(4, *lon.shape).mean(2)
+    assert np.allclose((mean * fov.solid_angle * model.exposure).sum(1), model.counts.sum(1), rtol=1e-3)
+    # what was asked for, read from a file or not, is what errors are of
+    error = model.relative_error_grid(np.array([0.31, 2.0]), np.zeros(2), np.array([0.1, 1.0]))
+    index = fov.index(np.zeros(2), np.array([0.1, 1.0]))
+    assert np.allclose(error, 1 / np.sqrt(model.counts[[0, 2]][:, index] + 1))
+
+
+def test_a_function_of_position_keeps_the_spectrum_in_wide_bins():
+    """Each wide bin has one shape, and all fine bins make the spectrum."""
+    runs, store = observations(plain_store()), plain_store()
+    config = options("radial", "none", fit_energy=COARSE * u.TeV)
+    config["model"] = {"type": "parametric", "function": "radial_profile", "offset_bins": 6}
+    model = fit_acceptance(runs, config).rate_model
+    assert len(model.group_energy) == 4 and np.array_equal(model.bin_edges, COARSE)
+    edges, pixels = np.geomspace(0.35, 9, 12), np.linspace(-2.2, 2.2, 23)
+    truth = sum(store.expected_counts(run.obs_id, edges, pixels, pixels).sum((1, 2)) for run in runs)
+    middle = 0.5 * (pixels[1:] + pixels[:-1])
+    lon, lat = (g.ravel() for g in np.meshgrid(middle, middle, indexing="ij"))
+    found = model.integral_grid(edges, lon, lat).sum(1) * np.radians(0.2) ** 2
+    found = found * sum(run.observation_time_duration.to_value("s") for run in runs)
+    assert np.all(np.abs(found / truth - 1) < 0.03 + 3 / np.sqrt(truth))
+
+
+def test_bins_are_split_at_their_edges():
+    edges = np.array([0.3, 0.31, 0.6, 7.0])
+    fine = split_bins(edges, 0.1)
+    assert np.isin(edges, fine).all() and np.all(np.diff(fine) > 0)
+    assert np.diff(np.log10(fine)).max() <= 0.1 + 1e-9 and len(fine) == 1 + 1 + 3 + 11
+    already = 10 ** np.linspace(-1, 2, 31)
+    assert np.array_equal(split_bins(already, 0.1), already)
+
+
+def test_an_empty_wide_bin_and_wide_bins_beyond_the_events():
+    """Few events in few bins: finite, and their number is kept to an event's worth."""
+    fov = fov_bins("radial")
+    fine = split_bins(np.array([0.1, 1, 3, 10, 100]), 0.1)
+    counts = np.zeros((len(fine) - 1, fov.size))
+    counts[[3, 9], [2, 5]] = 40, 3
+    counts[-12, 3] = 1  # nothing from 1 to 3 TeV, one event beyond 3 TeV
+    model = fit_binned(counts, np.full(fov.size, 1e3), fine, fov, profile_edges=np.array([0.1, 1, 3, 10, 100]))
+    lon, lat = fov.subpoints(3)
+    mean = model.integral_grid(np.array([0.1, 1, 3, 10, 100]), lon.ravel(), lat.ravel()).reshape(4, *lon.shape).mean(2)
+    got = (mean * fov.solid_angle * 1e3).sum(1)
+    assert np.all(np.isfinite(got)) and np.all(got >= 0)
+    assert np.allclose(got, [43, 0, 0, 1], atol=1.5)

@@ -8,7 +8,7 @@ between the bin centres, so that empty bins do no harm, with values there that g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,7 @@ from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
 from gammapy_accmaker.models.norm_energy import RunScatter
-from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, linear_weights
+from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, kept_integrals, linear_weights
 
 __all__ = ["BinnedModel", "fit_binned", "fit_run_norms"]
 
@@ -130,12 +130,23 @@ class BinnedModel(RateModel):
         )
         return np.where(inside, (_fov_weights(self.fov, fov_lon, fov_lat) @ values.T).T, 0.0)
 
+    def in_bins(self, bin_edges: np.ndarray) -> BinnedModel:
+        """The same model, with its counts kept in wider energy bins; edges in TeV that are some of its own."""
+        return replace(self, bin_edges=bin_edges, counts=_merged(self.counts, self.bin_edges, bin_edges))
+
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         i = np.clip(np.searchsorted(self.energy_edges, energy, side="right") - 1, 0, len(self.energy_edges) - 2)
         j = self.fov.index(fov_lon, fov_lat)  # -1 beyond the last ring: the last ring
         # a filled bin knows no more than the least of its peers
-        counts = np.where(self.filled, 0, _merged(self.counts, self.bin_edges, self.energy_edges))
+        counts = np.where(self.filled, 0, self._profile_counts)
         return 1 / np.sqrt(counts[np.ix_(i, j)] + 1)
+
+    @cached_property
+    def _profile_counts(self):
+        """Counts between the energy edges, of which the first and the last may lie inside of a bin."""
+        first, last = np.searchsorted(self.bin_edges, self.energy_edges[[0, -1]] * [1 + 1e-9, 1 - 1e-9])
+        edges = np.concatenate([self.bin_edges[[first - 1]], self.energy_edges[1:-1], self.bin_edges[[last]]])
+        return _merged(self.counts, self.bin_edges, edges)
 
     def to_arrays(self):
         arrays = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
@@ -207,7 +218,7 @@ def fit_binned(
         Bins of the field of view.
     profile_edges : `~numpy.ndarray`, optional
         Those of the energy edges between which the bins share one profile over the field of view; by default each has
-        its own. The spectrum is that of all bins.
+        its own. The spectrum follows all bins, and its integrals between these edges are their counts.
     """
     if not counts.sum() > 0:
         raise FitError("fit: there are no counts outside of the exclusion in the energy and offset range of the model")
@@ -222,6 +233,8 @@ def fit_binned(
     intensity = _expected(_merged(counts, bin_edges, edges), exposure * fov.solid_angle, fov, np.log(centers))
     shares = spectrum.bin_weights(edges, centers)
     profile = _profile(intensity, exposure * fov.solid_angle, fov, shares / shares.sum(1, keepdims=True))
+    if profile_edges is not None:
+        profile *= kept_integrals(_merged(counts, bin_edges, edges).sum(1), shares)[:, None]
     return BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -155,6 +155,10 @@ class ParametricModel(RateModel):
         else:
             total = self.spectrum.bin_weights(edges, self.group_energy) @ self.profiles(fov_lon, fov_lat)
         return np.where(self._covers(fov_lon, fov_lat), total, 0)
+
+    def in_bins(self, bin_edges: np.ndarray) -> ParametricModel:
+        """The same model, with wider energy bins of the fit; edges in TeV."""
+        return replace(self, bin_edges=bin_edges)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         lon, lat = self._clipped(fov_lon, fov_lat)

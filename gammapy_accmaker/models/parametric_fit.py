@@ -18,7 +18,7 @@ from gammapy_accmaker.models.base import TEV_IN_MEV
 from gammapy_accmaker.models.parametric import ParametricModel, ParametricResult, error_nodes, shape_of
 from gammapy_accmaker.models.parametric_function import check_shared, rate_function
 from gammapy_accmaker.models.parametric_likelihood import BinNodes, Likelihood, fit_likelihoods
-from gammapy_accmaker.models.spectrum import fit_spectrum, linear_weights
+from gammapy_accmaker.models.spectrum import fit_spectrum, kept_integrals, linear_weights
 
 __all__ = ["fit_parametric"]
 
@@ -38,6 +38,7 @@ def fit_parametric(
     parameters: dict[str, dict] | None = None,
     shared: tuple[str, ...] = (),
     on_failure: str = "raise",
+    profile_edges: np.ndarray | None = None,
 ) -> ParametricModel:
     """Parametric acceptance from the summed counts of all runs.
 
@@ -58,6 +59,10 @@ def fit_parametric(
         For a function of position alone: parameters that all energies have in common.
     on_failure : {"raise", "flag"}
         What is done where the fit fails: a `FitError`, or a warning and a result that is not valid.
+
+    profile_edges : `~numpy.ndarray`, optional
+        For a function of position alone: those of the energy edges between which it is the same. Between all of them by
+        default; groups with few counts are merged in either case.
 
     Returns
     -------
@@ -82,7 +87,7 @@ def fit_parametric(
     seen = exposure > 0
     counts, volume = counts[:, seen], (exposure * fov.solid_angle)[seen]
     if function.n_inputs == 2:
-        return _fit_by_energy(counts, volume, bin_edges, fov, seen, function, tuple(shared), on_failure)
+        return _fit_by_energy(counts, volume, bin_edges, fov, seen, function, tuple(shared), on_failure, profile_edges)
     one = Likelihood(function, BinNodes.of_bins(bin_edges, fov, seen), counts, volume)
     start = one.start()
     fitted = fit_likelihoods([one], np.arange(len(start))[None], start)
@@ -96,14 +101,19 @@ def fit_parametric(
     return ParametricModel(bin_edges, fov, bin_edges, function.description, (shape,), result, error)
 
 
-def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_failure):
+def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_failure, profile_edges):
     """Fit a function of position in groups of energy bins, each of which has all parameters but the shared ones."""
     with_counts = np.flatnonzero(counts.sum(1))
     used = slice(with_counts[0], with_counts[-1] + 1)
     counts, edges = counts[used], bin_edges[used.start : used.stop + 1]
     spectrum = fit_spectrum(counts.sum(1), edges)
     is_shared = np.isin([function.names[k] for k in function.free], shared)
-    first = _group_starts(counts.sum(1), COUNTS_A_PARAMETER * max(int((~is_shared).sum()), 1))
+    starts = np.arange(len(counts))
+    if profile_edges is not None:
+        inside = (profile_edges > edges[0]) & (profile_edges < edges[-1])
+        starts = np.concatenate([[0], np.searchsorted(edges, profile_edges[inside])])
+    in_start = np.add.reduceat(counts.sum(1), starts)
+    first = starts[_group_starts(in_start, COUNTS_A_PARAMETER * max(int((~is_shared).sum()), 1))]
     grouped = np.add.reduceat(counts, first, axis=0)
     last = np.append(first[1:], len(counts))
     width = (edges[last] - edges[first]) * TEV_IN_MEV
@@ -144,7 +154,11 @@ def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_fa
     # counts that one s-1 MeV-1 sr-1 of the shapes, as the model reads them, would give
     points = pixels.fov_lon.ravel(), pixels.fov_lat.ravel()
     mean = (model.profiles(*points).reshape(len(groups), *pixels.fov_lon.shape) * pixels.fov_weight).sum(2)
-    return replace(model, group_counts=mean @ volume)
+    group_counts = mean @ volume
+    if profile_edges is not None:
+        weights = spectrum.bin_weights(np.append(edges[first], edges[-1]), energy)
+        group_counts = group_counts / kept_integrals(grouped.sum(1), weights)
+    return replace(model, group_counts=group_counts)
 
 
 def _fit_groups(groups, starts, is_shared):

@@ -16,8 +16,9 @@ from scipy.linalg import cho_factor, cho_solve
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.bsplines import BSplineAxis
 
-__all__ = ["SmoothSpectrum", "fit_spectrum"]
+__all__ = ["SmoothSpectrum", "fit_spectrum", "kept_integrals", "linear_weights"]
 
+KEEPING_ROUNDS = 30  # of factors that are near 1
 FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
 TOLERANCE = 1e-8
 MAX_ROUNDS = 200
@@ -79,6 +80,31 @@ class SmoothSpectrum:
 def linear_weights(nodes: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Weights of linear interpolation between nodes, flat beyond the ends, shape (len(x), len(nodes))."""
     return np.stack([np.interp(x, nodes, one) for one in np.eye(len(nodes))], axis=1)
+
+
+def kept_integrals(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Factors at nodes that make the integrals of a spectrum over bins their counts.
+
+    A smooth spectrum is within the errors of the counts of a bin, which are to be kept all the same. One event is added to
+    both, so that a bin with next to no counts keeps the spectrum.
+
+    Parameters
+    ----------
+    counts : `~numpy.ndarray`
+        Shape (n,).
+    weights : `~numpy.ndarray`
+        What each bin takes from each node, `SmoothSpectrum.bin_weights`, shape (n, n).
+
+    Returns
+    -------
+    factors : `~numpy.ndarray`
+        Shape (n,), > 0.
+    """
+    total, factors = weights.sum(1), np.ones(len(counts))
+    ratio = (counts + 1) / (total + 1)
+    for _ in range(KEEPING_ROUNDS):
+        factors *= ratio * total / (weights @ factors)
+    return factors
 
 
 def _midpoints(log_edges):

@@ -96,7 +96,7 @@ class AcceptanceModel:
         """The regions of ``found``: left out of the fit, and where the model is adapted to a run."""
         return excess_regions(self.found)
 
-    def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> u.Quantity:
+    def rate(self, energy, fov_lon, fov_lat, cos_zenith=None, azimuth=None) -> u.Quantity:
         """Background rate per ontime of a run of norm 1.
 
         Parameters
@@ -105,8 +105,8 @@ class AcceptanceModel:
             Reconstructed energy.
         fov_lon, fov_lat : `~astropy.units.Quantity`
             Field-of-view coordinates, in the alignment of the configuration; all arguments broadcast.
-        cos_zenith : float
-            Cosine of the zenith angle of the pointing.
+        cos_zenith : float, optional
+            Cosine of the zenith angle of the pointing; default: the middle of the trained range.
         azimuth : `~astropy.units.Quantity`, optional
             Of the pointing.
 
@@ -117,6 +117,7 @@ class AcceptanceModel:
         """
         lon, lat = (u.Quantity(x).to_value("deg") for x in (fov_lon, fov_lat))
         azimuth = None if azimuth is None else u.Quantity(azimuth).to_value("deg")
+        cos_zenith = self.rate_model.middle_cos_zenith if cos_zenith is None else cos_zenith
         return self.rate_model.rate(u.Quantity(energy).to_value("TeV"), lon, lat, cos_zenith, azimuth) * RATE_UNIT
 
     def cubes(self, *, cos_zenith: float | None = None, smooth_counts: float | None = None) -> dict:

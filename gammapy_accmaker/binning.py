@@ -144,6 +144,11 @@ class FovBins:
     def size(self) -> int:
         return int(np.prod(self.shape))
 
+    @property
+    def step(self) -> float:
+        """Width in deg of the widest bin along an axis."""
+        return float(max(np.diff(e).max() for e in self.edges))
+
     @cached_property
     def centers(self) -> tuple[np.ndarray, ...]:
         """Centre of each axis in deg."""

@@ -160,7 +160,8 @@ def _to_arrays(slices):
         "COUNTS": np.concatenate([part.data for part in counts]).astype("i4"),
         "EXPOSURE": np.array([part.exposure for part in slices], dtype="f8"),
         "VALUES": np.array(
-            [[*(getattr(part, name) for name in NUMBERS), *part.pointing] for part in slices], dtype="f8"
+            [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
+            dtype="f8",
         ),
         "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
     }
@@ -178,8 +179,8 @@ def _from_arrays(arrays, obs_id, shape):
     ):
         row, column = np.divmod(index[start:stop], shape[1])
         matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
-        *numbers, lon, lat = map(float, values)
-        numbers = dict(zip(NUMBERS, numbers, strict=True)) | {"pointing": (lon, lat)}
+        *numbers, lon, lat, low, high = map(float, values)
+        numbers = dict(zip(NUMBERS, numbers, strict=True)) | {"pointing": (lon, lat), "cos_zenith_range": (low, high)}
         slices.append(
             RunCounts(obs_id=obs_id, counts=matrix, exposure=exposure.copy(), **numbers, **texts, notes=notes)
         )

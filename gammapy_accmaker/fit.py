@@ -10,7 +10,7 @@ import numpy as np
 from astropy.table import Table
 
 from gammapy_accmaker.acceptance import WITHOUT_EXCLUSION, AcceptanceModel
-from gammapy_accmaker.binning import merge_bins, offset
+from gammapy_accmaker.binning import merge_bins
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.fit_groups import fit_groups
@@ -64,7 +64,7 @@ RUN_UNITS = {
     "NORM_EMIN": "TeV",
     "NORM_EMAX": "TeV",
 }
-SUBPOINTS = 3  # along each side of a bin, over which the model is averaged to predict the counts of a run
+ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
 
 
 def fit_acceptance(
@@ -253,7 +253,7 @@ def make_profile_edges(runs, bins, config) -> np.ndarray | None:
 
 
 def _fit_spline(runs, bins, config, starmap) -> SplineRate:
-    inside = _spline_pixels(bins, config)
+    inside = bins.inside
     model = fit_spline(
         (_of_pixels(part, inside) for slices in runs for part in slices),
         bins.energy_edges,
@@ -265,10 +265,6 @@ def _fit_spline(runs, bins, config, starmap) -> SplineRate:
         starmap=starmap,
     )
     return SplineRate(model)
-
-
-def _spline_pixels(bins, config):
-    return offset(bins.fov.fov_lon, bins.fov.fov_lat) < config.offset_max.deg
 
 
 def _of_pixels(part, inside):
@@ -288,7 +284,7 @@ def adapt_to_run(
     """
     kind, rate_model = config.run_effects.type, rate_model.for_run(slices[0].obs_id)
     if isinstance(rate_model, SplineRate):
-        model, inside = rate_model.model, _spline_pixels(bins, config)
+        model, inside = rate_model.model, bins.inside
         if effect is None:
             parts = [_of_pixels(part, inside) for part in slices]
             effect = fit_run(model, parts, kind=kind, min_counts=config.run_effects.min_counts)
@@ -301,7 +297,7 @@ def adapt_to_run(
         }
         row |= {"FLAG": "; ".join(effect.flags), "NORM_EMIN": effect.norm_energy[0], "NORM_EMAX": effect.norm_energy[1]}
         return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row
-    expected = sum(expected_counts_in_bins(rate_model, bins, part) for part in slices)
+    expected = rate_model.expected_counts(slices, bins.energy_edges, bins.fov).sum(1)
     counts = sum(np.asarray(part.counts.sum(1)).ravel() for part in slices)
     norm, error, energies, flags = 1.0, 0.0, NO_ENERGIES, []
     if kind == "norm":
@@ -323,22 +319,12 @@ def adapt_to_run(
     return ScaledModel(rate_model, norm, error), row
 
 
-def expected_counts_in_bins(rate_model: RateModel, bins: CountsBins, run: RunCounts) -> np.ndarray:
-    """Counts that a model of norm 1 expects in a slice of a run, shape (energy,), outside of its exclusion."""
-    lon, lat = bins.fov.subpoints(SUBPOINTS)
-    seen = run.exposure > 0
-    here = rate_model.at_azimuth(run.azimuth)
-    intensity = here.integral_grid(bins.energy_edges, lon[seen].ravel(), lat[seen].ravel(), run.cos_zenith)
-    intensity = intensity.reshape(len(intensity), seen.sum(), -1).mean(2)
-    return intensity @ (run.exposure * bins.fov.solid_angle)[seen]
-
-
 def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int, float]) -> None:
     """One warning that names the runs, by number, whose mean cos zenith is outside of what the model was trained for."""
     if rate_model.zenith_range is None:
         return
     low, high = rate_model.zenith_range
-    outside = {k: z for k, z in cos_zenith.items() if np.isfinite(z) and not low - 1e-6 <= z <= high + 1e-6}
+    outside = {k: z for k, z in cos_zenith.items() if np.isfinite(z) and not low - ROUNDING <= z <= high + ROUNDING}
     if outside:
         named = ", ".join(f"{obs_id} ({z:.3f})" for obs_id, z in outside.items())
         log.warning(

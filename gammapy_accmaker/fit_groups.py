@@ -40,18 +40,22 @@ def fit_groups(
         Fits runs of one slice each, without zenith or azimuth.
     """
     models = []
-    for number, group in enumerate(plan.assign(runs, config)):
+    assigned = plan.assign(runs, config)
+    for number, group in enumerate(assigned):
         try:
             models.append(fit_one([[_whole(slices)] for slices in group]))
         except FitError as error:
             ids = ", ".join(str(slices[0].obs_id) for slices in group)
             raise FitError(f"group {number} of the plan, runs {ids}: {error}") from error
-    mean = plan.mean_cos_zenith()
+    mean, ranges = plan.mean_cos_zenith(), [_seen_range(group) for group in assigned]
     sectors = np.unique(plan.sector)
     by_sector = []
     for k in sectors:
         groups = np.flatnonzero(plan.sector == k)
-        own, trained = [models[g] for g in groups], plan.trained_range(k)
+        own, trained = (
+            [models[g] for g in groups],
+            (min(ranges[g][0] for g in groups), max(ranges[g][1] for g in groups)),
+        )
         if config.zenith.type == "binned":
             by_sector.append(ZenithBinned(plan.edges_in(k), own, trained))
         elif config.zenith.type == "interpolated":
@@ -71,6 +75,12 @@ def fit_groups(
     return AzimuthBinned(plan.azimuth_edges, by_sector, sectors, ontime[sectors])
 
 
+def _seen_range(group):
+    """Smallest and largest cos zenith in runs."""
+    low, high = np.array([part.cos_zenith_range for slices in group for part in slices]).T
+    return float(low.min()), float(high.max())
+
+
 def _whole(slices):
     """The slices of a run in a group as one: the run has one norm there."""
     ontime = np.array([part.ontime for part in slices])
@@ -81,4 +91,5 @@ def _whole(slices):
         ontime=float(ontime.sum()),
         livetime=float(sum(part.livetime for part in slices)),
         cos_zenith=float(np.average([part.cos_zenith for part in slices], weights=ontime)),
+        cos_zenith_range=_seen_range([slices]),
     )

@@ -25,7 +25,6 @@ from gammapy_accmaker.products.background import icrs_vectors, make_background_m
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import check_zenith, observation_track
 from gammapy_accmaker.reduction.exclusion import Exclusion
-from gammapy_accmaker.reduction.fov import time_nodes
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import check_files
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
@@ -331,9 +330,7 @@ class AcceptanceBackgroundMaker(Maker):
     def _checked_track(self, observation):
         """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
         track = self._track(observation)
-        seconds, weights = time_nodes(track.intervals, self.config.time_step_seconds)
-        mean = float(np.average(track.cos_zenith_at(seconds), weights=weights))
-        warn_outside_zenith(self._fitted().rate_model, {int(observation.obs_id): mean})
+        warn_outside_zenith(self._fitted().rate_model, {int(observation.obs_id): track.mean_cos_zenith})
         return track
 
     def __str__(self):

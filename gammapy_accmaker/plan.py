@@ -79,11 +79,6 @@ class GroupPlan:
         """Of each group, weighted by ontime, shape (group,)."""
         return np.bincount(self.group, self.ontime * self.cos_zenith) / np.bincount(self.group, self.ontime)
 
-    def trained_range(self, sector: int) -> tuple[float, float]:
-        """Smallest and largest cos zenith of the parts in a sector."""
-        inside = self.cos_zenith[self.sector[self.group] == sector]
-        return float(inside.min()), float(inside.max())
-
     def describe_missed(self, config: AcceptanceConfig) -> str:
         """Which sectors of azimuth hold less than the minimum of a zenith bin over zenith angles that differ; empty for none."""
         pooled, missed = config.zenith_bins, []

@@ -16,6 +16,7 @@ from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationErro
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.reduction.fov import MAX_ZENITH_CHANGE
 from gammapy_accmaker.reduction.grouping import zenith_cells
 from gammapy_accmaker.reduction.region_files import catalog_regions
 from gammapy_accmaker.reduction.wobble_half import without_source_half
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 SPLINE_BINS_PER_DECADE = 50
 SPLINE_PIXEL = 0.1  # deg
-MAX_ZENITH_CHANGE = 0.05  # of cos zenith within a slice of a run
 
 
 def make_bins(config: AcceptanceConfig) -> CountsBins:
@@ -46,6 +46,7 @@ def make_bins(config: AcceptanceConfig) -> CountsBins:
             edges,
             FovBins.grid(config.offset_max.deg, 2 * int(np.ceil(config.offset_max.deg / SPLINE_PIXEL))),
             config.fov_alignment,
+            config.offset_max.deg,
         )
     if isinstance(config.fit_energy, u.Quantity):
         # in a wide bin the spectrum is one of fine bins; the profile over the field is that of the wide one

@@ -26,6 +26,10 @@ class SimulatedRun:
     norm: float = 0.0  # log
     shift: float = 0.0
 
+    @property
+    def cos_zenith_range(self):
+        return self.cos_zenith, self.cos_zenith
+
 
 def true_rate(energy, lon, lat, cos_zenith, norm=0.0, shift=0.0):
     """s-1 MeV-1 sr-1 at energies (n,) TeV and positions (m,) deg."""

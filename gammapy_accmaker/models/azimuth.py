@@ -50,13 +50,13 @@ class AzimuthBinned(RateModel):
     def _mean(self, evaluate):
         return sum(t * evaluate(m) for t, m in zip(self.ontime / self.ontime.sum(), self.models, strict=True))
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._mean(lambda m: m.rate_grid(energy, fov_lon, fov_lat, cos_zenith))
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._mean(lambda m: m.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith))
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         """As at a single azimuth, in the mean."""
         return self._mean(lambda m: m.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith))
 

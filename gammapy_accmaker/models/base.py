@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.norm_energy import RunScatter
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 TEV_IN_MEV = 1e6
+FOV_STEP = 0.1  # deg, at most, between the positions over which a rate is averaged
 
 
 def describe_cos_zenith(zenith_range: tuple[float, float]) -> str:
@@ -49,7 +51,7 @@ class RateModel(ABC):
     is_radial : bool
         Whether the rate depends on the offset alone.
     zenith_range : tuple of float, or None
-        Trained range of cos zenith; None where the model does not depend on it.
+        Range of cos zenith that the fit has seen; None where the model does not depend on it.
     zenith_edges, azimuth_edges : `~numpy.ndarray`
         Cos zenith and azimuth in deg at which the rate jumps; empty where it does not.
     run_scatter : `RunScatter`, optional
@@ -74,15 +76,52 @@ class RateModel(ABC):
         """The model of runs that point to an azimuth in deg."""
         return self
 
+    @property
+    def middle_cos_zenith(self) -> float:
+        """Middle of the trained range, for what is shown of no certain run; NaN where the model does not depend on it."""
+        return np.nan if self.zenith_range is None else 0.5 * sum(self.zenith_range)
+
     @abstractmethod
     def rate_grid(self, energy: np.ndarray, fov_lon: np.ndarray, fov_lat: np.ndarray, cos_zenith: float) -> np.ndarray:
-        """Rate at each of n energies and m positions, shape (n, m)."""
+        """Rate at each of n energies and m positions, shape (n, m); at the middle of the trained range where cos zenith is NaN."""
 
     @abstractmethod
     def integral_grid(
         self, energy_edges: np.ndarray, fov_lon: np.ndarray, fov_lat: np.ndarray, cos_zenith: float
     ) -> np.ndarray:
         """Rate integrated over each of n energy bins, in s-1 sr-1, shape (n, m); what is not covered adds nothing."""
+
+    def expected_counts(self, slices, energy_edges: np.ndarray, fov: FovBins) -> np.ndarray:
+        """Counts that the model expects of a reduced run, outside of its exclusion: the one forward model.
+
+        The rate of each slice is taken at its mean zenith angle and azimuth, integrated over the energy bins, averaged over
+        the solid angle of each bin of the field of view, and multiplied by its exposure. A map of the run is the same integral
+        over its own pixels (`~gammapy_accmaker.products.background.expected_counts`).
+
+        Parameters
+        ----------
+        slices : list of `RunCounts`-like
+            Slices of the run, with ``exposure`` in s in the bins of ``fov``, shape (fov.size,), ``cos_zenith``, and ``azimuth``
+            in deg.
+        energy_edges : `~numpy.ndarray`, shape (n + 1,)
+            In TeV.
+        fov : `FovBins`
+            In the alignment of the model.
+
+        Returns
+        -------
+        counts : `~numpy.ndarray`, shape (n, fov.size)
+            0 without exposure, and where the model does not reach.
+        """
+        counts = np.zeros((len(energy_edges) - 1, fov.size))
+        lon, lat = fov.subpoints(max(int(np.ceil(fov.step / FOV_STEP - 1e-6)), 1))
+        for part in slices:
+            seen = part.exposure > 0
+            at = lon[seen].ravel(), lat[seen].ravel()
+            rate = self.at_azimuth(part.azimuth).integral_grid(energy_edges, *at, part.cos_zenith)
+            mean = rate.reshape(len(counts), seen.sum(), lon.shape[1]).mean(2)
+            counts[:, seen] += mean * (part.exposure * fov.solid_angle)[seen]
+        return counts
 
     @abstractmethod
     def relative_error_grid(
@@ -111,7 +150,7 @@ class RateModel(ABC):
         """The model of a run, for models that differ by run."""
         return self
 
-    def rate(self, energy, fov_lon, fov_lat, cos_zenith=1.0, azimuth=None) -> np.ndarray:
+    def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:
         """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""
         if azimuth is not None and len(self.azimuth_edges):
             arrays = np.broadcast_arrays(energy, fov_lon, fov_lat, cos_zenith, azimuth)
@@ -125,9 +164,10 @@ class RateModel(ABC):
         energy, lon, lat, cos_zenith = (np.ravel(a).astype(float) for a in arrays)
         out = np.empty(energy.shape)
         energies, which = np.unique(energy, return_inverse=True)
-        for z in np.unique(cos_zenith):
-            for k in np.unique(which[cos_zenith == z]):
-                here = (which == k) & (cos_zenith == z)
+        angles, angle = np.unique(cos_zenith, return_inverse=True)  # NaN is one of them where it is not known
+        for i, z in enumerate(angles):
+            for k in np.unique(which[angle == i]):
+                here = (which == k) & (angle == i)
                 out[here] = self.rate_grid(energies[k : k + 1], lon[here], lat[here], float(z))[0]
         return out.reshape(arrays[0].shape)
 
@@ -156,13 +196,13 @@ class ScaledModel(RateModel):
     def norm_spread(self) -> float:
         return self.norm_error / self.norm
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.norm * self.model.rate_grid(energy, fov_lon, fov_lat, cos_zenith)
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.norm * self.model.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith)
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return np.hypot(self.model.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith), self.norm_spread)
 
     def to_arrays(self):

@@ -113,12 +113,12 @@ class BinnedModel(RateModel):
     def _node_energy(self):
         return np.sqrt(self.energy_edges[1:] * self.energy_edges[:-1])
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._over_fov(
             self.spectrum.bin_weights(energy_edges, self._node_energy) @ self.profile, fov_lon, fov_lat
         )
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         shares = linear_weights(np.log(self._node_energy), np.log(energy))
         density = self.spectrum(energy)[:, None] / TEV_IN_MEV * (shares @ self.profile)
         return self._over_fov(density, fov_lon, fov_lat)
@@ -134,7 +134,7 @@ class BinnedModel(RateModel):
         """The same model, with its counts kept in wider energy bins; edges in TeV that are some of its own."""
         return replace(self, bin_edges=bin_edges, counts=_merged(self.counts, self.bin_edges, bin_edges))
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         i = np.clip(np.searchsorted(self.energy_edges, energy, side="right") - 1, 0, len(self.energy_edges) - 2)
         j = self.fov.index(fov_lon, fov_lat)  # -1 beyond the last ring: the last ring
         # a filled bin knows no more than the least of its peers

@@ -54,8 +54,19 @@ class CovariateScale:
         )
         standard = np.array([blank.standard(r.cos_zenith, r.covariates) for r in runs]).reshape(len(runs), -1)
         azimuth = np.mean([_azimuth(r.cos_zenith, r.azimuth, np.zeros(2)) for r in runs], axis=0)
+        if zenith and len(center):
+            # the zenith angle is known within each slice as well
+            ends = [blank.standard(z, None)[0] for z in blank.zenith_range(runs)]
+            standard = np.vstack([standard, np.tile(standard[0], (2, 1))])
+            standard[-2:, 0] = ends
         limits = np.stack([standard.min(0), standard.max(0)], axis=1)
         return cls(zenith, tuple(names), center, width, limits, np.zeros(len(center)), azimuth)
+
+    @staticmethod
+    def zenith_range(runs) -> tuple[float, float]:
+        """Smallest and largest cos zenith in runs."""
+        low, high = np.array([run.cos_zenith_range for run in runs]).T
+        return float(low.min()), float(high.max())
 
     def with_scaling(self, energy_scaling: np.ndarray) -> CovariateScale:
         """A copy with another energy scaling."""

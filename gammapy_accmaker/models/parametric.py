@@ -135,7 +135,7 @@ class ParametricModel(RateModel):
     def _function(self):
         return None if self.description.startswith(PYTHON) else rate_function(self.description)
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         energy = np.asarray(energy, dtype=float)
         low, high = self.energy_edges[[0, -1]]
         inside = (energy >= low * (1 - 1e-9)) & (energy <= high * (1 + 1e-9))
@@ -146,7 +146,7 @@ class ParametricModel(RateModel):
             rate = (self.spectrum(energy) / TEV_IN_MEV)[:, None] * (shares @ self.profiles(fov_lon, fov_lat))
         return np.where(self._covers(fov_lon, fov_lat), rate, 0)
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         edges = np.clip(np.asarray(energy_edges, dtype=float), *self.energy_edges[[0, -1]])
         if self.spectrum is None:
             energy, weight = energy_nodes(edges)
@@ -160,7 +160,7 @@ class ParametricModel(RateModel):
         """The same model, with wider energy bins of the fit; edges in TeV."""
         return replace(self, bin_edges=bin_edges)
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         lon, lat = self._clipped(fov_lon, fov_lat)
         x = np.clip(np.log(energy), *np.log(self.energy_edges[[0, -1]]))
         nodes = error_nodes(self.energy_edges, self.fov)

@@ -52,13 +52,13 @@ class ModelPerRun(RateModel):
     def _mean(self, method, *arguments):
         return np.mean([getattr(model, method)(*arguments) for model in self.models], axis=0)
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._mean("rate_grid", energy, fov_lon, fov_lat, cos_zenith)
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._mean("integral_grid", energy_edges, fov_lon, fov_lat, cos_zenith)
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._mean("relative_error_grid", energy, fov_lon, fov_lat, cos_zenith)
 
     def to_arrays(self):

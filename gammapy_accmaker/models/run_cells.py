@@ -23,7 +23,9 @@ class CellCounts:
     exposure : `~numpy.ndarray`, shape (n_cell,)
         In s sr.
     cos_zenith, azimuth : float
-        Azimuth in deg.
+        Mean values, azimuth in deg.
+    cos_zenith_range : tuple of float
+        Smallest and largest cos zenith within the slice.
     covariates : dict of float
     """
 
@@ -33,6 +35,7 @@ class CellCounts:
     exposure: np.ndarray
     cos_zenith: float
     azimuth: float
+    cos_zenith_range: tuple[float, float]
     covariates: dict[str, float] = field(default_factory=dict)
 
     def spectrum(self, n_energy: int) -> np.ndarray:
@@ -64,7 +67,8 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
     order = order[counts.data[order] > 0]
     exposure = cells.membership.T @ (run.exposure * cells.solid_angle)
     return CellCounts(
-        run.obs_id, index[order], counts.data[order].astype(np.float32), exposure, run.cos_zenith, run.azimuth, run.covariates
+        run.obs_id, index[order], counts.data[order].astype(np.float32), exposure, run.cos_zenith, run.azimuth,
+        run.cos_zenith_range, run.covariates,
     )  # fmt: skip
 
 

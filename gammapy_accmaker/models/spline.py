@@ -233,8 +233,9 @@ class SplineModel:
         arrays = np.broadcast_arrays(*arguments)
         energy, lon, lat, cos_zenith = (np.ravel(a).astype(float) for a in arrays)
         out = np.empty(energy.shape)
-        for z in np.unique(cos_zenith):
-            here = np.flatnonzero(cos_zenith == z)
+        angles, angle = np.unique(cos_zenith, return_inverse=True)
+        for i, z in enumerate(angles):
+            here = np.flatnonzero(angle == i)
             energies, row = np.unique(energy[here], return_inverse=True)
             places, column = np.unique(np.stack([lon[here], lat[here]]), axis=1, return_inverse=True)
             if len(energies) * places.shape[1] <= 4 * len(here):

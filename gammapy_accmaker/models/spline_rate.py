@@ -54,7 +54,8 @@ class SplineRate(RateModel):
 
     @property
     def zenith_range(self) -> tuple[float, float] | None:
-        return None if self.model.zenith_axis.n == 1 else self.model.zenith_range
+        # over a narrow range the splines are one, but the energy scale still follows the zenith angle
+        return self.model.zenith_range if self.model.covariates.zenith else None
 
     @property
     def norm_spread(self) -> float:
@@ -75,7 +76,7 @@ class SplineRate(RateModel):
         row = np.concatenate([np.zeros(basis.n_shift), additive])
         return float(np.sqrt(row @ covariance @ row))
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         energy = np.asarray(energy, dtype=float)
         rate = self.model.rate_grid(
             energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, covariates=self.covariates, effect=self.effect
@@ -84,7 +85,7 @@ class SplineRate(RateModel):
         covered = (energy >= self.energy_edges[0] * (1 - 1e-9)) & (energy <= self.energy_edges[-1] * (1 + 1e-9))
         return np.where(covered[:, None] & (np.hypot(fov_lon, fov_lat) < self.offset_max), rate, 0.0)
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         # as in the fit: the rate in the middle of fine bins times their width
         edges = np.clip(energy_edges, *self.energy_edges[[0, -1]])
         n = np.maximum(np.ceil(np.log10(edges[1:] / edges[:-1]) / FINE_STEP - 1e-6).astype(int), 1)
@@ -95,7 +96,7 @@ class SplineRate(RateModel):
         rate = self.rate_grid(middle, fov_lon, fov_lat, cos_zenith)
         return np.add.reduceat(rate * width[:, None], first, axis=0)
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0, part="both"):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, part="both"):
         """One standard deviation of the log of the rate; ``part``: "coefficients", "run" or "both"."""
         return self.model.relative_error_grid(
             energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect, part=part

@@ -46,7 +46,7 @@ class SplineSetup:
     design : `RunDesign`
     scale : `CovariateScale`
     zenith_range : tuple of float
-        In cos zenith.
+        Of cos zenith, as the runs have seen it.
     zenith_axis : `BSplineAxis`
         In the log of cos zenith.
     asymmetry_energy_axis, asymmetry_offset_axis : `BSplineAxis`
@@ -67,9 +67,9 @@ class SplineSetup:
         spectra = np.array([s.spectrum(len(log_energy)) for s in slices])
         scale = _threshold_scaling(CovariateScale.of(slices, zenith, covariates), slices, spectra, log_energy)
         scaled = np.array([log_energy + sum(scale.scaling(s.cos_zenith, s.covariates)) for s in slices])
-        energy = _energy_axis(scaled, spectra)
-        cos_zenith = np.array([s.cos_zenith for s in slices])
-        lo, hi = (float(cos_zenith.min()), float(cos_zenith.max())) if zenith else (0.0, 1.0)
+        ends = [sum(scale.scaling(z, s.covariates)) for s in slices for z in s.cos_zenith_range]
+        energy = _energy_axis(scaled, spectra, log_energy[0] + min(ends), log_energy[-1] + max(ends))
+        lo, hi = scale.zenith_range(slices) if zenith else (0.0, 1.0)
         # a run tells of its mean zenith angle, however far its slices reach
         by_run = [np.mean([s.cos_zenith for s in run]) for run in grouped]
         if zenith and np.ptp(by_run) > MIN_ZENITH_RANGE:
@@ -117,7 +117,7 @@ def _threshold_scaling(scale, slices, spectra, log_energy):
     return scale.with_scaling(-slope)
 
 
-def _energy_axis(scaled, spectra):
+def _energy_axis(scaled, spectra, lowest, highest):
     """Knots dense from the lowest counts to beyond the peak of the counts, where the threshold is."""
     low, middle = _quantiles(scaled.ravel(), spectra.ravel(), (3e-4, 0.4))
-    return ScaledEnergyAxis(float(scaled.min()), float(scaled.max()), low - 0.1, middle)
+    return ScaledEnergyAxis(float(lowest), float(highest), low - 0.1, middle)

@@ -92,7 +92,7 @@ class TabulatedModel(RateModel):
         inside = np.all([(x >= e[0]) & (x < e[-1]) for x, e in zip(position, self.fov_edges, strict=True)], axis=0)
         return np.where(inside, out, 0.0)
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._at_energies(self._at_positions(fov_lon, fov_lat), np.asarray(energy, dtype=float))
 
     def _segment(self, energy):
@@ -115,7 +115,7 @@ class TabulatedModel(RateModel):
         linear = first + np.clip(share, 0, 1) * (last - first)
         return np.where(inside[:, None], np.where(both, power_law, linear), 0.0)
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         rate = self._at_positions(fov_lon, fov_lat)
         edges = np.clip(energy_edges, *self.energy_edges[[0, -1]])
         nodes = np.unique(np.concatenate([edges, np.exp(self._log_energy), self.energy_edges[[0, -1]]]))
@@ -126,7 +126,7 @@ class TabulatedModel(RateModel):
         sums = np.concatenate([np.zeros((1, pieces.shape[1])), np.cumsum(pieces, axis=0)])
         return np.diff(sums[np.searchsorted(nodes, edges)], axis=0) * TEV_IN_MEV
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         """Zeros: a table has no errors. That of a run's norm comes on top."""
         return np.zeros((len(energy), len(fov_lon)))
 

@@ -44,18 +44,19 @@ class ZenithBinned(RateModel):
 
     def model_at(self, cos_zenith: float) -> RateModel:
         """The model of a zenith angle."""
+        cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
         return self.models[int(np.searchsorted(self.zenith_edges, cos_zenith, side="right"))]
 
     def describe_zenith(self):
         return _describe_bins(len(self.models), "binned", self.zenith_range)
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.model_at(cos_zenith).rate_grid(energy, fov_lon, fov_lat, cos_zenith)
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.model_at(cos_zenith).integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith)
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.model_at(cos_zenith).relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
 
     def run_scatter_at(self, cos_zenith):
@@ -98,6 +99,7 @@ class ZenithInterpolated(RateModel):
 
     def _around(self, cos_zenith):
         """The models on both sides of a zenith angle, and the share of the second."""
+        cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
         z = np.clip(cos_zenith, *self.cos_zenith[[0, -1]])
         right = int(np.clip(np.searchsorted(self.cos_zenith, z), min(1, len(self.models) - 1), len(self.models) - 1))
         if self.cos_zenith[right] == z:
@@ -119,13 +121,13 @@ class ZenithInterpolated(RateModel):
         logarithm = (1 - share) * np.log(np.where(both, low, 1)) + share * np.log(np.where(both, high, 1))
         return np.where(both, np.exp(logarithm), linear)
 
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._between(cos_zenith, lambda m: m.rate_grid(energy, fov_lon, fov_lat, cos_zenith))
 
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._between(cos_zenith, lambda m: m.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith))
 
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         first, second, share = self._around(cos_zenith)
         low = first.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
         if share == 0:

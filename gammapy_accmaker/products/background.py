@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates
 from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.reduction.fov import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.reduction.fov import MAX_ZENITH_CHANGE, FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 
 __all__ = [
     "expected_counts",
@@ -34,7 +34,6 @@ __all__ = [
 
 OFFSET_STEP = 0.05  # deg
 ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
-ZENITH_STEP = 0.02  # of cos zenith, between which the rate is linear in it
 ERROR_OFFSET_STEP, ERROR_ANGLE_STEPS = 0.25, 32
 COARSE_PIXEL = 0.1  # deg; larger pixels are divided, since the rate at a centre is not the mean over them
 
@@ -93,7 +92,7 @@ def make_error_map(model: RateModel, track: FovTrack, background: Map) -> Map:
     # the parts of a run between jumps of the rate share the error of the norm: they count as fully correlated
     for here, part in _parts(model, track):
         middle, _ = time_nodes(part.intervals, None)
-        z, camera = float(part.cos_zenith_at(middle)[0]), np.nan_to_num(xyz @ part.matrices_at(middle)[0].T)
+        z, camera = part.mean_cos_zenith, np.nan_to_num(xyz @ part.matrices_at(middle)[0].T)
         relative, counts = (
             read_polar(grid(energy, lon, lat, z).reshape(-1, *shape), camera, model.offset_max)
             for grid in (here.relative_error_grid, here.rate_grid)
@@ -187,8 +186,8 @@ def expected_counts_directly(model, track, xyz, solid_angle, energy_edges, time_
     counts = np.zeros((len(energy_edges) - 1, len(xyz)))
     for here, part in _parts(model, track):
         seconds, weights = time_nodes(part.intervals, time_step)
-        zenith = _zenith_in(here, part, seconds)
-        for matrix, z, weight in zip(part.matrices_at(seconds), zenith, weights, strict=True):
+        z = part.mean_cos_zenith
+        for matrix, weight in zip(part.matrices_at(seconds), weights, strict=True):
             lon, lat = vectors_to_lonlat(xyz @ matrix.T)
             counts += weight * here.integral_grid(energy_edges, np.degrees(lon), np.degrees(lat), z)
     return counts * solid_angle
@@ -206,10 +205,8 @@ def polar_average(model: RateModel, track: FovTrack, evaluate, time_step: float 
         seconds, weights = time_nodes(part.intervals, time_step)
         turn = part.matrices_at(seconds) @ track.matrices[0].T
         angle = np.arctan2(turn[:, 2, 1], turn[:, 1, 1])
-        nodes, zenith_weights = _zenith_nodes(here, _zenith_in(here, part, seconds))
-        for z, share in zip(nodes, zenith_weights.T, strict=True):
-            rate = evaluate(here, lon, lat, z).reshape(-1, *shape)
-            average = average + _turned(rate, angle, weights * share)
+        rate = evaluate(here, lon, lat, part.mean_cos_zenith).reshape(-1, *shape)
+        average = average + _turned(rate, angle, weights)
     return average, track.ontime
 
 
@@ -249,39 +246,20 @@ def _turned(rate, angle, weights):
     return np.where(turned > 1e-12 * turned.max(), turned, 0)
 
 
-def rate_nodes(model: RateModel, track: FovTrack, time_step: float | None) -> list[tuple[RateModel, float, float]]:
+def rate_nodes(model: RateModel, track: FovTrack) -> list[tuple[RateModel, float, float]]:
     """What stands for a run: the model at an azimuth, a cos zenith, and the seconds that the two stand for."""
-    nodes = []
-    for here, part in _parts(model, track):
-        seconds, weights = time_nodes(part.intervals, time_step)
-        zenith, shares = _zenith_nodes(here, _zenith_in(here, part, seconds))
-        nodes += [(here, float(z), float(time)) for z, time in zip(zenith, weights @ shares, strict=True)]
-    return nodes
+    return [(here, part.mean_cos_zenith, part.ontime) for here, part in _parts(model, track)]
 
 
 def _parts(model, track):
-    """The model at the azimuth of each part of a run, and the part: the run is cut where the rate jumps."""
-    edges = track.part_edges(track.crossings(model.zenith_edges, model.azimuth_edges))
+    """The model at the azimuth of each slice of a run, and the slice: those that the reduction of the run has.
+
+    Counts and exposure of a slice were fitted at its mean zenith angle, and the rate that was found is right there: at any
+    other, nodes that are closer in time among them, it is that of other counts.
+    """
+    jumps = len(model.zenith_edges) > 0
+    edges = track.slice_edges(
+        None if model.zenith_range is None or jumps else MAX_ZENITH_CHANGE, model.zenith_edges, model.azimuth_edges
+    )
     parts = [track.during(start, stop) for start, stop in itertools.pairwise(edges)]
-    return [(model.at_azimuth(_middle(part, part.azimuth_at)), part) for part in parts]
-
-
-def _middle(part, value_at):
-    return float(value_at(time_nodes(part.intervals, None)[0])[0])
-
-
-def _zenith_in(model, part, seconds):
-    """Cos zenith at times within a part; its middle where the rate jumps at the ends of the part."""
-    if len(model.zenith_edges):
-        return np.full(len(seconds), _middle(part, part.cos_zenith_at))
-    return part.cos_zenith_at(seconds)
-
-
-def _zenith_nodes(model, cos_zenith):
-    """Few values of cos zenith that stand for many, and the linear weights of the many on them, shape (many, few)."""
-    if model.zenith_range is None:
-        return np.array([1.0]), np.ones((len(cos_zenith), 1))
-    low, high = cos_zenith.min(), cos_zenith.max()
-    n = int(np.ceil((high - low) / ZENITH_STEP)) + 1
-    nodes = np.linspace(low, high, n)
-    return nodes, np.stack([np.interp(cos_zenith, nodes, one) for one in np.eye(n)], axis=1)
+    return [(model.at_azimuth(part.mean_azimuth), part) for part in parts]

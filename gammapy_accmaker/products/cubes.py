@@ -15,7 +15,7 @@ from gammapy_accmaker.binning import offset
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts
-from gammapy_accmaker.products.irf import RATE_UNIT, representative_cos_zenith
+from gammapy_accmaker.products.irf import RATE_UNIT
 
 __all__ = ["cubes_to_hdulist", "make_cubes"]
 
@@ -107,7 +107,7 @@ def _fitted(model, geom, cos_zenith):
     dlon, dlat = np.meshgrid(step * abs(lon[0, 1] - lon[0, 0]), step * abs(lat[1, 0] - lat[0, 0]))
     x, y = (a[..., None] + d.ravel() for a, d in ((lon, dlon), (lat, dlat)))
     edges = geom.axes["energy"].edges.to_value("TeV")
-    z = representative_cos_zenith(model) if cos_zenith is None else cos_zenith
+    z = model.middle_cos_zenith if cos_zenith is None else cos_zenith
     integral = model.integral_grid(edges, x.ravel(), y.ravel(), z).reshape(len(edges) - 1, *x.shape)
     integral = np.where(offset(x, y) < model.offset_max, integral, 0.0).mean(-1)
     return integral / (np.diff(edges) * TEV_IN_MEV)[:, None, None]

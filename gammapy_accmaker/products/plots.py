@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.irf import representative_cos_zenith
 
 __all__ = ["plot_model", "plot_profile", "plot_radial", "plot_rate_image", "plot_spectrum"]
 
@@ -26,7 +25,7 @@ def _ring_means(model, energy, offsets):
     theta = np.radians(offsets)[:, None]
     lon = np.degrees(np.arctan2(np.sin(theta) * np.cos(angle), np.cos(theta) * np.ones_like(angle)))
     lat = np.degrees(np.arcsin(np.sin(theta) * np.sin(angle)))
-    rate = model.rate_grid(energy, lon.ravel(), lat.ravel(), representative_cos_zenith(model))
+    rate = model.rate_grid(energy, lon.ravel(), lat.ravel(), model.middle_cos_zenith)
     return rate.reshape(len(energy), *lon.shape).mean(-1)
 
 
@@ -59,7 +58,7 @@ def plot_profile(model: RateModel, ax=None):
     """Rate over its value at the centre against FOV_LON, at three energies; returns the axes."""
     ax = plt.gca() if ax is None else ax
     lon = np.linspace(-model.offset_max, model.offset_max, 201)
-    rate = model.rate_grid(_energies(model, 3), lon, np.zeros_like(lon), representative_cos_zenith(model))
+    rate = model.rate_grid(_energies(model, 3), lon, np.zeros_like(lon), model.middle_cos_zenith)
     centre = rate[:, [len(lon) // 2]]
     for energy, row in zip(_energies(model, 3), rate / np.where(centre > 0, centre, np.nan), strict=True):
         ax.plot(lon, np.where(row > 0, row, np.nan), label=f"{energy:.2g} TeV")
@@ -73,7 +72,7 @@ def plot_rate_image(model: RateModel, energy: float, ax=None):
     ax = plt.gca() if ax is None else ax
     x = np.linspace(-model.half_width, model.half_width, 161)
     lon, lat = np.meshgrid(x, x, indexing="ij")
-    rate = model.rate_grid(np.array([energy]), lon.ravel(), lat.ravel(), representative_cos_zenith(model))[0]
+    rate = model.rate_grid(np.array([energy]), lon.ravel(), lat.ravel(), model.middle_cos_zenith)[0]
     rate = np.where(rate > 0, rate, np.nan).reshape(lon.shape)
     image = ax.pcolormesh(x, x, rate.T, cmap="viridis", shading="nearest", rasterized=True)
     ax.figure.colorbar(image, ax=ax, label=RATE_LABEL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import astropy.units as u
 import numpy as np
@@ -31,22 +32,40 @@ __all__ = [
 MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the site, or the times, are wrong
 SUBPOINTS = 5  # along each side of a bin that an exclusion touches
 RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
-POINTING_STEP = 60.0  # s; at which the pointing is averaged
+POINTING_STEP = 60.0  # s, between the nodes of the track
 MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
 
 
 @dataclass(frozen=True)
 class CountsBins:
-    """Bins of `RunCounts`: energy edges in TeV, field-of-view bins, and the frame that the camera axes follow."""
+    """Bins of `RunCounts`.
+
+    Attributes
+    ----------
+    energy_edges : `~numpy.ndarray`
+        In TeV.
+    fov : `FovBins`
+    alignment : {"altaz", "radec"}
+        Frame that the camera axes follow.
+    offset_max : float
+        In deg; field-of-view bins whose centre is not closer than this hold nothing. A fit that keeps the corners of a grid
+        has no limit.
+    """
 
     energy_edges: np.ndarray
     fov: FovBins
     alignment: str = "altaz"
+    offset_max: float = np.inf
 
     def __post_init__(self):
         object.__setattr__(self, "energy_edges", check_edges("energy edges", self.energy_edges))
         if self.alignment not in ("altaz", "radec"):
             raise InputError(f"fov_alignment: got {self.alignment!r}, but 'altaz' or 'radec' is needed")
+
+    @cached_property
+    def inside(self) -> np.ndarray:
+        """Field-of-view bins that may hold something, shape (fov.size,)."""
+        return offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,8 @@ class RunCounts:
         In s.
     cos_zenith, azimuth : float
         Of the pointing, mean over the good time; azimuth in deg; NaN without a location.
+    cos_zenith_range : tuple of float
+        Smallest and largest cos zenith of the pointing during the good time; NaN without a location.
     mjd : float
         Mean time.
     pointing : tuple of float
@@ -84,6 +105,7 @@ class RunCounts:
     livetime: float
     cos_zenith: float
     azimuth: float
+    cos_zenith_range: tuple[float, float]
     mjd: float
     pointing: tuple[float, float] = (np.nan, np.nan)
     covariates: dict[str, float] = field(default_factory=dict)
@@ -236,20 +258,19 @@ def reduce_slices(
     xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
     fov_bin = bins.fov.index(fov_lon[keep], fov_lat[keep])
     energy_bin = axis_index(bins.energy_edges, energy)
-    inside = (fov_bin >= 0) & (energy_bin >= 0)
+    inside = (fov_bin >= 0) & (energy_bin >= 0) & bins.inside[fov_bin]
     dropped["out of range"] = int((~inside).sum())
     dropped["unexposed bin"] = 0
     live = _live_fraction(observation)
 
-    cuts = np.append(_equal_cuts(track, max_zenith_change), track.crossings(cos_zenith_edges, azimuth_edges))
-    edges = track.part_edges(np.sort(cuts))
+    edges = track.slice_edges(max_zenith_change, cos_zenith_edges, azimuth_edges)
     number = np.searchsorted(edges[1:-1], seconds, side="right")
     slices = []
     for k, (start, stop) in enumerate(itertools.pairwise(edges)):
         part = track.during(start, stop)
         if part.ontime <= 0:
             continue
-        fraction = _unexcluded_fraction(bins.fov, part, exclusion, time_step)
+        fraction = _unexcluded_fraction(bins.fov, part, exclusion, time_step) * bins.inside
         here = inside & (number == k)
         seen = here & (fraction > 0)[fov_bin]
         dropped["unexposed bin"] += int((here & ~seen).sum())
@@ -258,12 +279,6 @@ def reduce_slices(
         counts.sum_duplicates()
         slices.append(_run_counts(observation, part, counts, fraction, live, covariates, dropped, notes))
     return slices
-
-
-def _equal_cuts(track, max_zenith_change):
-    change = np.ptp(track.cos_zenith)
-    n = 1 if max_zenith_change is None or not np.isfinite(change) else max(int(np.ceil(change / max_zenith_change)), 1)
-    return np.linspace(track.intervals[0, 0], track.intervals[-1, 1], n + 1)[1:-1]
 
 
 def _run_counts(observation, track, counts, fraction, live, covariates, dropped, notes):
@@ -275,8 +290,9 @@ def _run_counts(observation, track, counts, fraction, live, covariates, dropped,
         exposure=fraction * track.ontime,
         ontime=track.ontime,
         livetime=live * track.ontime,
-        cos_zenith=float(np.average(track.cos_zenith_at(nodes), weights=weights)),
-        azimuth=float(np.average(np.interp(nodes, track.seconds, track.azimuth), weights=weights) % 360),
+        cos_zenith=track.mean_cos_zenith,
+        azimuth=track.mean_azimuth,
+        cos_zenith_range=track.cos_zenith_range,
         mjd=float(track.start.mjd + mean_time / 86400),
         pointing=tuple(float(x) for x in np.degrees(vectors_to_lonlat(track.matrices[0, 0]))),
         covariates=covariates,

@@ -18,12 +18,22 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from gammapy_accmaker.errors import ObservationError
 
-__all__ = ["FovTrack", "fov_track", "gti_seconds", "time_nodes", "unit_vectors", "vectors_to_lonlat"]
+__all__ = [
+    "MAX_ZENITH_CHANGE",
+    "FovTrack",
+    "fov_track",
+    "gti_seconds",
+    "time_nodes",
+    "unit_vectors",
+    "vectors_to_lonlat",
+]
 
 MAX_ROTATION = np.radians(1.5)  # between two nodes; slerp is then good to a few arcsec even near the zenith
 MIN_STEP = 1.0  # s
 MAX_SPAN = 86400.0  # s; times beyond it are damaged, and would take all memory
 MIN_PART = 1.0  # s, of good time in a part of a run
+MAX_ZENITH_CHANGE = 0.05  # of cos zenith within a slice of a run
+MEAN_STEP = 60.0  # s, between the nodes over which the conditions of a run are averaged
 
 
 def unit_vectors(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
@@ -156,6 +166,46 @@ class FovTrack:
             if min(self.during(edges[-1], cut).ontime, self.during(cut, np.inf).ontime) >= MIN_PART:
                 edges.append(cut)
         return np.array([*edges, self.intervals[-1, 1]])
+
+    def slice_edges(self, max_zenith_change: float | None, cos_zenith_edges=(), azimuth_edges=()) -> np.ndarray:
+        """Edges in s of the slices of a run: what was fitted in a slice, at its mean conditions, is predicted there.
+
+        Parameters
+        ----------
+        max_zenith_change : float or None
+            Over which cos zenith may change within a slice.
+        cos_zenith_edges, azimuth_edges : array-like
+            Cos zenith and azimuth (deg) at which slices end too.
+        """
+        change = np.ptp(self.cos_zenith)
+        n = (
+            1
+            if max_zenith_change is None or not np.isfinite(change)
+            else max(int(np.ceil(change / max_zenith_change)), 1)
+        )
+        cuts = np.linspace(self.intervals[0, 0], self.intervals[-1, 1], n + 1)[1:-1]
+        return self.part_edges(np.sort(np.append(cuts, self.crossings(cos_zenith_edges, azimuth_edges))))
+
+    def _mean_nodes(self):
+        return time_nodes(self.intervals, MEAN_STEP)
+
+    @property
+    def mean_cos_zenith(self) -> float:
+        """Mean of cos zenith over the good time."""
+        seconds, weights = self._mean_nodes()
+        return float(np.average(self.cos_zenith_at(seconds), weights=weights))
+
+    @property
+    def mean_azimuth(self) -> float:
+        """Mean of the azimuth in deg over the good time, in [0, 360)."""
+        seconds, weights = self._mean_nodes()
+        return float(np.average(np.interp(seconds, self.seconds, self.azimuth), weights=weights) % 360)
+
+    @property
+    def cos_zenith_range(self) -> tuple[float, float]:
+        """Smallest and largest cos zenith during the good time."""
+        values = self.cos_zenith_at(self._mean_nodes()[0])
+        return float(values.min()), float(values.max())
 
     def matrices_at(self, seconds: np.ndarray) -> np.ndarray:
         """Rotation matrices at these times, shape (n, 3, 3); clamped to the nodes."""

@@ -26,7 +26,6 @@ from gammapy_accmaker.reduction.counts import CountsBins
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import find_unreadable
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
-from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_significance
 from gammapy_accmaker.validation.sky import make_sky_stack, sky_significance
 
@@ -204,18 +203,17 @@ class _Scoring:
         # one set of fine bins serves both: every edge of the two is an edge here
         self.fine = np.unique(np.round(np.concatenate([edges, bands]), 12))
         self.offset_max = offset_max
-        self.inside = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max
         # discs that reach beyond the largest offset are cut, and see the rim of the field only
         self.whole_discs = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max - DISC_RADIUS
         self.in_score, self.in_band = (_members(self.fine, e) for e in (edges, bands))
 
     def expected(self, model, slices):
         """Expected counts in the fine bins, shape (n, fov.size)."""
-        return expected_in_slices(model, slices, self.fine, self.fov, self.inside)
+        return model.expected_counts(slices, self.fine, self.fov)
 
     def counts(self, slices):
         """Counts in the fine bins, shape (n, fov.size)."""
-        return sum(part.counts.toarray() for part in slices) * self.inside
+        return sum(part.counts for part in slices).toarray()
 
 
 def _members(fine, edges):
@@ -228,7 +226,7 @@ def _members(fine, edges):
 def _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend):
     """By the number of the run: it and its first half in the bins of the fit, it and its second half in those of the score."""
     excluded = make_exclusion(config, exclusion)
-    scoring_bins = CountsBins(scoring.fine, scoring.fov, config.fov_alignment)
+    scoring_bins = CountsBins(scoring.fine, scoring.fov, config.fov_alignment, scoring.offset_max)
     number = {int(observation.obs_id): k for k, observation in enumerate(observations)}
     parts = []
     for runs, bins in (

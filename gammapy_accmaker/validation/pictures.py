@@ -203,7 +203,7 @@ def plot_significance_histogram(scores: np.ndarray, ax=None, *, label: str | Non
     return ax
 
 
-def plot_model_image(model: RateModel, energy: float, cos_zenith: float = 1.0, ax=None, *, colorbar: bool = True):
+def plot_model_image(model: RateModel, energy: float, cos_zenith: float = np.nan, ax=None, *, colorbar: bool = True):
     """Rate over its value at the centre in the camera frame.
 
     Parameters
@@ -260,7 +260,7 @@ def plot_spectrum_by_zenith(model: RateModel, cos_zeniths, ax=None):
     return ax
 
 
-def plot_model_error(model: RateModel, cos_zenith: float = 1.0, ax=None):
+def plot_model_error(model: RateModel, cos_zenith: float = np.nan, ax=None):
     """Relative error of the rate against energy, at three offsets.
 
     Parameters

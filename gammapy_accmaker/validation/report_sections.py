@@ -140,7 +140,7 @@ def _at(cos_zenith, cos_zeniths):
 
 def _cos_zeniths(rate_model, run_table):
     if rate_model.zenith_range is None:
-        return [1.0]
+        return [np.nan]
     low, high = rate_model.zenith_range
     zenith = np.asarray(run_table["ZENITH"][np.asarray(run_table["USED"], dtype=bool)], dtype=float)
     cos_zenith = np.cos(np.radians(zenith[np.isfinite(zenith)]))

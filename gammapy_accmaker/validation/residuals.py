@@ -15,7 +15,6 @@ from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.reduction.counts import CountsBins, observation_track
 from gammapy_accmaker.run_files import find_unreadable
 from gammapy_accmaker.runs import reduce_one, run_exclusion
-from gammapy_accmaker.validation.camera import expected_in_slices
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores
 from gammapy_accmaker.validation.sky import make_sky_stack, whole_discs
 
@@ -124,7 +123,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     bands, config = u.Quantity(bands).to_value("TeV"), maker.config
     offset_max = config.offset_max.to_value("deg")
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
-    bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment)
+    bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment, offset_max)
     exclusion = maker.exclusion
     unreadable = find_unreadable(observations, config.observatory_location)
     readable = {k: o for k, o in enumerate(observations) if k not in unreadable}
@@ -171,10 +170,9 @@ def _residuals_of_run(observation, maker, bins, exclusion, geom):
         left_out = run_exclusion(observation, maker.config, exclusion).contains(icrs_vectors(geom.to_image()))
         in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
     counts = sum(part.counts for part in slices).toarray()
-    inside = offset(bins.fov.fov_lon, bins.fov.fov_lat) < maker.config.offset_max.deg
-    expected = expected_in_slices(model, slices, bins.energy_edges, bins.fov, inside)
+    expected = model.expected_counts(slices, bins.energy_edges, bins.fov)
     exposure, ontime = sum(part.exposure for part in slices), sum(part.ontime for part in slices)
-    unexcluded = np.average(exposure[inside], weights=bins.fov.solid_angle[inside]) / ontime
+    unexcluded = np.average(exposure[bins.inside], weights=bins.fov.solid_angle[bins.inside]) / ontime
     first = slices[0]
     summary = RunSummary(first.obs_id, first.covariates, first.dropped, float(unexcluded))
-    return summary, (counts * inside, expected), in_sky
+    return summary, (counts, expected), in_sky

@@ -64,7 +64,7 @@ def draw_runs(bins, number, events):
         exposure = np.full(shape[1], ONTIME)
         dropped = {"not finite": 0, "outside GTI": 0}
         times = {"ontime": ONTIME, "livetime": 0.94 * ONTIME, "mjd": 59000.0 + k}
-        where = {"cos_zenith": cos_zenith[z], "azimuth": rng.uniform(0, 360)}
+        where = {"cos_zenith": cos_zenith[z], "azimuth": rng.uniform(0, 360), "cos_zenith_range": (cos_zenith[z],) * 2}
         yield [RunCounts(obs_id=k + 1, counts=counts, exposure=exposure, dropped=dropped, **times, **where)]
 
 

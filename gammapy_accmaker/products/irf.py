@@ -29,7 +29,7 @@ SPECTRUM_POSITIONS = 13  # along each side of the field of view
 SUBENERGIES = 6  # of an energy bin
 # Between 20 bins, at a threshold of power 6 where a dataset of 20 bins a decade reads 1 % too little, and as many as one likes:
 # a dataset of 20 bins, or finer, is then within 0.5 %.
-READ_PER_DECADE = 28
+READ_PER_DECADE = 27
 EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
 

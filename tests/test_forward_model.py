@@ -62,7 +62,7 @@ def geom_around(observation, nbin, binsz):
 def share_within(maker, observation, radius):
     """Part of the counts that a model expects of a run which lies within a radius, cells by the part inside."""
     bins = make_bins(maker.config)
-    slices, model = reduce_one(observation, bins, maker.config, maker._excluded), maker.adapt(observation)
+    slices, model = reduce_one(observation, bins, maker.config, maker.exclusion), maker.adapt(observation)
     lon, lat = bins.fov.subpoints(8)
     counts = np.zeros(lon.shape)
     for part in slices:

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 WITHOUT_EXCLUSION = "gamma-ray sources in the fields of the runs count as background"
 
 RUN_FORMATS = {"ZENITH": ".2f", "AZIMUTH": ".1f", "MJD": ".4f", "ONTIME": ".0f", "LIVETIME": ".0f", "EXPECTED": ".1f",
-               "NORM": ".3f", "NORM_ERR": ".3f", "SHIFT": "+.3f", "SHIFT_ERR": ".3f", "DEVIANCE": ".2f"}  # fmt: skip
+               "START": ".5f", "RA": ".3f", "DEC": ".3f", "NORM": ".3f", "NORM_ERR": ".3f", "SHIFT": "+.3f", "SHIFT_ERR": ".3f", "DEVIANCE": ".2f"}  # fmt: skip
 PLAN, FIT_COUNTS, EXCLUSION = "plan/", "fit_counts/", "exclusion/"  # before the names of their arrays in a file
 EXTRA_TABLES = ("matches", "found")
 
@@ -209,7 +209,9 @@ class AcceptanceModel:
             plan = GroupPlan.from_arrays(planned) if planned else None
             extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
             fit_counts = FitCounts.from_arrays(summed) if summed else None
-            known = not len(run_table) or run_table["OBS_ID"].dtype.kind in "iu" and run_table["USED"].dtype.kind == "b"
+            known = (
+                not len(run_table) or run_table["OBS_ID"].dtype.kind in "iuU" and run_table["USED"].dtype.kind == "b"
+            )
             if not known:
                 raise ValueError("columns OBS_ID and USED of the run table")
             config = yaml_without_retired_keys(texts["config"])

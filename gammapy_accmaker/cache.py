@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.reduction.fingerprint import fingerprint
 from gammapy_accmaker.reduction.run_notes import RunNotes
 from gammapy_accmaker.run_files import event_locations
+from gammapy_accmaker.run_key import RunKey, run_label
 
 __all__ = ["RunCache", "in_memory"]
 
@@ -103,8 +105,10 @@ class RunCache:
             return None
         where = sorted((one.hdu_class, str(one.path().absolute()), str(one.hdu_name)) for one in locations)
         times = chosen.time_filter, getattr(chosen, "inverted_time", False)
-        name = fingerprint(self.settings, int(observation.obs_id), where, times)
-        return self.folder / f"run-{int(observation.obs_id)}-{name[:32]}.fits"
+        label = str(run_label(observation.obs_id))
+        name = fingerprint(self.settings, label, where, times)
+        # the label is for whoever looks into the folder; what tells entries apart is the fingerprint
+        return self.folder / f"run-{re.sub(r'[^A-Za-z0-9._-]', '_', label)[:40]}-{name[:32]}.fits"
 
     def _read(self, path, observation):
         with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
@@ -122,7 +126,7 @@ class RunCache:
         changed = in_memory(observation).items() - state["memory"].items()
         if changed or state["files"] != _file_state(observation):
             return None
-        return _from_arrays(arrays, int(observation.obs_id), self.shape)
+        return _from_arrays(arrays, run_label(observation.obs_id), self.shape)
 
 
 def _file_state(observation):
@@ -163,17 +167,19 @@ def _to_arrays(slices):
             [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
             dtype="f8",
         ),
+        "START": np.array([slices[0].key.start, *slices[0].key.pointing], dtype="f8"),
         "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
     }
 
 
-def _from_arrays(arrays, obs_id, shape):
+def _from_arrays(arrays, label, shape):
     index, counts = arrays["INDEX"], arrays["COUNTS"]
     ends = np.cumsum(arrays["NUMBER"])
     texts = json.loads(arrays["TEXTS"].tobytes())
     notes = texts.pop("notes")
     notes = RunNotes(**notes | {"site": None if notes["site"] is None else tuple(notes["site"])})
-    slices = []
+    slices, (first, *pointing) = [], arrays["START"].tolist()
+    key = RunKey(label, first, tuple(pointing))
     for start, stop, exposure, values in zip(
         ends - arrays["NUMBER"], ends, arrays["EXPOSURE"], arrays["VALUES"], strict=True
     ):
@@ -181,7 +187,5 @@ def _from_arrays(arrays, obs_id, shape):
         matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
         *numbers, lon, lat, low, high = map(float, values)
         numbers = dict(zip(NUMBERS, numbers, strict=True)) | {"pointing": (lon, lat), "cos_zenith_range": (low, high)}
-        slices.append(
-            RunCounts(obs_id=obs_id, counts=matrix, exposure=exposure.copy(), **numbers, **texts, notes=notes)
-        )
+        slices.append(RunCounts(key=key, counts=matrix, exposure=exposure.copy(), **numbers, **texts, notes=notes))
     return slices

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
-from astropy.table import Table
+from astropy.table import Table, vstack
 
 from gammapy_accmaker.acceptance import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.binning import merge_bins
@@ -39,7 +39,8 @@ from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.run_key import RunKey, label_array, run_names
+from gammapy_accmaker.runs import by_place, in_own_order, make_bins, make_exclusion, reduce_observations
 
 __all__ = [
     "adapt_to_run",
@@ -47,6 +48,8 @@ __all__ = [
     "fit_runs",
     "is_grouped",
     "make_run_table",
+    "run_keys",
+    "stack_run_tables",
     "say_without_exclusion",
     "warn_outside_zenith",
 ]
@@ -54,7 +57,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 RUN_COLUMNS = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "COUNTS", "EXPECTED", "DROPPED",
-               "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "DEVIANCE", "FLAG", "NORM_EMIN", "NORM_EMAX"]  # fmt: skip
+               "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "DEVIANCE", "FLAG", "NORM_EMIN", "NORM_EMAX", "START", "RA", "DEC"]  # fmt: skip
 RUN_UNITS = {
     "ONTIME": "s",
     "LIVETIME": "s",
@@ -63,6 +66,9 @@ RUN_UNITS = {
     "MJD": "d",
     "NORM_EMIN": "TeV",
     "NORM_EMAX": "TeV",
+    "START": "d",
+    "RA": "deg",
+    "DEC": "deg",
 }
 ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
 
@@ -152,9 +158,9 @@ def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> Non
 
 
 def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend):
-    """The fit of reduced runs, and the model adapted to each of them where that is needed, by observation number."""
+    """The fit of reduced runs, and the model adapted to each of them where that is needed, by place in the list."""
     if not runs:
-        reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
+        reasons = "; ".join(str(left_out) for left_out in list(failures.values())[:5])
         raise InputError(f"observations: none of the {len(failures)} can be used ({reasons})")
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
@@ -163,9 +169,12 @@ def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_ba
     log.info(f"zenith: {rate_model.describe_zenith()}")
     adapted = {}
     if config.exclusion.iterative is not None:
-        adapted = {slices[0].obs_id: adapt_to_run(rate_model, bins, slices, config)[0] for slices in runs}
+        adapted = {
+            place: adapt_to_run(rate_model, bins, slices, config)[0]
+            for place, slices in by_place(runs, failures).items()
+        }
     run_table = make_run_table(rate_model, bins, runs, failures, config)
-    fit_counts = sum_counts([part for slices in runs for part in slices], bins.energy_edges, bins.fov)
+    fit_counts = sum_counts([part for slices in in_own_order(runs) for part in slices], bins.energy_edges, bins.fov)
     parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": exclusion}
     return AcceptanceModel(rate_model, config.without_files().to_yaml(), run_table, **parts), adapted
 
@@ -187,6 +196,7 @@ def fit_runs(
     """Model fitted to reduced runs, each a list of slices, in the groups of a plan, which is made of them by default."""
     if config.model.type == "spline":
         return _fit_spline(runs, bins, config, make_starmap(n_jobs, parallel_backend, "Fit of the spline model"))
+    runs = in_own_order(runs)
     profile_edges = make_profile_edges(runs, bins, config)
     if is_grouped(config):
         plan = make_plan(runs, config) if plan is None else plan
@@ -255,7 +265,7 @@ def make_profile_edges(runs, bins, config) -> np.ndarray | None:
 def _fit_spline(runs, bins, config, starmap) -> SplineRate:
     inside = bins.inside
     model = fit_spline(
-        (_of_pixels(part, inside) for slices in runs for part in slices),
+        ([_of_pixels(part, inside) for part in slices] for slices in runs),
         bins.energy_edges,
         *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
         run_effects=config.run_effects.type,
@@ -282,7 +292,7 @@ def adapt_to_run(
 
     ``effect``: of a spline model, where it is known already.
     """
-    kind, rate_model = config.run_effects.type, rate_model.for_run(slices[0].obs_id)
+    kind = config.run_effects.type
     if isinstance(rate_model, SplineRate):
         model, inside = rate_model.model, bins.inside
         if effect is None:
@@ -319,14 +329,14 @@ def adapt_to_run(
     return ScaledModel(rate_model, norm, error), row
 
 
-def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int, float]) -> None:
-    """One warning that names the runs, by number, whose mean cos zenith is outside of what the model was trained for."""
+def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int | str, float]) -> None:
+    """One warning that names the runs whose mean cos zenith is outside of what the model was trained for."""
     if rate_model.zenith_range is None:
         return
     low, high = rate_model.zenith_range
     outside = {k: z for k, z in cos_zenith.items() if np.isfinite(z) and not low - ROUNDING <= z <= high + ROUNDING}
     if outside:
-        named = ", ".join(f"{obs_id} ({z:.3f})" for obs_id, z in outside.items())
+        named = ", ".join(f"{name} ({z:.3f})" for name, z in outside.items())
         log.warning(
             f"cos zenith of runs outside of the trained range, {low:.3f} to {high:.3f}: {named}; they take the rate at its end"
         )
@@ -343,39 +353,67 @@ def _mean_azimuth(slices):
     return float(np.degrees(np.angle(around)) % 360)
 
 
-def make_run_table(rate_model, bins, runs, failures, config, role="fit") -> Table:
-    """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out."""
-    rows, outside = [], {}
-    warn_outside_zenith(rate_model, {slices[0].obs_id: _mean_cos_zenith(slices) for slices in runs})
-    limits = config.run_effects.norm_limits
-    known = {}
+def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=None) -> Table:
+    """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out.
+
+    ``runs`` and ``failures`` are those of `reduce_observations`; the rows are in the order of the observations. ``models``: of
+    each of the runs, where they differ.
+    """
+    used = by_place(runs, failures)
+    labels = {place: slices[0].obs_id for place, slices in used.items()}
+    labels |= {place: left_out.obs_id for place, left_out in failures.items()}
+    names = dict(zip(sorted(labels), run_names(labels[place] for place in sorted(labels)), strict=True))
+    warn_outside_zenith(rate_model, {names[place]: _mean_cos_zenith(slices) for place, slices in used.items()})
+    effects = [None] * len(runs)
     if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
-        known = {effect.obs_id: effect for effect in rate_model.model.effects}
-    for slices in runs:
-        _, effects = adapt_to_run(rate_model, bins, slices, config, known.get(slices[0].obs_id))
-        if limits is not None and not limits[0] <= effects["NORM"] <= limits[1]:
-            outside[slices[0].obs_id] = effects["NORM"]
+        effects = rate_model.model.effects
+    models = [rate_model] * len(runs) if models is None else models
+    rows, outside = {}, {}
+    for (place, slices), model, effect in zip(used.items(), models, effects, strict=True):
+        _, of_run = adapt_to_run(model, bins, slices, config, effect)
+        limits = config.run_effects.norm_limits
+        if limits is not None and not limits[0] <= of_run["NORM"] <= limits[1]:
+            outside[names[place]] = of_run["NORM"]
             flag = f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]"
-            effects["FLAG"] = "; ".join(filter(None, (effects["FLAG"], flag)))
+            of_run["FLAG"] = "; ".join(filter(None, (of_run["FLAG"], flag)))
         first, ontime = slices[0], [part.ontime for part in slices]
-        rows.append({
-            "OBS_ID": first.obs_id, "ROLE": role, "USED": True, "ONTIME": sum(ontime), "LIVETIME": sum(p.livetime for p in slices),
+        rows[place] = {
+            "ROLE": role, "USED": True, "ONTIME": sum(ontime), "LIVETIME": sum(p.livetime for p in slices),
             "ZENITH": np.degrees(np.arccos(np.clip(_mean_cos_zenith(slices), -1, 1))), "AZIMUTH": _mean_azimuth(slices), "MJD": first.mjd,
             "COUNTS": int(sum(part.counts.sum() for part in slices)),
-            "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **effects,
-        })  # fmt: skip
+            "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **of_run,
+            "START": first.key.start, "RA": first.key.pointing[0], "DEC": first.key.pointing[1],
+        }  # fmt: skip
     if outside:
-        named = ", ".join(f"{obs_id} ({norm:.3g})" for obs_id, norm in outside.items())
+        named = ", ".join(f"{name} ({norm:.3g})" for name, norm in outside.items())
         log.warning(
             f"the norms of {len(outside)} of {len(runs)} runs lie outside of {list(limits)} and are kept: {named}"
         )
     unknown = {
         name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")
     }
-    for obs_id, reason in failures.items():
-        rows.append(
-            {"OBS_ID": obs_id, "ROLE": role, "USED": False, "COUNTS": 0, "DROPPED": 0, "FLAG": reason, **unknown}
-        )
-    table = Table(rows=rows, names=RUN_COLUMNS, units=RUN_UNITS)
-    table.sort("OBS_ID")
+    for place, left_out in failures.items():
+        rows[place] = {"ROLE": role, "USED": False, "COUNTS": 0, "DROPPED": 0, "FLAG": left_out.reason, **unknown}
+    table = Table(rows=[rows[place] for place in sorted(rows)], names=RUN_COLUMNS[1:], units=RUN_UNITS)
+    table.add_column(label_array(labels[place] for place in sorted(rows)), name="OBS_ID", index=0)
     return table
+
+
+def run_keys(run_table: Table) -> list[RunKey]:
+    """What the runs of a table are recognised by; tables of older files have the numbers alone."""
+    labels = run_table["OBS_ID"].tolist()
+    if not {"START", "RA", "DEC"} <= set(run_table.colnames):
+        return [RunKey(label) for label in labels]
+    start, ra, dec = (run_table[name].tolist() for name in ("START", "RA", "DEC"))
+    return [RunKey(label, s, (a, d)) for label, s, a, d in zip(labels, start, ra, dec, strict=True)]
+
+
+def stack_run_tables(tables: list[Table]) -> Table:
+    """Run tables one below the other; the labels of their runs are text where one of them has text."""
+    labels = label_array(label for table in tables for label in table["OBS_ID"].tolist())
+    tables = [table.copy() for table in tables]
+    for table in tables:
+        table.remove_column("OBS_ID")
+    stacked = vstack(tables)
+    stacked.add_column(labels, name="OBS_ID", index=0)
+    return stacked

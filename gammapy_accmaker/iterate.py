@@ -33,7 +33,7 @@ def fit_until_stable(
     Parameters
     ----------
     fit : callable
-        Fits outside of an exclusion, and returns the model and, by observation number, what it is adapted to each run.
+        Fits outside of an exclusion, and returns the model and, by place in the list of observations, what it is adapted to each run.
     observations : list of `~gammapy.data.Observation`
     config : `AcceptanceConfig`
     exclusion : `Exclusion`
@@ -75,8 +75,8 @@ def fit_until_stable(
 
 
 def stack_residuals(observations, model, adapted, config, exclusion):
-    """Counts and expectations of runs on the sky, with models by observation number, in one energy bin."""
-    usable = {number: o for number, o in enumerate(observations) if int(o.obs_id) in adapted}
+    """Counts and expectations of runs on the sky, with models by place in the list, in one energy bin."""
+    usable = {place: observations[place] for place in adapted}
     stack = SkyStack(
         usable,
         model.rate_model.energy_edges[[0, -1]],
@@ -87,6 +87,6 @@ def stack_residuals(observations, model, adapted, config, exclusion):
         location=config.observatory_location,
         time_step=config.time_step_seconds,
     )
-    for number, observation in usable.items():
-        stack.add(number, adapted[int(observation.obs_id)])
+    for place, model_of_run in adapted.items():
+        stack.add(place, model_of_run)
     return stack

@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 
 import numpy as np
-from astropy.table import vstack
 from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
 from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
 from gammapy.maps import Map
@@ -17,7 +16,7 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table, warn_outside_zenith
+from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table, stack_run_tables, warn_outside_zenith
 from gammapy_accmaker.matched import fit_matched
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline_rate import SplineRate
@@ -27,7 +26,8 @@ from gammapy_accmaker.reduction.counts import check_zenith, observation_track
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import check_files
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations, reduce_one, run_exclusion
+from gammapy_accmaker.run_key import run_label
+from gammapy_accmaker.runs import make_bins, make_exclusion, recognise, reduce_observations, reduce_one, run_exclusion
 
 __all__ = ["AcceptanceBackgroundMaker"]
 
@@ -132,7 +132,7 @@ class AcceptanceBackgroundMaker(Maker):
         runs, failures = reduce_observations(list(observations), bins, self.config, self.exclusion, **reading)
         warn_of_notes(runs, self.config.offset_max.deg)
         table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = replace(self.model, run_table=vstack([self.model.run_table, table]))
+        self.model = replace(self.model, run_table=stack_run_tables([self.model.run_table, table]))
 
     @property
     def found_regions(self):
@@ -153,7 +153,9 @@ class AcceptanceBackgroundMaker(Maker):
 
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
-        rate_model = self._fitted().rate_model.for_run(observation.obs_id)
+        rate_model = self._fitted().rate_model
+        if rate_model.differs_by_run:
+            rate_model = rate_model.for_run(recognise(observation, self.config))
         if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
@@ -330,7 +332,7 @@ class AcceptanceBackgroundMaker(Maker):
     def _checked_track(self, observation):
         """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
         track = self._track(observation)
-        warn_outside_zenith(self._fitted().rate_model, {int(observation.obs_id): track.mean_cos_zenith})
+        warn_outside_zenith(self._fitted().rate_model, {run_label(observation.obs_id): track.mean_cos_zenith})
         return track
 
     def __str__(self):

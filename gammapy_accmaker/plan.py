@@ -15,7 +15,8 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.reduction.counts import RunCounts
 from gammapy_accmaker.reduction.grouping import BinMinimum, grow_zenith_bins, wobble_positions
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.run_key import label_array
+from gammapy_accmaker.runs import in_own_order, make_bins, make_exclusion, reduce_observations
 
 __all__ = ["GroupPlan", "make_plan", "plan_groups", "warn_missed"]
 
@@ -38,8 +39,9 @@ class GroupPlan:
         Of each group, shape (group,). The groups of a sector tile its zenith angles.
     positions : `~numpy.ndarray`
         Right ascension and declination in deg of the wobble positions that were found, shape (n, 2).
-    obs_id, group, wobble, cos_zenith, azimuth, ontime, livetime, counts : `~numpy.ndarray`
-        Of each part of a run, shape (part,): where it belongs, its mean pointing (deg), its time in s, its unexcluded counts.
+    obs_id, group, wobble, cos_zenith, azimuth, ontime, livetime, counts, run : `~numpy.ndarray`
+        Of each part of a run, shape (part,): the label of the run, where it belongs, its mean pointing (deg), its time in s, its unexcluded
+        counts, and a number from 0 that the parts of a run share and other runs do not have.
     """
 
     settings: str
@@ -56,6 +58,7 @@ class GroupPlan:
     ontime: np.ndarray
     livetime: np.ndarray
     counts: np.ndarray
+    run: np.ndarray
 
     def __post_init__(self):
         for field in fields(self)[1:]:
@@ -87,16 +90,11 @@ class GroupPlan:
         minimum = _minimum(pooled)
         for k in np.flatnonzero(np.bincount(self.sector)[self.sector] == 1):
             inside = self.group == k
-            share = self.ontime[inside] / np.bincount(self._run, self.ontime)[self._run[inside]]
+            share = self.ontime[inside] / np.bincount(self.run, self.ontime)[self.run[inside]]
             given = self.livetime[inside], share, self.counts[inside], self.wobble[inside]
             if np.ptp(self.cos_zenith[inside]) > pooled.initial_width and not minimum.holds(*given):
                 missed.append(f"{given[0].sum() / HOUR:.2g} h in {share.sum():.3g} observations")
         return "; ".join(missed)
-
-    @property
-    def _run(self):
-        """Number of the run of each part."""
-        return np.unique(self.obs_id, return_inverse=True)[1]
 
     def edges_in(self, sector: int) -> np.ndarray:
         """Edges of cos zenith of the groups of a sector, increasing."""
@@ -107,7 +105,7 @@ class GroupPlan:
     def table(self) -> Table:
         """One row for each group: its edges, runs, hours, counts and wobble positions."""
         n = self.n_groups
-        obs_ids = [np.unique(self.obs_id[self.group == k]) for k in range(n)]
+        obs_ids = [self._labels(k) for k in range(n)]
         wobbles = [np.unique(self.wobble[self.group == k]) for k in range(n)]
         ranges = self.azimuth_ranges
         return Table(
@@ -127,6 +125,12 @@ class GroupPlan:
             },
             units={"AZIMUTH_MIN": "deg", "AZIMUTH_MAX": "deg", "ONTIME": "h", "LIVETIME": "h"},
         )
+
+    def _labels(self, group):
+        """Labels of the runs of a group, each run once."""
+        here = np.flatnonzero(self.group == group)
+        _, first = np.unique(self.run[here], return_index=True)
+        return self.obs_id[here[first]]
 
     @property
     def run_table(self) -> Table:
@@ -148,16 +152,19 @@ class GroupPlan:
                 f"plan: it was made for {self.settings}, but the configuration asks for {_settings(config)}; make it with plan_groups"
             )
         parts = _Parts(runs, config)
-        if not (np.array_equal(parts.obs_id, self.obs_id) and np.array_equal(parts.counts, self.counts)):
-            other = sorted({*parts.obs_id.tolist()} ^ {*self.obs_id.tolist()})
-            what = f"runs {other[:10]} are in one of the two alone" if other else "their counts or times differ"
+        labels, planned = (array.astype(str).tolist() for array in (parts.obs_id, self.obs_id))
+        if not (labels == planned and np.array_equal(parts.counts, self.counts)):
+            other = sorted({*labels} ^ {*planned})
+            what = (
+                f"runs {', '.join(other[:10])} are in one of the two alone" if other else "their counts or times differ"
+            )
             raise InputError(
                 f"plan: it was made of other observations or with another exclusion ({what}); make it with plan_groups "
                 "from the observations that are fitted"
             )
         groups = [{} for _ in range(self.n_groups)]
-        for part, k in zip(parts.slices, self.group, strict=True):
-            groups[k].setdefault(part.obs_id, []).append(part)
+        for part, k, run in zip(parts.slices, self.group, self.run.tolist(), strict=True):
+            groups[k].setdefault(run, []).append(part)
         return [list(by_run.values()) for by_run in groups]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -167,6 +174,7 @@ class GroupPlan:
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> GroupPlan:
         """The inverse of `to_arrays`."""
+        arrays = {"run": np.unique(arrays["obs_id"], return_inverse=True)[1], **arrays}  # older files do not have it
         given = {field.name: arrays[field.name] for field in fields(cls)}
         return cls(**given | {"settings": str(given["settings"])})
 
@@ -182,7 +190,7 @@ class GroupPlan:
                 ax.fill(
                     [a, b, b, a], [low[k], low[k], high[k], high[k]], facecolor=f"C{k % 10}", alpha=0.25, edgecolor="k"
                 )
-            label = f"{hours[k]:.2g} h, {len(np.unique(self.obs_id[self.group == k]))} runs"
+            label = f"{hours[k]:.2g} h, {len(self._labels(k))} runs"
             ax.annotate(label, (0.5 * sum(pieces[0]), 0.5 * (low[k] + high[k])), ha="center", va="center", fontsize=8)
         colors = [f"C{k % 10}" for k in self.group]
         ax.scatter(self.azimuth if by_azimuth else self.livetime / HOUR, _zenith(self.cos_zenith), c=colors, s=12)
@@ -194,7 +202,7 @@ class GroupPlan:
     def __str__(self):
         found = len(self.positions)
         return (
-            f"GroupPlan: {self.n_groups} groups, {len(np.unique(self.obs_id))} runs in {len(self.obs_id)} parts, "
+            f"GroupPlan: {self.n_groups} groups, {len(np.unique(self.run))} runs in {len(self.obs_id)} parts, "
             f"{self.livetime.sum() / HOUR:.3g} h, {self.counts.sum()} counts, {found} wobble positions\n"
             + "\n".join(self.table["GROUP", "AZIMUTH_MIN", "AZIMUTH_MAX", "COS_ZENITH_MIN", "COS_ZENITH_MAX", "N_RUNS",
                                    "LIVETIME", "COUNTS", "WOBBLES"].pformat(max_lines=-1, max_width=-1))
@@ -236,7 +244,7 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     runs, failures = reduce_observations(observations, bins, config, excluded, n_jobs, parallel_backend)
     warn_of_notes(runs, config.offset_max.deg)
     if not runs:
-        reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
+        reasons = "; ".join(str(left_out) for left_out in list(failures.values())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
     plan = make_plan(runs, config)
     warn_missed(plan, config)
@@ -276,17 +284,20 @@ def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPla
         low, high = [*low, *edges[:-1]], [*high, *edges[1:]]
     return GroupPlan(
         _settings(config), config.azimuth.edges, sector, low, high, parts.positions, parts.obs_id, group, parts.wobble,
-        parts.cos_zenith, parts.azimuth, parts.ontime, parts.livetime, parts.counts,
+        parts.cos_zenith, parts.azimuth, parts.ontime, parts.livetime, parts.counts, parts.run,
     )  # fmt: skip
 
 
 class _Parts:
-    """What is pooled: the slices of all runs, in the order of time within that of the numbers, and arrays over them."""
+    """What is pooled: the slices of all runs, in the order of time within an order of the runs, and arrays over them."""
 
     def __init__(self, runs, config):
-        self.slices = sorted((part for slices in runs for part in slices), key=lambda part: (part.obs_id, part.mjd))
-        names = ("obs_id", "cos_zenith", "azimuth", "ontime", "livetime")
-        self.obs_id, self.cos_zenith, self.azimuth, self.ontime, self.livetime = (
+        runs = [sorted(slices, key=lambda part: part.mjd) for slices in in_own_order(runs)]
+        self.slices = [part for slices in runs for part in slices]
+        self.run = run = np.repeat(np.arange(len(runs)), [len(slices) for slices in runs])
+        self.obs_id = label_array(part.obs_id for part in self.slices)
+        names = ("cos_zenith", "azimuth", "ontime", "livetime")
+        self.cos_zenith, self.azimuth, self.ontime, self.livetime = (
             np.array([getattr(part, name) for part in self.slices]) for name in names
         )
         self.counts = np.array([int(part.counts.sum()) for part in self.slices])
@@ -295,7 +306,6 @@ class _Parts:
         pointing = np.array([part.pointing for part in self.slices])
         separation = 0.4 if pooled is None else pooled.max_wobble_separation.deg
         self.wobble, self.positions = wobble_positions(*pointing.T, separation)
-        _, run = np.unique(self.obs_id, return_inverse=True)
         self.share = self.ontime / np.bincount(run, self.ontime)[run]
         self.pooled_zenith = self.cos_zenith
         if pooled is None or not pooled.split_runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 
 import astropy.units as u
 import numpy as np
@@ -14,18 +15,22 @@ from gammapy_accmaker.cache import RunCache, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
-from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, reduce_slices
+from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, observation_track, reduce_slices, run_key
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.fov import MAX_ZENITH_CHANGE
 from gammapy_accmaker.reduction.grouping import zenith_cells
 from gammapy_accmaker.reduction.region_files import catalog_regions
 from gammapy_accmaker.reduction.wobble_half import without_source_half
 from gammapy_accmaker.run_files import check_files
+from gammapy_accmaker.run_key import LeftOut, RunKey, run_label, run_names
 
 __all__ = [
+    "by_place",
+    "in_own_order",
     "make_bins",
     "make_exclusion",
     "open_cache",
+    "recognise",
     "reduce_observations",
     "reduce_one",
     "run_exclusion",
@@ -87,11 +92,31 @@ def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -
     return without_source_half(observation, exclusion, source, config.offset_max.deg, config.observatory_location)
 
 
+@contextmanager
+def _explained(observation):
+    """Reading of an observation, whose errors name it."""
+    check_files(observation)
+    try:
+        yield
+    except AcceptanceError:
+        raise
+    except Exception as error:  # whatever a broken file makes the readers raise
+        raise ObservationError(
+            f"observation {observation.obs_id}: it cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def recognise(observation, config: AcceptanceConfig) -> RunKey:
+    """What an observation that comes alone is recognised by; its events are not read."""
+    with _explained(observation):
+        site = config.observatory_location
+        return run_key(observation, observation_track(observation, "radec", site, turning=False))
+
+
 def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
     """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
     pooled = config.zenith_bins
-    check_files(observation)
-    try:
+    with _explained(observation):
         slices = reduce_slices(
             observation,
             bins,
@@ -103,12 +128,6 @@ def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusio
             location=config.observatory_location,
             needs_zenith=config.needs_zenith,
         )
-    except AcceptanceError:
-        raise
-    except Exception as error:  # whatever a broken file makes the readers raise
-        raise ObservationError(
-            f"observation {observation.obs_id}: it cannot be read ({type(error).__name__}: {error})"
-        ) from error
     if not any(part.exposure.any() for part in slices):
         raise ObservationError(
             f"observation {observation.obs_id}: the exclusion covers its whole field of view; make it smaller"
@@ -158,30 +177,49 @@ def reduce_observations(
     *,
     cache=None,
     on_error="skip",
-) -> tuple[list[list[RunCounts]], dict[int, str]]:
-    """Slices of the observations that can be used, by their number, and for the others the reason.
+    places=None,
+) -> tuple[list[list[RunCounts]], dict[int, LeftOut]]:
+    """Slices of the observations that can be used, in their order, and by place in the list those that cannot, with the reason.
 
-    One warning names those that are left out; with ``on_error="raise"`` the first of them ends the reduction.
+    ``places``: of the observations that are wanted; all by default. `by_place` tells where in the list the runs stand. One warning names those that are left out; with ``on_error="raise"`` the first of them ends the reduction.
     ``cache``: folder of the reduced runs, see `RunCache`.
     """
     if on_error not in ("skip", "raise"):
         raise InputError(f"on_error: got {on_error!r}, but 'skip' or 'raise' is needed")
     if cache is not None:
         cache = open_cache(cache, bins, config, exclusion)
-    inputs = [(observation, bins, config, exclusion, cache) for observation in observations]
+    places = range(len(observations)) if places is None else places
+    labels = [run_label(observation.obs_id) for observation in observations]
+    names = run_names(labels)
+    inputs = [(observations[place], bins, config, exclusion, cache) for place in places]
     runs, failures = [], {}
     results = map_runs(_reduce_or_explain, inputs, n_jobs, parallel_backend, "Reduction of observations")
-    for observation, result in zip(observations, results, strict=True):
+    for place, result in zip(places, results, strict=True):
         if isinstance(result, list):
             runs.append(result)
             continue
         reason = f"{type(result).__name__}: {result}" if isinstance(result, ProcessDiedError) else result
         if on_error == "raise":
-            raise ObservationError(f"observation {observation.obs_id} cannot be used: {reason}")
-        failures[int(observation.obs_id)] = reason
+            raise ObservationError(f"observation {names[place]} cannot be used: {reason}")
+        failures[place] = LeftOut(labels[place], names[place], reason)
     if failures:
-        reasons = "\n".join(f"  {obs_id}: {reason}" for obs_id, reason in failures.items())
-        log.warning(f"{len(failures)} of {len(observations)} observations are left out:\n{reasons}")
-    # sums of many runs are then the same to the last digit, in whatever order the runs came
-    runs.sort(key=lambda slices: (slices[0].obs_id, slices[0].mjd))
+        reasons = "\n".join(f"  {left_out}" for left_out in failures.values())
+        log.warning(f"{len(failures)} of {len(inputs)} observations are left out:\n{reasons}")
     return runs, failures
+
+
+def by_place(runs, failures, places=None) -> dict[int, list[RunCounts]]:
+    """What `reduce_observations` found, by the place of each run in the list of observations."""
+    places = range(len(runs) + len(failures)) if places is None else places
+    return dict(zip((place for place in places if place not in failures), runs, strict=True))
+
+
+def in_own_order(runs: list[list[RunCounts]]) -> list[list[RunCounts]]:
+    """Reduced runs in an order that is theirs: sums are then the same to the last digit, in whatever order the runs came."""
+    return sorted(runs, key=_content)
+
+
+def _content(slices):
+    label, first = slices[0].obs_id, slices[0]
+    totals = (float(sum(values)) for values in zip(*((s.counts.sum(), s.exposure.sum()) for s in slices), strict=True))
+    return isinstance(label, str), label, first.mjd, *totals

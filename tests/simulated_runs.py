@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.sparse import csr_array
 
+from gammapy_accmaker.run_key import RunKey
+
 PIXEL = 0.2  # deg
 EDGES = 10 ** np.arange(np.log10(0.2), 1.0001, 0.02)
 _x = (np.arange(22) - 10.5) * PIXEL
@@ -29,6 +31,10 @@ class SimulatedRun:
     @property
     def cos_zenith_range(self):
         return self.cos_zenith, self.cos_zenith
+
+    @property
+    def key(self):
+        return RunKey(self.obs_id, 59000.0 + self.obs_id, (83.6, 22.0))
 
 
 def true_rate(energy, lon, lat, cos_zenith, norm=0.0, shift=0.0):

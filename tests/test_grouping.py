@@ -14,6 +14,7 @@ from gammapy_accmaker.models.base import MODEL_KINDS, RateModel, ScaledModel
 from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.models.zenith import ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.reduction.grouping import BinMinimum, grow_zenith_bins, wobble_positions, zenith_cells
+from gammapy_accmaker.run_key import RunKey
 
 LON, LAT = np.linspace(-2.2, 2.2, 9), np.linspace(0.5, -0.5, 9)
 
@@ -198,13 +199,13 @@ def test_azimuth_takes_the_sector_and_without_one_the_mean():
 def test_models_of_runs_cover_what_any_of_them_covers():
     first, second = Flat(1.0), Flat(3.0)
     second.energy_edges, second.offset_max, second.zenith_range = np.array([0.05, 1.0, 300.0]), 3.0, (0.3, 0.9)
-    model = ModelPerRun([first, second], [7, 8, 9], [0, 1, 1])
+    model = ModelPerRun([first, second], [RunKey(7), RunKey(8), RunKey(9)], [0, 1, 1])
     assert list(model.energy_edges) == [0.05, 300.0] and model.offset_max == 3 and model.zenith_range == (0.3, 0.9)
-    assert [model.for_run(k) for k in (7, 8, 9)] == [first, second, second]
+    assert [model.for_run(RunKey(k)) for k in (7, 8, 9)] == [first, second, second]
     assert value(model, 1.0) == 2.0 and model.rate(1.0, 0.0, 0.0) == 2.0
     assert np.all(model.relative_error_grid(EDGES[:2], LON, LAT) == 0.1)
     with pytest.raises(ObservationError, match="observation 6: no model"):
-        model.for_run(6)
+        model.for_run(RunKey(6))
 
 
 def test_no_model_takes_an_angle_that_nobody_gave():

@@ -16,6 +16,7 @@ from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, Accept
 from gammapy_accmaker.demo import simulate_data_store
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.fit import fit_acceptance
+from gammapy_accmaker.runs import recognise
 
 
 def table(obs_id, zenith, azimuth=0.0, day=0.0, muon=0.8, tellist="1,2,3,4", **more):
@@ -239,7 +240,7 @@ def test_each_on_run_has_the_model_of_its_matches(store, maker, on_runs, off_run
     for observation in on_runs:
         taken = [o for o in off_runs if o.obs_id in found[observation.obs_id]]
         alone = fit_acceptance(taken, options("radial"), exclusion=source_region(store)).rate_model
-        mine = model.rate_model.for_run(observation.obs_id)
+        mine = model.rate_model.for_run(recognise(observation, maker.config))
         assert np.array_equal(mine.integral_grid(*bins[:2], np.zeros(9)), alone.integral_grid(*bins[:2], np.zeros(9)))
 
 
@@ -271,7 +272,7 @@ def test_background_of_an_on_run_from_its_matches(tmp_path):
     assert isinstance(maker.make_background(geom, used[0]), Map)
 
 
-def test_the_run_table_and_the_file(store, maker, tmp_path):
+def test_the_run_table_and_the_file(store, maker, on_runs, tmp_path):
     runs = maker.run_table
     assert list(runs["OBS_ID"][runs["ROLE"] == "apply"]) == list(store.on_obs_ids)
     unused = runs[(runs["ROLE"] == "fit") & ~runs["USED"]]
@@ -284,8 +285,9 @@ def test_the_run_table_and_the_file(store, maker, tmp_path):
     for name in again.matches.colnames:
         assert np.array_equal(again.matches[name], maker.model.matches[name])
     assert again.matches["HOURS"].unit == "h"
-    for obs_id in store.on_obs_ids:
-        here, there = (m.rate_model.for_run(obs_id).profile for m in (maker.model, again))
+    for observation in on_runs:
+        key = recognise(observation, maker.config)
+        here, there = (m.rate_model.for_run(key).profile for m in (maker.model, again))
         assert np.array_equal(here, there)
     x = np.linspace(0, 2, 5) * u.deg
     assert np.array_equal(again.rate(1 * u.TeV, x, 0 * u.deg), maker.model.rate(1 * u.TeV, x, 0 * u.deg))

@@ -100,7 +100,8 @@ def test_run_that_cannot_be_used_is_listed(maker):
     good, other = stores.observations(stores.full_store())[4:6]
     empty = stores.altered(other, keep=[], obs_id=99)
     found = stack_residuals(maker, [good, empty], BANDS)
-    assert list(found.failures) == [99] and [run.obs_id for run in found.runs] == [int(good.obs_id)]
+    assert [failure.obs_id for failure in found.failures.values()] == [99]
+    assert [run.key.obs_id for run in found.runs] == [int(good.obs_id)]
     with pytest.raises(InputError, match="99"):
         stack_residuals(maker, [empty], BANDS)
     with pytest.raises(InputError, match="observations"):

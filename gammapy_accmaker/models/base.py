@@ -11,6 +11,7 @@ import numpy as np
 
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.norm_energy import RunScatter
+from gammapy_accmaker.run_key import RunKey
 
 __all__ = [
     "MODEL_KINDS",
@@ -56,6 +57,8 @@ class RateModel(ABC):
         Cos zenith and azimuth in deg at which the rate jumps; empty where it does not.
     run_scatter : `RunScatter`, optional
         How the runs of the fit differ; None where it is not known, or depends on the zenith angle.
+    differs_by_run : bool
+        Whether `for_run` gives other models to other runs.
     """
 
     kind: str = ""
@@ -67,6 +70,7 @@ class RateModel(ABC):
     zenith_edges: np.ndarray = np.zeros(0)
     azimuth_edges: np.ndarray = np.zeros(0)
     run_scatter: RunScatter | None = None
+    differs_by_run: bool = False
 
     def __init_subclass__(cls):
         if cls.kind:
@@ -146,8 +150,8 @@ class RateModel(ABC):
         """How the runs differ that the rate at a zenith angle comes from."""
         return [] if self.run_scatter is None else [self.run_scatter]
 
-    def for_run(self, obs_id: int) -> RateModel:
-        """The model of a run, for models that differ by run."""
+    def for_run(self, key: RunKey) -> RateModel:
+        """The model of a run that is recognised by its key, for models that differ by run."""
         return self
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:

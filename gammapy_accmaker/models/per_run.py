@@ -6,6 +6,7 @@ import numpy as np
 
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel, nested_arrays, nested_models
+from gammapy_accmaker.run_key import RunKey, label_array
 
 __all__ = ["ModelPerRun"]
 
@@ -17,18 +18,17 @@ class ModelPerRun(RateModel):
     ----------
     models : list of `RateModel`
         One for each set of matches.
-    obs_id : `~numpy.ndarray`, shape (n_run,)
-        Numbers of the runs.
+    keys : list of `RunKey`
+        What the runs are recognised by, shape (n_run,).
     which : `~numpy.ndarray`, shape (n_run,)
         Number of each run's model: runs with the same matches share one.
     """
 
     kind = "per run"
+    differs_by_run = True
 
-    def __init__(self, models, obs_id, which):
-        self.models = tuple(models)
-        self.obs_id, self.which = np.asarray(obs_id, dtype=int), np.asarray(which, dtype=int)
-        self._number = dict(zip(self.obs_id.tolist(), self.which.tolist(), strict=True))
+    def __init__(self, models, keys, which):
+        self.models, self.keys, self.which = tuple(models), tuple(keys), np.asarray(which, dtype=int)
         edges = [model.energy_edges for model in self.models]
         self.energy_edges = np.array([min(e[0] for e in edges), max(e[-1] for e in edges)])
         self.offset_max = max(model.offset_max for model in self.models)
@@ -41,13 +41,19 @@ class ModelPerRun(RateModel):
         bins = dict.fromkeys(model.describe_zenith().split(",")[0] for model in self.models)
         return f"{len(self.models)} models, each for the runs that it was matched to: {'; '.join(bins)}"
 
-    def for_run(self, obs_id):
-        if int(obs_id) not in self._number:
+    def for_run(self, key):
+        found = {which for which, other in zip(self.which.tolist(), self.keys, strict=True) if key.is_same_run(other)}
+        if not found:
             raise ObservationError(
-                f"observation {obs_id}: no model was made for it from matched OFF runs; fit again with it among the "
-                "observations, or widen the limits of `matching`"
+                f"observation {key.obs_id}: no model was made for it (or for a run of this number that starts and points as "
+                "it does) from matched OFF runs; fit again with it among the observations, or widen the limits of `matching`"
             )
-        return self.models[self._number[int(obs_id)]]
+        if len(found) > 1:
+            raise ObservationError(
+                f"observation {key.obs_id}: the fit had several runs with this number, start and pointing, and gave them "
+                "different models; give each of them an `obs_id` of its own and fit again"
+            )
+        return self.models[found.pop()]
 
     def _mean(self, method, *arguments):
         return np.mean([getattr(model, method)(*arguments) for model in self.models], axis=0)
@@ -62,8 +68,18 @@ class ModelPerRun(RateModel):
         return self._mean("relative_error_grid", energy, fov_lon, fov_lat, cos_zenith)
 
     def to_arrays(self):
-        return nested_arrays(self.models) | {"obs_id": self.obs_id, "which": self.which}
+        of_runs = {
+            "obs_id": label_array(key.obs_id for key in self.keys),
+            "start": np.array([key.start for key in self.keys]),
+            "pointing": np.array([key.pointing for key in self.keys]),
+            "which": self.which,
+        }
+        return nested_arrays(self.models) | of_runs
 
     @classmethod
     def from_arrays(cls, arrays):
-        return cls(nested_models(arrays), arrays["obs_id"], arrays["which"])
+        labels, unknown = arrays["obs_id"].tolist(), np.full((len(arrays["obs_id"]), 2), np.nan)
+        # older files have the numbers alone
+        start, pointing = arrays.get("start", unknown[:, 0]), arrays.get("pointing", unknown)
+        keys = [RunKey(*of_run) for of_run in zip(labels, start.tolist(), map(tuple, pointing.tolist()), strict=True)]
+        return cls(nested_models(arrays), keys, arrays["which"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gammapy_accmaker.models.fov_cells import FovCells
+from gammapy_accmaker.run_key import RunKey
 
 __all__ = ["CellCounts", "RunCells", "gather_counts"]
 
@@ -17,7 +18,8 @@ class CellCounts:
 
     Attributes
     ----------
-    obs_id : int
+    key : `RunKey`
+        Of the run.
     index, counts : `~numpy.ndarray`, shape (n_filled,)
         Flat number (energy bin x cell), increasing, and content of the bins with counts.
     exposure : `~numpy.ndarray`, shape (n_cell,)
@@ -29,7 +31,7 @@ class CellCounts:
     covariates : dict of float
     """
 
-    obs_id: int
+    key: RunKey
     index: np.ndarray
     counts: np.ndarray
     exposure: np.ndarray
@@ -52,12 +54,12 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
     n_energy : int
         Number of energy bins.
     run : `RunCounts`-like
-        With ``counts`` (n_energy, n_fov), sparse, and ``exposure`` (n_fov,) in s, in the pixels of the cells.
+        With ``key``, ``counts`` (n_energy, n_fov), sparse, and ``exposure`` (n_fov,) in s, in the pixels of the cells.
     """
     n_fov = len(cells.fov_lon)
     if run.counts.shape != (n_energy, n_fov) or run.exposure.shape != (n_fov,):
         raise ValueError(
-            f"run {run.obs_id}: counts {run.counts.shape} and exposure {run.exposure.shape} do not fit the bins of the "
+            f"run {run.key.obs_id}: counts {run.counts.shape} and exposure {run.exposure.shape} do not fit the bins of the "
             f"model, ({n_energy}, {n_fov}) and ({n_fov},); reduce the run with the bins of the fit"
         )
     counts = (run.counts @ cells.membership).tocoo()
@@ -67,7 +69,7 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
     order = order[counts.data[order] > 0]
     exposure = cells.membership.T @ (run.exposure * cells.solid_angle)
     return CellCounts(
-        run.obs_id, index[order], counts.data[order].astype(np.float32), exposure, run.cos_zenith, run.azimuth,
+        run.key, index[order], counts.data[order].astype(np.float32), exposure, run.cos_zenith, run.azimuth,
         run.cos_zenith_range, run.covariates,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ import numpy as np
 from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.fov_cells import camera_modes
 from gammapy_accmaker.models.norm_energy import NO_ENERGIES
+from gammapy_accmaker.run_key import RunKey
 
 __all__ = ["EFFECT_KINDS", "EffectBasis", "RunEffect", "RunPopulation", "update_population"]
 
@@ -253,7 +254,8 @@ class RunEffect:
 
     Attributes
     ----------
-    obs_id : int
+    obs_id : int or str
+        Label of the run; others may have the same.
     basis : `EffectBasis`
     coefficients : `~numpy.ndarray`, shape (basis.n,)
     covariance : `~numpy.ndarray`, shape (basis.n, basis.n)
@@ -279,9 +281,11 @@ class RunEffect:
         Why this run is to be looked at; empty for a good run.
     norm_energy : tuple of float
         First and last energy in TeV that the effects were fitted to; NaN where there are none.
+    start, pointing
+        By which, with the label, the run is recognised where it comes again, see `RunKey`.
     """
 
-    obs_id: int
+    obs_id: int | str
     basis: EffectBasis
     coefficients: np.ndarray
     covariance: np.ndarray
@@ -297,6 +301,13 @@ class RunEffect:
     converged: bool
     flags: tuple[str, ...] = field(default=())
     norm_energy: tuple[float, float] = NO_ENERGIES
+    start: float = np.nan
+    pointing: tuple[float, float] = (np.nan, np.nan)
+
+    @property
+    def key(self) -> RunKey:
+        """What the run is recognised by."""
+        return RunKey(self.obs_id, self.start, self.pointing)
 
     @property
     def total_covariance(self) -> np.ndarray:

@@ -27,8 +27,8 @@ from gammapy_accmaker.models.run_effects import RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RunDesign
 from gammapy_accmaker.models.spline import SplineModel, zenith_splines
 from gammapy_accmaker.models.spline_round import FitRun, RateState, chunk_starts, finish_chunk, sum_chunk
-from gammapy_accmaker.models.spline_run import project_run
-from gammapy_accmaker.models.spline_setup import SplineSetup, group_runs
+from gammapy_accmaker.models.spline_run import fit_run, project_run
+from gammapy_accmaker.models.spline_setup import SplineSetup, order_runs
 
 __all__ = ["fit_spline"]
 
@@ -64,9 +64,10 @@ def fit_spline(
 
     Parameters
     ----------
-    runs : iterable of `RunCounts`-like
-        Only what `CellCounts` hold is kept of each. With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``, ``azimuth`` in deg,
-        ``obs_id`` and ``covariates``. Entries of the same ``obs_id`` are slices of one run and share its effects.
+    runs : iterable of `RunCounts`-like, or of lists of them
+        One entry for each run: its slices, which share its effects, or the run as a whole. Only what `CellCounts` hold is kept of
+        each. With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``, ``azimuth`` in deg, ``covariates`` and
+        ``key``, by which a run is recognised later; two runs with the same key are two runs.
     energy_edges : array_like, shape (n_energy + 1,)
         TeV; fine bins (0.02 dex is good, at most 0.05 dex), in which the rate is taken at the centre.
     fov_lon, fov_lat, solid_angle : array_like, shape (n_fov,)
@@ -88,6 +89,7 @@ def fit_spline(
     Returns
     -------
     model : `SplineModel`
+        Its ``effects`` are in the order of the runs.
     """
     energy_edges = np.asarray(energy_edges, dtype=float)
     if np.diff(np.log(energy_edges)).max() > MAX_BIN_WIDTH:
@@ -95,11 +97,22 @@ def fit_spline(
     if max_rounds <= RATE_ONLY_ROUNDS:
         raise ValueError(f"max_rounds: got {max_rounds}, but more than {RATE_ONLY_ROUNDS} are needed")
     cells = FovCells(*(np.asarray(a, dtype=float) for a in (fov_lon, fov_lat, solid_angle)))
-    grouped = group_runs([gather_counts(cells, len(energy_edges) - 1, run) for run in runs], zenith)
-    setup = SplineSetup.of(grouped, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
-    fit = _JointFit(setup, grouped, starmap)
+    gathered = [
+        [
+            gather_counts(cells, len(energy_edges) - 1, part)
+            for part in (run if isinstance(run, (list, tuple)) else [run])
+        ]
+        for run in runs
+    ]
+    ordered, places = order_runs(gathered, zenith)
+    setup = SplineSetup.of(ordered, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
+    fit = _JointFit(setup, ordered, starmap)
     fit.run(max_rounds)
-    return fit.model()
+    model = fit.model()
+    by_place = dict(zip(places, model.effects, strict=True))
+    # a run without exposure has the effects that runs under its conditions have
+    effects = tuple(by_place[k] if k in by_place else fit_run(model, slices) for k, slices in enumerate(gathered))
+    return replace(model, effects=effects)
 
 
 class _JointFit:
@@ -143,7 +156,7 @@ class _JointFit:
         regressors = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
         zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
         scaling = scale.scaling(slices[0].cos_zenith, slices[0].covariates)[1]
-        return FitRun(slices[0].obs_id, cells, zenith, np.mean(regressors, axis=0), scaling)
+        return FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling)
 
     def _project(self, part):
         zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5

@@ -22,6 +22,7 @@ from gammapy_accmaker.models.run_likelihood import (
     sum_slices,
 )
 from gammapy_accmaker.models.spline_run import column_means, summarise_run
+from gammapy_accmaker.run_key import RunKey
 
 __all__ = ["ChunkSums", "FitRun", "RateState", "chunk_starts", "finish_chunk", "sum_chunk"]
 
@@ -37,7 +38,7 @@ class FitRun:
 
     Attributes
     ----------
-    obs_id : int
+    key : `RunKey`
     slices : list of `RunCells`
     zenith : `~numpy.ndarray`, shape (n_zenith,)
         Splines in zenith angle, mean over the slices.
@@ -47,7 +48,7 @@ class FitRun:
         Part of the energy scaling that comes from the covariates of the run.
     """
 
-    obs_id: int
+    key: RunKey
     slices: list[RunCells]
     zenith: np.ndarray
     regressors: np.ndarray
@@ -182,7 +183,7 @@ def finish_chunk(
         equations.add(run.zenith, information, sums.rate_gradient.ravel())
         effects.append(
             summarise_run(
-                design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.obs_id, run.scaling, converged
+                design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling, converged
             )
         )  # fmt: skip
     equations.take_batch()

@@ -17,6 +17,7 @@ from gammapy_accmaker.models.run_likelihood import (
 )
 from gammapy_accmaker.models.spline import SplineModel, zenith_splines
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance, poisson_pulls
+from gammapy_accmaker.run_key import RunKey, find_run
 
 __all__ = ["as_slices", "fit_run", "project_run", "summarise_run"]
 
@@ -96,7 +97,8 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int
         design = model.design_for(replace(own, kind=kind))
         mean, prior = np.zeros(design.effects.n), design.effects.prior_covariance()
     else:
-        start = next((e.coefficients for e in model.effects if e.obs_id == first.obs_id), None)
+        known = find_run(first.key, (effect.key for effect in model.effects))
+        start = None if known is None else model.effects[known].coefficients
     cells, tables, scale = [], [], model.covariates
     used, taken = _energies_with_counts(design, slices, min_counts), []
     for part in slices:
@@ -116,7 +118,7 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int
         expected = np.zeros((len(design.log_energy), design.cells.n_cell))
         flags.append("no exposure")
         return summarise_run(
-            design, cells, mean, covariance, np.zeros(covariance.shape), expected, model.population, first.obs_id, scaling,
+            design, cells, mean, covariance, np.zeros(covariance.shape), expected, model.population, first.key, scaling,
             True, tuple(flags),
         )  # fmt: skip
     values, _, _, converged = fit_effects(design, tables, taken, mean, prior, directions=directions, start=start)
@@ -129,7 +131,7 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int
     response = cross @ covariance
     spread = model.rate_rows(zenith).T @ response
     effect = summarise_run(
-        design, cells, values, covariance, spread.T @ spread, expected, model.population, first.obs_id, scaling, converged,
+        design, cells, values, covariance, spread.T @ spread, expected, model.population, first.key, scaling, converged,
         tuple(flags),
     )  # fmt: skip
     return replace(effect, response=response.astype(np.float32))
@@ -149,7 +151,7 @@ def summarise_run(
     covariance_of_rate: np.ndarray,
     expected: np.ndarray,
     population: RunPopulation,
-    obs_id: int,
+    key: RunKey,
     scaling: float,
     converged: bool,
     flags: tuple[str, ...] = (),
@@ -164,7 +166,8 @@ def summarise_run(
         Effects, their posterior covariance given the rate, and what the uncertainty of the rate adds.
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
     population : `RunPopulation`
-    obs_id, scaling, converged, flags
+    key : `RunKey`
+    scaling, converged, flags
         As in `RunEffect`.
     """
     n_energy, n_ring, starts = expected.shape[0], design.cells.n_ring, _group_starts(design)
@@ -192,7 +195,7 @@ def summarise_run(
     if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * population.shift_spread > 0:
         flags.append("unusual energy shift")
     return RunEffect(
-        obs_id=int(obs_id),
+        obs_id=key.obs_id,
         basis=design.effects,
         coefficients=values,
         covariance=covariance,
@@ -207,6 +210,8 @@ def summarise_run(
         pulls=poisson_pulls(counts.sum(1), mu.sum(1)),
         converged=bool(converged),
         flags=tuple(flags),
+        start=key.start,
+        pointing=key.pointing,
     )
 
 

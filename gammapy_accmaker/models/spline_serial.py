@@ -15,7 +15,7 @@ from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 __all__ = ["pack", "unpack"]
 
 NODES = {c.__name__: c for c in (BSplineAxis, CovariateScale, EffectBasis, RunEffect, RunPopulation, ScaledEnergyAxis)}
-SEPARATOR, TEXTS = "/", "texts"
+SEPARATOR, TEXT, TEXTS = "/", "text", "texts"
 STACKED, COMMON = "*/", "=/"  # before the names of what all nodes of a tuple have, one by one, or the same
 
 
@@ -40,6 +40,8 @@ def pack(node, name: str = "") -> dict[str, np.ndarray]:
             arrays |= _stack([pack(item) for item in value], key + SEPARATOR)
         elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
             arrays[key] = np.array(f"{TEXTS} {json.dumps(value)}")  # one text, also of many nodes
+        elif isinstance(value, str):
+            arrays[key] = np.array(f"{TEXT} {json.dumps(value)}")  # a name may look like one of the words here
         elif isinstance(value, tuple):
             arrays[key] = np.array("tuple")
             arrays[key + SEPARATOR] = np.array(value)
@@ -67,6 +69,8 @@ def unpack(kind: type, arrays: dict[str, np.ndarray], name: str = ""):
         elif word[0] == "nodes":
             nodes = _unstack(arrays, key + SEPARATOR, int(word[2]))
             values[f.name] = tuple(unpack(NODES[word[1]], own) for own in nodes)
+        elif word[0] == TEXT:
+            values[f.name] = str(json.loads(text.removeprefix(TEXT)))
         elif word[0] == TEXTS:
             values[f.name] = tuple(str(item) for item in json.loads(text.removeprefix(TEXTS)))
         elif word == ["tuple"]:

@@ -13,28 +13,42 @@ from gammapy_accmaker.models.run_likelihood import RunDesign
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline_run import as_slices
 
-__all__ = ["SplineSetup", "group_runs"]
+__all__ = ["SplineSetup", "order_runs"]
 
 OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
 MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
 
 
-def group_runs(runs, zenith):
-    """Slices (`CellCounts`) by run, in an order that does not depend on that of the input."""
-    by_run = {}
-    for run in runs:
-        by_run.setdefault(run.obs_id, []).append(run)
-    grouped = []
-    for key in sorted(by_run):
-        slices = as_slices(sorted(by_run[key], key=lambda r: (r.cos_zenith, r.counts.sum(), r.exposure.sum())))
-        if slices:
-            grouped.append(slices)
-    if not sum(s.counts.sum() for slices in grouped for s in slices) > 0:
-        raise ValueError(f"runs: none of {len(by_run)} runs has both exposure and counts in the energy range")
-    unknown = [s[0].obs_id for s in grouped if not all(np.isfinite(r.cos_zenith) for r in s)]
+def order_runs(runs, zenith) -> tuple[list, list[int]]:
+    """Runs with exposure, each a list of its slices, in an order that is theirs and not that of the input.
+
+    Parameters
+    ----------
+    runs : list of list of `CellCounts`
+    zenith : bool
+        Whether their zenith angles must be known.
+
+    Returns
+    -------
+    ordered : list of list of `CellCounts`
+    places : list of int
+        Of each of them in the input.
+    """
+    with_exposure = [sorted(as_slices(slices), key=_content) for slices in runs]
+    places = [place for place, slices in enumerate(with_exposure) if slices]
+    places.sort(key=lambda place: [_content(part) for part in with_exposure[place]])
+    ordered = [with_exposure[place] for place in places]
+    if not sum(s.counts.sum() for slices in ordered for s in slices) > 0:
+        raise ValueError(f"runs: none of {len(with_exposure)} runs has both exposure and counts in the energy range")
+    unknown = [s[0].key.obs_id for s in ordered if not all(np.isfinite(r.cos_zenith) for r in s)]
     if zenith and unknown:
         raise ValueError(f"runs {unknown}: zenith angle is not known; give a location or fit with zenith=False")
-    return grouped
+    return ordered, places
+
+
+def _content(part):
+    """What slices are sorted by; those that are alike in it may come in any order."""
+    return float(np.nan_to_num(part.cos_zenith)), float(part.counts.sum()), float(part.exposure.sum())
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class SplineSetup:
 
     @classmethod
     def of(cls, grouped, energy_edges, cells, run_effects, gradient, zenith, covariates) -> SplineSetup:
-        """Choose them for these runs (from `group_runs`); the arguments are those of `fit_spline`."""
+        """Choose them for these runs (from `order_runs`); the arguments are those of `fit_spline`."""
         log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
         slices = [s for run in grouped for s in run]
         spectra = np.array([s.spectrum(len(log_energy)) for s in slices])

@@ -18,6 +18,7 @@ from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.fov import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.reduction.run_notes import RunNotes, find_reach
 from gammapy_accmaker.reduction.site import REMEDY, file_site, observation_site
+from gammapy_accmaker.run_key import RunKey, run_label
 
 __all__ = [
     "CountsBins",
@@ -27,6 +28,7 @@ __all__ = [
     "observation_track",
     "reduce_observation",
     "reduce_slices",
+    "run_key",
 ]
 
 MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the site, or the times, are wrong
@@ -74,8 +76,8 @@ class RunCounts:
 
     Attributes
     ----------
-    obs_id : int
-        Number of the observation.
+    key : `RunKey`
+        Of the run, the same in all of its slices.
     counts : `~scipy.sparse.csr_array`
         Unexcluded counts, shape (energy, field-of-view bin).
     exposure : `~numpy.ndarray`
@@ -98,7 +100,7 @@ class RunCounts:
         Of the whole run.
     """
 
-    obs_id: int
+    key: RunKey
     counts: csr_array
     exposure: np.ndarray
     ontime: float
@@ -111,6 +113,11 @@ class RunCounts:
     covariates: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     notes: RunNotes = field(default_factory=RunNotes)
+
+    @property
+    def obs_id(self) -> int | str:
+        """Label of the observation; other runs may have the same."""
+        return self.key.obs_id
 
 
 def observation_track(
@@ -183,6 +190,12 @@ def _without_zenith(site, track, given):
         f"seen from the site that {named} give{'' if given is None else 's'} ({where}) it points {zenith.min():.1f} to "
         f"{zenith.max():.1f} deg from the zenith, below the horizon; {remedy}"
     )
+
+
+def run_key(observation, track: FovTrack) -> RunKey:
+    """What an observation with this track is recognised by where it comes alone."""
+    pointing = np.degrees(vectors_to_lonlat(track.matrices[0, 0]))
+    return RunKey(run_label(observation.obs_id), float(track.start.tt.mjd), tuple(float(x) for x in pointing))
 
 
 def reduce_observation(
@@ -265,7 +278,7 @@ def reduce_slices(
 
     edges = track.slice_edges(max_zenith_change, cos_zenith_edges, azimuth_edges)
     number = np.searchsorted(edges[1:-1], seconds, side="right")
-    slices = []
+    slices, key = [], run_key(observation, track)
     for k, (start, stop) in enumerate(itertools.pairwise(edges)):
         part = track.during(start, stop)
         if part.ontime <= 0:
@@ -277,15 +290,15 @@ def reduce_slices(
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
         counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
         counts.sum_duplicates()
-        slices.append(_run_counts(observation, part, counts, fraction, live, covariates, dropped, notes))
+        slices.append(_run_counts(key, part, counts, fraction, live, covariates, dropped, notes))
     return slices
 
 
-def _run_counts(observation, track, counts, fraction, live, covariates, dropped, notes):
+def _run_counts(key, track, counts, fraction, live, covariates, dropped, notes):
     nodes, weights = time_nodes(track.intervals, POINTING_STEP)
     mean_time = np.average(nodes, weights=weights)
     return RunCounts(
-        obs_id=int(observation.obs_id),
+        key=key,
         counts=counts,
         exposure=fraction * track.ontime,
         ontime=track.ontime,

@@ -14,6 +14,7 @@ from astropy.table import Table
 
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.reduction.run_conditions import CRITERIA, difference, run_conditions
+from gammapy_accmaker.run_key import RunKey, label_array
 
 __all__ = ["DEFAULT_WEIGHTS", "PRESETS", "match_observations"]
 
@@ -73,8 +74,8 @@ def match_observations(
     -------
     matches : `~astropy.table.Table`
         One row for each pair, best first for each ON run: ON_OBS_ID, OFF_OBS_ID, RANK, the difference in each criterion (column
-        DELTA_<criterion>), DISTANCE, HOURS (ontime of the OFF run), SUM_HOURS (up to this rank) and REASON. ON runs
-        without a match are in ``matches.meta["LEFT_OUT"]``, with the limit that none meets and how near the best one was.
+        DELTA_<criterion>), DISTANCE, HOURS (ontime of the OFF run), SUM_HOURS (up to this rank), REASON, and ON_PLACE and OFF_PLACE: where the two stand in the lists,
+        from 0, since numbers may repeat or be missing. ON runs without a match are in ``matches.meta["LEFT_OUT"]``, with the limit that none meets and how near the best one was.
 
     Raises
     ------
@@ -90,15 +91,17 @@ def match_observations(
     scales = {name: _scale(name, limits, off_runs) for name in names}
 
     rows, left_out = [], dict(on_runs.unusable)
-    for i, obs_id in enumerate(on_runs.obs_id):
-        candidates = off_runs.obs_id != obs_id
+    mixed = isinstance(on, Table) != isinstance(off, Table)  # a table may give other starts than good time intervals
+    for i, (key, name_of_run) in enumerate(zip(on_runs.keys, on_runs.names, strict=True)):
+        key = RunKey(key.obs_id) if mixed else key
+        candidates = ~np.array([is_itself(key, other) for other in off_runs.keys], dtype=bool)
         for name in same:
             candidates &= off_runs.values[name] == on_runs.values[name][i]
             if not candidates.any():
-                left_out[int(obs_id)] = f"no other OFF run has {name} = {on_runs.values[name][i]}"
+                left_out[name_of_run] = f"no other OFF run has {name} = {on_runs.values[name][i]}"
                 break
         if not candidates.any():
-            left_out.setdefault(int(obs_id), "there is no OFF run but itself")
+            left_out.setdefault(name_of_run, "there is no OFF run but itself")
             continue
         delta = {name: difference(name, on_runs, i, off_runs) for name in names}
         within, why = _within(limits, delta, candidates)
@@ -106,9 +109,9 @@ def match_observations(
         distance = _distance(delta, weights, scales)
         within &= np.isfinite(distance)
         if not within.any():
-            left_out[int(obs_id)] = why or f"{' and '.join(weights)} are unknown for this run or for all OFF runs"
+            left_out[name_of_run] = why or f"{' and '.join(weights)} are unknown for this run or for all OFF runs"
             continue
-        rows += _take(int(obs_id), np.flatnonzero(within), delta, distance, off_runs, limits, hours, n_runs)
+        rows += _take(on_runs, i, np.flatnonzero(within), delta, distance, off_runs, limits, hours, n_runs)
     return _table(rows, left_out, names, off_runs)
 
 
@@ -192,9 +195,10 @@ def _within(limits, delta, candidates):
     )
 
 
-def _take(obs_id, within, delta, distance, off, limits, hours, n_runs):
-    """Rows of the best OFF runs of one ON run."""
-    order = within[np.lexsort((off.obs_id[within], distance[within]))]
+def _take(on, i, within, delta, distance, off, limits, hours, n_runs):
+    """Rows of the best OFF runs of one ON run; equally good ones in the order of their labels."""
+    labels = label_array(key.obs_id for key in off.keys)
+    order = within[np.lexsort((labels[within], distance[within]))]
     total = np.cumsum(off.hours[order])
     enough = len(order) if hours is None else int(np.searchsorted(total, hours * (1 - 1e-9))) + 1
     number = min(len(order), enough, n_runs or len(order))
@@ -209,21 +213,23 @@ def _take(obs_id, within, delta, distance, off, limits, hours, n_runs):
         differences = {name: float(delta[name][k]) for name in delta}
         rows.append(
             (
-                obs_id,
-                int(off.obs_id[k]),
+                on.keys[i].obs_id,
+                off.keys[k].obs_id,
                 rank,
                 *differences.values(),
                 float(distance[k]),
                 float(off.hours[k]),
                 float(total[rank - 1]),
                 reason,
+                on.places[i],
+                off.places[k],
             )
         )
     return rows
 
 
 def _table(rows, left_out, names, off):
-    reasons = "\n".join(f"  {obs_id}: {reason}" for obs_id, reason in left_out.items())
+    reasons = "\n".join(f"  {name}: {reason}" for name, reason in left_out.items())
     if not rows:
         raise InputError(f"limits: none of the {len(left_out)} ON runs has a matching OFF run; widen them\n{reasons}")
     if left_out:
@@ -232,6 +238,25 @@ def _table(rows, left_out, names, off):
     units = {
         c: CRITERIA[n][0] if n in CRITERIA else off.units.get(n, u.one) for c, n in zip(deltas, names, strict=True)
     }
-    columns = ["ON_OBS_ID", "OFF_OBS_ID", "RANK", *deltas, "DISTANCE", "HOURS", "SUM_HOURS", "REASON"]
+    columns = [
+        "ON_OBS_ID",
+        "OFF_OBS_ID",
+        "RANK",
+        *deltas,
+        "DISTANCE",
+        "HOURS",
+        "SUM_HOURS",
+        "REASON",
+        "ON_PLACE",
+        "OFF_PLACE",
+    ]
     units = {name: unit for name, unit in units.items() if unit != u.one} | {"HOURS": u.h, "SUM_HOURS": u.h}
-    return Table(rows=rows, names=columns, units=units, meta={"LEFT_OUT": left_out})
+    table = Table(rows=rows, names=columns, units=units, meta={"LEFT_OUT": left_out})
+    for column, place in (("ON_OBS_ID", 0), ("OFF_OBS_ID", 1)):
+        table[column] = label_array(row[place] for row in rows)
+    return table
+
+
+def is_itself(key: RunKey, other: RunKey) -> bool:
+    """Whether two runs are the same one; without a number, a start or a pointing must say so."""
+    return key.is_same_run(other) and (key.obs_id != "" or np.isfinite(key.start - other.start))

@@ -11,9 +11,10 @@ from astropy.table import Table
 from astropy.time import Time
 
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.reduction.counts import observation_track, run_key
 from gammapy_accmaker.reduction.fov import time_nodes
 from gammapy_accmaker.run_files import check_files
+from gammapy_accmaker.run_key import RunKey, run_label, run_names
 
 __all__ = ["CRITERIA", "RunConditions", "difference", "run_conditions"]
 
@@ -37,7 +38,12 @@ class RunConditions:
 
     Attributes
     ----------
-    obs_id : `~numpy.ndarray`, shape (n,)
+    keys : list of `RunKey`, shape (n,)
+        The start is not known of runs of a table without times.
+    names : list of int or str, shape (n,)
+        What they are called in messages.
+    places : list of int, shape (n,)
+        Where they stand in the list or table.
     hours : `~numpy.ndarray`, shape (n,)
         Ontime in h.
     values : dict of `~numpy.ndarray`, shape (n,)
@@ -45,14 +51,16 @@ class RunConditions:
     units : dict
         Units of those columns that have one.
     unusable : dict of str
-        Why runs are missing here, by number.
+        Why runs are missing here, by name.
     """
 
-    obs_id: np.ndarray
+    keys: list[RunKey]
+    names: list[int | str]
+    places: list[int]
     hours: np.ndarray
     values: dict[str, np.ndarray]
     units: dict[str, u.Unit]
-    unusable: dict[int, str]
+    unusable: dict[int | str, str]
 
 
 def run_conditions(argument: str, runs, names, same, location=None) -> RunConditions:
@@ -112,7 +120,21 @@ def _from_table(argument, table, names, columns):
         values["azimuth"] = _angle(table["AZ_PNT"])
     if "time" in needed:
         values["time"] = _mjd(argument, table)
-    return RunConditions(np.asarray(table["OBS_ID"]).astype(int), _seconds(table["ONTIME"]) / 3600, values, units, {})
+    labels = [run_label(label) for label in table["OBS_ID"].tolist()]
+    names, places = run_names(labels), list(range(len(table)))
+    keys = [RunKey(label, start) for label, start in zip(labels, _starts(table), strict=True)]
+    return RunConditions(keys, names, places, _seconds(table["ONTIME"]) / 3600, values, units, {})
+
+
+def _starts(table):
+    """MJD of the start of each run, by which runs of one number are told apart; NaN where the table does not say."""
+    if "TSTART" not in table.colnames:
+        return np.full(len(table), np.nan)
+    if isinstance(table["TSTART"], Time):
+        return table["TSTART"].tt.mjd
+    if {"MJDREFI", "MJDREFF"} <= set(table.meta):
+        return table.meta["MJDREFI"] + table.meta["MJDREFF"] + _seconds(table["TSTART"]) / 86400
+    return np.full(len(table), np.nan)
 
 
 def _plain(column):
@@ -141,21 +163,24 @@ def _mjd(argument, table):
 
 
 def _from_observations(argument, observations, columns, location):
-    rows, unusable = [], {}
-    for observation in observations:
+    rows, places, unusable = [], [], {}
+    names = run_names(run_label(observation.obs_id) for observation in observations)
+    for place, observation in enumerate(observations):
         try:
             check_files(observation)
             rows.append(_of_observation(argument, observation, columns, location))
         except ObservationError as error:
-            unusable[int(observation.obs_id)] = str(error)
+            unusable[names[place]] = str(error)
+        else:
+            places.append(place)
     reasons = "\n".join(f"  {reason}" for reason in unusable.values())
     if not rows:
         raise InputError(f"{argument}: none of the {len(unusable)} observations can be matched\n{reasons}")
     if unusable:
         log.warning(f"{argument}: {len(unusable)} observations cannot be matched:\n{reasons}")
-    obs_id, hours, values = zip(*rows, strict=True)
+    keys, hours, values = zip(*rows, strict=True)
     values = {name: np.array([row[name] for row in values]) for name in values[0]}
-    return RunConditions(np.array(obs_id), np.array(hours), values, {}, unusable)
+    return RunConditions(list(keys), [names[k] for k in places], places, np.array(hours), values, {}, unusable)
 
 
 def _of_observation(argument, observation, columns, location):
@@ -175,7 +200,7 @@ def _of_observation(argument, observation, columns, location):
                 f"observation table, give that table as `{argument}`"
             )
         row[name] = header[name]
-    return int(observation.obs_id), track.ontime / 3600, row
+    return run_key(observation, track), track.ontime / 3600, row
 
 
 def difference(name: str, on: RunConditions, i: int, off: RunConditions) -> np.ndarray:

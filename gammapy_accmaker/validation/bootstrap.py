@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import astropy.units as u
 import numpy as np
 from gammapy.utils.pbar import progress_bar
@@ -69,9 +67,7 @@ def bootstrap_error(
     rng = np.random.default_rng(seed)
     log_rates = []
     for _ in progress_bar(range(n_bootstrap), desc="Bootstrap"):
-        drawn = [runs[k] for k in rng.integers(len(runs), size=len(runs))]
-        # a run that is drawn twice counts as two runs
-        drawn = [[replace(part, obs_id=number) for part in slices] for number, slices in enumerate(drawn)]
+        drawn = [runs[k] for k in rng.integers(len(runs), size=len(runs))]  # one that is drawn twice counts as two
         model = fit_runs(drawn, bins, config, n_jobs=n_jobs, parallel_backend=parallel_backend)
         log_rates.append(np.log(model.rate_grid(*grid, cos_zenith)))
     return np.std(log_rates, axis=0, ddof=1)

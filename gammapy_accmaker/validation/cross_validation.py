@@ -25,7 +25,8 @@ from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import find_unreadable
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.run_key import label_array, run_label, run_names
+from gammapy_accmaker.runs import by_place, make_bins, make_exclusion, reduce_observations
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_significance
 from gammapy_accmaker.validation.sky import make_sky_stack, sky_significance
 
@@ -123,7 +124,8 @@ def cross_validate(
     sites = [config.observatory_location for config in configs.values() if config.observatory_location is not None]
     unreadable = find_unreadable(observations, sites[0] if sites else None)
     if unreadable:
-        reasons = "\n".join(f"  {observations[k].obs_id}: {reason}" for k, reason in unreadable.items())
+        names = run_names(run_label(observation.obs_id) for observation in observations)
+        reasons = "\n".join(f"  {names[k]}: {reason}" for k, reason in unreadable.items())
         log.warning(f"{len(unreadable)} of {len(observations)} observations are left out:\n{reasons}")
     observations = [o for k, o in enumerate(observations) if k not in unreadable]
     rng = np.random.default_rng(split_seed)
@@ -144,7 +146,7 @@ def cross_validate(
     folds = [[k for k in fold if k in set(used)] for fold in folds]
 
     rows, significance = [], []
-    scores = Table({"OBS_ID": [int(observations[k].obs_id) for k in used]})
+    scores = Table({"OBS_ID": label_array(run_label(observations[k].obs_id) for k in used)})
     for name, config in configs.items():
         in_sky = (
             make_sky_stack(
@@ -224,10 +226,9 @@ def _members(fine, edges):
 
 
 def _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend):
-    """By the number of the run: it and its first half in the bins of the fit, it and its second half in those of the score."""
+    """By place in the list: the run and its first half in the bins of the fit, it and its second half in those of the score."""
     excluded = make_exclusion(config, exclusion)
     scoring_bins = CountsBins(scoring.fine, scoring.fov, config.fov_alignment, scoring.offset_max)
-    number = {int(observation.obs_id): k for k, observation in enumerate(observations)}
     parts = []
     for runs, bins in (
         (observations, make_bins(config)),
@@ -235,8 +236,7 @@ def _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_b
         (observations, scoring_bins),
         ([half for _, half in halves], scoring_bins),
     ):
-        found, _ = reduce_observations(runs, bins, config, excluded, n_jobs, parallel_backend)
-        parts.append({number[slices[0].obs_id]: slices for slices in found})
+        parts.append(by_place(*reduce_observations(runs, bins, config, excluded, n_jobs, parallel_backend)))
     return {k: tuple(part[k] for part in parts) for k in parts[0] if all(k in part for part in parts)}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from astropy.table import Table
 
-from gammapy_accmaker.fit import RUN_COLUMNS
+from gammapy_accmaker.fit import RUN_COLUMNS, run_keys
+from gammapy_accmaker.run_key import find_runs
 from gammapy_accmaker.validation.html import facts, folded, gallery, paragraph, picture, section, table
 from gammapy_accmaker.validation.pictures import LABELS, OUTLIER, plot_run_effect, run_outliers
 
@@ -16,7 +17,7 @@ CONDITIONS = ("MJD", "ZENITH", "MUONEFF")
 HOUR = 3600.0
 # column of the run table -> heading, factor and form of its numbers
 COLUMNS = {
-    "OBS_ID": ("run", None, "d"),
+    "OBS_ID": ("run", None, "s"),
     "ROLE": ("role", None, "s"),
     "ONTIME": ("ontime [min]", 1 / 60, ".1f"),
     "ZENITH": ("zenith [deg]", 1, ".1f"),
@@ -34,9 +35,11 @@ def with_covariates(run_table: Table, residuals) -> Table:
     for name in RUN_COLUMNS:
         if name not in run_table.colnames:  # models that were made elsewhere have no runs
             run_table[name] = np.zeros(len(run_table))
-    by_run = {run.obs_id: run.covariates for run in residuals.runs}
-    for name in sorted({name for covariates in by_run.values() for name in covariates}):
-        run_table[name] = [by_run.get(int(obs_id), {}).get(name, np.nan) for obs_id in run_table["OBS_ID"]]
+    seen = [run.key for run in residuals.runs]
+    which = find_runs(run_keys(run_table), seen)
+    covariates = [residuals.runs[found[0]].covariates if len(found) == 1 else {} for found in which]
+    for name in sorted({name for run in residuals.runs for name in run.covariates}):
+        run_table[name] = [of_run.get(name, np.nan) for of_run in covariates]
     return run_table
 
 
@@ -100,7 +103,13 @@ def runs(run_table: Table, residuals) -> str:
         parts.append(paragraph("No run was left out of the fit."))
     if residuals.failures:
         parts.append("<h3>Left out of the residuals</h3>")
-        parts.append(table(["run", "reason"], residuals.failures.items(), "Runs left out of the residuals"))
+        parts.append(
+            table(
+                ["run", "reason"],
+                [(f.name, f.reason) for f in residuals.failures.values()],
+                "Runs left out of the residuals",
+            )
+        )
     columns = {name: spec for name, spec in COLUMNS.items() if name in used.colnames}
     effects = [name for name in EFFECTS if _varies(used, name)]
     header = [spec[0] for spec in columns.values()] + [LABELS[name] for name in effects] + ["deviance", "flag"]

@@ -10,8 +10,10 @@ import numpy as np
 
 from gammapy_accmaker.acceptance import WITHOUT_EXCLUSION
 from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.fit import run_keys
 from gammapy_accmaker.products.plots import plot_radial
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.run_key import find_runs
 from gammapy_accmaker.validation.html import folded, gallery, listing, paragraph, picture, section, table
 from gammapy_accmaker.validation.pictures import (
     plot_camera_residuals,
@@ -151,8 +153,10 @@ def _cos_zeniths(rate_model, run_table):
 
 def _trained_note(residuals, run_table):
     """What the widths mean depends on whether the fit has seen the events."""
-    trained = {int(r["OBS_ID"]) for r in run_table if r["USED"] and str(r["ROLE"]) == "fit"}
-    seen = sum(run.obs_id in trained for run in residuals.runs)
+    trained = run_keys(
+        run_table[np.array([bool(r["USED"]) and str(r["ROLE"]) == "fit" for r in run_table], dtype=bool)]
+    )
+    seen = sum(len(found) > 0 for found in find_runs([run.key for run in residuals.runs], trained))
     if seen:
         return (
             f"{seen} of these {len(residuals.runs)} runs have trained the model, which makes the stacked residuals "
@@ -201,9 +205,7 @@ def _mean_and_width(scores):
 
 def sky(residuals, observations) -> str:
     """Residuals in the sky, field by field."""
-    ids = [int(o.obs_id) for o in observations]
-    unusable = set(residuals.failures)
-    fields = [f for f in residuals.fields if any(ids[k] not in unusable for k in f.numbers)]
+    fields = [f for f in residuals.fields if any(k not in residuals.failures for k in f.numbers)]
     fields = sorted(fields, key=lambda f: -f.expected.data.sum())
     maps = []
     for field in fields[:MOST_FIELDS]:
@@ -213,7 +215,7 @@ def sky(residuals, observations) -> str:
             continue
         margin = min(seen.min(), (np.array(image.data.shape) - 1 - seen).min())
         image = image.crop(max(margin - 2, 0))
-        n = len([k for k in field.numbers if ids[k] not in unusable])
+        n = len([k for k in field.numbers if k not in residuals.failures])
         name = f"RA {center.ra.deg:.2f} deg, Dec {center.dec.deg:+.2f} deg: {n} run{'s' * (n > 1)}"
         maps.append(
             picture(

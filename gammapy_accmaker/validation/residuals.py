@@ -14,6 +14,7 @@ from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.reduction.counts import CountsBins, observation_track
 from gammapy_accmaker.run_files import find_unreadable
+from gammapy_accmaker.run_key import LeftOut, RunKey, run_label, run_names
 from gammapy_accmaker.runs import reduce_one, run_exclusion
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores
 from gammapy_accmaker.validation.sky import make_sky_stack, whole_discs
@@ -30,7 +31,7 @@ class RunSummary:
 
     Attributes
     ----------
-    obs_id : int
+    key : `RunKey`
     covariates : dict
         Of the instrument, such as MUONEFF.
     dropped : dict
@@ -39,7 +40,7 @@ class RunSummary:
         Part of the ontime and solid angle outside of the exclusion.
     """
 
-    obs_id: int
+    key: RunKey
     covariates: dict[str, float]
     dropped: dict[str, int]
     unexcluded: float
@@ -62,8 +63,8 @@ class Residuals:
     fields : list of `SkyField`
     runs : list of `RunSummary`
         Runs in the stacks.
-    failures : dict
-        Why a run is not in the stacks, by number.
+    failures : dict of `LeftOut`
+        Why a run is not in the stacks, by place in the list of observations.
     """
 
     bands: np.ndarray
@@ -73,7 +74,7 @@ class Residuals:
     expected: np.ndarray
     fields: list[SkyField]
     runs: list[RunSummary]
-    failures: dict[int, str]
+    failures: dict[int, LeftOut]
 
     def camera_scores(self) -> np.ndarray:
         """Scores of discs in the camera frame, shape (n, n_lon, n_lat); NaN where a disc would reach beyond the field."""
@@ -129,14 +130,16 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     readable = {k: o for k, o in enumerate(observations) if k not in unreadable}
     sky = make_sky_stack(readable, bands, offset_max, config, exclusion)
     counts, expected = np.zeros((2, len(bands) - 1, bins.fov.size))
-    runs, failures = [], {int(observations[k].obs_id): reason for k, reason in unreadable.items()}
+    labels = [run_label(observation.obs_id) for observation in observations]
+    names = run_names(labels)
+    runs, failures = [], {k: LeftOut(labels[k], names[k], reason) for k, reason in unreadable.items()}
     for first in range(0, len(readable), CHUNK):
         numbers = list(readable)[first : first + CHUNK]
         tasks = [(observations[k], maker, bins, exclusion, sky.field_of(k).counts.geom) for k in numbers]
         results = map_runs(_residuals_of_run, tasks, n_jobs, parallel_backend, "Residuals")
         for k, result in zip(numbers, results, strict=True):
             if isinstance(result, (str, ProcessDiedError)):
-                failures[int(observations[k].obs_id)] = str(result)
+                failures[k] = LeftOut(labels[k], names[k], str(result))
                 continue
             summary, in_camera, in_sky = result
             runs.append(summary)
@@ -144,7 +147,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
             expected += in_camera[1]
             sky.add_arrays(k, *in_sky)
     if not runs:
-        reasons = "; ".join(f"{obs_id}: {reason}" for obs_id, reason in list(failures.items())[:5])
+        reasons = "; ".join(str(left_out) for left_out in list(failures.values())[:5])
         raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
     return Residuals(bands, bins.fov, offset_max, counts, expected, sky.fields, runs, failures)
 
@@ -174,5 +177,5 @@ def _residuals_of_run(observation, maker, bins, exclusion, geom):
     exposure, ontime = sum(part.exposure for part in slices), sum(part.ontime for part in slices)
     unexcluded = np.average(exposure[bins.inside], weights=bins.fov.solid_angle[bins.inside]) / ontime
     first = slices[0]
-    summary = RunSummary(first.obs_id, first.covariates, first.dropped, float(unexcluded))
+    summary = RunSummary(first.key, first.covariates, first.dropped, float(unexcluded))
     return summary, (counts, expected), in_sky

@@ -33,6 +33,7 @@ from gammapy_accmaker import AcceptanceConfig, fit_acceptance  # noqa: E402
 from gammapy_accmaker.demo_truth import BackgroundTruth  # noqa: E402
 from gammapy_accmaker.fit import fit_runs, make_run_table  # noqa: E402
 from gammapy_accmaker.reduction.counts import RunCounts  # noqa: E402
+from gammapy_accmaker.run_key import RunKey
 from gammapy_accmaker.runs import make_bins  # noqa: E402
 
 CONFIGS = {
@@ -65,7 +66,7 @@ def draw_runs(bins, number, events):
         dropped = {"not finite": 0, "outside GTI": 0}
         times = {"ontime": ONTIME, "livetime": 0.94 * ONTIME, "mjd": 59000.0 + k}
         where = {"cos_zenith": cos_zenith[z], "azimuth": rng.uniform(0, 360), "cos_zenith_range": (cos_zenith[z],) * 2}
-        yield [RunCounts(obs_id=k + 1, counts=counts, exposure=exposure, dropped=dropped, **times, **where)]
+        yield [RunCounts(key=RunKey(k + 1), counts=counts, exposure=exposure, dropped=dropped, **times, **where)]
 
 
 def repeated_observations(number):

@@ -1,0 +1,113 @@
+"""How runs are named, and how one that comes alone is recognised. Inside a list they are told apart by their place."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+
+__all__ = ["LeftOut", "RunKey", "find_run", "find_runs", "label_array", "run_label", "run_names"]
+
+START_TOLERANCE = 0.1  # s; a time that was written to a file and read again is rounded
+POINTING_TOLERANCE = 0.01  # deg
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What a run is recognised by: a number may be missing, or be that of other runs too.
+
+    Attributes
+    ----------
+    obs_id : int or str
+        Number of the observation, or its name; empty where it has none.
+    start : float
+        Start of the first good time interval, MJD (TT); NaN where it is not known.
+    pointing : tuple of float
+        Right ascension and declination in deg at the start; NaN where it is not known.
+    """
+
+    obs_id: int | str
+    start: float = np.nan
+    pointing: tuple[float, float] = (np.nan, np.nan)
+
+    def is_same_run(self, other: RunKey) -> bool:
+        """Whether number, start and pointing all agree; what one of the two does not know is not compared."""
+        if str(self.obs_id) != str(other.obs_id):
+            return False
+        if abs(self.start - other.start) * 86400 > START_TOLERANCE:
+            return False
+        return not _separation(self.pointing, other.pointing) > POINTING_TOLERANCE
+
+
+def _separation(first, second):
+    """Angle in deg between two positions in deg; good for small ones."""
+    (lon, lat), (other_lon, other_lat) = np.radians(first), np.radians(second)
+    haversine = (
+        np.sin((lat - other_lat) / 2) ** 2 + np.cos(lat) * np.cos(other_lat) * np.sin((lon - other_lon) / 2) ** 2
+    )
+    return np.degrees(2 * np.arcsin(np.sqrt(np.minimum(haversine, 1))))
+
+
+def find_runs(keys: Iterable[RunKey], among: Iterable[RunKey]) -> list[list[int]]:
+    """Places of the runs with each of some keys among others; several where they cannot be told apart."""
+    by_label = defaultdict(list)
+    for place, other in enumerate(among):
+        by_label[str(other.obs_id)].append((place, other))
+    return [[place for place, other in by_label[str(key.obs_id)] if key.is_same_run(other)] for key in keys]
+
+
+def find_run(key: RunKey, among: Iterable[RunKey]) -> int | None:
+    """Place of the one run with a key; None where there is none, or where several cannot be told apart by it."""
+    (found,) = find_runs([key], among)
+    return found[0] if len(found) == 1 else None
+
+
+def run_label(obs_id) -> int | str:
+    """The number of an observation as an int, or its name as text; empty where it has neither."""
+    if obs_id is None or obs_id is np.ma.masked:
+        return ""
+    if isinstance(obs_id, Integral) or (isinstance(obs_id, float) and obs_id.is_integer()):
+        return int(obs_id)
+    return obs_id.decode() if isinstance(obs_id, bytes) else str(obs_id)
+
+
+def label_array(labels: Iterable[int | str]) -> np.ndarray:
+    """Labels of runs as one array: of int where all are, else of text."""
+    labels = list(labels)
+    if all(isinstance(label, int) for label in labels):
+        return np.array(labels, dtype=int)
+    return np.array([str(label) for label in labels], dtype=str)
+
+
+def run_names(labels: Iterable[int | str]) -> list[int | str]:
+    """What the runs of a list are called in messages: their labels, with the place of those that share one or have none."""
+    labels = list(labels)
+    seen = Counter(map(str, labels))
+    return [
+        label if label != "" and seen[str(label)] == 1 else f"{label} (run {place} of the list)".strip()
+        for place, label in enumerate(labels, start=1)
+    ]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that could not be used.
+
+    Attributes
+    ----------
+    obs_id : int or str
+        Its label.
+    name : int or str
+        What it is called in messages, see `run_names`.
+    reason : str
+    """
+
+    obs_id: int | str
+    name: int | str
+    reason: str
+
+    def __str__(self):
+        return f"{self.name}: {self.reason}"

@@ -36,7 +36,7 @@ __all__ = ["RunCache", "in_memory"]
 log = logging.getLogger(__name__)
 
 FORMAT = "gammapy_accmaker run"
-FORMAT_VERSION = 4  # raised when what a reduction gives, or how it is stored, changes
+FORMAT_VERSION = 5  # raised when what a reduction gives, or how it is stored, changes
 MAX_BYTES = 2**30
 NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
 

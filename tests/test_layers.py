@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gammapy_accmaker"
 
 STANDARD = sys.stdlib_module_names
-COMMON = {"numpy", "gammapy_accmaker.errors"}
+COMMON = {"numpy", "gammapy_accmaker.errors", "gammapy_accmaker.run_key"}
 OURS = "gammapy_accmaker."
 
 # room -> what it may import besides COMMON; a prefix allows what is below it
@@ -17,6 +17,7 @@ MODELS = {OURS + "binning", OURS + "models", "scipy"}
 ALLOWED = {
     "__init__": {OURS + name for name in ("acceptance", "analysis", "analysis_config", "config", "fit", "maker", "plan", "products.dl3", "reduction.matching", "validation.cross_validation", "workflow")},
     "errors": set(),
+    "run_key": set(),
     "files": set(),
     "hdu_sizes": {"astropy"},
     "parallel": {"astropy.utils", "gammapy.utils"},
@@ -75,7 +76,7 @@ ALLOWED = {
     "validation.*": {"astropy", "gammapy", "matplotlib", "scipy", *(OURS + n for n in ("binning", "config", "fit", "models.base", "models.stats", "parallel", "products", "reduction", "run_files", "runs", "validation"))},
     "validation.html": {"matplotlib"},
     "validation.report": {"astropy", "gammapy.utils", *(OURS + n for n in ("acceptance", "files", "maker", "validation"))},
-    "validation.report_sections": {OURS + "acceptance", OURS + "reduction", OURS + "config", OURS + "products.plots", OURS + "validation"},
+    "validation.report_sections": {OURS + "acceptance", OURS + "reduction", OURS + "config", OURS + "fit", OURS + "products.plots", OURS + "validation"},
     "validation.report_runs": {"astropy.table", OURS + "fit", OURS + "validation"},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_schedule", OURS + "demo_truth"},

@@ -238,13 +238,18 @@ def _fit_parametric(summed, config, profile_edges):
     )
 
 
+def _given_energies(config):
+    given = config.run_effects.norm_energy
+    return None if given is None else tuple(given.to_value("TeV").tolist())
+
+
 def _norm_energies(
     scatter: list[RunScatter], counts: np.ndarray, bins: CountsBins, config: AcceptanceConfig
 ) -> tuple[float, float]:
     """Energies in TeV over which the norm of a run with these counts by energy is fitted: as configured, or chosen."""
-    given = config.run_effects.norm_energy
+    given = _given_energies(config)
     if given is not None:
-        return given_energies(bins.energy_edges, *given.to_value("TeV"))
+        return given_energies(bins.energy_edges, *given)
     return choose_energies(scatter, counts, bins.energy_edges)
 
 
@@ -270,6 +275,7 @@ def _fit_spline(runs, bins, config, starmap) -> SplineRate:
         *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
         run_effects=config.run_effects.type,
         gradient=config.run_effects.gradient,
+        norm_energy=_given_energies(config),
         zenith=config.zenith.type == "continuous",
         covariates=tuple(name for name in config.model.covariates if all(name in run[0].covariates for run in runs)),
         starmap=starmap,
@@ -297,7 +303,13 @@ def adapt_to_run(
         model, inside = rate_model.model, bins.inside
         if effect is None:
             parts = [_of_pixels(part, inside) for part in slices]
-            effect = fit_run(model, parts, kind=kind, min_counts=config.run_effects.min_counts)
+            effect = fit_run(
+                model,
+                parts,
+                kind=kind,
+                min_counts=config.run_effects.min_counts,
+                norm_energy=_given_energies(config),
+            )
         row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
         # what the covariates of the run foretell of its energy scale, and what its events add
         row |= {

@@ -1,9 +1,11 @@
 """Energies over which the norms of runs are fitted: where the spectra of model and runs agree in shape.
 
 The trigger threshold moves from run to run, and most events lie near it: a norm that is fitted over all energies takes a lower
-threshold for a higher rate. So norms are fitted above the energy where the slowest threshold of the runs has passed. Runs are
-compared by the lower quartile of their log energies, which many events fix well and which follows the threshold; that of a run
-with few events is drawn to those of the others.
+threshold for a higher rate. So norms are fitted above the energy where the slowest threshold of the runs has passed, and no
+lower than where what is gained from more events is less than what is lost to the shape: the rate of a run whose energies are
+shifted by s differs by s times the index, so by another factor where the index is another one. Runs are compared by the lower
+quartile of their log energies, which many events fix well and which follows the threshold; that of a run with few events is
+drawn to those of the others.
 
 Energies are logarithms of E / TeV, those of a run *scaled* by what its zenith angle is known to move them, if that is given.
 """
@@ -56,6 +58,8 @@ class RunScatter:
         Standard deviation of the thresholds over the runs.
     event_spread : float
         Standard deviation of the quartile of a run with one event.
+    best : float
+        Log energy above which a norm has a small error, from counts and shape together; -inf where no threshold is seen.
     norm_spread : float
         Standard deviation of the log of the norm over the runs.
     """
@@ -65,10 +69,11 @@ class RunScatter:
     slowest: float
     spread: float
     event_spread: float
+    best: float = -np.inf
     norm_spread: float = SD_NORM
 
     def to_array(self) -> np.ndarray:
-        """Serial form, shape (6,)."""
+        """Serial form, shape (7,)."""
         return np.array(astuple(self))
 
     @classmethod
@@ -93,7 +98,7 @@ class RunScatter:
 
     def above(self, counts: np.ndarray, log_edges: np.ndarray) -> float:
         """Scaled log energy above which a run and the mean run agree in shape; arguments as in `shift`."""
-        return self.passed + max(self.slowest, self.shift(counts, log_edges))
+        return max(self.passed + max(self.slowest, self.shift(counts, log_edges)), self.best)
 
 
 def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
@@ -130,7 +135,8 @@ def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
     falling = np.argsort(-shift, kind="stable")
     first = np.searchsorted(np.cumsum(total[falling]), SLOW_SHARE * total.sum(), side="right")
     slowest = max(float(shift[falling[min(first, len(shift) - 1)]]), 0.0)
-    return RunScatter(float(mean), _passed(aligned, mean_edges), slowest, float(np.sqrt(variance)), float(event_spread))
+    passed, best = _agreement(aligned, mean_edges, variance, float(np.median(total)))
+    return RunScatter(float(mean), passed, slowest, float(np.sqrt(variance)), float(event_spread), best)
 
 
 def norm_spread(norms: np.ndarray, counts: np.ndarray) -> float:
@@ -208,25 +214,33 @@ def _moved(counts, log_edges, new_edges):
     return np.diff(np.interp(new_edges, log_edges, below))
 
 
-def _passed(counts, log_edges):
-    """Log energy from which on the spectrum is steep."""
+def _agreement(counts, log_edges, variance, size):
+    """Log energies from which on the spectrum is steep, and the norm of a run of some counts has a small error."""
     group = max(int(round(ENERGY_STEP * np.log(10) / np.diff(log_edges).mean())), 1)
     starts = np.arange(0, len(counts), group)
     counts, edges = np.add.reduceat(counts, starts), np.append(log_edges[starts], log_edges[-1])
     filled = np.flatnonzero(counts > 0)
     if len(filled) < 3:
-        return -np.inf
+        return -np.inf, -np.inf
     used = slice(filled[0], filled[-1] + 1)
     counts, edges = counts[used], edges[used.start : used.stop + 1]
     try:
         spectrum = fit_spectrum(counts, np.exp(edges))
     except FitError:  # a spectrum that is not understood shows no threshold
-        return -np.inf
+        return -np.inf, -np.inf
     x = np.arange(edges[0], edges[-1], 0.01)
     index = np.gradient(np.log(spectrum(np.exp(x))), x)
     flat = (index > STEEP) & (x < _quantile(counts, edges, 1 - TAIL))
     if not flat.any():
-        return -np.inf
+        return -np.inf, -np.inf
     last = np.flatnonzero(flat)[-1]
-    # flat up to the tail: a hard spectrum, and no threshold
-    return float(x[last + 1]) if index[last + 1] <= STEEP else -np.inf
+    if index[last + 1] > STEEP:  # flat up to the tail: a hard spectrum, and no threshold
+        return -np.inf, -np.inf
+    x, index = x[last + 1 :], index[last + 1 :]
+    density = spectrum(np.exp(x)) * np.exp(x)
+    above, first, second = (np.cumsum((density * power)[::-1])[::-1] for power in (1.0, index, index**2))
+    size = size * (1 - np.interp(x[0], edges, np.append(0, np.cumsum(counts))) / counts.sum()) / above[0]
+    error = 1 / (size * above) + variance * (second / above - (first / above) ** 2)
+    best = x[np.argmin(error[above > TAIL * above[0]])]
+    # there the rates of the range are best, and from the threshold on the sum of all above it: half way
+    return float(x[0]), float(0.5 * (x[0] + best))

@@ -91,6 +91,8 @@ class RunCells:
         Sum of the counts times each additive effect.
     energies : `~numpy.ndarray`, shape (n_energy,), optional
         1 for the energy bins that count and 0 for those left out of counts and exposure; all by default.
+    effect_energies : `~numpy.ndarray`, shape (n_energy,), optional
+        1 for the energy bins that tell of the effects of the run, else 0; those tell of the rate alone.
     """
 
     index: np.ndarray
@@ -100,6 +102,7 @@ class RunCells:
     scaled_energy: np.ndarray
     additive_counts: np.ndarray
     energies: np.ndarray | None = None
+    effect_energies: np.ndarray | None = None
 
     def on_rings(self, n_sector: int) -> RunCells:
         """The sectors of each ring taken together, without effects of the run."""

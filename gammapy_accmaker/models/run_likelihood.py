@@ -172,21 +172,25 @@ class RunSums:
         n_energy, n_ring, n_mode = len(design.log_energy), design.cells.n_ring, len(basis.modes)
         columns, mode_of = design.columns, basis.mode_of_column
         mode_mode, shift_shift, shift_mode = design.mode_products
+        # what the effects are fitted to, and the rate is not
+        told = mu if run.effect_energies is None else mu * run.effect_energies[:, None]
 
         # additive effects
         gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
-        gradient[n_shift:] = run.additive_counts - (columns * (mu @ design.cell_modes)[:, mode_of]).sum(0)
-        products = mu @ mode_mode
+        gradient[n_shift:] = run.additive_counts - (columns * (told @ design.cell_modes)[:, mode_of]).sum(0)
+        products = told @ mode_mode
         pairs, place = design.column_products
         if pairs:
             sums = np.concatenate([by_pair @ products[:, k] for k, by_pair in pairs])
             information[n_shift:, n_shift:] = sums[place]
 
         # energy shift: d log mu / d shift is the slope
-        mu_slope = mu * slope
+        mu_slope = told * slope
         if n_shift:
             residual = -mu_slope.sum(0)
             filled = run.counts * slope.ravel()[run.index]
+            if run.effect_energies is not None:
+                filled *= run.effect_energies[run.index // mu.shape[1]]
             residual += np.bincount(run.index % mu.shape[1], filled, mu.shape[1])
             gradient[:n_shift] = residual @ design.cell_shifts
             slope *= mu_slope
@@ -211,8 +215,9 @@ class RunSums:
         at_energy = design.energy.interpolate(run.scaled_energy + (effects[0] if n_shift else 0.0))
         n_e, n_t = at_energy.shape[1], design.ring_basis.shape[1]
         mode_weights, shift_weights = design.ring_weights
-        by_ring = design.ring_sums(mu, mode_weights)
-        rate_information = _banded_information(at_energy, by_ring[:, :, 0] @ design.ring_rows)
+        by_ring = design.ring_sums(told, mode_weights)
+        all_by_ring = by_ring if told is mu else design.ring_sums(mu, mode_weights[:, :, :1])
+        rate_information = _banded_information(at_energy, all_by_ring[:, :, 0] @ design.ring_rows)
         cross = np.zeros((n_e, n_t, basis.n))
         slopes_by_ring = design.ring_sums(mu_slope, shift_weights)
         for k in range(n_shift):

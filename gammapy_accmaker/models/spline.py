@@ -16,6 +16,7 @@ import numpy as np
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
 from gammapy_accmaker.models.covariates import CovariateScale
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_basis
+from gammapy_accmaker.models.norm_energy import RunScatter, find_scatter
 from gammapy_accmaker.models.run_effects import EffectBasis, RunEffect, RunPopulation
 from gammapy_accmaker.models.run_likelihood import RunDesign
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
@@ -64,6 +65,8 @@ class SplineModel:
     effects : tuple of `RunEffect`
         Of the training runs.
     converged : bool
+    run_scatter : tuple of float
+        How the training runs differ, see `RunScatter.to_array`; empty in an older file.
     """
 
     energy_edges: np.ndarray
@@ -86,6 +89,7 @@ class SplineModel:
     population: RunPopulation
     effects: tuple[RunEffect, ...]
     converged: bool
+    run_scatter: tuple[float, ...] = ()
 
     def __getstate__(self):
         # tables that are computed on demand need not travel to worker processes
@@ -142,6 +146,14 @@ class SplineModel:
         profile = self.coefficients @ zenith_splines(self.zenith_axis, self.clamp_zenith(np.nan))
         u = self.design.log_energy + sum(self.covariates.scaling(self.clamp_zenith(np.nan), None))
         return self.energy_axis.derivative(u) @ profile @ self.offset_axis.basis([0.5 * self.offset_max])[0]
+
+    @cached_property
+    def scatter(self) -> RunScatter:
+        """How the training runs differ; where it is not known, the threshold is that of the rate."""
+        if self.run_scatter:
+            return RunScatter.from_array(self.run_scatter)
+        scaling = sum(self.covariates.scaling(self.clamp_zenith(np.nan), None))
+        return find_scatter(1e5 * self.spectrum_weights[None], np.log(self.energy_edges) + scaling)
 
     def mean_effects(self, cos_zenith: float, azimuth: float | None = None, covariates=None) -> np.ndarray:
         """Mean effects of runs under these conditions, shape (n_effect,)."""

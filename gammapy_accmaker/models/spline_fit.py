@@ -20,6 +20,13 @@ from gammapy_accmaker.models.bsplines import (
     fit_tensor_spline,
 )
 from gammapy_accmaker.models.fov_cells import FovCells, asymmetry_orders
+from gammapy_accmaker.models.norm_energy import (
+    NO_ENERGIES,
+    choose_energies,
+    energies_between,
+    find_scatter,
+    given_energies,
+)
 from gammapy_accmaker.models.rate_equations import RateCovariance, RateEquations, moving_directions
 from gammapy_accmaker.models.rate_penalty import RatePenalty
 from gammapy_accmaker.models.run_cells import gather_counts
@@ -27,7 +34,7 @@ from gammapy_accmaker.models.run_effects import RunPopulation, update_population
 from gammapy_accmaker.models.run_likelihood import RunDesign
 from gammapy_accmaker.models.spline import SplineModel, zenith_splines
 from gammapy_accmaker.models.spline_round import FitRun, RateState, chunk_starts, finish_chunk, sum_chunk
-from gammapy_accmaker.models.spline_run import fit_run, project_run
+from gammapy_accmaker.models.spline_run import THRESHOLD_BLIND, fit_run, mean_scaling, project_run
 from gammapy_accmaker.models.spline_setup import SplineSetup, order_runs
 
 __all__ = ["fit_spline"]
@@ -57,6 +64,7 @@ def fit_spline(
     gradient: bool = True,
     zenith: bool = True,
     covariates: tuple[str, ...] = (),
+    norm_energy: tuple[float, float] | None = None,
     max_rounds: int = 40,
     starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
 ) -> SplineModel:
@@ -80,6 +88,9 @@ def fit_spline(
         Whether the rate depends on zenith angle.
     covariates : tuple of str
         Keys of ``run.covariates`` that the energy scale and the mean effects may depend on.
+    norm_energy : tuple of float, optional
+        Range in TeV to which the effects ``norm`` and ``tilt`` are fitted; by default where the runs agree in shape, see
+        `~gammapy_accmaker.models.norm_energy`.
     max_rounds : int
         Most rounds of the fit.
     starmap : callable
@@ -106,7 +117,7 @@ def fit_spline(
     ]
     ordered, places = order_runs(gathered, zenith)
     setup = SplineSetup.of(ordered, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
-    fit = _JointFit(setup, ordered, starmap)
+    fit = _JointFit(setup, ordered, starmap, norm_energy)
     fit.run(max_rounds)
     model = fit.model()
     by_place = dict(zip(places, model.effects, strict=True))
@@ -118,10 +129,11 @@ def fit_spline(
 class _JointFit:
     """State of the fit between its rounds."""
 
-    def __init__(self, setup: SplineSetup, grouped, starmap):
+    def __init__(self, setup: SplineSetup, grouped, starmap, norm_energy):
         self.setup, self.design, self.starmap = setup, setup.design, starmap
         scale, basis = setup.scale, setup.design.effects
-        self.runs = [self._run(slices) for slices in grouped]
+        self.scatter, energies = self._norm_energies(grouped, norm_energy)
+        self.runs = [self._run(slices, own) for slices, own in zip(grouped, energies, strict=True)]
         self.regressors = np.array([run.regressors for run in self.runs])
         self.ring_design = RunDesign(
             self.design.energy_edges,
@@ -151,17 +163,34 @@ class _JointFit:
         self.asymmetry_fit = None
         self.rate_covariance, self.factor, self.effects, self.converged = None, None, (), False
 
-    def _run(self, slices):
-        scale, cells = self.setup.scale, [self._project(s) for s in slices]
+    def _norm_energies(self, grouped, given):
+        """How the runs differ, and the energies that tell of the effects of each."""
+        edges, scale, kind = self.design.energy_edges, self.setup.scale, self.design.effects.kind
+        spectra = np.array([sum(s.spectrum(len(edges) - 1) for s in slices) for slices in grouped])
+        scaling = np.array([mean_scaling(scale, slices) for slices in grouped])
+        scatter = find_scatter(spectra, np.log(edges) + scaling[:, None])
+        if kind not in THRESHOLD_BLIND:
+            energies = NO_ENERGIES if kind == "none" else (float(edges[0]), float(edges[-1]))
+            return scatter, [energies] * len(grouped)
+        if given is not None:
+            return scatter, [given_energies(edges, *given)] * len(grouped)
+        return scatter, [choose_energies([scatter], c, edges, s) for c, s in zip(spectra, scaling, strict=True)]
+
+    def _run(self, slices, norm_energy):
+        told = None
+        if self.design.effects.kind in THRESHOLD_BLIND:
+            told = energies_between(self.design.energy_edges, norm_energy).astype(float)
+        scale, cells = self.setup.scale, [self._project(s, told) for s in slices]
         regressors = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
         zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
         scaling = scale.scaling(slices[0].cos_zenith, slices[0].covariates)[1]
-        return FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling)
+        return FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling, norm_energy)
 
-    def _project(self, part):
+    def _project(self, part, effect_energies):
         zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
         scaling = sum(self.setup.scale.scaling(part.cos_zenith, part.covariates))
-        return project_run(self.design, part, zenith_splines(self.setup.zenith_axis, zenith), scaling)
+        zenith = zenith_splines(self.setup.zenith_axis, zenith)
+        return project_run(self.design, part, zenith, scaling, effect_energies=effect_energies)
 
     def _all_counts(self):
         shape = (len(self.design.log_energy), self.design.cells.n_cell)
@@ -341,6 +370,7 @@ class _JointFit:
             population=population,
             effects=self.effects,
             converged=self.converged,
+            run_scatter=tuple(self.scatter.to_array().tolist()),
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gammapy_accmaker.models.norm_energy import energies_between
 from gammapy_accmaker.models.rate_equations import BATCH, RateCovariance, RateEquations, quadratic_form
 from gammapy_accmaker.models.run_cells import RunCells
 from gammapy_accmaker.models.run_effects import RunEffect, RunPopulation, norm_row
@@ -46,6 +47,8 @@ class FitRun:
         What the mean effects of the run depend on.
     scaling : float
         Part of the energy scaling that comes from the covariates of the run.
+    norm_energy : tuple of float
+        First and last energy in TeV that tell of the effects.
     """
 
     key: RunKey
@@ -53,6 +56,7 @@ class FitRun:
     zenith: np.ndarray
     regressors: np.ndarray
     scaling: float
+    norm_energy: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, n_steps:
             gains.append(gain.astype(np.float32))
             posterior = posterior + quadratic_form(spread, gain)
             second_moments += posterior
-            norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected))
+            told = energies_between(design.energy_edges, run.norm_energy)
+            norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected * told[:, None]))
             norm_variance += norm_rows[i] @ posterior @ norm_rows[i]
         equations.add(run.zenith, information, gradient)
     equations.take_batch()
@@ -183,7 +188,8 @@ def finish_chunk(
         equations.add(run.zenith, information, sums.rate_gradient.ravel())
         effects.append(
             summarise_run(
-                design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling, converged
+                design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling, converged,
+                norm_energy=run.norm_energy,
             )
         )  # fmt: skip
     equations.take_batch()

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from gammapy_accmaker.models.covariates import CovariateScale
+from gammapy_accmaker.models.norm_energy import NO_ENERGIES, choose_energies, energies_between, given_energies
 from gammapy_accmaker.models.run_cells import CellCounts, RunCells, gather_counts
 from gammapy_accmaker.models.run_effects import EFFECT_KINDS, RunEffect, RunPopulation, norm_row
 from gammapy_accmaker.models.run_likelihood import (
@@ -19,12 +21,13 @@ from gammapy_accmaker.models.spline import SplineModel, zenith_splines
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance, poisson_pulls
 from gammapy_accmaker.run_key import RunKey, find_run
 
-__all__ = ["as_slices", "fit_run", "project_run", "summarise_run"]
+__all__ = ["THRESHOLD_BLIND", "as_slices", "fit_run", "mean_scaling", "project_run", "summarise_run"]
 
 GROUP_WIDTH = 0.1  # dex; energy groups of the goodness of fit
 FEW_COUNTS = 50
 POOR_FIT = 6.0  # standard deviations of the deviance of an energy group
 FAR_SHIFT = 4.0  # standard deviations of the population
+THRESHOLD_BLIND = ("norm", "tilt")  # kinds of effects that cannot follow the threshold of a run
 
 
 def as_slices(run) -> list:
@@ -34,7 +37,12 @@ def as_slices(run) -> list:
 
 
 def project_run(
-    design: RunDesign, run: CellCounts, zenith_basis: np.ndarray, scaling: float, energies: np.ndarray | None = None
+    design: RunDesign,
+    run: CellCounts,
+    zenith_basis: np.ndarray,
+    scaling: float,
+    energies: np.ndarray | None = None,
+    effect_energies: np.ndarray | None = None,
 ) -> RunCells:
     """A slice of a run under the conditions of a fit.
 
@@ -48,6 +56,8 @@ def project_run(
         Of log energy, before the run's own shift.
     energies : `~numpy.ndarray`, shape (n_energy,), optional
         1 for the energy bins that count, else 0; all by default.
+    effect_energies : `~numpy.ndarray`, shape (n_energy,), optional
+        1 for the energy bins that tell of the effects of the run, else 0; all by default.
     """
     index, counts = run.index, run.counts
     energy, cell = np.divmod(index, design.cells.n_cell)
@@ -56,11 +66,27 @@ def project_run(
     by_mode = np.zeros((len(design.log_energy), len(design.effects.modes)))
     for m in range(by_mode.shape[1]):
         by_mode[:, m] = np.bincount(energy, counts * design.cell_modes[cell, m], len(by_mode))
+    if effect_energies is not None:
+        by_mode *= effect_energies[:, None]
     additive = (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
-    return RunCells(index, counts, run.exposure, zenith_basis, design.log_energy + scaling, additive, energies)
+    scaled = design.log_energy + scaling
+    return RunCells(index, counts, run.exposure, zenith_basis, scaled, additive, energies, effect_energies)
 
 
-def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int = 0) -> RunEffect:
+def mean_scaling(scale: CovariateScale, slices) -> float:
+    """Energy scaling of a run, the mean over its slices."""
+    scaling = [sum(scale.scaling(s.cos_zenith, s.covariates)) for s in slices]
+    return float(np.average(scaling, weights=[s.exposure.sum() for s in slices]))
+
+
+def fit_run(
+    model: SplineModel,
+    run,
+    *,
+    kind: str | None = None,
+    min_counts: int = 0,
+    norm_energy: tuple[float, float] | None = None,
+) -> RunEffect:
     """Effects of a run from its own counts, by penalised maximum likelihood.
 
     A run with few counts shrinks to what is expected under its conditions.
@@ -76,6 +102,9 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int
     min_counts : int
         The effects are fitted to the energies (in groups of 0.1 dex) in which the run has at least so many counts; without any
         they stay at their means.
+    norm_energy : tuple of float, optional
+        Range in TeV to which a norm, or norm and tilt, are fitted; by default where the run and those of the fit agree in
+        shape, see `~gammapy_accmaker.models.norm_energy`.
 
     Returns
     -------
@@ -100,7 +129,8 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int
         known = find_run(first.key, (effect.key for effect in model.effects))
         start = None if known is None else model.effects[known].coefficients
     cells, tables, scale = [], [], model.covariates
-    used, taken = _energies_with_counts(design, slices, min_counts), []
+    energies = _energies_of_norm(model, slices, kind, norm_energy)
+    used, taken = _energies_to_fit(design, slices, min_counts, energies), []
     for part in slices:
         zenith = model.clamp_zenith(part.cos_zenith)
         basis, scaled = zenith_splines(model.zenith_axis, zenith), sum(scale.scaling(zenith, part.covariates))
@@ -119,7 +149,7 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int
         flags.append("no exposure")
         return summarise_run(
             design, cells, mean, covariance, np.zeros(covariance.shape), expected, model.population, first.key, scaling,
-            True, tuple(flags),
+            True, tuple(flags), energies,
         )  # fmt: skip
     values, _, _, converged = fit_effects(design, tables, taken, mean, prior, directions=directions, start=start)
     sums = sum_slices(design, tables, taken, values, full=True)
@@ -132,7 +162,7 @@ def fit_run(model: SplineModel, run, *, kind: str | None = None, min_counts: int
     spread = model.rate_rows(zenith).T @ response
     effect = summarise_run(
         design, cells, values, covariance, spread.T @ spread, expected, model.population, first.key, scaling, converged,
-        tuple(flags),
+        tuple(flags), energies,
     )  # fmt: skip
     return replace(effect, response=response.astype(np.float32))
 
@@ -155,6 +185,7 @@ def summarise_run(
     scaling: float,
     converged: bool,
     flags: tuple[str, ...] = (),
+    norm_energy: tuple[float, float] = NO_ENERGIES,
 ) -> RunEffect:
     """Put the fitted effects of a run and its goodness of fit into a `RunEffect`.
 
@@ -167,13 +198,14 @@ def summarise_run(
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
     population : `RunPopulation`
     key : `RunKey`
-    scaling, converged, flags
+    scaling, converged, flags, norm_energy
         As in `RunEffect`.
     """
     n_energy, n_ring, starts = expected.shape[0], design.cells.n_ring, _group_starts(design)
     counts = np.zeros(expected.size)
     for part in cells:
         counts += np.bincount(part.index, part.counts, expected.size)
+    spectrum = counts.reshape(expected.shape).sum(1)
     # rings in thirds of the position angle: enough counts in a bin to see a misfit, fine enough to place it
     shape = (n_energy, n_ring, 3, design.cells.n_sector // 3)
     counts, mu = (np.add.reduceat(a.reshape(shape).sum(3), starts).reshape(len(starts), -1) for a in (counts, expected))
@@ -183,11 +215,14 @@ def summarise_run(
         out[seen] = moment
     excess = np.where(seen, poisson_deviance(counts, np.where(seen, mu, 1)) - moments[0], 0).sum(1)
     deviance = excess / np.sqrt(np.maximum(moments[1].sum(1), 1e-12))
-    weights = column_means(design, expected)
+    told = energies_between(design.energy_edges, norm_energy) if np.isfinite(norm_energy[0]) else np.ones(n_energy)
+    weights = column_means(design, expected * told[:, None])
     total = counts.sum()
     flags = list(flags)
     if total < FEW_COUNTS:
         flags.append("few counts")
+    if design.effects.n and not spectrum @ told:
+        flags.append("no counts for the norm")
     if not converged:
         flags.append("not converged")
     if np.any(deviance > POOR_FIT):
@@ -210,6 +245,7 @@ def summarise_run(
         pulls=poisson_pulls(counts.sum(1), mu.sum(1)),
         converged=bool(converged),
         flags=tuple(flags),
+        norm_energy=tuple(norm_energy),
         start=key.start,
         pointing=key.pointing,
     )
@@ -223,13 +259,33 @@ def _group_starts(design):
     return np.flatnonzero(np.diff(group, prepend=-1))
 
 
-def _energies_with_counts(design, slices, min_counts):
-    """1 for the energy bins of groups with enough counts, else 0; None where all are taken."""
-    if not min_counts or not slices:
+def _spectrum(slices):
+    return sum(np.asarray(s.counts.sum(axis=1)).ravel() for s in slices)
+
+
+def _energies_of_norm(model, slices, kind, given):
+    """Range in TeV to which the effects of a run are fitted: all energies, if they can follow a threshold."""
+    edges = model.energy_edges
+    if kind == "none":
+        return NO_ENERGIES
+    if kind not in THRESHOLD_BLIND or not slices:
+        return float(edges[0]), float(edges[-1])
+    if given is not None:
+        return given_energies(edges, *given)
+    trained = [replace(s, cos_zenith=model.clamp_zenith(s.cos_zenith)) for s in slices]
+    return choose_energies([model.scatter], _spectrum(slices), edges, mean_scaling(model.covariates, trained))
+
+
+def _energies_to_fit(design, slices, min_counts, energies):
+    """1 for the energy bins in a range of energies, and in groups with enough counts, else 0; None where all are taken."""
+    if not slices or design.effects.n == 0:
         return None
-    counts, starts = sum(np.asarray(s.counts.sum(axis=1)).ravel() for s in slices), _group_starts(design)
-    enough = np.add.reduceat(counts, starts) >= min_counts
-    return np.repeat(enough, np.diff(starts, append=len(counts))).astype(float)
+    used = energies_between(design.energy_edges, energies)
+    if min_counts:
+        counts, starts = _spectrum(slices), _group_starts(design)
+        enough = np.add.reduceat(counts, starts) >= min_counts
+        used &= np.repeat(enough, np.diff(starts, append=len(counts)))
+    return None if used.all() else used.astype(float)
 
 
 def _fewer_effects(model: SplineModel, kind: str) -> tuple[np.ndarray, np.ndarray]:

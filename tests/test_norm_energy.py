@@ -1,5 +1,7 @@
 """The energies over which norms are fitted: above the thresholds of the runs, or as configured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -17,6 +19,11 @@ from gammapy_accmaker.models.norm_energy import (
     given_energies,
     norm_spread,
 )
+from gammapy_accmaker.models.run_cells import gather_counts
+from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
+from gammapy_accmaker.models.spline import SplineModel, zenith_splines
+from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline_run import fit_run, project_run
 from gammapy_accmaker.reduction.counts import CountsBins
 
 THRESHOLD = 0.45  # TeV, of a run without a shift
@@ -233,3 +240,107 @@ def test_the_default_of_a_binned_model_may_have_energies():
     assert config.run_effects.type == "norm"
     again = AcceptanceConfig.from_yaml(config.to_yaml())
     assert list(again.run_effects.norm_energy.to_value("TeV")) == [0.5, 20]
+
+
+SPLINE_BINS = (EDGES, LON, LAT, SOLID_ANGLE)
+
+
+@pytest.fixture(scope="module")
+def spline_runs():
+    return simulate(16, sd_shift=0.2)
+
+
+@pytest.fixture(scope="module", params=["norm", "tilt"])
+def spline(request, spline_runs):
+    return fit_spline(spline_runs, *SPLINE_BINS, run_effects=request.param, zenith=False)
+
+
+def log_norms(effects, runs):
+    """Fitted minus true log norm and its error; all norms together are the rate's."""
+    found, error, true = np.array(
+        [(np.log(e.norm), e.norm_error / e.norm, r.norm) for e, r in zip(effects, runs, strict=True)]
+    ).T
+    return found - true - np.mean(found - true), error
+
+
+def test_norms_of_the_spline_model_do_not_follow_the_threshold(spline, spline_runs):
+    difference, error = log_norms(spline.effects, spline_runs)
+    assert np.sqrt(np.mean((difference / error) ** 2)) < 1.5 and np.abs(difference).max() < 0.15
+    assert all(THRESHOLD < e.norm_energy[0] < 4 * THRESHOLD and e.norm_energy[1] == EDGES[-1] for e in spline.effects)
+    # over all energies they do
+    everywhere = fit_spline(
+        spline_runs, *SPLINE_BINS, run_effects=spline.population.basis.kind, zenith=False, norm_energy=(0.1, 100)
+    )
+    assert np.std(log_norms(everywhere.effects, spline_runs)[0]) > 2 * np.std(difference)
+    assert {e.norm_energy for e in everywhere.effects} == {(EDGES[0], EDGES[-1])}
+
+
+def test_the_rate_above_the_threshold_is_that_of_the_runs(spline, spline_runs):
+    above = CENTERS > 4 * THRESHOLD
+    counts = sum(run.counts.toarray()[above].sum() for run in spline_runs)
+    expected = 0.0
+    for run, effect in zip(spline_runs, spline.effects, strict=True):
+        mu = spline.rate_grid(CENTERS[above], LON, LAT, 0.9, effect=effect) * np.diff(EDGES)[above, None] * 1e6
+        expected += (mu @ (run.exposure * SOLID_ANGLE)).sum()
+    assert expected == pytest.approx(counts, abs=2.5 * np.sqrt(counts))
+
+
+def test_the_run_is_adapted_to_as_in_the_fit(spline, spline_runs):
+    for run, effect in zip(spline_runs[:4], spline.effects, strict=False):
+        again = fit_run(spline, run)
+        assert again.norm_energy == pytest.approx(effect.norm_energy)
+        assert again.norm == pytest.approx(effect.norm, rel=1e-3)
+        assert again.norm_error == pytest.approx(effect.norm_error, rel=2e-2)
+
+
+def test_a_spline_run_without_counts_there_is_as_the_others(spline, spline_runs):
+    counts = spline_runs[0].counts.toarray()
+    counts[CENTERS > 0.6] = 0
+    run = SimulatedRun(99, csr_array(counts), spline_runs[0].exposure, 0.9, 0.0)
+    effect = fit_run(spline, run, norm_energy=(1, 10))
+    assert "no counts for the norm" in effect.flags
+    assert abs(np.log(effect.norm)) < 1e-6 and effect.norm_error > 4 * spline.effects[0].norm_error
+    with_it = fit_spline(
+        [*spline_runs, run], *SPLINE_BINS, run_effects="norm", zenith=False, norm_energy=(1, 10)
+    ).effects[-1]
+    assert abs(np.log(with_it.norm)) < 1e-6 and "no counts for the norm" in with_it.flags
+    given = fit_run(spline, spline_runs[1], norm_energy=(1, 3))
+    assert given.norm_energy[0] == pytest.approx(1, rel=0.03) and given.norm_energy[1] == pytest.approx(3, rel=0.03)
+
+
+def test_few_counts_are_left_out_of_the_range_too(spline, spline_runs):
+    both = fit_run(spline, spline_runs[1], norm_energy=(1, 10), min_counts=20)
+    alone = fit_run(spline, spline_runs[1], norm_energy=(1, 10))
+    assert both.norm_energy == alone.norm_energy and both.norm_error > alone.norm_error
+
+
+def test_a_model_with_an_energy_shift_is_adapted_by_a_norm_above_the_threshold(spline_runs):
+    model = fit_spline(spline_runs, *SPLINE_BINS, zenith=False)
+    assert {e.norm_energy for e in model.effects} == {(EDGES[0], EDGES[-1])}
+    norms = [fit_run(model, run, kind="norm") for run in spline_runs]
+    assert np.std(log_norms(norms, spline_runs)[0]) < 0.08
+    assert all(e.norm_energy[0] > THRESHOLD for e in norms)
+    # a file that does not know of the runs has a threshold as well
+    old = replace(model, run_scatter=())
+    assert abs(np.log(fit_run(old, spline_runs[2], kind="norm").norm_energy[0] / THRESHOLD)) < np.log(3)
+    assert SplineModel.from_arrays(model.to_arrays()).scatter == model.scatter
+    arrays = model.to_arrays()
+    for name in [name for name in arrays if name.startswith("run_scatter")]:
+        del arrays[name]
+    assert SplineModel.from_arrays(arrays).run_scatter == ()
+
+
+def test_energies_that_tell_of_the_rate_alone(spline, spline_runs):
+    design, run = spline.design, spline_runs[3]
+    told = (CENTERS > 0.8).astype(float)
+    basis, gathered = zenith_splines(spline.zenith_axis, 0.9), gather_counts(design.cells, len(CENTERS), run)
+    table = RateTable.at(design, spline.coefficients, basis, spline.asymmetry_cells)
+    effects = 0.1 * np.ones(design.effects.n)
+    both, cut, plain = (
+        RunSums.of(design, table, project_run(design, gathered, basis, 0.0, **given), effects, full=True)
+        for given in ({"effect_energies": told}, {"energies": told}, {})
+    )
+    for name in ("gradient", "information", "cross_information"):
+        assert np.allclose(getattr(both, name), getattr(cut, name), atol=1e-9)
+    for name in ("expected", "rate_gradient", "rate_information"):
+        assert np.allclose(getattr(both, name), getattr(plain, name), atol=1e-9)

@@ -180,6 +180,8 @@ class _JointFit:
         told = None
         if self.design.effects.kind in THRESHOLD_BLIND:
             told = energies_between(self.design.energy_edges, norm_energy).astype(float)
+            if not sum(s.spectrum(len(told)) for s in slices) @ told:  # or the norm would be 0
+                told[:] = 0
         scale, cells = self.setup.scale, [self._project(s, told) for s in slices]
         regressors = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
         zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])

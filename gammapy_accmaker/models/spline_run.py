@@ -280,11 +280,13 @@ def _energies_to_fit(design, slices, min_counts, energies):
     """1 for the energy bins in a range of energies, and in groups with enough counts, else 0; None where all are taken."""
     if not slices or design.effects.n == 0:
         return None
-    used = energies_between(design.energy_edges, energies)
+    counts, used = _spectrum(slices), energies_between(design.energy_edges, energies)
     if min_counts:
-        counts, starts = _spectrum(slices), _group_starts(design)
+        starts = _group_starts(design)
         enough = np.add.reduceat(counts, starts) >= min_counts
         used &= np.repeat(enough, np.diff(starts, append=len(counts)))
+    if not counts @ used:  # or its norm would be 0, and all of the run with it
+        used[:] = False
     return None if used.all() else used.astype(float)
 
 

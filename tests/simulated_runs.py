@@ -33,8 +33,12 @@ class SimulatedRun:
         return self.cos_zenith, self.cos_zenith
 
     @property
+    def mjd(self):
+        return 59000.0 + self.obs_id
+
+    @property
     def key(self):
-        return RunKey(self.obs_id, 59000.0 + self.obs_id, (83.6, 22.0))
+        return RunKey(self.obs_id, self.mjd, (83.6, 22.0))
 
 
 def true_rate(energy, lon, lat, cos_zenith, norm=0.0, shift=0.0):

@@ -67,7 +67,7 @@ def select_off_observations(config) -> Observations | None:
 def make_fitted_maker(config, observations, off_observations=None) -> AcceptanceBackgroundMaker:
     """`make_maker`, fitted where there is no model file; OFF runs that are named but not given are selected."""
     maker = make_maker(config)
-    if maker.model is None:
+    if not maker.is_fitted:
         if off_observations is None or config.datasets.background.off_observations is None:
             off_observations = select_off_observations(config)
         maker.fit(observations, off_observations, n_jobs=config.general.n_jobs)

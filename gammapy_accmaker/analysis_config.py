@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import yaml
 from gammapy.analysis import AnalysisConfig
 from gammapy.analysis.config import BackgroundConfig, DatasetsConfig, GammapyBaseConfig
-from gammapy.utils.scripts import make_path
 from pydantic import BaseModel, ValidationError, model_validator
 
 from gammapy_accmaker.analysis_options import (
@@ -19,8 +19,8 @@ from gammapy_accmaker.analysis_options import (
     check_runs,
     read_parameters,
 )
-from gammapy_accmaker.config_errors import explain, find_key
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.config_errors import explain, find_key, read_config_file
+from gammapy_accmaker.errors import InputError, InputTypeError
 
 __all__ = ["AcceptanceAnalysisConfig", "ExtendedConfig"]
 
@@ -59,14 +59,18 @@ class ExtendedConfig(GammapyBaseConfig):
 
     @classmethod
     def coerce(cls, config):
-        """Configuration from nested options, or from gammapy's configuration that this class extends."""
+        """Configuration from nested options, the path of a YAML file, or gammapy's configuration that this class extends."""
         if isinstance(config, cls):
             return config
         if isinstance(config, dict):
             return cls.from_options(config)
         if isinstance(config, BaseModel) and issubclass(cls, type(config)):
             return cls.from_options(config.model_dump())
-        raise TypeError(f"config must be dict or {cls.__name__}, but got {type(config).__name__}")
+        if isinstance(config, str | Path):
+            return cls.read(config)
+        raise InputTypeError(
+            f"config: got {type(config).__name__}, but a dict, the path of a YAML file or {cls.__name__} is needed"
+        )
 
     @classmethod
     def from_yaml(cls, config_str: str):
@@ -76,10 +80,7 @@ class ExtendedConfig(GammapyBaseConfig):
     @classmethod
     def read(cls, path):
         """Configuration from a YAML file."""
-        path = make_path(path)
-        if not path.is_file():
-            raise InputError(f"config: there is no file {path}; write one with `{cls.__name__}().write(path)`")
-        return cls.from_yaml(path.read_text())
+        return cls.from_yaml(read_config_file(path, cls.__name__))
 
     def update(self, config=None):
         """A new configuration with some options replaced.
@@ -96,7 +97,9 @@ class ExtendedConfig(GammapyBaseConfig):
         elif isinstance(config, Mapping):
             changes = config
         else:
-            raise TypeError(f"config must be YAML text, dict or {type(self).__name__}, but got {type(config).__name__}")
+            raise InputTypeError(
+                f"config: got {type(config).__name__}, but YAML text, a dict or {type(self).__name__} is needed"
+            )
         options = self.model_dump(exclude_defaults=True)
         background, new = _background_of(options), _background_of(changes)
         methods = {background.get("method"), new.get("method", background.get("method"))}
@@ -195,7 +198,7 @@ class AcceptanceAnalysisConfig(ExtendedConfig, AnalysisConfig):
 def _options_of(text) -> Mapping:
     try:
         options = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
         raise InputError(f"config: the text is not YAML ({error})") from error
     if not isinstance(options, Mapping):
         raise InputError(f"config: got {text!r}, but YAML with sections such as `datasets:` is needed")

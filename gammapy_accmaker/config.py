@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated, Literal
 
 import astropy.units as u
@@ -10,6 +11,7 @@ import yaml
 from gammapy.utils.scripts import make_path
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from gammapy_accmaker.config_errors import explain, read_config_file
 from gammapy_accmaker.config_types import EnergyEdges, Location, OneAngle, Options, TimeStep
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
@@ -219,18 +221,24 @@ class AcceptanceConfig(Options):
 
     @classmethod
     def coerce(cls, config) -> AcceptanceConfig:
-        """A configuration from None (all defaults), a mapping or a configuration; `InputError` names a wrong key."""
+        """A configuration from None (all defaults), a mapping, the path of a YAML file or a configuration.
+
+        An `InputError` names a wrong key.
+        """
         if isinstance(config, cls):
             return config
+        if isinstance(config, str | Path):
+            return cls.read(config)
         if config is None:
             config = {}
         if not isinstance(config, dict):
-            raise InputError(f"config: got {type(config).__name__}, but an AcceptanceConfig, a dict or None is needed")
+            raise InputError(
+                f"config: got {type(config).__name__}, but an AcceptanceConfig, a dict, the path of a YAML file or None is needed"
+            )
         try:
             return cls.model_validate(config)
         except ValidationError as error:
-            lines = [f"{'.'.join(str(k) for k in e['loc']) or 'config'}: {e['msg']}" for e in error.errors()]
-            raise InputError("config: " + "; ".join(lines)) from error
+            raise InputError(f"config: {explain(error, cls)}") from error
 
     @classmethod
     def from_yaml(cls, text: str) -> AcceptanceConfig:
@@ -239,19 +247,16 @@ class AcceptanceConfig(Options):
             data = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
             raise InputError(f"config: the text is not YAML ({error})") from error
+        if isinstance(data, str):
+            raise InputError(
+                f"config: got {data[:100]!r}, but YAML with keys such as `model:` is needed; `read` takes a path"
+            )
         return cls.coerce(data)
 
     @classmethod
     def read(cls, path) -> AcceptanceConfig:
         """Configuration from a YAML file."""
-        path = make_path(path)
-        if not path.is_file():
-            raise InputError(f"config: there is no file {path}; write one with `AcceptanceConfig().write(path)`")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"config: {path} cannot be read as text ({error})") from error
-        return cls.from_yaml(text)
+        return cls.from_yaml(read_config_file(path, cls.__name__))
 
     def to_yaml(self) -> str:
         """YAML text that `from_yaml` reads back."""

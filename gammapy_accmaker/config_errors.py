@@ -1,4 +1,4 @@
-"""What is wrong in a configuration, in one line a key: the key, what came, what is needed."""
+"""Reading of a configuration, and what is wrong in it: in one line a key, with what came and what is needed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, get_args
 from astropy.coordinates import Angle
 from astropy.time import Time
 from astropy.units import Quantity
+from gammapy.utils.scripts import make_path
 from pydantic import BaseModel, ValidationError
 
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import InputError, InputTypeError
 
-__all__ = ["explain", "find_key"]
+__all__ = ["explain", "find_key", "read_config_file"]
 
 NEEDED = {
     Angle: "an angle such as '0.5 deg'",
@@ -22,6 +23,26 @@ NEEDED = {
     Time: "a time such as '2004-12-04 22:04:48'",
     Path: "the path of a file or folder",
 }
+
+
+def read_config_file(path: str | Path, name: str) -> str:
+    """Text of a configuration file; `name` is that of the class it is for."""
+    try:
+        path = make_path(path)
+        found = path.is_file()
+    except (OSError, ValueError, TypeError):  # too long, or no path at all
+        found = False
+    if not found:
+        # gammapy's classes raise a TypeError for text in place of their options
+        name_of_file = str(path)[:200]
+        raise InputTypeError(
+            f"config: got {name_of_file!r}, but there is no file {name_of_file}; write one with `{name}().write(path)`, give "
+            f"options as a dict, or YAML text as `{name}.from_yaml(text)`"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config: {path} cannot be read as text ({error})") from error
 
 
 def explain(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> str:

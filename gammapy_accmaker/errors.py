@@ -1,6 +1,6 @@
 """The exceptions that this package raises; each says what came, what is needed and the remedy."""
 
-__all__ = ["AcceptanceError", "InputError", "ObservationError", "FitError", "NotFittedError"]
+__all__ = ["AcceptanceError", "InputError", "InputTypeError", "ObservationError", "FitError", "NotFittedError"]
 
 
 class AcceptanceError(Exception):
@@ -9,6 +9,10 @@ class AcceptanceError(Exception):
 
 class InputError(AcceptanceError, ValueError):
     """An argument, a configuration value or a file that cannot be used."""
+
+
+class InputTypeError(InputError, TypeError):
+    """Something of the wrong kind, where gammapy's own classes raise a `TypeError`."""
 
 
 class ObservationError(InputError):

@@ -61,15 +61,30 @@ class AcceptanceBackgroundMaker(Maker):
     tag = "AcceptanceBackgroundMaker"
 
     def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None):
-        if model is not None and not isinstance(model, AcceptanceModel):
-            raise InputError(
-                f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)"
-            )
+        self._model = None if model is None else _checked_model(model)
         if config is None and model is not None:
             config = AcceptanceConfig.from_yaml(model.config)
         self.config = AcceptanceConfig.coerce(config)
-        self.model = model
         self._given = make_exclusion(self.config, exclusion)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a model, fitted or given."""
+        return self._model is not None
+
+    @property
+    def model(self) -> AcceptanceModel:
+        """The fitted model; a `NotFittedError` says what to call where there is none yet."""
+        if self._model is None:
+            raise NotFittedError(
+                "there is no model yet: call `maker.fit(observations)` first, or pass "
+                "`model=AcceptanceModel.read(path)` when the maker is made"
+            )
+        return self._model
+
+    @model.setter
+    def model(self, model):
+        self._model = _checked_model(model)
 
     def fit(
         self,
@@ -137,23 +152,23 @@ class AcceptanceBackgroundMaker(Maker):
     @property
     def found_regions(self):
         """Circles around what an iterative exclusion found (list of `~regions.CircleSkyRegion`)."""
-        return self._fitted().found_regions
+        return self.model.found_regions
 
     @property
     def exclusion(self) -> Exclusion:
         """All that is left out of a run's effects and of the renormalisation: what was given, and what the fit left out."""
-        if self.model is None:
+        if not self.is_fitted:
             return self._given
         return self._given.with_regions([self.model.exclusion, self.model.found_regions])
 
     @property
     def run_table(self):
         """Run by run: exposure, counts, norm and its error, and why a run was left out (`~astropy.table.Table`)."""
-        return self._fitted().run_table
+        return self.model.run_table
 
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
-        rate_model = self._fitted().rate_model
+        rate_model = self.model.rate_model
         if rate_model.differs_by_run:
             rate_model = rate_model.for_run(recognise(observation, self.config))
         if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
@@ -227,7 +242,7 @@ class AcceptanceBackgroundMaker(Maker):
         dataset : of the same type, or `~gammapy.datasets.MapDatasetOnOff` after a ring
             Bins that the model does not cover are taken out of ``mask_safe``.
         """
-        self._fitted()
+        _ = self.model  # an error here is clearer than one about the dataset
         self._check_dataset(dataset)
         models = dataset.models
         dataset = dataset.copy(name=dataset.name)
@@ -313,14 +328,6 @@ class AcceptanceBackgroundMaker(Maker):
             )
         return inside
 
-    def _fitted(self):
-        if self.model is None:
-            raise NotFittedError(
-                "there is no model yet: call `maker.fit(observations)` first, or pass "
-                "`model=AcceptanceModel.read(path)` when the maker is made"
-            )
-        return self.model
-
     def _track(self, observation):
         check_files(observation)
         location = self.config.observatory_location
@@ -332,10 +339,18 @@ class AcceptanceBackgroundMaker(Maker):
     def _checked_track(self, observation):
         """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
         track = self._track(observation)
-        warn_outside_zenith(self._fitted().rate_model, {run_label(observation.obs_id): track.mean_cos_zenith})
+        warn_outside_zenith(self.model.rate_model, {run_label(observation.obs_id): track.mean_cos_zenith})
         return track
 
     def __str__(self):
         lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())
-        fitted = "none yet: call fit" if self.model is None else str(self.model).split("\n\n", 1)[1].strip()
+        fitted = str(self.model).split("\n\n", 1)[1].strip() if self.is_fitted else "none yet: call fit"
         return f"{type(self).__name__}\n{'-' * len(type(self).__name__)}\n\n{lines}\n\n  model: {fitted}\n"
+
+
+def _checked_model(model):
+    if not isinstance(model, AcceptanceModel):
+        raise InputError(
+            f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)"
+        )
+    return model

@@ -16,7 +16,7 @@ from gammapy.data import DataStore, Observation
 from stores import IRFS, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, fit_acceptance, runs
-from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.parallel import ProcessDiedError, make_starmap, map_runs
 
 CONFIG = options("radial")
@@ -150,7 +150,9 @@ def test_the_fit_stops_at_once_where_it_is_told_to(store, n_jobs):
     maker = AcceptanceBackgroundMaker(CONFIG)
     with pytest.raises(ObservationError, match=f"{observations[BROKEN].obs_id} cannot be used"):
         maker.fit(observations, n_jobs=n_jobs, on_error="raise")
-    assert maker.model is None
+    assert not maker.is_fitted
+    with pytest.raises(NotFittedError, match="call `maker.fit"):
+        maker.model.peek()
     assert len(maker.fit(observations, n_jobs=n_jobs).run_table) == 4
 
 

@@ -38,6 +38,7 @@ from gammapy_accmaker.parallel import make_starmap
 from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_key import RunKey, label_array, run_names
 from gammapy_accmaker.runs import by_place, in_own_order, make_bins, make_exclusion, reduce_observations
@@ -123,9 +124,7 @@ def fit_acceptance(
         )
     if plan is not None and not is_grouped(config):
         raise InputError("plan: got one, but the configuration pools all runs; set zenith or azimuth to one with bins")
-    observations = list(observations)
-    if not observations:
-        raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
+    observations = as_observations(observations)
     bins = make_bins(config)
     excluded = make_exclusion(config, exclusion)
     say_without_exclusion(config, excluded)

@@ -24,6 +24,7 @@ from gammapy_accmaker.products.background import icrs_vectors, make_background_m
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.reduction.counts import check_zenith, observation_track
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.reduction.observations import as_observations, check_observation
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import check_files
 from gammapy_accmaker.run_key import run_label
@@ -124,10 +125,9 @@ class AcceptanceBackgroundMaker(Maker):
         matched = self.config.matching is not None or matches is not None
         if off_observations is None and matched:
             raise InputError("matching: it needs OFF runs; give them as `off_observations`, or leave `matching` null")
-        if off_observations is not None and len(off_observations) == 0:
-            raise InputError(
-                "off_observations: got none; check their selection, or leave them out to fit the observations"
-            )
+        observations = as_observations(observations)
+        if off_observations is not None:
+            off_observations = as_observations(off_observations, "off_observations")
         config = self.config.without_files()  # they were read when the maker was made
         reading = {"n_jobs": n_jobs, "parallel_backend": parallel_backend, "cache": cache, "on_error": on_error}
         if matched:
@@ -144,7 +144,7 @@ class AcceptanceBackgroundMaker(Maker):
     def _add_to_run_table(self, observations, reading):
         """The effects of runs that the model was not fitted to."""
         bins = make_bins(self.config)
-        runs, failures = reduce_observations(list(observations), bins, self.config, self.exclusion, **reading)
+        runs, failures = reduce_observations(observations, bins, self.config, self.exclusion, **reading)
         warn_of_notes(runs, self.config.offset_max.deg)
         table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
         self.model = replace(self.model, run_table=stack_run_tables([self.model.run_table, table]))
@@ -168,6 +168,7 @@ class AcceptanceBackgroundMaker(Maker):
 
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
+        check_observation(observation)
         rate_model = self.model.rate_model
         if rate_model.differs_by_run:
             rate_model = rate_model.for_run(recognise(observation, self.config))

@@ -13,6 +13,7 @@ from gammapy_accmaker.fit import fit_runs, make_run_table, say_without_exclusion
 from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.options import MatchingOptions
 from gammapy_accmaker.reduction.matching import match_observations
+from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_key import LeftOut, run_label, run_names
 from gammapy_accmaker.runs import by_place, make_bins, make_exclusion, recognise, reduce_observations
@@ -45,7 +46,7 @@ def fit_matched(
     matches : `~astropy.table.Table` or None
         What `match_observations` returned; without it the ``matching`` options are used.
     """
-    on, off = list(observations), list(off_observations)
+    on, off = as_observations(observations), as_observations(off_observations, "off_observations")
     bins, excluded = make_bins(config), make_exclusion(config, exclusion)
     say_without_exclusion(config, excluded)
     matches = (

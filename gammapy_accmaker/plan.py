@@ -14,6 +14,7 @@ from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.reduction.counts import RunCounts
 from gammapy_accmaker.reduction.grouping import BinMinimum, grow_zenith_bins, wobble_positions
+from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_key import label_array
 from gammapy_accmaker.runs import in_own_order, make_bins, make_exclusion, reduce_observations
@@ -237,9 +238,7 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
         raise InputError(
             "config: the model 'spline' follows the zenith angle without groups; choose another model for a plan, such as 'radial'"
         )
-    observations = list(observations)
-    if not observations:
-        raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
+    observations = as_observations(observations)
     bins, excluded = make_bins(config), make_exclusion(config, exclusion)
     runs, failures = reduce_observations(observations, bins, config, excluded, n_jobs, parallel_backend)
     warn_of_notes(runs, config.offset_max.deg)

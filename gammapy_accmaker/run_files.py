@@ -6,6 +6,7 @@ from gammapy.utils.fits import HDULocation
 
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.hdu_sizes import check_hdu_sizes
+from gammapy_accmaker.reduction.observations import check_observation
 from gammapy_accmaker.reduction.site import pointing_icrs
 
 __all__ = ["check_files", "event_locations", "find_unreadable"]
@@ -23,7 +24,8 @@ def event_locations(observation) -> list[HDULocation]:
 
 
 def check_files(observation) -> None:
-    """The headers of what will be read, before anything is allocated for it."""
+    """That it is an observation; and the headers of what will be read, before anything is allocated for it."""
+    check_observation(observation)
     names = {}
     for location in event_locations(observation):
         names.setdefault(location.path(), set()).add(str(location.hdu_name).strip().upper())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.covariates import CovariateScale
 from gammapy_accmaker.models.run_effects import EffectBasis
@@ -39,10 +40,12 @@ def order_runs(runs, zenith) -> tuple[list, list[int]]:
     places.sort(key=lambda place: [_content(part) for part in with_exposure[place]])
     ordered = [with_exposure[place] for place in places]
     if not sum(s.counts.sum() for slices in ordered for s in slices) > 0:
-        raise ValueError(f"runs: none of {len(with_exposure)} runs has both exposure and counts in the energy range")
+        raise InputError(f"runs: none of {len(with_exposure)} runs has both exposure and counts in the energy range")
     unknown = [s[0].key.obs_id for s in ordered if not all(np.isfinite(r.cos_zenith) for r in s)]
     if zenith and unknown:
-        raise ValueError(f"runs {unknown}: zenith angle is not known; give a location or fit with zenith=False")
+        raise InputError(
+            f"runs {unknown}: the zenith angle is not known; give `observatory_location`, or use `zenith: {{type: none}}`"
+        )
     return ordered, places
 
 

@@ -12,7 +12,7 @@ import itertools
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
-from gammapy.maps import Map, RegionGeom, WcsGeom
+from gammapy.maps import Geom, Map, RegionGeom, WcsGeom
 from regions import PointSkyRegion
 from scipy.ndimage import map_coordinates
 
@@ -60,8 +60,9 @@ def make_background_map(model: RateModel, track: FovTrack, geom, time_step: floa
         For a geometry that does not overlap the field of view of the run.
     """
     if not isinstance(geom, (WcsGeom, RegionGeom)) or geom.axes.names != ["energy"]:
+        axes = f" with axes {geom.axes.names}" if isinstance(geom, Geom) else ""
         raise InputError(
-            f"geom: got {type(geom).__name__} with axes {geom.axes.names}, but a WcsGeom or RegionGeom with the single axis 'energy' is needed"
+            f"geom: got {type(geom).__name__}{axes}, but a WcsGeom or RegionGeom with the single axis 'energy' is needed"
         )
     edges = energy_edges_from_axis(geom.axes["energy"])
     if edges[-1] <= model.energy_edges[0] or edges[0] >= model.energy_edges[-1]:

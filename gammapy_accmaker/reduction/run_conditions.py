@@ -13,6 +13,7 @@ from astropy.time import Time
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction.counts import observation_track, run_key
 from gammapy_accmaker.reduction.fov import time_nodes
+from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.run_files import check_files
 from gammapy_accmaker.run_key import RunKey, run_label, run_names
 
@@ -81,14 +82,14 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
     columns = [name for name in dict.fromkeys((*names, *same)) if name not in CRITERIA]
     if "muon_efficiency" in names:
         columns.append("MUONEFF")
-    if len(runs) == 0:
+    if hasattr(runs, "__len__") and len(runs) == 0:
         raise InputError(
             f"{argument}: got no observations, but at least one is needed; check the selection of the data store"
         )
     if isinstance(runs, Table):
         found = _from_table(argument, runs, names, columns)
     else:
-        found = _from_observations(argument, runs, columns, location)
+        found = _from_observations(argument, as_observations(runs, argument), columns, location)
     for name in columns:
         if name not in same and found.values[name].dtype.kind not in "biuf":
             raise InputError(

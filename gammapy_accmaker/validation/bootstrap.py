@@ -9,6 +9,7 @@ from gammapy.utils.pbar import progress_bar
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.fit import fit_runs
+from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 __all__ = ["bootstrap_error"]
@@ -59,7 +60,7 @@ def bootstrap_error(
         raise InputError(f"n_bootstrap: got {n_bootstrap}, but a scatter needs at least 2")
     bins = make_bins(config)
     runs, _ = reduce_observations(
-        list(observations), bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend
+        as_observations(observations), bins, config, make_exclusion(config, exclusion), n_jobs, parallel_backend
     )
     if len(runs) < 2:
         raise InputError(f"observations: {len(runs)} can be used, but runs are drawn from at least 2")

@@ -23,6 +23,7 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.fit import adapt_to_run, fit_runs
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
+from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_files import find_unreadable
 from gammapy_accmaker.run_key import label_array, run_label, run_names
@@ -106,7 +107,7 @@ def cross_validate(
     -------
     result : `CrossValidation`
     """
-    observations = list(observations)
+    observations = as_observations(observations)
     if not 2 <= n_folds <= len(observations):
         raise InputError(
             f"n_folds: got {n_folds} for {len(observations)} observations, but 2 to as many folds as runs are needed"

@@ -14,6 +14,7 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
+from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.validation import report_runs, report_sections
 from gammapy_accmaker.validation.cross_validation import cross_validate
 from gammapy_accmaker.validation.html import escape
@@ -81,7 +82,7 @@ def write_report(
     run_table = maker.run_table  # says what to do where there is no model
     if with_cross_validation and maker.config.matching is not None:
         raise InputError("with_cross_validation: models of matched OFF runs are not scored; leave it out")
-    observations = list(observations)
+    observations = as_observations(observations)
     bands = half_decades(maker.model.rate_model.energy_edges) if band_edges is None else u.Quantity(band_edges)
     residuals = stack_residuals(maker, observations, bands, n_jobs=n_jobs, parallel_backend=parallel_backend)
     validation = None

@@ -13,6 +13,7 @@ from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.reduction.counts import CountsBins, observation_track
+from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.run_files import find_unreadable
 from gammapy_accmaker.run_key import LeftOut, RunKey, run_label, run_names
 from gammapy_accmaker.runs import reduce_one, run_exclusion
@@ -118,9 +119,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     InputError
         Without observations, or where none can be used.
     """
-    observations = list(observations)
-    if not observations:
-        raise InputError("observations: got none, but at least one is needed; check the selection of the data store")
+    observations = as_observations(observations)
     bands, config = u.Quantity(bands).to_value("TeV"), maker.config
     offset_max = config.offset_max.to_value("deg")
     half = int(np.ceil(offset_max / PIXEL - 1e-6))

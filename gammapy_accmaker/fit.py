@@ -90,7 +90,10 @@ def fit_acceptance(
     Parameters
     ----------
     observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
-        ON or OFF observations. One that cannot be used is left out, named in a warning and listed in the run table.
+        ON or OFF observations. One that cannot be used is left out, named in a warning and listed in the run table. Each
+        entry of the list is a run with effects of its own: observation numbers may repeat, be missing or be text. So are the
+        pieces that gammapy's ``select_time`` makes of a run; where they are to share its effects, give the run as a whole (its
+        good time intervals may have gaps, and within it the rate follows the zenith angle).
     config : `AcceptanceConfig` or dict, optional
         Options; their defaults where it is None.
     exclusion : sky region, region file, mask map, or a list of these, optional

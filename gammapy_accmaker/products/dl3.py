@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def attach_background(
     path : str or `~pathlib.Path`
         Folder of the new store; it is made.
     obs_ids : list of int, optional
-        Runs of the new store; default: all.
+        Runs of the new store; default: all. Elsewhere numbers are labels; in an index table each run needs its own.
     overwrite : bool
         Replace a store that was written there earlier.
     n_jobs : int, optional
@@ -100,16 +101,29 @@ def attach_background(
 
 
 def _selected(data_store, obs_ids):
-    known = {int(i) for i in data_store.obs_ids}
-    if obs_ids is None:
-        return sorted(known)
-    obs_ids = [int(i) for i in np.ravel(obs_ids)]
+    try:
+        known = {int(i) for i in data_store.obs_ids}
+    except ValueError as error:
+        raise InputError(
+            f"data_store: its OBS_ID must be whole numbers, by which the format tells runs apart ({error}); number the runs"
+        ) from error
+    obs_ids = sorted(known) if obs_ids is None else sorted({int(i) for i in np.ravel(obs_ids)})
     unknown = sorted(set(obs_ids) - known)
     if unknown or not obs_ids:
         raise InputError(
             f"obs_ids: got {unknown or 'none'}, but runs of the data store are needed, such as {min(known)}"
         )
-    return sorted(set(obs_ids))
+    events = [kind.strip() == "events" for kind in data_store.hdu_table["HDU_TYPE"]]
+    times = Counter(data_store.hdu_table["OBS_ID"][events].tolist())
+    if data_store.obs_table is not None:
+        times |= Counter(data_store.obs_table["OBS_ID"].tolist())
+    repeated = [k for k in obs_ids if times[k] > 1]
+    if repeated:
+        raise InputError(
+            f"data_store: it names the run {', '.join(map(str, repeated[:5]))} more than once, but index tables tell runs apart by "
+            "OBS_ID; give each run a number of its own, or attach each of the stores that it was made of alone"
+        )
+    return obs_ids
 
 
 def _checked_folder(data_store, path, overwrite):

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 WITHOUT_EXCLUSION = "gamma-ray sources in the fields of the runs count as background"
 
 RUN_FORMATS = {"ZENITH": ".2f", "AZIMUTH": ".1f", "MJD": ".4f", "ONTIME": ".0f", "LIVETIME": ".0f", "EXPECTED": ".1f",
-               "START": ".5f", "RA": ".3f", "DEC": ".3f", "NORM": ".3f", "NORM_ERR": ".3f", "SHIFT": "+.3f", "SHIFT_ERR": ".3f", "DEVIANCE": ".2f"}  # fmt: skip
+               "START": ".5f", "RA": ".3f", "DEC": ".3f", "NORM": ".3f", "NORM_ERR": ".3f", "SHIFT": "+.3f", "SHIFT_ERR": ".3f", "DEVIANCE": ".2f", "NORM_EMIN": ".3f", "NORM_EMAX": ".1f"}  # fmt: skip
 PLAN, FIT_COUNTS, EXCLUSION = "plan/", "fit_counts/", "exclusion/"  # before the names of their arrays in a file
 EXTRA_TABLES = ("matches", "found")
 

@@ -25,6 +25,7 @@ from gammapy_accmaker.models.norm_energy import (
     energies_between,
     find_scatter,
     given_energies,
+    late_flags,
     norm_spread,
 )
 from gammapy_accmaker.models.parametric import ParametricModel
@@ -329,6 +330,8 @@ def adapt_to_run(
         # a model that was made elsewhere knows of no runs, but it has a threshold as well
         scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
         energies = _norm_energies(scatter, counts, bins, config)
+        if config.run_effects.norm_energy is None:
+            flags += late_flags(energies, scatter, bins.energy_edges)
         used = energies_between(bins.energy_edges, energies) & (counts >= config.run_effects.min_counts)
         total = expected[used].sum()
         if total > 0 and counts[used].any():

@@ -192,6 +192,7 @@ def test_a_run_of_higher_threshold_takes_its_own_energies():
     assert late[0].shift < -0.5
     _, rows = rows_of(runs + late, radial(), fitted=runs)
     assert rows[-1]["NORM_EMIN"] > 1.5 * rows[0]["NORM_EMIN"]
+    assert [row["FLAG"] for row in rows] == [""] * 8 + ["threshold above those of the fit"]
     assert rows[-1]["NORM"] == pytest.approx(
         1 / np.exp(np.mean([run.norm for run in runs])), abs=4 * rows[-1]["NORM_ERR"]
     )
@@ -320,6 +321,9 @@ def test_a_model_with_an_energy_shift_is_adapted_by_a_norm_above_the_threshold(s
     norms = [fit_run(model, run, kind="norm") for run in spline_runs]
     assert np.std(log_norms(norms, spline_runs)[0]) < 0.08
     assert all(e.norm_energy[0] > THRESHOLD for e in norms)
+    late = simulate(1, sd_shift=-0.5, sd_norm=0, seed=6)[0]
+    assert "threshold above those of the fit" in fit_run(model, late, kind="norm").flags
+    assert "threshold above those of the fit" not in fit_run(model, late).flags
     # a file that does not know of the runs has a threshold as well
     old = replace(model, run_scatter=())
     assert abs(np.log(fit_run(old, spline_runs[2], kind="norm").norm_energy[0] / THRESHOLD)) < np.log(3)

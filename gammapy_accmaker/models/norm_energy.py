@@ -26,6 +26,7 @@ __all__ = [
     "energies_between",
     "find_scatter",
     "given_energies",
+    "late_flags",
     "norm_spread",
 ]
 
@@ -36,9 +37,9 @@ QUARTILE, BESIDE = 0.25, 0.1  # share of the counts below the energy that follow
 SD_SHIFT, SD_NORM = 0.1, 0.15  # spreads of thresholds and norms, in logarithms, before any run is seen
 PRIOR_RUNS = 5.0  # their weight
 ROUNDS = 30  # of the estimate of the spread
-SLOW_SHARE = (
-    0.05  # of the counts, whose runs are left out of it: they hardly shape the mean, and take their own threshold
-)
+LATE = 1.1  # times the energy from which on the norms of the others are fitted: a run is named
+# of the counts; the slowest runs that hold so many hardly shape the mean, and take their own threshold alone
+SLOW_SHARE = 0.05
 NO_ENERGIES = (np.nan, np.nan)
 
 
@@ -178,6 +179,14 @@ def choose_energies(
     # a millionth is rounding; the last bin is left in any case
     first = min(int(np.searchsorted(log_edges, above - 1e-6)), len(energy_edges) - 2)
     return float(energy_edges[first]), float(energy_edges[-1])
+
+
+def late_flags(
+    energies: tuple[float, float], scatter: list[RunScatter], energy_edges: np.ndarray, scaling: float = 0.0
+) -> list[str]:
+    """What there is to say of the energies that `choose_energies` chose: that the run's threshold is above those of the fit."""
+    others, _ = choose_energies(scatter, np.zeros(len(energy_edges) - 1), energy_edges, scaling)
+    return ["threshold above those of the fit"] if energies[0] > LATE * others else []
 
 
 def given_energies(energy_edges: np.ndarray, low: float, high: float) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from gammapy_accmaker.models.norm_energy import (
     energies_between,
     find_scatter,
     given_energies,
+    late_flags,
 )
 from gammapy_accmaker.models.rate_equations import RateCovariance, RateEquations, moving_directions
 from gammapy_accmaker.models.rate_penalty import RatePenalty
@@ -133,7 +134,7 @@ class _JointFit:
         self.setup, self.design, self.starmap = setup, setup.design, starmap
         scale, basis = setup.scale, setup.design.effects
         self.scatter, energies = self._norm_energies(grouped, norm_energy)
-        self.runs = [self._run(slices, own) for slices, own in zip(grouped, energies, strict=True)]
+        self.runs = [self._run(slices, *own) for slices, own in zip(grouped, energies, strict=True)]
         self.regressors = np.array([run.regressors for run in self.runs])
         self.ring_design = RunDesign(
             self.design.energy_edges,
@@ -164,19 +165,21 @@ class _JointFit:
         self.rate_covariance, self.factor, self.effects, self.converged = None, None, (), False
 
     def _norm_energies(self, grouped, given):
-        """How the runs differ, and the energies that tell of the effects of each."""
+        """How the runs differ, and for each the energies that tell of its effects and what there is to say of them."""
         edges, scale, kind = self.design.energy_edges, self.setup.scale, self.design.effects.kind
         spectra = np.array([sum(s.spectrum(len(edges) - 1) for s in slices) for slices in grouped])
         scaling = np.array([mean_scaling(scale, slices) for slices in grouped])
         scatter = find_scatter(spectra, np.log(edges) + scaling[:, None])
         if kind not in THRESHOLD_BLIND:
             energies = NO_ENERGIES if kind == "none" else (float(edges[0]), float(edges[-1]))
-            return scatter, [energies] * len(grouped)
+            return scatter, [(energies, ())] * len(grouped)
         if given is not None:
-            return scatter, [given_energies(edges, *given)] * len(grouped)
-        return scatter, [choose_energies([scatter], c, edges, s) for c, s in zip(spectra, scaling, strict=True)]
+            return scatter, [(given_energies(edges, *given), ())] * len(grouped)
+        chosen = [choose_energies([scatter], c, edges, s) for c, s in zip(spectra, scaling, strict=True)]
+        flags = [late_flags(own, [scatter], edges, s) for own, s in zip(chosen, scaling, strict=True)]
+        return scatter, [(own, tuple(flag)) for own, flag in zip(chosen, flags, strict=True)]
 
-    def _run(self, slices, norm_energy):
+    def _run(self, slices, norm_energy, flags):
         told = None
         if self.design.effects.kind in THRESHOLD_BLIND:
             told = energies_between(self.design.energy_edges, norm_energy).astype(float)
@@ -186,7 +189,7 @@ class _JointFit:
         regressors = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
         zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
         scaling = scale.scaling(slices[0].cos_zenith, slices[0].covariates)[1]
-        return FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling, norm_energy)
+        return FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling, norm_energy, flags)
 
     def _project(self, part, effect_energies):
         zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5

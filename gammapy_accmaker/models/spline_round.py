@@ -49,6 +49,8 @@ class FitRun:
         Part of the energy scaling that comes from the covariates of the run.
     norm_energy : tuple of float
         First and last energy in TeV that tell of the effects.
+    flags : tuple of str
+        What there is to say of them.
     """
 
     key: RunKey
@@ -57,6 +59,7 @@ class FitRun:
     regressors: np.ndarray
     scaling: float
     norm_energy: tuple[float, float]
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def finish_chunk(
         effects.append(
             summarise_run(
                 design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling, converged,
-                norm_energy=run.norm_energy,
+                run.flags, run.norm_energy,
             )
         )  # fmt: skip
     equations.take_batch()

@@ -7,7 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from gammapy_accmaker.models.covariates import CovariateScale
-from gammapy_accmaker.models.norm_energy import NO_ENERGIES, choose_energies, energies_between, given_energies
+from gammapy_accmaker.models.norm_energy import (
+    NO_ENERGIES,
+    choose_energies,
+    energies_between,
+    given_energies,
+    late_flags,
+)
 from gammapy_accmaker.models.run_cells import CellCounts, RunCells, gather_counts
 from gammapy_accmaker.models.run_effects import EFFECT_KINDS, RunEffect, RunPopulation, norm_row
 from gammapy_accmaker.models.run_likelihood import (
@@ -129,7 +135,7 @@ def fit_run(
         known = find_run(first.key, (effect.key for effect in model.effects))
         start = None if known is None else model.effects[known].coefficients
     cells, tables, scale = [], [], model.covariates
-    energies = _energies_of_norm(model, slices, kind, norm_energy)
+    energies, flags = _energies_of_norm(model, slices, kind, norm_energy)
     used, taken = _energies_to_fit(design, slices, min_counts, energies), []
     for part in slices:
         zenith = model.clamp_zenith(part.cos_zenith)
@@ -139,7 +145,6 @@ def fit_run(
         taken.append(cells[-1] if used is None else project_run(design, gathered, basis, scaled, used))
         tables.append(RateTable.at(design, model.coefficients, basis, model.asymmetry_cells))
     scaling = scale.scaling(model.clamp_zenith(first.cos_zenith), first.covariates)[1]
-    flags = []
     low, high = model.zenith_range
     if not low - 1e-3 <= first.cos_zenith <= high + 1e-3:
         flags.append("zenith outside trained range")
@@ -264,16 +269,18 @@ def _spectrum(slices):
 
 
 def _energies_of_norm(model, slices, kind, given):
-    """Range in TeV to which the effects of a run are fitted: all energies, if they can follow a threshold."""
+    """Range in TeV to which the effects of a run are fitted, all energies if they can follow a threshold, and what there is to say."""
     edges = model.energy_edges
     if kind == "none":
-        return NO_ENERGIES
+        return NO_ENERGIES, []
     if kind not in THRESHOLD_BLIND or not slices:
-        return float(edges[0]), float(edges[-1])
+        return (float(edges[0]), float(edges[-1])), []
     if given is not None:
-        return given_energies(edges, *given)
+        return given_energies(edges, *given), []
     trained = [replace(s, cos_zenith=model.clamp_zenith(s.cos_zenith)) for s in slices]
-    return choose_energies([model.scatter], _spectrum(slices), edges, mean_scaling(model.covariates, trained))
+    scaling = mean_scaling(model.covariates, trained)
+    energies = choose_energies([model.scatter], _spectrum(slices), edges, scaling)
+    return energies, late_flags(energies, [model.scatter], edges, scaling)
 
 
 def _energies_to_fit(design, slices, min_counts, energies):

@@ -26,6 +26,7 @@ COLUMNS = {
     "MUONEFF": ("muon efficiency", 1, ".3f"),
     "COUNTS": ("counts", 1, ".0f"),
     "EXPECTED": ("expected", 1, ".0f"),
+    "NORM_EMIN": ("norm from [TeV]", 1, ".2f"),
 }
 
 

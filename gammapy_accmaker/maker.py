@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
 from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
-from gammapy.maps import Map
+from gammapy.maps import Map, RegionGeom
 from gammapy.modeling import Fit
 from gammapy.modeling.models import GaussianPrior
+from regions import PointSkyRegion
 
 from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.binning import energy_edges_from_axis
@@ -22,6 +23,7 @@ from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
+from gammapy_accmaker.products.rad_max import make_rad_max_background
 from gammapy_accmaker.reduction.counts import check_zenith, observation_track
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.observations import as_observations, check_observation
@@ -206,7 +208,8 @@ class AcceptanceBackgroundMaker(Maker):
         Parameters
         ----------
         geom : `~gammapy.maps.WcsGeom` or `~gammapy.maps.RegionGeom`
-            Geometry with the reconstructed energy axis "energy".
+            Geometry with the reconstructed energy axis "energy". Around a `~regions.PointSkyRegion` the background is counted
+            within the RAD_MAX of the observation at each energy, as gammapy counts its events there.
         observation : `~gammapy.data.Observation`
 
         Returns
@@ -219,14 +222,18 @@ class AcceptanceBackgroundMaker(Maker):
         InputError, ObservationError
             Where the geometry or the observation cannot be used.
         """
-        return make_background_map(
-            self.adapt(observation), self._checked_track(observation), geom, self.config.time_step_seconds
-        )
+        return self._background(self.adapt(observation), self._checked_track(observation), geom, observation)
+
+    def _background(self, model, track, geom, observation):
+        time_step = self.config.time_step_seconds
+        if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):
+            return make_rad_max_background(model, track, geom, observation, time_step)
+        return make_background_map(model, track, geom, time_step)
 
     def make_background_error(self, geom, observation) -> Map:
         """Standard deviation of each bin of `make_background`, from the fit and from the effects of the run."""
         model, track = self.adapt(observation), self._track(observation)
-        return make_error_map(model, track, make_background_map(model, track, geom, self.config.time_step_seconds))
+        return make_error_map(model, track, self._background(model, track, geom, observation))
 
     def run(self, dataset, observation):
         """Fill the background of a dataset.

@@ -22,6 +22,7 @@ from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.reduction.fov import MAX_ZENITH_CHANGE, FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 
 __all__ = [
+    "check_geom",
     "expected_counts",
     "expected_counts_directly",
     "icrs_vectors",
@@ -59,6 +60,17 @@ def make_background_map(model: RateModel, track: FovTrack, geom, time_step: floa
     ObservationError
         For a geometry that does not overlap the field of view of the run.
     """
+    check_geom(model, geom)
+    edges = energy_edges_from_axis(geom.axes["energy"])
+    if isinstance(geom, RegionGeom):
+        data = _region_counts(model, track, geom, edges, time_step)
+    else:
+        data = _wcs_counts(model, track, geom, edges, time_step)
+    return Map.from_geom(geom, data=data, unit="")
+
+
+def check_geom(model: RateModel, geom) -> None:
+    """Raise an `InputError` for a geometry that no background can be made on."""
     if not isinstance(geom, (WcsGeom, RegionGeom)) or geom.axes.names != ["energy"]:
         axes = f" with axes {geom.axes.names}" if isinstance(geom, Geom) else ""
         raise InputError(
@@ -70,11 +82,6 @@ def make_background_map(model: RateModel, track: FovTrack, geom, time_step: floa
             f"geom: its energy axis, {edges[0]:.3g} to {edges[-1]:.3g} TeV, lies outside of the model, "
             f"{model.energy_edges[0]:.3g} to {model.energy_edges[-1]:.3g} TeV; choose bins inside"
         )
-    if isinstance(geom, RegionGeom):
-        data = _region_counts(model, track, geom, edges, time_step)
-    else:
-        data = _wcs_counts(model, track, geom, edges, time_step)
-    return Map.from_geom(geom, data=data, unit="")
 
 
 def make_error_map(model: RateModel, track: FovTrack, background: Map) -> Map:

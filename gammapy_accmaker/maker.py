@@ -194,13 +194,21 @@ class AcceptanceBackgroundMaker(Maker):
         -------
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         """
-        return make_background_irf(
-            self.adapt(observation),
-            self._checked_track(observation),
-            self.config.fov_alignment,
-            self.config.time_step_seconds,
-            fov_alignment,
+        irf, cos_zenith = self.make_irf_with_zenith(observation, fov_alignment)
+        self.warn_of_zenith({run_label(observation.obs_id): cos_zenith})
+        return irf
+
+    def make_irf_with_zenith(self, observation, fov_alignment=None):
+        """`make_irf` and the mean cos zenith of the run, of which nothing is said: for loops that warn once for all runs."""
+        adapted, track = self.adapt(observation), self._track(observation)
+        irf = make_background_irf(
+            adapted, track, self.config.fov_alignment, self.config.time_step_seconds, fov_alignment
         )
+        return irf, track.mean_cos_zenith
+
+    def warn_of_zenith(self, cos_zenith: dict[int, float]) -> None:
+        """One warning for runs whose mean cos zenith, by their numbers, is outside of what the model was trained for."""
+        warn_outside_zenith(self.model.rate_model, cos_zenith)
 
     def make_background(self, geom, observation) -> Map:
         """Expected background counts of a run.
@@ -347,7 +355,7 @@ class AcceptanceBackgroundMaker(Maker):
     def _checked_track(self, observation):
         """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
         track = self._track(observation)
-        warn_outside_zenith(self.model.rate_model, {run_label(observation.obs_id): track.mean_cos_zenith})
+        self.warn_of_zenith({run_label(observation.obs_id): track.mean_cos_zenith})
         return track
 
     def __str__(self):

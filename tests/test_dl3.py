@@ -11,6 +11,7 @@ from astropy.io import fits
 from astropy.table import Table
 from gammapy.data import DataStore
 from gammapy.irf import Background2D, FoVAlignment
+from gammapy.utils import pbar
 from helpers import make_observation, tracking
 from stores import AnalyticModel, observations, options, plain_store
 
@@ -186,3 +187,18 @@ def test_a_frame_that_the_model_cannot_be_turned_to():
     observation = make_observation(tracking(150, 75), [(0, 300)])
     with pytest.raises(ObservationError, match="alignment 'altaz' for a model in 'radec'"):
         make_background_irf(AnalyticModel(), observation_track(observation, "radec"), "radec", 60.0, "altaz")
+
+
+def test_one_warning_names_all_runs_and_a_bar_shows_the_progress(small, tmp_path, caplog, capsys, monkeypatch):
+    runs = list(small.get_observations(required_irf=[]))
+    config = options("radial", "none", zenith={"type": "interpolated", "min_observations": 1})
+    maker = AcceptanceBackgroundMaker(config).fit(runs)
+    # a model of zenith angles that none of the runs has
+    maker.model.rate_model.zenith_range = (0.995, 0.999)
+    monkeypatch.setattr(pbar, "SHOW_PROGRESS_BAR", True)
+    caplog.clear()
+    attach_background(small, maker, tmp_path / "new", obs_ids=small.obs_ids[1:], n_jobs=1)
+    (text,) = [r.getMessage() for r in caplog.records if "trained range" in r.getMessage()]
+    assert [str(k) in text for k in small.obs_ids] == [False, True, True]
+    shown = capsys.readouterr().err
+    assert "Backgrounds" in shown and "2/2" in shown

@@ -88,11 +88,14 @@ def attach_background(
     present = [obs_id for obs_id in obs_ids if obs_id in rows]
     tasks = [(data_store, maker, path, obs_id, rows[obs_id], copy) for obs_id in present]
     results = map_runs(_attach_to_run, tasks, n_jobs, None, "Backgrounds")
-    index, reasons = [], {}
+    index, reasons, zenith = [], {}, {}
     for obs_id, result in zip(present, results, strict=True):
-        entries, reason = ([], str(result)) if isinstance(result, ProcessDiedError) else result
+        entries, reason, cos_zenith = ([], str(result), None) if isinstance(result, ProcessDiedError) else result
         index += entries
         reasons[obs_id] = reason
+        if cos_zenith is not None:
+            zenith[obs_id] = cos_zenith
+    maker.warn_of_zenith(zenith)
     _warn(missing, {obs_id: reason for obs_id, reason in reasons.items() if reason})
     if not index:
         raise InputError(f"data_store: no file of its {len(obs_ids)} runs was found in it; is it complete?")
@@ -159,27 +162,27 @@ def _rows_with_files(data_store, obs_ids):
 
 
 def _attach_to_run(data_store, maker, path, obs_id, rows, copy):
-    """Write the files of a run; return its index entries and, where it has no background, the reason."""
-    hdu, reason = None, ""
+    """Write the files of a run; return its index entries, why it has no background, or else its mean cos zenith."""
+    hdu, reason, cos_zenith = None, "", None
     try:
-        hdu = _background_hdu(data_store, maker, obs_id)
+        hdu, cos_zenith = _background_hdu(data_store, maker, obs_id)
     except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
     if copy:
-        return _copied(path, obs_id, rows, hdu), reason
-    return _linked(data_store, path, obs_id, rows, hdu), reason
+        return _copied(path, obs_id, rows, hdu), reason, cos_zenith
+    return _linked(data_store, path, obs_id, rows, hdu), reason, cos_zenith
 
 
 def _background_hdu(data_store, maker, obs_id):
     observation = data_store.obs(obs_id, required_irf=[])
-    irf = maker.make_irf(observation, fov_alignment=_alignment_read(observation))
+    irf, cos_zenith = maker.make_irf_with_zenith(observation, _alignment_read(observation))
     irf.data = irf.data.astype("float32")  # 1e-7, and half the size
     irf.meta |= {"OBS_ID": obs_id, "CREATOR": "gammapy_accmaker"}
     hdu = irf.to_table_hdu()
     hdu.name = BACKGROUND_HDU
     # gammapy writes the alignment of a 3D background alone, but a reader may look for it in a 2D one too
     hdu.header["FOVALIGN"] = irf.fov_alignment.value
-    return hdu
+    return hdu, cos_zenith
 
 
 def _alignment_read(observation):

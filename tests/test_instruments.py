@@ -34,7 +34,7 @@ SCORE = {"offset_max": 1.8 * u.deg, "energy_edges": [0.2, 1, 5, 20] * u.TeV, "ba
 
 
 def run(number, **options):
-    return simulate(tracking(20 + 3 * number, 60 + number), 4000, seed=number, obs_id=number, **options)
+    return simulate(tracking(20 + 3 * number, 60 + number), 4000, seed=100 + number, obs_id=number, **options)
 
 
 def runs(n=4, **options):

@@ -35,6 +35,7 @@ from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
 from gammapy_accmaker.models.spline_run import fit_run
 from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance
+from gammapy_accmaker.options_model import SplineOptions
 from gammapy_accmaker.parallel import make_starmap
 from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
@@ -53,6 +54,7 @@ __all__ = [
     "run_keys",
     "stack_run_tables",
     "say_without_exclusion",
+    "warn_of_covariates",
     "warn_outside_zenith",
 ]
 
@@ -73,6 +75,8 @@ RUN_UNITS = {
     "DEC": "deg",
 }
 ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
+NAMED = 5  # runs in a warning
+DEFAULT_COVARIATES = SplineOptions().covariates
 
 
 def fit_acceptance(
@@ -142,6 +146,7 @@ def fit_acceptance(
         )
         if not warned:  # the search for sources comes here again
             warn_of_notes(runs, config.offset_max.deg)
+            warn_of_covariates(runs, config)
             warned = True
         return _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend)
 
@@ -158,6 +163,26 @@ def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> Non
             f"exclusion: nothing is excluded: {WITHOUT_EXCLUSION}, in the fit and in the effects of each run; give their "
             "regions as `exclusion`, or set `exclusion: {iterative: {}}` to look for them. Runs on fields without sources need none."
         )
+
+
+def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) -> None:
+    """One warning for each keyword that the model is to follow and that reduced runs lack."""
+    if config.model.type != "spline":
+        return
+    for name in dict.fromkeys(config.model.covariates):
+        lacking = [slices[0].obs_id for slices in runs if name not in slices[0].covariates]
+        if not lacking:
+            continue
+        some = ", ".join(map(str, lacking[:NAMED])) + (", ..." if len(lacking) > NAMED else "")
+        what = f"model.covariates: {name} is missing from the event header, or is no number there,"
+        if len(lacking) < len(runs):
+            log.warning(
+                f"{what} of {len(lacking)} of {len(runs)} runs ({some}): they count as the mean of the others, so that their "
+                "norm and energy scale follow from their events alone; fill it in, or leave it out"
+            )
+        else:  # that of the default is one of H.E.S.S.
+            level = logging.INFO if name in DEFAULT_COVARIATES else logging.WARNING
+            log.log(level, f"{what} of all {len(runs)} runs, and the model does not follow it; correct or leave it out")
 
 
 def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend):
@@ -280,7 +305,9 @@ def _fit_spline(runs, bins, config, starmap) -> SplineRate:
         gradient=config.run_effects.gradient,
         norm_energy=_given_energies(config),
         zenith=config.zenith.type == "continuous",
-        covariates=tuple(name for name in config.model.covariates if all(name in run[0].covariates for run in runs)),
+        covariates=tuple(
+            name for name in dict.fromkeys(config.model.covariates) if any(name in run[0].covariates for run in runs)
+        ),
         starmap=starmap,
     )
     return SplineRate(model)

@@ -17,7 +17,14 @@ from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.binning import energy_edges_from_axis
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.fit import adapt_to_run, fit_acceptance, make_run_table, stack_run_tables, warn_outside_zenith
+from gammapy_accmaker.fit import (
+    adapt_to_run,
+    fit_acceptance,
+    make_run_table,
+    stack_run_tables,
+    warn_of_covariates,
+    warn_outside_zenith,
+)
 from gammapy_accmaker.matched import fit_matched
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline_rate import SplineRate
@@ -68,6 +75,7 @@ class AcceptanceBackgroundMaker(Maker):
         if config is None and model is not None:
             config = AcceptanceConfig.from_yaml(model.config)
         self.config = AcceptanceConfig.coerce(config)
+        self._read_covariates()
         self._given = make_exclusion(self.config, exclusion)
 
     @property
@@ -88,6 +96,14 @@ class AcceptanceBackgroundMaker(Maker):
     @model.setter
     def model(self, model):
         self._model = _checked_model(model)
+        self._read_covariates()
+
+    def _read_covariates(self):
+        """Of a run all is read that the model follows, whatever else was asked for."""
+        if self._model is not None and self.config.model.type == "spline":
+            names = dict.fromkeys((*self.config.model.covariates, *self._model.rate_model.covariate_names))
+            options = self.config.model.model_copy(update={"covariates": [*names]})
+            self.config = self.config.model_copy(update={"model": options})
 
     def fit(
         self,
@@ -148,6 +164,7 @@ class AcceptanceBackgroundMaker(Maker):
         bins = make_bins(self.config)
         runs, failures = reduce_observations(observations, bins, self.config, self.exclusion, **reading)
         warn_of_notes(runs, self.config.offset_max.deg)
+        warn_of_covariates(runs, self.config)
         table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
         self.model = replace(self.model, run_table=stack_run_tables([self.model.run_table, table]))
 

@@ -9,7 +9,13 @@ import numpy as np
 from gammapy_accmaker.acceptance import AcceptanceModel
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, FitError, InputError
-from gammapy_accmaker.fit import fit_runs, make_run_table, say_without_exclusion, stack_run_tables
+from gammapy_accmaker.fit import (
+    fit_runs,
+    make_run_table,
+    say_without_exclusion,
+    stack_run_tables,
+    warn_of_covariates,
+)
 from gammapy_accmaker.models.per_run import ModelPerRun
 from gammapy_accmaker.options import MatchingOptions
 from gammapy_accmaker.reduction.matching import match_observations
@@ -98,6 +104,7 @@ def fit_matched(
         [models[which[place]] for place in adapted],
     )
     warn_of_notes([*off_runs, *on_runs], config.offset_max.deg)
+    warn_of_covariates([*off_runs, *on_runs], config)
     log.info(f"zenith: {rate_model.describe_zenith()}")
     # an OFF run is compared with the first of the models that it is part of
     first = {k: i for taken, i in reversed(number.items()) for k in taken}

@@ -29,7 +29,8 @@ __all__ = [
 class SplineOptions(Options):
     """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
 
-    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow.
+    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow: any with a number
+    that differs from run to run. A run that lacks one counts as the mean of the others.
     """
 
     type: Literal["spline"] = "spline"

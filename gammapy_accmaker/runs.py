@@ -15,7 +15,14 @@ from gammapy_accmaker.cache import RunCache, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
-from gammapy_accmaker.reduction.counts import CountsBins, RunCounts, observation_track, reduce_slices, run_key
+from gammapy_accmaker.reduction.counts import (
+    MUON_EFFICIENCY,
+    CountsBins,
+    RunCounts,
+    observation_track,
+    reduce_slices,
+    run_key,
+)
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.fov import MAX_ZENITH_CHANGE
 from gammapy_accmaker.reduction.grouping import zenith_cells
@@ -127,6 +134,7 @@ def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusio
             time_step=config.time_step_seconds,
             location=config.observatory_location,
             needs_zenith=config.needs_zenith,
+            covariates=_keywords(config),
         )
     if not any(part.exposure.any() for part in slices):
         raise ObservationError(
@@ -137,6 +145,12 @@ def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusio
             f"observation {observation.obs_id}: it has no events in the energies and offsets of the model outside of the exclusion"
         )
     return slices
+
+
+def _keywords(config):
+    """Keywords of the event header that are read of each run: what the model follows, and the muon efficiency to be shown."""
+    asked = config.model.covariates if config.model.type == "spline" else ()
+    return tuple(dict.fromkeys((MUON_EFFICIENCY, *asked)))
 
 
 def _reduce_or_explain(observation, bins, config, exclusion, cache):
@@ -163,6 +177,7 @@ def open_cache(folder, bins: CountsBins, config: AcceptanceConfig, exclusion: Ex
         str(config.exclusion.wobble_half),
         config.time_step_seconds,
         config.observatory_location,
+        _keywords(config),
     )
     return RunCache.open(folder, bins, MAX_ZENITH_CHANGE, *settings)
 

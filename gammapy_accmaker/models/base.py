@@ -59,6 +59,8 @@ class RateModel(ABC):
         How the runs of the fit differ; None where it is not known, or depends on the zenith angle.
     differs_by_run : bool
         Whether `for_run` gives other models to other runs.
+    covariate_names : tuple of str
+        Keywords of the event header that the rate of a run depends on.
     """
 
     kind: str = ""
@@ -71,6 +73,7 @@ class RateModel(ABC):
     azimuth_edges: np.ndarray = np.zeros(0)
     run_scatter: RunScatter | None = None
     differs_by_run: bool = False
+    covariate_names: tuple[str, ...] = ()
 
     def __init_subclass__(cls):
         if cls.kind:

@@ -37,6 +37,10 @@ class ModelPerRun(RateModel):
         ranges = [model.zenith_range for model in self.models if model.zenith_range is not None]
         self.zenith_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
 
+    @property
+    def covariate_names(self):
+        return tuple(dict.fromkeys(name for model in self.models for name in model.covariate_names))
+
     def describe_zenith(self):
         bins = dict.fromkeys(model.describe_zenith().split(",")[0] for model in self.models)
         return f"{len(self.models)} models, each for the runs that it was matched to: {'; '.join(bins)}"

@@ -45,6 +45,10 @@ class SplineRate(RateModel):
         return self.model.energy_edges
 
     @property
+    def covariate_names(self) -> tuple[str, ...]:
+        return self.model.covariates.names
+
+    @property
     def half_width(self) -> float:
         return self.offset_max
 

@@ -23,7 +23,9 @@ from gammapy_accmaker.run_key import RunKey, run_label
 __all__ = [
     "CountsBins",
     "RunCounts",
+    "MUON_EFFICIENCY",
     "check_zenith",
+    "header_number",
     "in_good_time",
     "observation_track",
     "reduce_observation",
@@ -31,6 +33,7 @@ __all__ = [
     "run_key",
 ]
 
+MUON_EFFICIENCY = "MUONEFF"  # keyword of the event header
 MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the site, or the times, are wrong
 SUBPOINTS = 5  # along each side of a bin that an exclusion touches
 RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
@@ -93,7 +96,7 @@ class RunCounts:
     pointing : tuple of float
         Right ascension and declination in deg, at the start of the run.
     covariates : dict of float
-        What the event header tells of the state of the instrument.
+        What the event header tells of the state of the instrument, by keyword; one that is missing or no number is not here.
     dropped : dict of int
         Events of the whole run that were left out, by reason.
     notes : `RunNotes`
@@ -221,6 +224,7 @@ def reduce_slices(
     time_step: float | None = 60.0,
     location: EarthLocation | None = None,
     needs_zenith: bool = False,
+    covariates=(MUON_EFFICIENCY,),
 ) -> list[RunCounts]:
     """Counts and exposure of an observation in the field of view, slice by slice in time.
 
@@ -242,6 +246,8 @@ def reduce_slices(
         Site; it wins over that of the observation.
     needs_zenith : bool
         Whether a run whose zenith angle is not known is an error; with edges and the alignment "altaz" it always is.
+    covariates : sequence of str
+        Keywords of the event header whose numbers are kept.
 
     Returns
     -------
@@ -258,7 +264,10 @@ def reduce_slices(
     track = observation_track(observation, bins.alignment, location, step, turning=not bins.fov.is_radial)
     if needs_zenith or len(cos_zenith_edges) + len(azimuth_edges):
         check_zenith(observation, track, location)
-    xyz, energy, seconds, dropped, covariates = _read_events(observation, track)
+    xyz, energy, seconds, dropped = _read_events(observation, track)
+    header = observation.events.table.meta
+    numbers = {name: header_number(header, name) for name in covariates}
+    numbers = {name: number for name, number in numbers.items() if number is not None}
     if exclusion is None:
         exclusion = Exclusion()
     exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + track.pointing_drift)
@@ -290,7 +299,7 @@ def reduce_slices(
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
         counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
         counts.sum_duplicates()
-        slices.append(_run_counts(key, part, counts, fraction, live, covariates, dropped, notes))
+        slices.append(_run_counts(key, part, counts, fraction, live, numbers, dropped, notes))
     return slices
 
 
@@ -347,7 +356,7 @@ def _read_events(observation, track):
             f"observation {observation.obs_id}: none of its {len(keep)} events can be used ({dropped['not finite']} "
             f"masked, with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); leave the run out"
         )
-    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped, _covariates(table.meta)
+    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped
 
 
 def in_good_time(observation, track: FovTrack) -> np.ndarray:
@@ -447,6 +456,10 @@ def _touched_bins(fov, camera, matrices, exclusion):
     return np.flatnonzero(binary_dilation(touched, np.ones((3, 3))))
 
 
-def _covariates(meta):
-    value = meta.get("MUONEFF")
-    return {} if value is None else {"MUONEFF": float(value)}
+def header_number(header, name: str) -> float | None:
+    """Finite number of a keyword, which may be written as text; None where there is none."""
+    try:
+        number = float(header.get(name, header.get(name.upper())))
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None

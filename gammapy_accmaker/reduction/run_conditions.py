@@ -11,7 +11,7 @@ from astropy.table import Table
 from astropy.time import Time
 
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.reduction.counts import observation_track, run_key
+from gammapy_accmaker.reduction.counts import MUON_EFFICIENCY, header_number, observation_track, run_key
 from gammapy_accmaker.reduction.fov import time_nodes
 from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.run_files import check_files
@@ -81,7 +81,7 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
     """
     columns = [name for name in dict.fromkeys((*names, *same)) if name not in CRITERIA]
     if "muon_efficiency" in names:
-        columns.append("MUONEFF")
+        columns.append(MUON_EFFICIENCY)
     if hasattr(runs, "__len__") and len(runs) == 0:
         raise InputError(
             f"{argument}: got no observations, but at least one is needed; check the selection of the data store"
@@ -89,7 +89,7 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
     if isinstance(runs, Table):
         found = _from_table(argument, runs, names, columns)
     else:
-        found = _from_observations(argument, as_observations(runs, argument), columns, location)
+        found = _from_observations(argument, as_observations(runs, argument), columns, same, location)
     for name in columns:
         if name not in same and found.values[name].dtype.kind not in "biuf":
             raise InputError(
@@ -163,13 +163,13 @@ def _mjd(argument, table):
     return middle + 0.5 * _seconds(table["ONTIME"]) / 86400
 
 
-def _from_observations(argument, observations, columns, location):
+def _from_observations(argument, observations, columns, same, location):
     rows, places, unusable = [], [], {}
     names = run_names(run_label(observation.obs_id) for observation in observations)
     for place, observation in enumerate(observations):
         try:
             check_files(observation)
-            rows.append(_of_observation(argument, observation, columns, location))
+            rows.append(_of_observation(argument, observation, columns, same, location))
         except ObservationError as error:
             unusable[names[place]] = str(error)
         else:
@@ -184,7 +184,7 @@ def _from_observations(argument, observations, columns, location):
     return RunConditions(list(keys), [names[k] for k in places], places, np.array(hours), values, {}, unusable)
 
 
-def _of_observation(argument, observation, columns, location):
+def _of_observation(argument, observation, columns, same, location):
     track = observation_track(observation, "altaz", location, TRACK_STEP, turning=False)
     nodes, weights = time_nodes(track.intervals, TRACK_STEP)
     azimuth = np.interp(nodes, track.seconds, track.azimuth)
@@ -195,12 +195,14 @@ def _of_observation(argument, observation, columns, location):
     }
     header = observation.events.table.meta if columns else {}
     for name in columns:
-        if name not in header:
+        value = header.get(name) if name in same else header_number(header, name)
+        if value is None:
+            what = "no" if name in same else "no number for"
             raise ObservationError(
-                f"observation {observation.obs_id}: the header of its events has no {name!r}; for a column of the "
+                f"observation {observation.obs_id}: the header of its events has {what} {name!r}; for a column of the "
                 f"observation table, give that table as `{argument}`"
             )
-        row[name] = header[name]
+        row[name] = value
     return run_key(observation, track), track.ontime / 3600, row
 
 
@@ -221,7 +223,7 @@ def difference(name: str, on: RunConditions, i: int, off: RunConditions) -> np.n
         cos = z * zs + np.sqrt((1 - z**2) * (1 - zs**2)) * np.cos(np.radians(a - b))
         return np.degrees(np.arccos(np.clip(cos, -1, 1)))
     if name == "muon_efficiency":
-        a, b = pair("MUONEFF")
+        a, b = pair(MUON_EFFICIENCY)
         return np.abs(a - b) / (0.5 * (a + b))
     a, b = pair(name)
     return np.abs(a - b)

@@ -20,7 +20,7 @@ from gammapy.utils.pbar import progress_bar
 from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.fit import adapt_to_run, fit_runs
+from gammapy_accmaker.fit import adapt_to_run, fit_runs, warn_of_covariates
 from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.reduction.counts import CountsBins
 from gammapy_accmaker.reduction.observations import as_observations
@@ -138,6 +138,8 @@ def cross_validate(
     }
     by_run = next(iter(reduced.values()))
     warn_of_notes([run for run, *_ in by_run.values()], next(iter(configs.values())).offset_max.deg)
+    for name, config in configs.items():
+        warn_of_covariates([run for run, *_ in reduced[name].values()], config)
     used = [k for k in range(len(observations)) if all(k in by_run for by_run in reduced.values())]
     if len(used) < n_folds:
         raise InputError(

@@ -169,8 +169,9 @@ def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) ->
     """One warning for each keyword that the model is to follow and that reduced runs lack."""
     if config.model.type != "spline":
         return
+    names = run_names(slices[0].obs_id for slices in runs)
     for name in dict.fromkeys(config.model.covariates):
-        lacking = [slices[0].obs_id for slices in runs if name not in slices[0].covariates]
+        lacking = [run for run, slices in zip(names, runs, strict=True) if name not in slices[0].covariates]
         if not lacking:
             continue
         some = ", ".join(map(str, lacking[:NAMED])) + (", ..." if len(lacking) > NAMED else "")

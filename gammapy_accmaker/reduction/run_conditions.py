@@ -197,7 +197,7 @@ def _of_observation(argument, observation, columns, same, location):
     for name in columns:
         value = header.get(name) if name in same else header_number(header, name)
         if value is None:
-            what = "no" if name in same else "no number for"
+            what = "no number for" if name in header else "no"
             raise ObservationError(
                 f"observation {observation.obs_id}: the header of its events has {what} {name!r}; for a column of the "
                 f"observation table, give that table as `{argument}`"

@@ -27,6 +27,7 @@ from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
 from gammapy_accmaker.products.plots import plot_model, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.products.tables import model_from_irfs
 from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.run_table import describe_columns
 
 __all__ = ["WITHOUT_EXCLUSION", "AcceptanceModel"]
 
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 WITHOUT_EXCLUSION = "gamma-ray sources in the fields of the runs count as background"
 
-RUN_FORMATS = {"ZENITH": ".2f", "AZIMUTH": ".1f", "MJD": ".4f", "ONTIME": ".0f", "LIVETIME": ".0f", "EXPECTED": ".1f",
-               "START": ".5f", "RA": ".3f", "DEC": ".3f", "NORM": ".3f", "NORM_ERR": ".3f", "SHIFT": "+.3f", "SHIFT_ERR": ".3f", "DEVIANCE": ".2f", "NORM_EMIN": ".3f", "NORM_EMAX": ".1f"}  # fmt: skip
 PLAN, FIT_COUNTS, EXCLUSION = "plan/", "fit_counts/", "exclusion/"  # before the names of their arrays in a file
 EXTRA_TABLES = ("matches", "found")
 
@@ -62,7 +61,8 @@ class AcceptanceModel:
     config : str
         The configuration that made it, as YAML. It names no files of the exclusion, which is in ``exclusion``.
     run_table : `~astropy.table.Table`
-        One row for each run of the fit: what it gave, its norm, and why it was left out, if it was.
+        One row for each run of the fit: what it gave, its norm, and why it was left out, if it was; its columns are described
+        in `gammapy_accmaker.run_table`.
     matches : `~astropy.table.Table`
         Which OFF runs the model of each ON run was fitted to, see `match_observations`; empty where nothing was matched.
     found : `~astropy.table.Table`
@@ -87,9 +87,7 @@ class AcceptanceModel:
     exclusion: Exclusion = field(default_factory=Exclusion)
 
     def __post_init__(self):
-        # printed with the digits that matter; the values keep all
-        for name in set(RUN_FORMATS).intersection(self.run_table.colnames):
-            self.run_table[name].info.format = RUN_FORMATS[name]
+        describe_columns(self.run_table)
 
     @property
     def found_regions(self) -> list[CircleSkyRegion]:
@@ -276,12 +274,20 @@ class AcceptanceModel:
             f"{type(self).__name__}\n{'-' * len(type(self).__name__)}\n\n"
             f"  model       : {type(model).__name__}\n"
             f"  energy      : {low:.3g} to {high:.3g} TeV\n"
-            f"  offset max  : {model.offset_max:.3g} deg\n"
+            f"  offset max  : {self._offset_max_in_words()}\n"
             f"  zenith      : {model.describe_zenith()}\n"
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
             f"  exclusion   : {self._excluded_in_words()}\n"
             + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
         )
+
+    def _offset_max_in_words(self):
+        config = AcceptanceConfig.from_yaml(self.config)
+        bins, asked = getattr(config.model, "offset_bins", None), config.offset_max.to_value("deg")
+        if isinstance(bins, u.Quantity):
+            asked = bins.to_value("deg").max()
+        reach = self.rate_model.offset_max
+        return f"{asked:.3g} deg" + (f", and the rate goes on to {reach:.3g} deg" if reach > asked * (1 + 1e-6) else "")
 
     def _excluded_in_words(self):
         options = AcceptanceConfig.from_yaml(self.config).exclusion

@@ -214,6 +214,8 @@ def inspect(model):
         click.echo(f"Plan\n----\n\n{found.plan}\n")
     click.echo("Runs\n----\n")
     click.echo("\n".join(found.run_table.pformat(max_lines=-1, max_width=-1)))
+    described = (f"{c.name}: {c.description}" for c in found.run_table.columns.values() if c.description)
+    click.echo("\nColumns\n-------\n\n" + "\n".join(described))
 
 
 @cli.command()

@@ -43,6 +43,7 @@ from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.reduction.run_notes import warn_of_notes
 from gammapy_accmaker.run_key import RunKey, label_array, run_names
+from gammapy_accmaker.run_table import RUN_COLUMNS
 from gammapy_accmaker.runs import by_place, in_own_order, make_bins, make_exclusion, reduce_observations
 
 __all__ = [
@@ -60,20 +61,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-RUN_COLUMNS = ["OBS_ID", "ROLE", "USED", "ONTIME", "LIVETIME", "ZENITH", "AZIMUTH", "MJD", "COUNTS", "EXPECTED", "DROPPED",
-               "NORM", "NORM_ERR", "SHIFT", "SHIFT_ERR", "DEVIANCE", "FLAG", "NORM_EMIN", "NORM_EMAX", "START", "RA", "DEC"]  # fmt: skip
-RUN_UNITS = {
-    "ONTIME": "s",
-    "LIVETIME": "s",
-    "ZENITH": "deg",
-    "AZIMUTH": "deg",
-    "MJD": "d",
-    "NORM_EMIN": "TeV",
-    "NORM_EMAX": "TeV",
-    "START": "d",
-    "RA": "deg",
-    "DEC": "deg",
-}
 ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
 NAMED = 5  # runs in a warning
 DEFAULT_COVARIATES = SplineOptions().covariates
@@ -424,7 +411,7 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=
         first, ontime = slices[0], [part.ontime for part in slices]
         rows[place] = {
             "ROLE": role, "USED": True, "ONTIME": sum(ontime), "LIVETIME": sum(p.livetime for p in slices),
-            "ZENITH": np.degrees(np.arccos(np.clip(_mean_cos_zenith(slices), -1, 1))), "AZIMUTH": _mean_azimuth(slices), "MJD": first.mjd,
+            "ZENITH": np.degrees(np.arccos(np.clip(_mean_cos_zenith(slices), -1, 1))), "AZIMUTH": _mean_azimuth(slices), "MJD": np.average([part.mjd for part in slices], weights=ontime),
             "COUNTS": int(sum(part.counts.sum() for part in slices)),
             "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **of_run,
             "START": first.key.start, "RA": first.key.pointing[0], "DEC": first.key.pointing[1],
@@ -439,7 +426,8 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=
     }
     for place, left_out in failures.items():
         rows[place] = {"ROLE": role, "USED": False, "COUNTS": 0, "DROPPED": 0, "FLAG": left_out.reason, **unknown}
-    table = Table(rows=[rows[place] for place in sorted(rows)], names=RUN_COLUMNS[1:], units=RUN_UNITS)
+    units = {name: column.unit for name, column in RUN_COLUMNS.items() if column.unit}
+    table = Table(rows=[rows[place] for place in sorted(rows)], names=[*RUN_COLUMNS][1:], units=units)
     table.add_column(label_array(labels[place] for place in sorted(rows)), name="OBS_ID", index=0)
     return table
 

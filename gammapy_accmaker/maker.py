@@ -182,7 +182,10 @@ class AcceptanceBackgroundMaker(Maker):
 
     @property
     def run_table(self):
-        """Run by run: exposure, counts, norm and its error, and why a run was left out (`~astropy.table.Table`)."""
+        """Run by run: exposure, counts, norm and its error, and why a run was left out (`~astropy.table.Table`).
+
+        What its columns hold, and over which bins: `gammapy_accmaker.run_table`, or ``run_table.info("attributes")``.
+        """
         return self.model.run_table
 
     def adapt(self, observation) -> RateModel:

@@ -38,7 +38,10 @@ class SplineOptions(Options):
 
 
 class RadialOptions(Options):
-    """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges."""
+    """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges.
+
+    Events beyond the last ring have no part in the fit; there the rate goes on for the width of one ring, and is 0 then.
+    """
 
     type: Literal["radial"] = "radial"
     offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
@@ -51,7 +54,11 @@ class RadialOptions(Options):
 
 
 class GridOptions(Options):
-    """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or edges."""
+    """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or edges.
+
+    The grid keeps its corners: the events of the whole square are fitted, those beyond offset_max too. Around it the rate goes on
+    for the width of one bin, and is 0 then.
+    """
 
     type: Literal["grid"] = "grid"
     offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12

@@ -54,7 +54,9 @@ def write_model_file(
     hdus.append(fits.BinTableHDU(text_table, name="TEXTS"))
     run_table = run_table.copy()
     for column in run_table.columns.values():
-        column.info.format = None  # FITS does not know all of them
+        column.info.format = column.info.description = (
+            None  # FITS does not know them, and they are those of the package
+        )
     run_table.convert_unicode_to_bytestring()
     hdus.append(fits.BinTableHDU(run_table, name="RUNS"))
     write_atomically(path, lambda temporary: fits.HDUList(hdus).writeto(temporary), overwrite)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from astropy.table import Table
 
-from gammapy_accmaker.fit import RUN_COLUMNS, run_keys
+from gammapy_accmaker.fit import run_keys
 from gammapy_accmaker.run_key import find_runs
+from gammapy_accmaker.run_table import RUN_COLUMNS
 from gammapy_accmaker.validation.html import facts, folded, gallery, paragraph, picture, section, table
 from gammapy_accmaker.validation.pictures import LABELS, OUTLIER, plot_run_effect, run_outliers
 
@@ -123,7 +124,10 @@ def runs(run_table: Table, residuals) -> str:
         ]
         for row in used
     ]
-    parts.append(folded(f"All {len(used)} runs", table(header, rows, "Runs of the fit")))
+    shown = [*columns, *effects, *(name + "_ERR" for name in effects), "DEVIANCE", "FLAG"]
+    meaning = [(name, RUN_COLUMNS[name].description) for name in shown if name in RUN_COLUMNS]
+    described = table(["column of the run table", "what it holds"], meaning, "Meaning of the columns")
+    parts.append(folded(f"All {len(used)} runs", table(header, rows, "Runs of the fit") + described))
     return section("runs", "Runs", *parts)
 
 

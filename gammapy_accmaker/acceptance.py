@@ -18,6 +18,7 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.files import write_atomically
 from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts
+from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.models.parametric import ParametricModel
 from gammapy_accmaker.plan import GroupPlan
 from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
@@ -279,6 +280,7 @@ class AcceptanceModel:
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
             f"  exclusion   : {self._excluded_in_words()}\n"
             + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
+            + (f"  goodness    : {describe_goodness(model.goodness)}\n" if model.goodness else "")
         )
 
     def _offset_max_in_words(self):

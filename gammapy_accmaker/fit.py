@@ -18,6 +18,7 @@ from gammapy_accmaker.iterate import fit_until_stable
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
 from gammapy_accmaker.models.fit_counts import add_up, sum_counts
+from gammapy_accmaker.models.goodness import describe_goodness, group_scores
 from gammapy_accmaker.models.norm_energy import (
     NO_ENERGIES,
     RunScatter,
@@ -33,8 +34,7 @@ from gammapy_accmaker.models.parametric_fit import fit_parametric
 from gammapy_accmaker.models.run_effects import RunEffect
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
-from gammapy_accmaker.models.spline_run import fit_run
-from gammapy_accmaker.models.stats import deviance_moments, poisson_deviance
+from gammapy_accmaker.models.spline_run import POOR_FIT, fit_run
 from gammapy_accmaker.options_model import SplineOptions
 from gammapy_accmaker.parallel import make_starmap
 from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
@@ -142,6 +142,17 @@ def fit_acceptance(
     return fit(excluded)[0]
 
 
+def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
+    """One warning where a fit does not describe its own counts over field of view and energy."""
+    if any(fit.is_poor for fit in rate_model.goodness):
+        remedy = "use another function, or the model 'radial', 'grid' or 'spline'"
+        if config.model.type != "parametric":
+            remedy = "use finer offset_bins and fit_energy, or the model 'spline'"
+        log.warning(
+            f"model: {config.model.type} does not describe the counts; {describe_goodness(rate_model.goodness)}; {remedy}"
+        )
+
+
 def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> None:
     """One warning where a fit leaves no part of the sky out."""
     options = config.exclusion
@@ -183,6 +194,7 @@ def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_ba
         warn_missed(plan, config)
     rate_model = fit_runs(runs, bins, config, plan, n_jobs=n_jobs, parallel_backend=parallel_backend)
     log.info(f"zenith: {rate_model.describe_zenith()}")
+    warn_of_poor_fit(rate_model, config)
     adapted = {}
     if config.exclusion.iterative is not None:
         adapted = {
@@ -337,8 +349,9 @@ def adapt_to_run(
         }
         row |= {"FLAG": "; ".join(effect.flags), "NORM_EMIN": effect.norm_energy[0], "NORM_EMAX": effect.norm_energy[1]}
         return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row
-    expected = rate_model.expected_counts(slices, bins.energy_edges, bins.fov).sum(1)
-    counts = sum(np.asarray(part.counts.sum(1)).ravel() for part in slices)
+    in_bins = rate_model.expected_counts(slices, bins.energy_edges, bins.fov)
+    expected, counted = in_bins.sum(1), add_up(slices)
+    counts = counted.sum(1)
     norm, error, energies, flags = 1.0, 0.0, NO_ENERGIES, []
     if kind == "norm":
         scatter = [s for part in slices for s in rate_model.at_azimuth(part.azimuth).run_scatter_at(part.cos_zenith)]
@@ -354,8 +367,16 @@ def adapt_to_run(
         else:
             error = max(s.norm_spread for s in scatter)
             flags.append("no counts for the norm")
-    mean, variance = deviance_moments(norm * expected)
-    score = (poisson_deviance(counts, norm * expected) - mean) / np.sqrt(variance)
+    # below the energies of the norm runs have thresholds of their own; what has no exposure was not seen
+    judged = slice(None)
+    if kind == "norm" and used.any():
+        judged = slice(np.flatnonzero(used)[0], np.flatnonzero(used)[-1] + 1)
+    edges = bins.energy_edges[judged.start : None if judged.stop is None else judged.stop + 1]
+    score = group_scores(np.where(in_bins > 0, counted, 0)[judged], norm * in_bins[judged], edges, bins.fov)
+    if score.max() > POOR_FIT:
+        flags.append("poor fit")
+    if any(fit.is_poor for part in slices for fit in rate_model.at_azimuth(part.azimuth).goodness_at(part.cos_zenith)):
+        flags.append("poor fit of the model")
     row = {"EXPECTED": norm * expected.sum(), "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0}
     row |= {"DEVIANCE": score.max(), "FLAG": "; ".join(flags), "NORM_EMIN": energies[0], "NORM_EMAX": energies[1]}
     return ScaledModel(rate_model, norm, error), row

@@ -9,6 +9,7 @@ from gammapy_accmaker.models.binned import fit_binned
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
 
 LOG_ENERGY = np.log(np.geomspace(0.3, 30, 21))
+STEP = 0.3 * np.log(10)
 RINGS = FovBins.rings(2.5, 12)
 THETA = RINGS.fov_lon
 FUNCTIONS = np.stack([THETA, THETA**2, THETA**3], axis=1)
@@ -24,7 +25,7 @@ def drift_of(counts):
     """Shares by energy with the drift, and those of all energies."""
     common = (counts.sum(0) + 1e-3) / counts.sum()
     mu = np.tile(common, (len(counts), 1))
-    factor = np.exp(fit_drift(counts, mu, orthonormal_modes(FUNCTIONS, common), LOG_ENERGY))
+    factor = np.exp(fit_drift(counts, mu, orthonormal_modes(FUNCTIONS, common), LOG_ENERGY, STEP))
     return mu * factor / (mu * factor).sum(1, keepdims=True), mu / mu.sum(1, keepdims=True)
 
 
@@ -86,13 +87,13 @@ def test_odd_counts_are_finite():
     for counts in (np.zeros((21, 12)), np.eye(21)[:, :12], np.eye(21)[:, :12] * 1e9, np.ones((21, 12)) * 1e-3):
         mu = np.tile(shares([1.2]), (21, 1))
         modes = orthonormal_modes(FUNCTIONS, mu[0])
-        assert np.all(np.isfinite(fit_drift(counts, mu, modes, LOG_ENERGY)))
-    one = fit_drift(np.ones((1, 12)), np.ones((1, 12)), modes, LOG_ENERGY[:1])
+        assert np.all(np.isfinite(fit_drift(counts, mu, modes, LOG_ENERGY, STEP)))
+    one = fit_drift(np.ones((1, 12)), np.ones((1, 12)), modes, LOG_ENERGY[:1], STEP)
     assert np.array_equal(one, np.zeros((1, 12)))
     # bins that were not seen have no say
     counts, unseen = np.random.default_rng(1).poisson(50 * mu).astype(float), np.arange(12) > 8
-    here = fit_drift(counts[:, ~unseen], mu[:, ~unseen], modes[~unseen], LOG_ENERGY)
-    there = fit_drift(counts * ~unseen, mu * ~unseen, modes, LOG_ENERGY)
+    here = fit_drift(counts[:, ~unseen], mu[:, ~unseen], modes[~unseen], LOG_ENERGY, STEP)
+    there = fit_drift(counts * ~unseen, mu * ~unseen, modes, LOG_ENERGY, STEP)
     assert np.allclose(here, there[:, ~unseen])
 
 

@@ -41,7 +41,7 @@ ALLOWED = {
     "reduction.fingerprint": {"astropy", "scipy", "gammapy.data", "gammapy.maps"},
     "models.__init__": set(),
     "run_table": {"astropy.table"},
-    "models.base": {OURS + "binning", OURS + "models.norm_energy"},
+    "models.base": {OURS + "binning", OURS + "models.goodness", OURS + "models.norm_energy"},
     "models.parametric_shapes": {"astropy.modeling", OURS + "binning"},
     "models.parametric_function": {"astropy.modeling", "inspect", OURS + "models"},
     "models.parametric_likelihood": MODELS | {"iminuit"},

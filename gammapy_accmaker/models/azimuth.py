@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gammapy_accmaker.binning import azimuth_sector
-from gammapy_accmaker.models.base import RateModel, nested_arrays, nested_models
+from gammapy_accmaker.models.base import RateModel, goodness_of_parts, nested_arrays, nested_models
 from gammapy_accmaker.models.zenith import common_coverage
 
 __all__ = ["AzimuthBinned"]
@@ -40,6 +40,10 @@ class AzimuthBinned(RateModel):
         apart = np.abs((middle[:, None] - middle[self.trained] + 180) % 360 - 180)
         apart[self.trained, np.arange(len(models))] = -1.0  # a trained sector is its own
         self._nearest = np.argmin(apart, axis=1)
+
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
 
     def describe_zenith(self):
         return "; ".join(dict.fromkeys(model.describe_zenith() for model in self.models))

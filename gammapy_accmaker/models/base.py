@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.models.goodness import GoodnessOfFit
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.run_key import RunKey
 
@@ -19,6 +20,7 @@ __all__ = [
     "RateModel",
     "ScaledModel",
     "describe_cos_zenith",
+    "goodness_of_parts",
     "nested_arrays",
     "nested_models",
 ]
@@ -145,9 +147,18 @@ class RateModel(ABC):
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RateModel:
         """The inverse of `to_arrays`."""
 
+    @property
+    def goodness(self) -> tuple[GoodnessOfFit, ...]:
+        """Goodness of each fit that the model is made of, where it is known."""
+        return ()
+
     def describe_zenith(self) -> str:
         """How the rate follows the zenith angle, in words."""
         return "not followed" if self.zenith_range is None else f"followed, {describe_cos_zenith(self.zenith_range)}"
+
+    def goodness_at(self, cos_zenith: float) -> tuple[GoodnessOfFit, ...]:
+        """Goodness of the fits that the rate at a zenith angle comes from."""
+        return self.goodness
 
     def run_scatter_at(self, cos_zenith: float) -> list[RunScatter]:
         """How the runs differ that the rate at a zenith angle comes from."""
@@ -196,6 +207,10 @@ class ScaledModel(RateModel):
     def at_azimuth(self, azimuth):
         return ScaledModel(self.model.at_azimuth(azimuth), self.norm, self.norm_error)
 
+    @property
+    def goodness(self):
+        return self.model.goodness
+
     def describe_zenith(self):
         return self.model.describe_zenith()
 
@@ -218,6 +233,11 @@ class ScaledModel(RateModel):
     @classmethod
     def from_arrays(cls, arrays):
         raise TypeError("ScaledModel: one run's model is not stored; store the model and the run's norm")
+
+
+def goodness_of_parts(models: list[RateModel]) -> tuple[GoodnessOfFit, ...]:
+    """Goodness of each fit of models that are parts of another one."""
+    return tuple(goodness for model in models for goodness in model.goodness)
 
 
 def nested_arrays(models: list[RateModel]) -> dict[str, np.ndarray]:

@@ -20,12 +20,17 @@ from gammapy_accmaker.binning import FovBins, offset
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
+from gammapy_accmaker.models.goodness import GoodnessOfFit, goodness_of_model
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, kept_integrals, linear_weights
 
 __all__ = ["BinnedModel", "fit_binned", "fit_run_norms"]
 
 ITERATIONS = 6  # of the nodes; enough for 1e-3, and few enough that noise from bin to bin is not amplified
+RING_STEP, SIDE_STEP = (
+    0.3 * np.log(10),
+    0.15 * np.log(10),
+)  # in log energy: rings drift slowly, sides fast at the threshold
 SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
 SUBPOINTS = 4  # along each side of a bin, to average the surface over it
 
@@ -53,6 +58,8 @@ class BinnedModel(RateModel):
         Rate per count in s-1 sr-1 at the centre of each bin, > 0, shape (m, fov.size).
     run_scatter : `RunScatter`, optional
         How the runs of the fit differ.
+    goodness_of_fit : `GoodnessOfFit`, optional
+        How well it gives the counts of the fit back, which it smooths where they are few.
     """
 
     bin_edges: np.ndarray
@@ -63,6 +70,7 @@ class BinnedModel(RateModel):
     spectrum: SmoothSpectrum
     profile: np.ndarray
     run_scatter: RunScatter | None = None
+    goodness_of_fit: GoodnessOfFit | None = None
 
     kind = "binned"
     zenith_range = None
@@ -130,6 +138,10 @@ class BinnedModel(RateModel):
         )
         return np.where(inside, (_fov_weights(self.fov, fov_lon, fov_lat) @ values.T).T, 0.0)
 
+    @property
+    def goodness(self):
+        return () if self.goodness_of_fit is None else (self.goodness_of_fit,)
+
     def in_bins(self, bin_edges: np.ndarray) -> BinnedModel:
         """The same model, with its counts kept in wider energy bins; edges in TeV that are some of its own."""
         return replace(self, bin_edges=bin_edges, counts=_merged(self.counts, self.bin_edges, bin_edges))
@@ -152,6 +164,7 @@ class BinnedModel(RateModel):
         arrays = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
         arrays |= {name: getattr(self, name) for name in ("bin_edges", "counts", "exposure", "energy_edges", "profile")}
         arrays |= {} if self.run_scatter is None else {"run_scatter": self.run_scatter.to_array()}
+        arrays |= {} if self.goodness_of_fit is None else self.goodness_of_fit.to_arrays()
         return arrays | {"spectrum": self.spectrum.coefficients}
 
     @classmethod
@@ -161,7 +174,8 @@ class BinnedModel(RateModel):
         low, high = arrays["energy_edges"][[0, -1]]
         spectrum = SmoothSpectrum(float(low), float(high), arrays["spectrum"])
         run_scatter = RunScatter.from_array(arrays["run_scatter"]) if "run_scatter" in arrays else None
-        return cls(fov=fov, spectrum=spectrum, run_scatter=run_scatter, **{name: arrays[name] for name in names})
+        given = {name: arrays[name] for name in names} | {"goodness_of_fit": GoodnessOfFit.from_arrays(arrays)}
+        return cls(fov=fov, spectrum=spectrum, run_scatter=run_scatter, **given)
 
 
 def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float = 1e-10):
@@ -235,7 +249,8 @@ def fit_binned(
     profile = _profile(intensity, exposure * fov.solid_angle, fov, shares / shares.sum(1, keepdims=True))
     if profile_edges is not None:
         profile *= kept_integrals(_merged(counts, bin_edges, edges).sum(1), shares)[:, None]
-    return BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
+    model = BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
+    return replace(model, goodness_of_fit=goodness_of_model(model, counts, exposure, bin_edges, fov))
 
 
 def _merged(counts, bin_edges, edges):
@@ -262,7 +277,7 @@ def _expected(counts, volume, fov, log_energy):
     prior = np.outer(total / (ring_volume @ profile), profile)
     members = np.maximum(np.bincount(ring), 1)
     at = np.bincount(ring, theta) / members / theta.max()
-    prior = _drifted(prior, ring_counts, ring_volume, np.stack([at, at**2, at**3], axis=1), log_energy)
+    prior = _drifted(prior, ring_counts, ring_volume, np.stack([at, at**2, at**3], axis=1), log_energy, RING_STEP)
     intensity = _shrink(ring_counts, ring_volume, prior)
     intensity = np.array([_fill_1d(row) for row in np.where(ring_volume > 0, intensity, np.nan)])
     if not fov.is_radial:
@@ -271,7 +286,9 @@ def _expected(counts, volume, fov, log_energy):
         every_energy = prior.sum(0, keepdims=True)
         prior *= _shrink(counts.sum(0, keepdims=True), volume, every_energy) / every_energy
         x, y = fov.fov_lon / theta.max(), fov.fov_lat / theta.max()
-        prior = _drifted(prior, counts, volume, np.stack([x, y, x * y, x**2 - y**2], axis=1), log_energy)
+        # a tilt, one that grows to the edge of the field, and an ellipse
+        sides = np.stack([x, y, x * (x**2 + y**2), y * (x**2 + y**2), x * y, x**2 - y**2], axis=1)
+        prior = _drifted(prior, counts, volume, sides, log_energy, SIDE_STEP)
         intensity = _shrink(counts, volume, prior)
         if not seen.all():
             # relative to the rings, whose profile a line across a hole would cut short
@@ -280,10 +297,10 @@ def _expected(counts, volume, fov, log_energy):
     return intensity
 
 
-def _drifted(prior, counts, volume, functions, log_energy):
+def _drifted(prior, counts, volume, functions, log_energy, node_step):
     """The prior with a profile that drifts with energy, its totals kept."""
     mu = prior * volume
-    factor = np.exp(fit_drift(counts, mu, orthonormal_modes(functions, mu.sum(0)), log_energy))
+    factor = np.exp(fit_drift(counts, mu, orthonormal_modes(functions, mu.sum(0)), log_energy, node_step))
     return prior * factor * (mu.sum(1) / (mu * factor).sum(1))[:, None]
 
 

@@ -14,7 +14,6 @@ from scipy.linalg import cho_factor, cho_solve
 
 __all__ = ["fit_drift", "orthonormal_modes"]
 
-NODE_STEP = 0.3 * np.log(10)  # in log energy, of the nodes of the amplitudes: a profile changes no faster
 PRECISION_RANGE = 1e-2, 1e6  # of one step of an amplitude; the modes have a mean square of 1
 RIDGE = 0.1  # precision of an amplitude itself, which holds one event from pulling it away
 MAX_ROUNDS = 60
@@ -45,7 +44,9 @@ def orthonormal_modes(functions: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (columns[:, :first] @ np.linalg.inv(triangle[:first, :first]))[:, 1:]
 
 
-def fit_drift(counts: np.ndarray, mu: np.ndarray, modes: np.ndarray, log_energy: np.ndarray) -> np.ndarray:
+def fit_drift(
+    counts: np.ndarray, mu: np.ndarray, modes: np.ndarray, log_energy: np.ndarray, node_step: float
+) -> np.ndarray:
     """Log of the factor on expected counts, by energy and position, up to a norm for each energy.
 
     The likelihood is that of the shape at each energy (multinomial), so totals by energy play no part.
@@ -60,13 +61,15 @@ def fit_drift(counts: np.ndarray, mu: np.ndarray, modes: np.ndarray, log_energy:
         Smooth functions over the bins, see `orthonormal_modes`, shape (bin, mode).
     log_energy : `~numpy.ndarray`
         Increasing, shape (energy,).
+    node_step : float
+        In log energy, of the nodes of the amplitudes, between which they are linear.
 
     Returns
     -------
     log_factor : `~numpy.ndarray`
         Shape (energy, bin).
     """
-    n_nodes = int(np.ceil(np.ptp(log_energy) / NODE_STEP - 1e-9)) + 1
+    n_nodes = int(np.ceil(np.ptp(log_energy) / node_step - 1e-9)) + 1
     n_modes = modes.shape[1]
     if n_nodes < 2 or n_modes == 0:
         return np.zeros(counts.shape)

@@ -11,6 +11,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.goodness import GoodnessOfFit
 from gammapy_accmaker.models.log_table import LogTable, table_nodes
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.parametric_function import PYTHON, RateFunction, rate_function
@@ -45,6 +46,8 @@ class ParametricResult:
         Whether the fit converged with a covariance.
     message : str
         Status in words: why it is not valid, or which parameters ended at a limit.
+    goodness : `GoodnessOfFit` or None
+        Whether the function describes the counts over field of view and energy: a fit can converge to the wrong shape.
     """
 
     names: tuple[str, ...]
@@ -55,19 +58,25 @@ class ParametricResult:
     dof: int
     valid: bool
     message: str
+    goodness: GoodnessOfFit | None = None
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Serial form."""
-        return {f"result_{f.name}": np.array(getattr(self, f.name)) for f in fields(self)}
+        arrays = {f"result_{name}": np.array(getattr(self, name)) for name in self._stored()}
+        return arrays if self.goodness is None else arrays | self.goodness.to_arrays()
+
+    @classmethod
+    def _stored(cls):
+        return [f.name for f in fields(cls) if f.name != "goodness"]
 
     @classmethod
     def from_arrays(cls, arrays) -> ParametricResult:
         """The inverse of `to_arrays`."""
-        given = {f.name: arrays[f"result_{f.name}"] for f in fields(cls)}
+        given = {name: arrays[f"result_{name}"] for name in cls._stored()}
         given["names"] = tuple(str(name) for name in given["names"])
         for name, kind in (("deviance", float), ("dof", int), ("valid", bool), ("message", str)):
             given[name] = kind(given[name])
-        return cls(**given)
+        return cls(**given, goodness=GoodnessOfFit.from_arrays(arrays))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +164,10 @@ class ParametricModel(RateModel):
         else:
             total = self.spectrum.bin_weights(edges, self.group_energy) @ self.profiles(fov_lon, fov_lat)
         return np.where(self._covers(fov_lon, fov_lat), total, 0)
+
+    @property
+    def goodness(self):
+        return () if self.result.goodness is None else (self.result.goodness,)
 
     def in_bins(self, bin_edges: np.ndarray) -> ParametricModel:
         """The same model, with wider energy bins of the fit; edges in TeV."""

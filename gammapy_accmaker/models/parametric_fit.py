@@ -15,6 +15,7 @@ import numpy as np
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV
+from gammapy_accmaker.models.goodness import goodness_of_model
 from gammapy_accmaker.models.parametric import ParametricModel, ParametricResult, error_nodes, shape_of
 from gammapy_accmaker.models.parametric_function import check_shared, rate_function
 from gammapy_accmaker.models.parametric_likelihood import BinNodes, Likelihood, fit_likelihoods
@@ -78,6 +79,7 @@ def fit_parametric(
     """
     function = rate_function(function, parameters)
     check_shared(function, shared)
+    all_counts = counts
     if fov.is_radial:
         raise InputError("fov: got rings, but a parametric model needs the bins of a grid, FovBins.grid")
     if on_failure not in ("raise", "flag"):
@@ -87,7 +89,8 @@ def fit_parametric(
     seen = exposure > 0
     counts, volume = counts[:, seen], (exposure * fov.solid_angle)[seen]
     if function.n_inputs == 2:
-        return _fit_by_energy(counts, volume, bin_edges, fov, seen, function, tuple(shared), on_failure, profile_edges)
+        model = _fit_by_energy(counts, volume, bin_edges, fov, seen, function, tuple(shared), on_failure, profile_edges)
+        return _judged(model, all_counts, exposure)
     one = Likelihood(function, BinNodes.of_bins(bin_edges, fov, seen), counts, volume)
     start = one.start()
     fitted = fit_likelihoods([one], np.arange(len(start))[None], start)
@@ -98,7 +101,15 @@ def fit_parametric(
     nodes = error_nodes(bin_edges, fov)
     error = _relative_error(function, values, covariance, np.exp(nodes[0]), nodes)
     shape = shape_of(function, full, bin_edges, fov)
-    return ParametricModel(bin_edges, fov, bin_edges, function.description, (shape,), result, error)
+    model = ParametricModel(bin_edges, fov, bin_edges, function.description, (shape,), result, error)
+    return _judged(model, all_counts, exposure)
+
+
+def _judged(model, counts, exposure):
+    """The model with its goodness of fit."""
+    n_parameters = int((model.result.errors > 0).sum())
+    goodness = goodness_of_model(model, counts, exposure, model.bin_edges, model.fov, n_parameters=n_parameters)
+    return replace(model, result=replace(model.result, goodness=goodness))
 
 
 def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_failure, profile_edges):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gammapy_accmaker.errors import ObservationError
-from gammapy_accmaker.models.base import RateModel, nested_arrays, nested_models
+from gammapy_accmaker.models.base import RateModel, goodness_of_parts, nested_arrays, nested_models
 from gammapy_accmaker.run_key import RunKey, label_array
 
 __all__ = ["ModelPerRun"]
@@ -40,6 +40,10 @@ class ModelPerRun(RateModel):
     @property
     def covariate_names(self):
         return tuple(dict.fromkeys(name for model in self.models for name in model.covariate_names))
+
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
 
     def describe_zenith(self):
         bins = dict.fromkeys(model.describe_zenith().split(",")[0] for model in self.models)

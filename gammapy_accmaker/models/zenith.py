@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gammapy_accmaker.models.base import RateModel, describe_cos_zenith, nested_arrays, nested_models
+from gammapy_accmaker.models.base import RateModel, describe_cos_zenith, goodness_of_parts, nested_arrays, nested_models
 
 __all__ = ["ZenithBinned", "ZenithInterpolated", "common_coverage"]
 
@@ -47,6 +47,10 @@ class ZenithBinned(RateModel):
         cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
         return self.models[int(np.searchsorted(self.zenith_edges, cos_zenith, side="right"))]
 
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
+
     def describe_zenith(self):
         return _describe_bins(len(self.models), "binned", self.zenith_range)
 
@@ -58,6 +62,9 @@ class ZenithBinned(RateModel):
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.model_at(cos_zenith).relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+
+    def goodness_at(self, cos_zenith):
+        return self.model_at(cos_zenith).goodness_at(cos_zenith)
 
     def run_scatter_at(self, cos_zenith):
         return self.model_at(cos_zenith).run_scatter_at(cos_zenith)
@@ -93,6 +100,10 @@ class ZenithInterpolated(RateModel):
         ends = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
         self.zenith_range = tuple(float(z) for z in ends)
         common_coverage(self, self.models)
+
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
 
     def describe_zenith(self):
         return _describe_bins(len(self.models), "interpolated", self.zenith_range)
@@ -141,10 +152,15 @@ class ZenithInterpolated(RateModel):
         # the models at the two angles were fitted to different runs
         return np.hypot((1 - share) * low, share * high)
 
-    def run_scatter_at(self, cos_zenith):
+    def _used_at(self, cos_zenith):
         first, second, share = self._around(cos_zenith)
-        models = (first,) if share == 0 else (first, second)
-        return [scatter for model in models for scatter in model.run_scatter_at(cos_zenith)]
+        return (first,) if share == 0 else (first, second)
+
+    def goodness_at(self, cos_zenith):
+        return goodness_of_parts(self._used_at(cos_zenith))
+
+    def run_scatter_at(self, cos_zenith):
+        return [scatter for model in self._used_at(cos_zenith) for scatter in model.run_scatter_at(cos_zenith)]
 
     def to_arrays(self):
         own = {"cos_zenith": self.cos_zenith, "log": np.array(self.log), "trained_range": np.array(self.zenith_range)}

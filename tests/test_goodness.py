@@ -4,10 +4,8 @@ import logging
 
 import numpy as np
 import pytest
-from gammapy.data import DataStore
 from scipy.stats import kstest
-from stores import EDGES, IRFS, expected_in_bins, fov_bins, observations, options, plain_store
-from test_dr1_spline import exclusion
+from stores import EDGES, expected_in_bins, fov_bins, observations, options, plain_store
 
 from gammapy_accmaker import AcceptanceModel, fit_acceptance
 from gammapy_accmaker.binning import FovBins
@@ -143,15 +141,3 @@ def test_the_run_table_flags_a_model_that_is_poor_and_runs_that_it_does_not_desc
     right = fit_acceptance(observations(plain_store()), parametric(truth)).run_table
     assert not any("poor" in flag for flag in right["FLAG"])
     assert np.abs(right["DEVIANCE"]).max() < 4.5
-
-
-@pytest.mark.gammapy_data
-@pytest.mark.parametrize("kind", KINDS)
-def test_runs_of_dr1_are_described_over_the_energies_of_their_norms(kind):
-    """Radial and grid without options, runs of three targets at different zenith angles."""
-    store = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1")
-    ids = [20136, 20137, 20151, 20282, 20283, 33787, 33788, 33789, 33790, 23037, 23040, 23077]
-    runs = store.get_observations(ids, required_irf=IRFS)
-    model = fit_acceptance(runs, {"model": {"type": kind}}, exclusion=exclusion(), n_jobs=1)
-    table = model.run_table[model.run_table["USED"]]
-    assert np.median(table["DEVIANCE"]) < 3 and table["DEVIANCE"].max() < 6

@@ -12,18 +12,22 @@ mpl.use("Agg")
 # where there is no network, astropy 6 would try again for each frame: a test of 1 s takes half a minute
 iers.conf.auto_download = False
 
-DR1 = Path(os.environ.get("GAMMAPY_DATA", "")) / "hess-dl3-dr1"
+DATA = Path(os.environ.get("GAMMAPY_DATA", ""))
+DR1 = "hess-dl3-dr1"  # what the mark asks for where it names no folder below $GAMMAPY_DATA
 
 
 def pytest_collection_modifyitems(items):
-    if "GAMMAPY_DATA" in os.environ and (DR1 / "hdu-index.fits.gz").is_file():
-        return
-    if os.environ.get("GAMMAPY_ACCMAKER_REQUIRE_DATA"):
-        raise pytest.UsageError(f"tests on real data must run here, but there is no {DR1}/hdu-index.fits.gz")
-    skip = pytest.mark.skip(reason="GAMMAPY_DATA names no folder with hess-dl3-dr1: `gammapy download datasets`")
     for item in items:
-        if item.get_closest_marker("gammapy_data"):
-            item.add_marker(skip)
+        mark = item.get_closest_marker("gammapy_data")
+        for folder in () if mark is None else mark.args or (DR1,):
+            if "GAMMAPY_DATA" in os.environ and (DATA / folder / "hdu-index.fits.gz").is_file():
+                continue
+            if os.environ.get("GAMMAPY_ACCMAKER_REQUIRE_DATA"):
+                raise pytest.UsageError(
+                    f"tests on real data must run here, but there is no {DATA / folder}/hdu-index.fits.gz"
+                )
+            reason = f"GAMMAPY_DATA names no folder with {folder}: `gammapy download datasets`"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -124,7 +124,7 @@ def test_without_rad_max_it_is_said(runs, maker, caplog):
     assert not dataset.mask_safe.data.any() and "RAD_MAX" in caplog.text
 
 
-@pytest.mark.gammapy_data
+@pytest.mark.gammapy_data("magic/rad_max/data")
 def test_magic_crab_against_reflected_regions():
     """The chain of gammapy's tutorial with our background, beside its own OFF counts."""
     runs = DataStore.from_dir("$GAMMAPY_DATA/magic/rad_max/data").get_observations(required_irf="point-like")

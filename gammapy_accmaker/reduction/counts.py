@@ -17,7 +17,7 @@ from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.reduction.fov import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.reduction.run_notes import RunNotes, find_reach
-from gammapy_accmaker.reduction.site import REMEDY, file_site, observation_site
+from gammapy_accmaker.reduction.site import REMEDY, named_site, observation_site
 from gammapy_accmaker.run_key import RunKey, run_label
 
 __all__ = [
@@ -391,12 +391,12 @@ def _filled(values):
 
 def _notes(observation, track, location, n_events, outside_gti, reach):
     meta = observation.events.table.meta
-    own, site = file_site(observation), observation_site(observation, location)
+    own, site = named_site(observation), observation_site(observation, location)
     ontime = (observation.gti.time_stop - observation.gti.time_start).to_value("s")
     return RunNotes(
         instrument=" ".join(str(meta[key]).strip() for key in ("TELESCOP", "INSTRUME") if meta.get(key)),
         site=None if site is None else tuple(float(x) for x in (site.lon.deg, site.lat.deg, site.height.to_value("m"))),
-        site_moved=0.0 if own is None or location is None else float(_distance(own, location)),
+        site_moved=0.0 if own is None or location is None else float(np.nan_to_num(_distance(own, location))),
         n_events=n_events,
         outside_gti=outside_gti,
         overlap=max(round(float(ontime[ontime > 0].sum()) - track.ontime, 3), 0.0),

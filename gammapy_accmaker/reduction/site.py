@@ -7,17 +7,22 @@ from astropy.coordinates import EarthLocation, SkyCoord
 
 from gammapy_accmaker.errors import ObservationError
 
-__all__ = ["REMEDY", "file_site", "observation_site", "pointing_icrs"]
+__all__ = ["REMEDY", "file_site", "named_site", "observation_site", "pointing_icrs"]
 
 REMEDY = "give the site as `observatory_location: {lon, lat, height}` in the configuration"
 
 
-def file_site(observation) -> EarthLocation | None:
-    """Site that the observation itself names; None where it names none, or one that cannot be (all numbers 0, or NaN)."""
+def named_site(observation) -> EarthLocation | None:
+    """Site that the observation itself names, whatever it is."""
     try:
-        site = observation.observatory_earth_location
+        return observation.observatory_earth_location
     except AttributeError:  # gammapy has no metadata at all where GEOLON, GEOLAT or ALTITUDE is missing
         return None
+
+
+def file_site(observation) -> EarthLocation | None:
+    """Site that the observation itself names; None where it names none, or one that cannot be (all numbers 0, or NaN)."""
+    site = named_site(observation)
     if site is None:
         return None
     numbers = [site.lon.deg, site.lat.deg, site.height.to_value("m")]

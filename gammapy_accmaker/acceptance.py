@@ -10,12 +10,12 @@ import astropy.units as u
 import numpy as np
 import yaml
 from astropy.table import Table
-from gammapy.utils.scripts import make_path
 from regions import CircleSkyRegion
 
+from gammapy_accmaker.binning import as_values
 from gammapy_accmaker.config import AcceptanceConfig, yaml_without_retired_keys
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.files import as_path, write_atomically
 from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts
 from gammapy_accmaker.models.goodness import describe_goodness
@@ -114,10 +114,10 @@ class AcceptanceModel:
         rate : `~astropy.units.Quantity`
             In s-1 MeV-1 sr-1; 0 outside of the trained energies and offsets.
         """
-        lon, lat = (u.Quantity(x).to_value("deg") for x in (fov_lon, fov_lat))
-        azimuth = None if azimuth is None else u.Quantity(azimuth).to_value("deg")
+        lon, lat = as_values(fov_lon, "deg", "fov_lon"), as_values(fov_lat, "deg", "fov_lat")
+        azimuth = None if azimuth is None else as_values(azimuth, "deg", "azimuth")
         cos_zenith = self.rate_model.middle_cos_zenith if cos_zenith is None else cos_zenith
-        return self.rate_model.rate(u.Quantity(energy).to_value("TeV"), lon, lat, cos_zenith, azimuth) * RATE_UNIT
+        return self.rate_model.rate(as_values(energy, "TeV", "energy"), lon, lat, cos_zenith, azimuth) * RATE_UNIT
 
     def cubes(self, *, cos_zenith: float | None = None, smooth_counts: float | None = None) -> dict:
         """Cubes of the fit over energy and camera.
@@ -158,10 +158,10 @@ class AcceptanceModel:
         alignment = AcceptanceConfig.from_yaml(self.config).fov_alignment
         if format == "table":
             irf = make_mean_irf(self.rate_model, cos_zenith, alignment)
-            write_atomically(make_path(path), irf.write, overwrite)
+            write_atomically(as_path(path), irf.write, overwrite)
         elif format == "image":
             hdulist = cubes_to_hdulist(self.cubes(cos_zenith=cos_zenith), alignment)
-            write_atomically(make_path(path), hdulist.writeto, overwrite)
+            write_atomically(as_path(path), hdulist.writeto, overwrite)
         else:
             raise InputError(f"format: got {format!r}, but 'table' or 'image' is needed")
 
@@ -193,12 +193,12 @@ class AcceptanceModel:
             arrays |= {FIT_COUNTS + name: values for name, values in self.fit_counts.to_arrays().items()}
         texts["exclusion"], masks = self.exclusion.to_arrays()
         arrays |= {EXCLUSION + name: values for name, values in masks.items()}
-        write_model_file(make_path(path), arrays, texts, self.run_table, overwrite)
+        write_model_file(as_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
     def read(cls, path) -> AcceptanceModel:
         """Read a file that `write` wrote."""
-        arrays, texts, run_table = read_model_file(make_path(path))
+        arrays, texts, run_table = read_model_file(as_path(path))
         try:
             planned, summed, masks = (
                 {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}

@@ -196,6 +196,8 @@ class AcceptanceAnalysisConfig(ExtendedConfig, AnalysisConfig):
 
 
 def _options_of(text) -> Mapping:
+    if not isinstance(text, str):
+        raise InputError(f"config: got {type(text).__name__}, but YAML text is needed; `read` takes a path")
     try:
         options = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError

@@ -13,18 +13,46 @@ from gammapy_accmaker.errors import InputError
 
 __all__ = [
     "FovBins",
+    "as_edges",
+    "as_number",
+    "as_values",
     "axis_index",
-    "check_edges",
-    "energy_edges_from_axis",
-    "energy_edges_per_decade",
-    "merge_bins",
     "azimuth_sector",
     "check_edges",
     "energy_edges_from_axis",
     "energy_edges_per_decade",
+    "merge_bins",
     "offset",
     "split_bins",
 ]
+
+
+def as_values(quantity, unit: str, argument: str) -> np.ndarray:
+    """Finite numbers in a unit, of a quantity or of text such as "1 TeV"; an `InputError` names the argument."""
+    example = f"but a quantity such as 1 {unit} is needed"
+    try:
+        values = u.Quantity(quantity).to_value(unit)
+    except (TypeError, ValueError, u.UnitConversionError) as error:
+        raise InputError(f"{argument}: got {quantity!r}, {example} ({error})") from error
+    if not np.isfinite(values).all():
+        raise InputError(f"{argument}: got {quantity!r}, {example}, without NaN and infinity")
+    return values
+
+
+def as_edges(quantity, unit: str, argument: str) -> np.ndarray:
+    """The same for edges of bins: two or more, positive and increasing."""
+    edges = check_edges(argument, as_values(quantity, unit, argument))
+    if edges[0] <= 0:
+        raise InputError(f"{argument}: got {quantity!r}, but edges > 0 are needed")
+    return edges
+
+
+def as_number(quantity, unit: str, argument: str) -> float:
+    """The same for one positive number."""
+    values = as_values(quantity, unit, argument)
+    if values.ndim or values <= 0:
+        raise InputError(f"{argument}: got {quantity!r}, but one quantity > 0 is needed")
+    return float(values)
 
 
 def check_edges(name: str, edges) -> np.ndarray:

@@ -19,11 +19,10 @@ import numpy as np
 from astropy.coordinates import EarthLocation
 from astropy.io import fits
 from gammapy.data import GTI, EventList, FixedPointingInfo, ObservationMetaData
-from gammapy.utils.scripts import make_path
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.files import as_path, write_atomically
 from gammapy_accmaker.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.reduction.counts import CountsBins, RunCounts
 from gammapy_accmaker.reduction.fingerprint import fingerprint
@@ -52,7 +51,7 @@ class RunCache:
     @classmethod
     def open(cls, folder, bins: CountsBins, *settings) -> RunCache:
         """A cache in a folder, which is made; ``settings``: all besides the bins that a reduction depends on."""
-        folder = make_path(folder)
+        folder = as_path(folder, "cache")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -8,13 +8,12 @@ from typing import Annotated, Literal
 
 import astropy.units as u
 import yaml
-from gammapy.utils.scripts import make_path
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from gammapy_accmaker.config_errors import explain, read_config_file
 from gammapy_accmaker.config_types import EnergyEdges, Location, OneAngle, Options, TimeStep
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.files import as_path, write_atomically
 from gammapy_accmaker.options import (
     AdaptiveRingRenormalization,
     FovRenormalization,
@@ -243,6 +242,8 @@ class AcceptanceConfig(Options):
     @classmethod
     def from_yaml(cls, text: str) -> AcceptanceConfig:
         """Configuration from YAML (or JSON) text."""
+        if not isinstance(text, str):
+            raise InputError(f"config: got {type(text).__name__}, but YAML text is needed; `read` takes a path")
         try:
             data = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
@@ -264,10 +265,12 @@ class AcceptanceConfig(Options):
 
     def write(self, path, overwrite: bool = False) -> None:
         """Write a YAML file."""
-        write_atomically(make_path(path), lambda temporary: temporary.write_text(self.to_yaml()), overwrite)
+        write_atomically(as_path(path), lambda temporary: temporary.write_text(self.to_yaml()), overwrite)
 
     def update(self, changes: dict) -> AcceptanceConfig:
         """A new configuration with these options replaced."""
+        if not isinstance(changes, dict):
+            raise InputError(f"changes: got {type(changes).__name__}, but a dict of options is needed")
         return type(self).coerce({name: getattr(self, name) for name in type(self).model_fields} | changes)
 
     def without_files(self) -> AcceptanceConfig:

@@ -10,10 +10,10 @@ from typing import Any, get_args
 from astropy.coordinates import Angle
 from astropy.time import Time
 from astropy.units import Quantity
-from gammapy.utils.scripts import make_path
 from pydantic import BaseModel, ValidationError
 
 from gammapy_accmaker.errors import InputError, InputTypeError
+from gammapy_accmaker.files import as_path
 
 __all__ = ["explain", "find_key", "read_config_file"]
 
@@ -27,10 +27,10 @@ NEEDED = {
 
 def read_config_file(path: str | Path, name: str) -> str:
     """Text of a configuration file; `name` is that of the class it is for."""
+    path = as_path(path, "config")
     try:
-        path = make_path(path)
         found = path.is_file()
-    except (OSError, ValueError, TypeError):  # too long, or no path at all
+    except (OSError, ValueError):  # too long, or no path at all
         found = False
     if not found:
         # gammapy's classes raise a TypeError for text in place of their options

@@ -8,9 +8,18 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from gammapy_accmaker.errors import InputError
+from gammapy.utils.scripts import make_path
 
-__all__ = ["check_free", "write_atomically", "write_folder_atomically"]
+from gammapy_accmaker.errors import InputError, InputTypeError
+
+__all__ = ["as_path", "check_free", "write_atomically", "write_folder_atomically"]
+
+
+def as_path(path: str | Path, argument: str = "path") -> Path:
+    """A path, with the environment variables in it replaced; an error for anything else."""
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise InputTypeError(f"{argument}: got {path!r}, but the path of a file or folder is needed")
+    return make_path(path)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], overwrite: bool) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from astropy.table import Table, vstack
 
 from gammapy_accmaker.acceptance import WITHOUT_EXCLUSION, AcceptanceModel
+from gammapy_accmaker.arguments import check_kind
 from gammapy_accmaker.binning import merge_bins
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
@@ -117,6 +118,8 @@ def fit_acceptance(
         raise InputError(
             "matching: it needs ON and OFF runs; call AcceptanceBackgroundMaker(config).fit(on, off_observations=off)"
         )
+    if plan is not None:
+        check_kind(plan, GroupPlan, "plan", "a GroupPlan of `plan_groups`")
     if plan is not None and not is_grouped(config):
         raise InputError("plan: got one, but the configuration pools all runs; set zenith or azimuth to one with bins")
     observations = as_observations(observations)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from astropy.table import Table
 
 from gammapy_accmaker.acceptance import AcceptanceModel
+from gammapy_accmaker.arguments import check_kind
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import AcceptanceError, FitError, InputError
 from gammapy_accmaker.fit import (
@@ -183,6 +185,7 @@ def _match(on, off, options, config):
 
 
 def _checked(matches, on):
+    check_kind(matches, Table, "matches", "the table that match_observations makes")
     for name in ("ON_OBS_ID", "OFF_OBS_ID"):
         if name not in matches.colnames:
             raise InputError(f"matches: it has no column {name!r}; make it with match_observations")

@@ -31,7 +31,8 @@ from astropy.utils import data, iers
 from gammapy.utils import parallel
 from gammapy.utils.pbar import progress_bar
 
-from gammapy_accmaker.errors import AcceptanceError, InputError
+from gammapy_accmaker.arguments import check_choice, check_whole
+from gammapy_accmaker.errors import AcceptanceError
 
 __all__ = ["ProcessDiedError", "make_starmap", "map_runs"]
 
@@ -78,13 +79,10 @@ def map_runs(
         With ray, where a worker was lost that it did not replace.
     """
     n_jobs = parallel.N_JOBS_DEFAULT if n_jobs is None else n_jobs
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
-        raise InputError(f"n_jobs: got {n_jobs!r}, but a whole number of processes >= 1 is needed")
+    n_jobs = check_whole(n_jobs, 1, "n_jobs", "a whole number of processes")
     backend = parallel.BACKEND_DEFAULT if backend is None else backend
-    try:
-        backend = parallel.ParallelBackendEnum.from_str(backend).value
-    except ValueError as error:
-        raise InputError(f"parallel_backend: got {backend!r}, but 'multiprocessing' or 'ray' is needed") from error
+    backend = getattr(backend, "value", backend)  # gammapy's own default is a member of the enumeration
+    check_choice(backend, [known.value for known in parallel.ParallelBackendEnum], "parallel_backend")
     n_jobs = min(n_jobs, len(inputs))
     if backend == "ray" and n_jobs > 1:
         return iter(_with_ray(function, inputs, n_jobs, task_name))

@@ -10,6 +10,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
 
+from gammapy_accmaker.arguments import check_choice
 from gammapy_accmaker.binning import FovBins, energy_edges_per_decade, split_bins
 from gammapy_accmaker.cache import RunCache, in_memory
 from gammapy_accmaker.config import AcceptanceConfig
@@ -199,8 +200,7 @@ def reduce_observations(
     ``places``: of the observations that are wanted; all by default. `by_place` tells where in the list the runs stand. One warning names those that are left out; with ``on_error="raise"`` the first of them ends the reduction.
     ``cache``: folder of the reduced runs, see `RunCache`.
     """
-    if on_error not in ("skip", "raise"):
-        raise InputError(f"on_error: got {on_error!r}, but 'skip' or 'raise' is needed")
+    check_choice(on_error, ("skip", "raise"), "on_error")
     if cache is not None:
         cache = open_cache(cache, bins, config, exclusion)
     places = range(len(observations)) if places is None else places

@@ -17,10 +17,9 @@ from astropy.table import Table
 from gammapy.data import DataStore, Observation
 from gammapy.irf import Background2D, FoVAlignment
 from gammapy.maps import MapAxis
-from gammapy.utils.scripts import make_path
 
-from gammapy_accmaker.errors import AcceptanceError, InputError, NotFittedError
-from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.errors import AcceptanceError, InputError
+from gammapy_accmaker.files import as_path, write_atomically
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 
 __all__ = ["HDU_INDEX", "attach_background"]
@@ -79,8 +78,12 @@ def attach_background(
         raise InputError(
             f"data_store: got {type(data_store).__name__}, but a DataStore is needed; use DataStore.from_dir(path)"
         )
-    if getattr(maker, "model", None) is None:
-        raise NotFittedError("maker: it has no model yet; call `maker.fit(observations)` or pass a model first")
+    if not hasattr(maker, "make_irf"):
+        raise InputError(
+            f"maker: got {type(maker).__name__}, but an AcceptanceBackgroundMaker is needed; of a model it is "
+            "`AcceptanceBackgroundMaker(model=model)`"
+        )
+    _ = maker.model  # says what to do where there is none
     obs_ids = _selected(data_store, obs_ids)
     path = _checked_folder(data_store, path, overwrite)
 
@@ -110,7 +113,12 @@ def _selected(data_store, obs_ids):
         raise InputError(
             f"data_store: its OBS_ID must be whole numbers, by which the format tells runs apart ({error}); number the runs"
         ) from error
-    obs_ids = sorted(known) if obs_ids is None else sorted({int(i) for i in np.ravel(obs_ids)})
+    try:
+        obs_ids = sorted(known) if obs_ids is None else sorted({int(i) for i in np.ravel(obs_ids)})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"obs_ids: got {obs_ids!r}, but a list of numbers of runs is needed, such as [{min(known)}]"
+        ) from error
     unknown = sorted(set(obs_ids) - known)
     if unknown or not obs_ids:
         raise InputError(
@@ -130,7 +138,7 @@ def _selected(data_store, obs_ids):
 
 
 def _checked_folder(data_store, path, overwrite):
-    path = make_path(path).absolute()
+    path = as_path(path).absolute()
     if path.resolve() == data_store.hdu_table.base_dir.resolve() and "BASE_DIR" in data_store.hdu_table.meta:
         raise InputError(f"path: {path} is the folder of the original data store; give another, it is left as it is")
     if path.exists() and not path.is_dir():

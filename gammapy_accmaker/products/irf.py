@@ -14,6 +14,7 @@ from gammapy.irf import Background2D, Background3D, FoVAlignment
 from gammapy.maps import MapAxis
 from scipy.interpolate import interp1d
 
+from gammapy_accmaker.arguments import check_choice
 from gammapy_accmaker.binning import offset
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel
@@ -61,6 +62,8 @@ def make_background_irf(
     ObservationError
         For a frame that the model cannot be turned to.
     """
+    if irf_alignment is not None:
+        check_choice(irf_alignment, [known.value.lower() for known in FoVAlignment], "fov_alignment")
     irf_alignment = alignment if irf_alignment is None else irf_alignment
     turns = irf_alignment != alignment and not model.is_radial
     if turns and (irf_alignment == "altaz" or track.pointing_drift > 1e-3):

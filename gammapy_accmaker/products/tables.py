@@ -26,7 +26,12 @@ def model_from_irfs(irf, fov_alignment: str | None) -> tuple[RateModel, str]:
         raise InputError("irf: got an empty dictionary, but at least one IRF by zenith angle is needed")
     tables = {}
     for zenith, one in irf.items():
-        angle = u.Quantity(zenith, "deg").value if u.Quantity(zenith).unit == "" else u.Quantity(zenith).to_value("deg")
+        try:
+            angle = (
+                u.Quantity(zenith, "deg").value if u.Quantity(zenith).unit == "" else u.Quantity(zenith).to_value("deg")
+            )
+        except (TypeError, u.UnitConversionError):
+            angle = np.nan
         if not (np.ndim(angle) == 0 and 0 <= angle < 90):
             raise InputError(f"irf: got the zenith angle {zenith}, but one of 0 to 90 deg is needed")
         tables[float(np.cos(np.radians(angle)))] = table_from_irf(one, fov_alignment)

@@ -177,7 +177,7 @@ def _flatten(exclusion, origin):
         yield from _flatten((exclusion.region1, exclusion.region2), origin)
     elif isinstance(exclusion, (SkyRegion, Map)):
         yield exclusion, origin
-    elif isinstance(exclusion, (Regions, Iterable)) and not isinstance(exclusion, SkyCoord):
+    elif isinstance(exclusion, (Regions, Iterable)) and not isinstance(exclusion, SkyCoord | u.Quantity | bytes | dict):
         for item in exclusion:
             yield from _flatten(item, origin)
     else:

@@ -7,11 +7,14 @@ within limits on each of them; pybkgmodel takes the runs near in time and pointi
 from __future__ import annotations
 
 import logging
+from numbers import Real
 
 import astropy.units as u
 import numpy as np
+from astropy.coordinates import EarthLocation
 from astropy.table import Table
 
+from gammapy_accmaker.arguments import check_kind, check_whole
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.reduction.run_conditions import CRITERIA, difference, run_conditions
 from gammapy_accmaker.run_key import RunKey, label_array
@@ -82,10 +85,19 @@ def match_observations(
     InputError
         For a criterion that is no column, for OFF runs that are none, and where no ON run has a match.
     """
-    weights, limits = _checked_weights(weights), dict(limits or {})
+    weights = _checked_weights(weights)
+    limits = {} if limits is None else dict(check_kind(limits, dict, "limits", "a dict of limits by criterion"))
     hours, n_runs = _checked_number(hours, n_runs)
     names = [*weights, *(name for name in limits if name not in weights)]
-    same = (same,) if isinstance(same, str) else tuple(same)
+    same = (
+        (same,)
+        if isinstance(same, str)
+        else tuple(check_kind(same, tuple | list, "same", "a tuple of names of columns"))
+    )
+    for name in same:
+        check_kind(name, str, "same", "a tuple of names of columns")
+    if location is not None:
+        check_kind(location, EarthLocation, "location", "an EarthLocation")
     on_runs, off_runs = (run_conditions(what, runs, names, same, location) for what, runs in (("on", on), ("off", off)))
     limits = _checked_limits(limits, off_runs.units)
     scales = {name: _scale(name, limits, off_runs) for name in names}
@@ -120,8 +132,10 @@ def _checked_weights(weights):
         if weights not in PRESETS:
             raise InputError(f"weights: got {weights!r}, but a dict or one of {sorted(PRESETS)} is needed")
         weights = PRESETS[weights]
-    weights = DEFAULT_WEIGHTS if weights is None else dict(weights)
-    if not weights or not all(w > 0 and np.isfinite(w) for w in weights.values()):
+    weights = (
+        DEFAULT_WEIGHTS if weights is None else check_kind(weights, dict, "weights", "a dict of weights by criterion")
+    )
+    if not weights or not all(isinstance(w, Real) and w > 0 and np.isfinite(w) for w in weights.values()):
         raise InputError(
             f"weights: got {weights}, but at least one weight and all > 0 are needed; leave out a criterion"
         )
@@ -136,8 +150,7 @@ def _checked_number(hours, n_runs):
             raise InputError(f"hours: got {hours!r}, but a number of hours or a time is needed") from error
         if not hours > 0:
             raise InputError(f"hours: got {hours} h, but more than 0 is needed, or None for all runs")
-    if n_runs is not None and n_runs < 1:
-        raise InputError(f"n_runs: got {n_runs}, but at least 1 is needed, or None for all runs")
+    n_runs = None if n_runs is None else check_whole(n_runs, 1, "n_runs", "None for all runs, or a whole number")
     return hours, n_runs
 
 

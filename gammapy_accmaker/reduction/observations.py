@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from gammapy.data import DataStore, Observation
 
 from gammapy_accmaker.errors import InputError
@@ -23,9 +21,12 @@ def as_observations(observations, argument: str = "observations") -> list[Observ
             f"{argument}: got a DataStore, {wanted}give `data_store.get_observations(required_irf=[])`, with the numbers of "
             "the runs for some of them"
         )
-    if not isinstance(observations, Iterable) or isinstance(observations, str | bytes | dict):
+    try:
+        found = None if isinstance(observations, str | bytes | dict) else list(observations)
+    except TypeError:  # some types can be looped over only where they are arrays
+        found = None
+    if found is None:
         raise InputError(f"{argument}: got {type(observations).__name__}, {wanted}{REMEDY}")
-    found = list(observations)
     if not found:
         raise InputError(f"{argument}: got none, but at least one is needed; check the selection of the data store")
     for one in found:

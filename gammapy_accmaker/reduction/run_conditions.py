@@ -9,6 +9,7 @@ import astropy.units as u
 import numpy as np
 from astropy.table import Table
 from astropy.time import Time
+from gammapy.data import Observations
 
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.reduction.counts import MUON_EFFICIENCY, header_number, observation_track, run_key
@@ -82,7 +83,7 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
     columns = [name for name in dict.fromkeys((*names, *same)) if name not in CRITERIA]
     if "muon_efficiency" in names:
         columns.append(MUON_EFFICIENCY)
-    if hasattr(runs, "__len__") and len(runs) == 0:
+    if isinstance(runs, Table | list | tuple | Observations) and len(runs) == 0:
         raise InputError(
             f"{argument}: got no observations, but at least one is needed; check the selection of the data store"
         )

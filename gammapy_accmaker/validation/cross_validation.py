@@ -17,7 +17,8 @@ from astropy.table import Table
 from gammapy.data import EventList
 from gammapy.utils.pbar import progress_bar
 
-from gammapy_accmaker.binning import FovBins, offset
+from gammapy_accmaker.arguments import check_whole
+from gammapy_accmaker.binning import FovBins, as_edges, as_number, offset
 from gammapy_accmaker.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.fit import adapt_to_run, fit_runs, warn_of_covariates
@@ -108,9 +109,13 @@ def cross_validate(
     result : `CrossValidation`
     """
     observations = as_observations(observations)
-    if not 2 <= n_folds <= len(observations):
+    if not 2 <= check_whole(n_folds, 1, "n_folds") <= len(observations):
         raise InputError(
             f"n_folds: got {n_folds} for {len(observations)} observations, but 2 to as many folds as runs are needed"
+        )
+    if not isinstance(configs, dict) or not configs:
+        raise InputError(
+            f"configs: got {type(configs).__name__}, but a dict of configurations by name is needed: {{'a': config}}"
         )
     configs = {name: AcceptanceConfig.coerce(config) for name, config in configs.items()}
     for name, config in configs.items():
@@ -119,8 +124,9 @@ def cross_validate(
                 f"configs: {name!r} asks for matching or exclusion.iterative, which are not scored; leave them out, and give "
                 "what was found as the exclusion"
             )
-    edges = np.geomspace(0.2, 20, 25) if energy_edges is None else u.Quantity(energy_edges).to_value("TeV")
-    bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else u.Quantity(band_edges).to_value("TeV")
+    seed, split_seed = check_whole(seed, 0, "seed"), check_whole(split_seed, 0, "split_seed")
+    edges = np.geomspace(0.2, 20, 25) if energy_edges is None else as_edges(energy_edges, "TeV", "energy_edges")
+    bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else as_edges(band_edges, "TeV", "band_edges")
 
     sites = [config.observatory_location for config in configs.values() if config.observatory_location is not None]
     unreadable = find_unreadable(observations, sites[0] if sites else None)
@@ -131,7 +137,7 @@ def cross_validate(
     observations = [o for k, o in enumerate(observations) if k not in unreadable]
     rng = np.random.default_rng(split_seed)
     halves = [_split(observation, rng) for observation in progress_bar(observations, desc="Splitting of runs")]
-    scoring = _Scoring(edges, bands, u.Quantity(offset_max).to_value("deg"))
+    scoring = _Scoring(edges, bands, as_number(offset_max, "deg", "offset_max"))
     reduced = {
         name: _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend)
         for name, config in configs.items()

@@ -8,11 +8,11 @@ from string import Template
 
 import astropy.units as u
 import numpy as np
-from gammapy.utils.scripts import make_path
 
 from gammapy_accmaker.acceptance import AcceptanceModel
+from gammapy_accmaker.binning import as_edges
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.files import write_atomically
+from gammapy_accmaker.files import as_path, write_atomically
 from gammapy_accmaker.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.reduction.observations import as_observations
 from gammapy_accmaker.validation import report_runs, report_sections
@@ -73,7 +73,7 @@ def write_report(
     NotFittedError
         If the maker has no model.
     """
-    path = make_path(path)
+    path = as_path(path)
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; pass overwrite=True to replace it")
     if not path.parent.is_dir():
@@ -83,7 +83,11 @@ def write_report(
     if with_cross_validation and maker.config.matching is not None:
         raise InputError("with_cross_validation: models of matched OFF runs are not scored; leave it out")
     observations = as_observations(observations)
-    bands = half_decades(maker.model.rate_model.energy_edges) if band_edges is None else u.Quantity(band_edges)
+    bands = (
+        half_decades(maker.model.rate_model.energy_edges)
+        if band_edges is None
+        else as_edges(band_edges, "TeV", "band_edges") * u.TeV
+    )
     residuals = stack_residuals(maker, observations, bands, n_jobs=n_jobs, parallel_backend=parallel_backend)
     validation = None
     if with_cross_validation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import astropy.units as u
 import numpy as np
 
-from gammapy_accmaker.binning import FovBins, offset
+from gammapy_accmaker.binning import FovBins, as_edges, offset
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.products.background import icrs_vectors
@@ -120,7 +120,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
         Without observations, or where none can be used.
     """
     observations = as_observations(observations)
-    bands, config = u.Quantity(bands).to_value("TeV"), maker.config
+    bands, config = as_edges(bands, "TeV", "bands"), maker.config
     offset_max = config.offset_max.to_value("deg")
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
     bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment, offset_max)

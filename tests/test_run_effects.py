@@ -174,6 +174,7 @@ def test_the_prior_counts_as_five_runs():
         np.ones((1, basis.n), bool),
         np.zeros((15, basis.n)),
         0.6,
+        np.ones(15),
     )
     assert np.allclose(found.covariance, (moments + 5 * prior) / 20)
     assert found.shift_spread == pytest.approx(np.sqrt(found.covariance[0, 0]))
@@ -288,7 +289,7 @@ def test_population_update_finds_spread_and_slope():
     effects = 0.3 * x[:, :1] + 0.1 * rng.normal(size=(400, 1))
     start = RunPopulation(basis, np.zeros((2, 1)), basis.prior_covariance())
     allowed = np.array([[True], [False]])
-    found = update_population(start, effects, np.zeros((1, 1)), x, allowed, np.ones((400, 1)), 0.0)
+    found = update_population(start, effects, np.zeros((1, 1)), x, allowed, np.ones((400, 1)), 0.0, np.ones(400))
     assert found.regression[:, 0] == pytest.approx([0.3, 0.0], abs=0.02)
     assert found.norm_spread == pytest.approx(0.1, rel=0.1)
     assert np.sqrt(found.covariance[0, 0]) == pytest.approx(0.1, rel=0.1)

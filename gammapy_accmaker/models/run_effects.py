@@ -3,6 +3,11 @@
 The effects of a run are the coefficients of an `EffectBasis`. Over the runs they are Gaussian: their means depend
 linearly on covariates of the run, and their full covariance is estimated from all runs (`RunPopulation`), so that
 what is well measured in a run, its threshold say, predicts what is not. `RunEffect` is the result for one run.
+
+The norm has heavy tails, for clouds: it comes from a mixture of Gaussians, most of them of the width of the population
+and some much wider. How likely a run is to be of the wide ones gives it a weight (1 for a usual run, towards 0 for one
+that stands apart), by which the precision of its prior along the norm is multiplied, and with which it enters the
+population. The mixture is integrated as if the run's likelihood were Gaussian in its norm.
 """
 
 from __future__ import annotations
@@ -17,7 +22,14 @@ from gammapy_accmaker.models.fov_cells import camera_modes
 from gammapy_accmaker.models.norm_energy import NO_ENERGIES
 from gammapy_accmaker.run_key import RunKey
 
-__all__ = ["EFFECT_KINDS", "EffectBasis", "RunEffect", "RunPopulation", "update_population"]
+__all__ = [
+    "EFFECT_KINDS",
+    "EffectBasis",
+    "NormTails",
+    "RunEffect",
+    "RunPopulation",
+    "update_population",
+]
 
 EFFECT_KINDS = ("none", "norm", "tilt", "shift")
 
@@ -27,6 +39,10 @@ SD_RESIDUAL, SD_RADIAL, SD_GRADIENT = 0.07, 0.1, 0.05
 PRIOR_RUNS = 5.0
 PRIOR_CORRELATION = 2.0  # splines; of neighbouring coefficients
 COVARIATE_RUNS = 4.0  # weight, in runs, of the prior that covariates do not matter
+NORM_TAILS = (
+    np.array([1.0, 3.0, 10.0]),
+    np.array([0.95, 0.03, 0.02]),
+)  # widths, in that of usual runs, and shares of runs
 KNOT_STEP = {"residual": 0.5, "radial": 2.0, "gradient": 4.0}  # in log energy
 
 
@@ -172,8 +188,63 @@ class EffectBasis:
 
 
 @dataclass(frozen=True)
+class NormTails:
+    """Prior of the effects of a run whose norm may be far out; given the norm, all else is as in the population.
+
+    Attributes
+    ----------
+    covariance : `~numpy.ndarray`, shape (n, n)
+        Of usual runs.
+    row : `~numpy.ndarray`, shape (n,)
+        What the effects add to the log of the norm; 0 where they leave it alone.
+    """
+
+    covariance: np.ndarray
+    row: np.ndarray
+
+    @cached_property
+    def _along(self):
+        """Change of all effects that goes with the norm, times the variance of the norm; and that variance."""
+        along = self.covariance @ self.row
+        return along, max(float(self.row @ along), 1e-300)
+
+    def prior(self, weight: float) -> np.ndarray:
+        """Prior covariance of a run of this weight, shape (n, n)."""
+        along, variance = self._along
+        return self.covariance + (1 / weight - 1) / variance * np.outer(along, along)
+
+    def shorten(self, weight: float) -> np.ndarray:
+        """Matrix that shortens the effects of a run of this weight to those of a usual one, shape (n, n)."""
+        along, variance = self._along
+        return np.eye(len(self.row)) - (1 - np.sqrt(weight)) / variance * np.outer(along, self.row)
+
+    def weight(self, deviation: np.ndarray, posterior: np.ndarray, weight: float) -> float:
+        """Weight of a run: with it the posterior mean of its norm is that of the mixture.
+
+        Parameters
+        ----------
+        deviation : `~numpy.ndarray`, shape (n,)
+            Posterior mean of its effects, as a deviation from what is expected under its conditions.
+        posterior : `~numpy.ndarray`, shape (n, n)
+            Posterior covariance.
+        weight : float
+            With which these two were found.
+        """
+        variance, remaining = self._along[1], self.row @ posterior @ self.row
+        if not remaining > 0:
+            return 1.0
+        # what the counts alone tell of the norm: a Gaussian of this precision, and precision times mean
+        precision, pull = max(1 / remaining - weight / variance, 0.0), self.row @ deviation / remaining
+        widths, shares = NORM_TAILS
+        prior = 1 / (variance * widths**2)
+        log_share = np.log(shares) - 0.5 * np.log1p(precision / prior) + 0.5 * pull**2 / (precision + prior)
+        share = np.exp(log_share - log_share.max()) / (precision + prior)
+        return float(variance * (share @ prior) / share.sum())
+
+
+@dataclass(frozen=True)
 class RunPopulation:
-    """Distribution of the effects over the runs: Gaussian, with means linear in covariates.
+    """Distribution of the effects over the runs: means linear in covariates, Gaussian but for the tails of the norm.
 
     Attributes
     ----------
@@ -182,8 +253,11 @@ class RunPopulation:
         Mean effect per unit of each (centred) covariate.
     covariance : `~numpy.ndarray`, shape (basis.n, basis.n)
     norm_spread, shift_spread : float
-        Standard deviations over the runs of the log of the norm and of the energy shift (in log energy), once the
+        Standard deviations over the usual runs of the log of the norm and of the energy shift (in log energy), once the
         covariates are taken into account.
+    norm_row : `~numpy.ndarray`, shape (basis.n,)
+        What each coefficient adds to the log of the norm of a mean run; along it the tails are heavy. Empty before any run
+        is seen.
     """
 
     basis: EffectBasis
@@ -191,10 +265,16 @@ class RunPopulation:
     covariance: np.ndarray
     norm_spread: float = np.nan
     shift_spread: float = np.nan
+    norm_row: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def mean(self, covariates: np.ndarray) -> np.ndarray:
         """Mean effects of runs with these covariates, shape (n,)."""
         return covariates @ self.regression
+
+    @cached_property
+    def tails(self) -> NormTails:
+        """Prior of a run."""
+        return NormTails(self.covariance, self.norm_row if len(self.norm_row) else np.zeros(len(self.covariance)))
 
 
 def norm_row(basis: EffectBasis, weights: np.ndarray) -> np.ndarray:
@@ -211,6 +291,7 @@ def update_population(
     allowed: np.ndarray,
     norm_rows: np.ndarray,
     norm_variance: float,
+    weights: np.ndarray,
 ) -> RunPopulation:
     """One step of the EM algorithm for the population's means and covariance.
 
@@ -220,32 +301,36 @@ def update_population(
     effects : `~numpy.ndarray`, shape (n_run, n)
         Posterior means of the runs' effects.
     second_moments : `~numpy.ndarray`, shape (n, n)
-        Sum over the runs of the posterior covariances.
+        Sum over the runs of the posterior covariances, shortened by `NormTails.shorten`.
     covariates : `~numpy.ndarray`, shape (n_run, n_covariate)
     allowed : `~numpy.ndarray`, shape (n_covariate, n)
         Whether the mean of an effect may depend on a covariate.
     norm_rows : `~numpy.ndarray`, shape (n_run, n)
         What the effects add to the log of each run's norm, see `norm_row`.
     norm_variance : float
-        Sum over the runs of the posterior variance of the log of the norm.
+        Sum over the runs of weight times posterior variance of the log of the norm.
+    weights : `~numpy.ndarray`, shape (n_run,)
+        Of the runs, see `NormTails`.
 
     Returns
     -------
     population : `RunPopulation`
     """
-    gram = covariates.T @ covariates + COVARIATE_RUNS * np.eye(covariates.shape[1])
+    weighted = covariates * weights[:, None]
+    gram = covariates.T @ weighted + COVARIATE_RUNS * np.eye(covariates.shape[1])
     regression = np.zeros(allowed.shape)
     for pattern in np.unique(allowed, axis=1).T:
         columns = np.all(allowed == pattern[:, None], axis=0)
-        solution = np.linalg.solve(gram[np.ix_(pattern, pattern)], covariates[:, pattern].T @ effects[:, columns])
+        solution = np.linalg.solve(gram[np.ix_(pattern, pattern)], weighted[:, pattern].T @ effects[:, columns])
         regression[np.ix_(pattern, columns)] = solution
     left = effects - covariates @ regression
+    norm = float(np.sqrt(np.mean(weights * (norm_rows * left).sum(1) ** 2) + norm_variance / len(effects)))
+    left = np.array([population.tails.shorten(weight) @ own for weight, own in zip(weights, left, strict=True)])
     prior = PRIOR_RUNS * population.basis.prior_covariance()
     covariance = (left.T @ left + second_moments + prior) / (len(effects) + PRIOR_RUNS)
     covariance = 0.5 * (covariance + covariance.T)
     shift = float(np.sqrt(covariance[0, 0])) if population.basis.n_shift else 0.0
-    norm = float(np.sqrt(np.mean((norm_rows * left).sum(1) ** 2) + norm_variance / len(effects)))
-    return RunPopulation(population.basis, regression, covariance, norm, shift)
+    return RunPopulation(population.basis, regression, covariance, norm, shift, norm_rows.mean(0))
 
 
 @dataclass(frozen=True)
@@ -300,6 +385,7 @@ class RunEffect:
     pulls: np.ndarray
     converged: bool
     flags: tuple[str, ...] = field(default=())
+    weight: float = 1.0
     norm_energy: tuple[float, float] = NO_ENERGIES
     start: float = np.nan
     pointing: tuple[float, float] = (np.nan, np.nan)

@@ -13,14 +13,25 @@ import numpy as np
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
 from gammapy_accmaker.models.fov_cells import FovCells
 from gammapy_accmaker.models.run_cells import RunCells
-from gammapy_accmaker.models.run_effects import EffectBasis
+from gammapy_accmaker.models.run_effects import EffectBasis, NormTails
 from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
 
-__all__ = ["RateTable", "RunDesign", "RunSums", "fit_effects", "shift_within_rate", "sum_slices"]
+__all__ = [
+    "RateTable",
+    "RunDesign",
+    "RunSums",
+    "fit_effects",
+    "fit_effects_and_weight",
+    "shift_within_rate",
+    "sum_slices",
+]
 
 MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
 NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
 TEV_IN_MEV = 1e6
+FINAL_TOLERANCE = 1e-5  # of the effects of a run, in standard deviations of the prior
+WEIGHT_TOLERANCE = 1e-3
+WEIGHT_ROUNDS = 20
 NEIGHBOURS = 4  # cubic splines overlap with three neighbours; between the nodes of the grid one more may come in
 
 
@@ -327,6 +338,54 @@ def fit_effects(
             converged = True
             break
     return mean + free @ values, free @ np.linalg.inv(information) @ free.T, sums.expected, converged
+
+
+def fit_effects_and_weight(
+    design: RunDesign,
+    tables: list[RateTable],
+    slices: list[RunCells],
+    mean: np.ndarray,
+    tails: NormTails,
+    *,
+    directions: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    weight: float = 1.0,
+) -> tuple[np.ndarray, float, bool]:
+    """Effects of a run whose norm may be far out, and its weight in the population.
+
+    Parameters
+    ----------
+    design, tables, slices, mean, directions, start
+        As in `fit_effects`.
+    tails : `NormTails`
+        Prior of what is free.
+    weight : float
+        First value.
+
+    Returns
+    -------
+    effects : `~numpy.ndarray`, shape (n,)
+    weight : float
+    converged : bool
+    """
+    effects = start
+    free = np.eye(len(mean)) if directions is None else directions
+    for _ in range(WEIGHT_ROUNDS):
+        effects, covariance, _, converged = fit_effects(
+            design,
+            tables,
+            slices,
+            mean,
+            tails.prior(weight),
+            directions=directions,
+            start=effects,
+            tolerance=FINAL_TOLERANCE,
+        )
+        inverse = np.linalg.pinv(free)
+        last, weight = weight, tails.weight(inverse @ (effects - mean), inverse @ covariance @ inverse.T, weight)
+        if abs(weight - last) < WEIGHT_TOLERANCE:
+            return effects, weight, converged
+    return effects, weight, False
 
 
 def _excess_length(design, step):

@@ -146,7 +146,7 @@ class _JointFit:
         self.counts = self._all_counts()
         regression = np.zeros((scale.n_regressor, basis.n))
         self.population = RunPopulation(basis, regression, basis.prior_covariance())
-        self.values = np.zeros((len(grouped), basis.n))
+        self.values, self.weights = np.zeros((len(grouped), basis.n)), np.ones(len(grouped))
         # constants and zenith are in the rate itself already, but for gradients in the field of view
         self.allowed = np.ones(regression.shape, dtype=bool)
         self.allowed[: int(scale.zenith)] = basis.odd
@@ -264,7 +264,7 @@ class _JointFit:
         for here, sums in self._each_chunk(sum_chunk, state, n_steps):
             equations.add_all(sums.equations)
             expected = expected + sums.expected
-            self.values[here] = sums.values
+            self.values[here], self.weights[here] = sums.values, sums.weights
             if adapt:
                 second_moments += sums.second_moments
                 norm_rows[here] = sums.norm_rows
@@ -297,6 +297,7 @@ class _JointFit:
                 self.allowed,
                 norm_rows,
                 norm_variance,
+                self.weights,
             )
         return expected
 
@@ -332,7 +333,7 @@ class _JointFit:
         """Which runs are in a chunk, and what a function finds for them."""
         starts = chunk_starts(len(self.runs))
         chunks = [slice(start, start + starts.step) for start in starts]
-        inputs = [(state, self.runs[here], self.values[here], option) for here in chunks]
+        inputs = [(state, self.runs[here], self.values[here], self.weights[here], option) for here in chunks]
         return zip(chunks, self.starmap(function, inputs), strict=True)
 
     def _log_asymmetry(self):

@@ -19,6 +19,7 @@ from gammapy_accmaker.models.run_likelihood import (
     RateTable,
     RunDesign,
     fit_effects,
+    fit_effects_and_weight,
     shift_within_rate,
     sum_slices,
 )
@@ -29,8 +30,7 @@ __all__ = ["ChunkSums", "FitRun", "RateState", "chunk_starts", "finish_chunk", "
 
 CHUNKS = 8  # about; more of very many runs, fewer of few
 CHUNK_SIZES = 3 * BATCH, 16 * BATCH  # runs: enough to be worth handing out, and few enough for memory
-ROUND_TOLERANCE, FINAL_TOLERANCE = 3e-3, 1e-5  # of the effects of a run, in standard deviations of the prior
-FINAL_STEPS = 30
+ROUND_TOLERANCE = 3e-3  # of the effects of a run, in standard deviations of the prior
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,14 @@ class ChunkSums:
         Counts.
     values : `~numpy.ndarray`, shape (n_run, n)
         Effects of each run.
+    weights : `~numpy.ndarray`, shape (n_run,)
+        Of each run in the population of norms.
     second_moments : `~numpy.ndarray`, shape (n, n)
-        Sum of their posterior covariances.
+        Sum of their posterior covariances, shortened by `NormTails.shorten`.
     norm_rows : `~numpy.ndarray`, shape (n_run, n)
         See `norm_row`.
     norm_variance : float
-        Sum of the posterior variances of the log of the norm.
+        Sum of weight times posterior variance of the log of the norm.
     gains : list of `~numpy.ndarray`, shape (n_energy * n_offset, n)
         By how much the effects of each run fall as a coefficient of the rate at its zenith angle rises.
     """
@@ -109,6 +111,7 @@ class ChunkSums:
     equations: RateEquations
     expected: np.ndarray
     values: np.ndarray
+    weights: np.ndarray
     second_moments: np.ndarray
     norm_rows: np.ndarray
     norm_variance: float = 0.0
@@ -121,7 +124,7 @@ def chunk_starts(n_run: int) -> range:
     return range(0, n_run, size)
 
 
-def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, n_steps: int) -> ChunkSums:
+def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, n_steps: int) -> ChunkSums:
     """Effects of runs at the present rate, and what is left to tell of the rate when they are integrated out.
 
     Parameters
@@ -130,16 +133,23 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, n_steps:
     runs : list of `FitRun`
     values : `~numpy.ndarray`, shape (n_run, n)
         Their effects so far.
+    weights : `~numpy.ndarray`, shape (n_run,)
+        Their weights so far.
     n_steps : int
         Of the effects; 0 leaves them alone, and takes them as known.
     """
-    design, adapt = state.design, n_steps > 0
-    values, n, expected = values.copy(), design.effects.n, 0.0
+    design, population, adapt = state.design, state.population, n_steps > 0
+    values, weights, n, expected = values.copy(), weights.copy(), design.effects.n, 0.0
     second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(runs), n)), 0.0, []
-    equations, precision = _equations(state), np.linalg.inv(state.population.covariance)
+    equations = _equations(state)
     for i, (run, slices, tables, spread) in enumerate(_with_tables(state, runs, adapt)):
         if adapt:
-            values[i], _ = _fit_effects(state, run, slices, tables, values[i], n_steps, ROUND_TOLERANCE)
+            prior = population.tails.prior(weights[i])
+            precision = np.linalg.inv(prior)
+            mean = population.mean(run.regressors)
+            values[i], *_ = fit_effects(
+                design, tables, slices, mean, prior, start=values[i], max_steps=n_steps, tolerance=ROUND_TOLERANCE
+            )
         sums = sum_slices(design, tables, slices, values[i], full=True)
         expected = expected + sums.expected
         information, gradient = sums.rate_information, sums.rate_gradient.ravel()
@@ -147,21 +157,23 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, n_steps:
             posterior = np.linalg.inv(sums.information + precision)
             gain = sums.cross_information @ posterior
             information = information - gain @ sums.cross_information.T
-            to_maximum = sums.gradient - precision @ (values[i] - state.population.mean(run.regressors))
-            gradient = gradient - gain @ to_maximum
+            deviation = values[i] - mean
+            gradient = gradient - gain @ (sums.gradient - precision @ deviation)
             gains.append(gain.astype(np.float32))
+            weights[i] = population.tails.weight(deviation, posterior, weights[i])
             posterior = posterior + quadratic_form(spread, gain)
-            second_moments += posterior
+            shorten = population.tails.shorten(weights[i])
+            second_moments += shorten @ posterior @ shorten.T
             told = energies_between(design.energy_edges, run.norm_energy)
             norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected * told[:, None]))
-            norm_variance += norm_rows[i] @ posterior @ norm_rows[i]
+            norm_variance += weights[i] * norm_rows[i] @ posterior @ norm_rows[i]
         equations.add(run.zenith, information, gradient)
     equations.take_batch()
-    return ChunkSums(equations, expected, values, second_moments, norm_rows, norm_variance, gains)
+    return ChunkSums(equations, expected, values, weights, second_moments, norm_rows, norm_variance, gains)
 
 
 def finish_chunk(
-    state: RateState, runs: list[FitRun], values: np.ndarray, adapt: bool
+    state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, adapt: bool
 ) -> tuple[RateEquations, list[RunEffect]]:
     """Effects of runs at their maximum, with their errors, and what the runs tell of the rate at the end.
 
@@ -171,20 +183,26 @@ def finish_chunk(
     runs : list of `FitRun`
     values : `~numpy.ndarray`, shape (n_run, n)
         Their effects so far.
+    weights : `~numpy.ndarray`, shape (n_run,)
+        Their weights so far.
     adapt : bool
         Whether there are any.
     """
     design, population, effects = state.design, state.population, []
-    equations, precision = _equations(state), np.linalg.inv(population.covariance)
-    for start, (run, slices, tables, spread) in zip(values, _with_tables(state, runs, adapt), strict=True):
-        posterior, value, converged = np.zeros(precision.shape), start, True
+    equations, n = _equations(state), design.effects.n
+    for value, weight, (run, slices, tables, spread) in zip(
+        values, weights, _with_tables(state, runs, adapt), strict=True
+    ):
+        posterior, converged = np.zeros((n, n)), True
         if adapt:
-            value, converged = _fit_effects(state, run, slices, tables, start, FINAL_STEPS, FINAL_TOLERANCE)
+            value, weight, converged = fit_effects_and_weight(
+                design, tables, slices, population.mean(run.regressors), population.tails, start=value, weight=weight
+            )
         sums = sum_slices(design, tables, slices, value, full=True)
-        information, of_rate = sums.rate_information, np.zeros(precision.shape)
+        information, of_rate = sums.rate_information, np.zeros((n, n))
         if adapt:
             within, cross = shift_within_rate(design, sums, state.coefficients @ run.zenith)
-            posterior = np.linalg.inv(within + precision)
+            posterior = np.linalg.inv(within + np.linalg.inv(population.tails.prior(weight)))
             gain = cross @ posterior
             information = information - gain @ cross.T
             of_rate = of_rate + quadratic_form(spread, gain)
@@ -192,7 +210,7 @@ def finish_chunk(
         effects.append(
             summarise_run(
                 design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling, converged,
-                run.flags, run.norm_energy,
+                weight, run.flags, run.norm_energy,
             )
         )  # fmt: skip
     equations.take_batch()
@@ -216,17 +234,3 @@ def _with_tables(state: RateState, runs, adapt) -> Iterator:
             slices = run.slices if together == 1 else [s.on_rings(together) for s in run.slices]
             tables = [RateTable.at(state.design, state.coefficients, s.zenith_basis, state.asymmetry) for s in slices]
             yield run, slices, tables, own
-
-
-def _fit_effects(state, run, slices, tables, start, max_steps, tolerance):
-    values, _, _, converged = fit_effects(
-        state.design,
-        tables,
-        slices,
-        state.population.mean(run.regressors),
-        state.population.covariance,
-        start=start,
-        max_steps=max_steps,
-        tolerance=tolerance,
-    )
-    return values, converged

@@ -15,11 +15,11 @@ from gammapy_accmaker.models.norm_energy import (
     late_flags,
 )
 from gammapy_accmaker.models.run_cells import CellCounts, RunCells, gather_counts
-from gammapy_accmaker.models.run_effects import EFFECT_KINDS, RunEffect, RunPopulation, norm_row
+from gammapy_accmaker.models.run_effects import EFFECT_KINDS, NormTails, RunEffect, RunPopulation, norm_row
 from gammapy_accmaker.models.run_likelihood import (
     RateTable,
     RunDesign,
-    fit_effects,
+    fit_effects_and_weight,
     shift_within_rate,
     sum_slices,
 )
@@ -34,6 +34,7 @@ FEW_COUNTS = 50
 POOR_FIT = 6.0  # standard deviations of the deviance of an energy group
 FAR_SHIFT = 4.0  # standard deviations of the population
 THRESHOLD_BLIND = ("norm", "tilt")  # kinds of effects that cannot follow the threshold of a run
+UNUSUAL = 0.5  # weight in the population of norms: less, and the run is rather one of those far out
 
 
 def as_slices(run) -> list:
@@ -125,15 +126,20 @@ def fit_run(
     # as in the fit, of which the run may have been a part; then its effects there are where to start
     conditions = [model.mean_effects(s.cos_zenith, s.azimuth, s.covariates) for s in slices or [first]]
     mean, start = np.mean(conditions, axis=0), None
-    directions, prior, design = None, model.population.covariance, model.design
+    directions, tails, design, weight = None, model.population.tails, model.design, 1.0
     if EFFECT_KINDS.index(kind) < EFFECT_KINDS.index(own.kind):
         directions, prior = _fewer_effects(model, kind)
+        tails = NormTails(prior, directions.T @ tails.row)
     elif kind != own.kind:
         design = model.design_for(replace(own, kind=kind))
-        mean, prior = np.zeros(design.effects.n), design.effects.prior_covariance()
+        mean, tails = (
+            np.zeros(design.effects.n),
+            NormTails(design.effects.prior_covariance(), np.zeros(design.effects.n)),
+        )
     else:
         known = find_run(first.key, (effect.key for effect in model.effects))
-        start = None if known is None else model.effects[known].coefficients
+        if known is not None:
+            start, weight = model.effects[known].coefficients, model.effects[known].weight
     cells, tables, scale = [], [], model.covariates
     energies, flags = _energies_of_norm(model, slices, kind, norm_energy)
     used, taken = _energies_to_fit(design, slices, min_counts, energies), []
@@ -149,25 +155,28 @@ def fit_run(
     if not low - 1e-3 <= first.cos_zenith <= high + 1e-3:
         flags.append("zenith outside trained range")
     if not slices:
+        prior = tails.prior(1.0)
         covariance = prior if directions is None else directions @ prior @ directions.T
         expected = np.zeros((len(design.log_energy), design.cells.n_cell))
         flags.append("no exposure")
         return summarise_run(
             design, cells, mean, covariance, np.zeros(covariance.shape), expected, model.population, first.key, scaling,
-            True, tuple(flags), energies,
+            True, 1.0, tuple(flags), energies,
         )  # fmt: skip
-    values, _, _, converged = fit_effects(design, tables, taken, mean, prior, directions=directions, start=start)
+    values, weight, converged = fit_effects_and_weight(
+        design, tables, taken, mean, tails, directions=directions, start=start, weight=weight
+    )
     sums = sum_slices(design, tables, taken, values, full=True)
     expected = sums.expected if used is None else sum_slices(design, tables, cells, values).expected
     zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
     information, cross = shift_within_rate(design, sums, model.coefficients @ zenith)
     free = np.eye(design.effects.n) if directions is None else directions
-    covariance = free @ np.linalg.inv(free.T @ information @ free + np.linalg.inv(prior)) @ free.T
+    covariance = free @ np.linalg.inv(free.T @ information @ free + np.linalg.inv(tails.prior(weight))) @ free.T
     response = cross @ covariance
     spread = model.rate_rows(zenith).T @ response
     effect = summarise_run(
         design, cells, values, covariance, spread.T @ spread, expected, model.population, first.key, scaling, converged,
-        tuple(flags), energies,
+        weight, tuple(flags), energies,
     )  # fmt: skip
     return replace(effect, response=response.astype(np.float32))
 
@@ -189,6 +198,7 @@ def summarise_run(
     key: RunKey,
     scaling: float,
     converged: bool,
+    weight: float,
     flags: tuple[str, ...] = (),
     norm_energy: tuple[float, float] = NO_ENERGIES,
 ) -> RunEffect:
@@ -203,7 +213,7 @@ def summarise_run(
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
     population : `RunPopulation`
     key : `RunKey`
-    scaling, converged, flags, norm_energy
+    scaling, converged, weight, flags, norm_energy
         As in `RunEffect`.
     """
     n_energy, n_ring, starts = expected.shape[0], design.cells.n_ring, _group_starts(design)
@@ -234,6 +244,8 @@ def summarise_run(
         flags.append("poor fit")
     if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * population.shift_spread > 0:
         flags.append("unusual energy shift")
+    if weight < UNUSUAL:
+        flags.append("unusual norm")
     return RunEffect(
         obs_id=key.obs_id,
         basis=design.effects,
@@ -253,6 +265,7 @@ def summarise_run(
         norm_energy=tuple(norm_energy),
         start=key.start,
         pointing=key.pointing,
+        weight=float(weight),
     )
 
 

@@ -55,7 +55,7 @@ def test_one_run_whose_slices_reach_far_in_zenith():
     parts = simulate_runs(2, seed=3, zenith=(0.7, 0.9), sd_norm=0.0, sd_shift=0.0)
     assert abs(parts[0].cos_zenith - parts[1].cos_zenith) > 0.02
     slices = [SimulatedRun(7, r.counts, r.exposure, r.cos_zenith, r.azimuth) for r in parts]
-    model = fit_spline(slices, *BINS)
+    model = fit_spline([slices], *BINS)
     assert model.converged and model.zenith_axis.n == 1 and len(model.effects) == 1
     assert model.effects[0].expected.sum() == pytest.approx(sum(r.counts.sum() for r in parts), rel=0.01)
 

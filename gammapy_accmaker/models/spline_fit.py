@@ -50,6 +50,7 @@ LEARNING_ROUNDS = (
     15  # then smoothing and population, of which few runs tell little and which creep, are left as they are
 )
 DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
+MAX_BEND, BEND_MEMORY = 2.0, 0.8  # curvature along a step over that of the information; from round to round
 CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
 CONVERGED_SIGMA = 0.1  # the same where counts are few, in units of the statistical error of all of them
 
@@ -162,6 +163,7 @@ class _JointFit:
         self.asymmetry_penalties = [difference_penalty(n, 1) + 1e-3 * np.eye(n), np.diag(orders**2)]
         self.asymmetry = np.zeros((n, len(orders)))
         self.asymmetry_fit = None
+        self.last, self.bend = None, 1.0
         self.rate_covariance, self.factor, self.effects, self.converged = None, None, (), False
 
     def _norm_energies(self, grouped, given):
@@ -272,8 +274,10 @@ class _JointFit:
                 gains += sums.gains
         values, penalty = self.coefficients.ravel(), self.penalty.matrix()
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
-        step = cho_solve((lower, True), equations.gradient() - penalty @ values + self.penalty.pull)
-        step = damping * np.clip(step, -MAX_STEP, MAX_STEP)
+        gradient = equations.gradient() - penalty @ values + self.penalty.pull
+        damping = self._shorter(damping, gradient)
+        step = damping * np.clip(cho_solve((lower, True), gradient), -MAX_STEP, MAX_STEP)
+        self.last = damping, step, gradient @ step
         values = values + step
         self.coefficients = values.reshape(self.coefficients.shape)
         if learn and (adapt or not n):
@@ -300,6 +304,20 @@ class _JointFit:
                 self.weights,
             )
         return expected
+
+    def _shorter(self, damping, gradient):
+        """A smaller damping for a while where a step went far too far.
+
+        Rate and energy shifts of few runs can make good for one another along a bent valley, of which the information sees
+        the direction at one point alone. ``gradient``: after the last step; for an exact Newton step of damping d it has
+        fallen along it by the factor 1 - d.
+        """
+        if self.last is not None and damping < 1:
+            before, step, promised = self.last
+            bend = (1 - gradient @ step / promised) / before if promised > 0 else 1.0
+            self.bend = max(bend, BEND_MEMORY * self.bend)
+            damping = damping / self.bend if self.bend > MAX_BEND else damping
+        return damping
 
     def _finish(self, adapt):
         """Effects of every run at their maximum, and all errors, at the final rate."""

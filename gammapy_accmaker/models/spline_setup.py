@@ -17,6 +17,7 @@ from gammapy_accmaker.models.spline_run import as_slices
 __all__ = ["SplineSetup", "order_runs"]
 
 OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
+SHIFT_MARGIN = 0.3  # in log energy: a run that is shifted finds the spectrum continued, not a step in its slope
 MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
 
 
@@ -137,4 +138,4 @@ def _threshold_scaling(scale, slices, spectra, log_energy):
 def _energy_axis(scaled, spectra, lowest, highest):
     """Knots dense from the lowest counts to beyond the peak of the counts, where the threshold is."""
     low, middle = _quantiles(scaled.ravel(), spectra.ravel(), (3e-4, 0.4))
-    return ScaledEnergyAxis(float(lowest), float(highest), low - 0.1, middle)
+    return ScaledEnergyAxis(float(lowest) - SHIFT_MARGIN, float(highest) + SHIFT_MARGIN, low - 0.1, middle)

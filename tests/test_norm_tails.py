@@ -68,10 +68,11 @@ def test_the_weight_gives_the_mean_of_the_mixture(estimate, error, weight):
     width, row = 0.07, np.array([1.0])
     tails = NormTails(np.array([[width**2]]), row)
     posterior = 1 / (1 / error**2 + weight / width**2)
-    new = tails.weight(row * posterior * estimate / error**2, np.array([[posterior]]), weight)
+    new, unusual = tails.weight(row * posterior * estimate / error**2, np.array([[posterior]]), weight)
     mean = estimate / error**2 / (1 / error**2 + new / width**2)
     assert mean == pytest.approx(mixture_mean(estimate, error, width), abs=1e-6)
     assert 0 < new <= 1
+    assert unusual == (abs(estimate) > 0.3 and error < 0.1) or abs(estimate) == 0.2
 
 
 def test_the_prior_of_a_run_is_wider_along_the_norm_alone():
@@ -124,12 +125,14 @@ def test_a_run_behind_clouds_that_the_fit_has_not_seen(cloudy):
     assert again.weight == pytest.approx(behind.weight, abs=2e-3)
 
 
-def test_a_run_without_any_counts_is_far_out(cloudy):
+def test_a_run_that_tells_nothing_is_not_unusual(cloudy):
+    """Its norm is as uncertain as the whole mixture."""
     model = cloudy[1]
     run = simulate_runs(1, seed=78, ontime=300.0, sd_norm=0.0, sd_shift=0.0, zenith=(0.9, 0.901), obs_id=901)[0]
-    effect = fit_run(model, replace(run, counts=csr_array(run.counts.shape)))
-    assert effect.converged and "unusual norm" in effect.flags
-    assert effect.expected.sum() < 10
+    effect = fit_run(model, replace(run, counts=csr_array(run.counts.shape), exposure=run.exposure * 1e-9))
+    assert effect.converged and "unusual norm" not in effect.flags
+    widths, shares = NORM_TAILS
+    assert effect.weight == pytest.approx(1 / (shares @ widths**2), rel=0.01)
 
 
 def test_order_of_runs_and_number_of_processes_do_not_matter():

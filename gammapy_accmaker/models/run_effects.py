@@ -218,7 +218,7 @@ class NormTails:
         along, variance = self._along
         return np.eye(len(self.row)) - (1 - np.sqrt(weight)) / variance * np.outer(along, self.row)
 
-    def weight(self, deviation: np.ndarray, posterior: np.ndarray, weight: float) -> float:
+    def weight(self, deviation: np.ndarray, posterior: np.ndarray, weight: float) -> tuple[float, bool]:
         """Weight of a run: with it the posterior mean of its norm is that of the mixture.
 
         Parameters
@@ -229,17 +229,24 @@ class NormTails:
             Posterior covariance.
         weight : float
             With which these two were found.
+
+        Returns
+        -------
+        weight : float
+        unusual : bool
+            Whether its norm rather comes from one of the wide Gaussians.
         """
         variance, remaining = self._along[1], self.row @ posterior @ self.row
         if not remaining > 0:
-            return 1.0
+            return 1.0, False
         # what the counts alone tell of the norm: a Gaussian of this precision, and precision times mean
         precision, pull = max(1 / remaining - weight / variance, 0.0), self.row @ deviation / remaining
         widths, shares = NORM_TAILS
         prior = 1 / (variance * widths**2)
         log_share = np.log(shares) - 0.5 * np.log1p(precision / prior) + 0.5 * pull**2 / (precision + prior)
-        share = np.exp(log_share - log_share.max()) / (precision + prior)
-        return float(variance * (share @ prior) / share.sum())
+        share = np.exp(log_share - log_share.max())
+        by_precision = share / (precision + prior)
+        return float(variance * (by_precision @ prior) / by_precision.sum()), bool(share[0] < share[1:].sum())
 
 
 @dataclass(frozen=True)

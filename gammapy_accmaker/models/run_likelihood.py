@@ -350,7 +350,7 @@ def fit_effects_and_weight(
     directions: np.ndarray | None = None,
     start: np.ndarray | None = None,
     weight: float = 1.0,
-) -> tuple[np.ndarray, float, bool]:
+) -> tuple[np.ndarray, float, bool, bool]:
     """Effects of a run whose norm may be far out, and its weight in the population.
 
     Parameters
@@ -366,6 +366,8 @@ def fit_effects_and_weight(
     -------
     effects : `~numpy.ndarray`, shape (n,)
     weight : float
+    unusual : bool
+        Whether its norm is rather one of those far out.
     converged : bool
     """
     effects = start
@@ -382,10 +384,11 @@ def fit_effects_and_weight(
             tolerance=FINAL_TOLERANCE,
         )
         inverse = np.linalg.pinv(free)
-        last, weight = weight, tails.weight(inverse @ (effects - mean), inverse @ covariance @ inverse.T, weight)
+        last = weight
+        weight, unusual = tails.weight(inverse @ (effects - mean), inverse @ covariance @ inverse.T, weight)
         if abs(weight - last) < WEIGHT_TOLERANCE:
-            return effects, weight, converged
-    return effects, weight, False
+            return effects, weight, unusual, converged
+    return effects, weight, unusual, False
 
 
 def _excess_length(design, step):

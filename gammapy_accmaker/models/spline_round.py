@@ -23,7 +23,7 @@ from gammapy_accmaker.models.run_likelihood import (
     shift_within_rate,
     sum_slices,
 )
-from gammapy_accmaker.models.spline_run import column_means, summarise_run
+from gammapy_accmaker.models.spline_run import UNUSUAL_NORM, column_means, summarise_run
 from gammapy_accmaker.run_key import RunKey
 
 __all__ = ["ChunkSums", "FitRun", "RateState", "chunk_starts", "finish_chunk", "sum_chunk"]
@@ -160,7 +160,7 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights:
             deviation = values[i] - mean
             gradient = gradient - gain @ (sums.gradient - precision @ deviation)
             gains.append(gain.astype(np.float32))
-            weights[i] = population.tails.weight(deviation, posterior, weights[i])
+            weights[i], _ = population.tails.weight(deviation, posterior, weights[i])
             posterior = posterior + quadratic_form(spread, gain)
             shorten = population.tails.shorten(weights[i])
             second_moments += shorten @ posterior @ shorten.T
@@ -193,11 +193,12 @@ def finish_chunk(
     for value, weight, (run, slices, tables, spread) in zip(
         values, weights, _with_tables(state, runs, adapt), strict=True
     ):
-        posterior, converged = np.zeros((n, n)), True
+        posterior, converged, flags = np.zeros((n, n)), True, run.flags
         if adapt:
-            value, weight, converged = fit_effects_and_weight(
+            value, weight, unusual, converged = fit_effects_and_weight(
                 design, tables, slices, population.mean(run.regressors), population.tails, start=value, weight=weight
             )
+            flags += UNUSUAL_NORM * unusual
         sums = sum_slices(design, tables, slices, value, full=True)
         information, of_rate = sums.rate_information, np.zeros((n, n))
         if adapt:
@@ -210,7 +211,7 @@ def finish_chunk(
         effects.append(
             summarise_run(
                 design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling, converged,
-                weight, run.flags, run.norm_energy,
+                weight, flags, run.norm_energy,
             )
         )  # fmt: skip
     equations.take_batch()

@@ -34,7 +34,7 @@ FEW_COUNTS = 50
 POOR_FIT = 6.0  # standard deviations of the deviance of an energy group
 FAR_SHIFT = 4.0  # standard deviations of the population
 THRESHOLD_BLIND = ("norm", "tilt")  # kinds of effects that cannot follow the threshold of a run
-UNUSUAL = 0.5  # weight in the population of norms: less, and the run is rather one of those far out
+UNUSUAL_NORM = ("unusual norm",)  # flag of a run whose norm is rather one of those far out
 
 
 def as_slices(run) -> list:
@@ -163,7 +163,7 @@ def fit_run(
             design, cells, mean, covariance, np.zeros(covariance.shape), expected, model.population, first.key, scaling,
             True, 1.0, tuple(flags), energies,
         )  # fmt: skip
-    values, weight, converged = fit_effects_and_weight(
+    values, weight, unusual, converged = fit_effects_and_weight(
         design, tables, taken, mean, tails, directions=directions, start=start, weight=weight
     )
     sums = sum_slices(design, tables, taken, values, full=True)
@@ -176,7 +176,7 @@ def fit_run(
     spread = model.rate_rows(zenith).T @ response
     effect = summarise_run(
         design, cells, values, covariance, spread.T @ spread, expected, model.population, first.key, scaling, converged,
-        weight, tuple(flags), energies,
+        weight, (*flags, *UNUSUAL_NORM * unusual), energies,
     )  # fmt: skip
     return replace(effect, response=response.astype(np.float32))
 
@@ -244,8 +244,6 @@ def summarise_run(
         flags.append("poor fit")
     if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * population.shift_spread > 0:
         flags.append("unusual energy shift")
-    if weight < UNUSUAL:
-        flags.append("unusual norm")
     return RunEffect(
         obs_id=key.obs_id,
         basis=design.effects,

@@ -59,11 +59,15 @@ RUN_COLUMNS = {
     ),
     "SHIFT_ERR": RunColumn("standard deviation of what the run's own events tell of SHIFT", None, ".3f"),
     "DEVIANCE": RunColumn(
-        "largest excess of the Poisson deviance over its mean in any group of energies, in standard deviations",
+        "largest excess of the Poisson deviance over the field of view over its mean, in any group of energies, in standard "
+        "deviations; where a norm alone is fitted, over the energies of the norm",
         None,
         ".2f",
     ),
-    "FLAG": RunColumn("why to look at the run, or why it was left out; empty for a good one"),
+    "FLAG": RunColumn(
+        "why to look at the run, or why it was left out; empty for a good one. 'poor fit': DEVIANCE is large; 'poor fit of the "
+        "model': the model does not describe all runs together, see print(model)"
+    ),
     "NORM_EMIN": RunColumn("lower end of the energies to which NORM was fitted; NaN where it was not", "TeV", ".3f"),
     "NORM_EMAX": RunColumn("upper end of the energies to which NORM was fitted; NaN where it was not", "TeV", ".1f"),
     "START": RunColumn(

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kstest
 from stores import EDGES, expected_in_bins, fov_bins, observations, options, plain_store
 
-from gammapy_accmaker import AcceptanceModel, fit_acceptance
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel, fit_acceptance
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.demo import BackgroundTruth
 from gammapy_accmaker.models.goodness import (
@@ -18,6 +18,9 @@ from gammapy_accmaker.models.goodness import (
     goodness_of_fit,
     group_scores,
 )
+from gammapy_accmaker.run_table import RUN_COLUMNS
+from gammapy_accmaker.validation.html import escape
+from gammapy_accmaker.validation.report import write_report
 
 SHARED_TRUTH = BackgroundTruth(scale=4, zenith_dependent=False)
 KINDS = ["radial", "grid"]
@@ -141,3 +144,14 @@ def test_the_run_table_flags_a_model_that_is_poor_and_runs_that_it_does_not_desc
     right = fit_acceptance(observations(plain_store()), parametric(truth)).run_table
     assert not any("poor" in flag for flag in right["FLAG"])
     assert np.abs(right["DEVIANCE"]).max() < 4.5
+
+
+def test_the_report_says_how_well_the_model_describes_the_counts(tmp_path):
+    runs = observations(plain_store())[:4]
+    for function, poor in (("power_law * gaussian", True), (truth, False)):
+        maker = AcceptanceBackgroundMaker(parametric(function)).fit(runs)
+        write_report(maker, runs[:1], tmp_path / "report.html", overwrite=True)
+        text = (tmp_path / "report.html").read_text()
+        said = f"Goodness of fit: {describe_goodness(maker.model.rate_model.goodness)}."
+        assert f'<p class="warn">{escape(said)}</p>' in text if poor else f"<p>{escape(said)}</p>" in text
+    assert "poor fit" in RUN_COLUMNS["FLAG"].description

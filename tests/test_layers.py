@@ -81,7 +81,7 @@ ALLOWED = {
     "validation.html": {"matplotlib"},
     "validation.report": {"astropy", "gammapy.utils", *(OURS + n for n in ("acceptance", "binning", "maker", "reduction", "validation"))},
     "validation.report_sections": {OURS + "acceptance", OURS + "reduction", OURS + "config", OURS + "fit", OURS + "products.plots", OURS + "validation"},
-    "validation.report_runs": {"astropy.table", OURS + "fit", OURS + "run_table", OURS + "validation"},
+    "validation.report_runs": {"astropy.table", OURS + "fit", OURS + "models.goodness", OURS + "run_table", OURS + "validation"},
     # the demo's truth, instruments and site, apart from the store that they make
     "demo": {"astropy", "gammapy", "scipy", OURS + "demo_irfs", OURS + "demo_schedule", OURS + "demo_truth"},
     "demo_schedule": {"astropy", OURS + "demo_irfs"},

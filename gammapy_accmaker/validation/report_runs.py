@@ -6,6 +6,7 @@ import numpy as np
 from astropy.table import Table
 
 from gammapy_accmaker.fit import run_keys
+from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.run_key import find_runs
 from gammapy_accmaker.run_table import RUN_COLUMNS
 from gammapy_accmaker.validation.html import facts, folded, gallery, paragraph, picture, section, table
@@ -57,13 +58,16 @@ def summary(maker, run_table: Table, residuals) -> str:
         ("Model", maker.config.model.type),
         ("Energy", f"{rate.energy_edges[0]:.3g} to {rate.energy_edges[-1]:.3g} TeV"),
         ("Largest offset", f"{residuals.offset_max:.3g} deg"),
-        ("Zenith angle", zenith),
+        ("Zenith angle", f"{zenith}; {rate.describe_zenith()}"),
         ("Fields", str(len(residuals.fields))),
     ]
     parts = [facts(items)]
     left_out = len(run_table) - len(used)
     if left_out:
         parts.append(paragraph(f"{left_out} runs are left out of the fit; the reasons are below, under Runs.", "warn"))
+    if rate.goodness:
+        poor = any(fit.is_poor for fit in rate.goodness)
+        parts.append(paragraph(f"Goodness of fit: {describe_goodness(rate.goodness)}.", "warn" if poor else ""))
     outliers = _outliers(used)
     if outliers:
         names = sorted({str(row[0]) for row in outliers})

@@ -223,6 +223,29 @@ def test_large_masks_stay_small(tmp_path):
         assert len(text) < 2e4 and sum(a.nbytes for a in arrays.values()) < 3e6
 
 
+def test_a_healpix_mask_with_a_margin_keeps_its_edge():
+    """Against all of its pixels, one by one; and the half of the sky stays small."""
+    geom = HpxGeom.create(nside=64, nest=False, frame="galactic")
+    lon, lat = (x.to_value("deg") for x in (geom.get_coord().skycoord.l, geom.get_coord().skycoord.b))
+    mask = Map.from_geom(geom, data=~((np.abs(lat) < 30) & (np.hypot(lon - 200, lat) > 8)))
+    exclusion = Exclusion(mask, 2 * DEG)
+    positions = SkyCoord(
+        200 + 60 * np.random.default_rng(0).uniform(-1, 1, 500),
+        60 * np.random.default_rng(1).uniform(-1, 1, 500),
+        unit="deg",
+        frame="galactic",
+    ).icrs
+    pixels = SkyCoord(lon[~mask.data], lat[~mask.data], unit="deg", frame="galactic").icrs
+    pixel = np.sqrt(geom.solid_angle().to_value("deg2").max())
+    nearest = positions.match_to_catalog_sky(pixels)[1].deg
+    near = nearest < 2 + 0.5 * pixel
+    assert np.array_equal(exclusion.contains(xyz_of(positions)), near) and 100 < near.sum() < 450
+    large = HpxGeom.create(nside=256, nest=True, frame="galactic")
+    half = Map.from_geom(large, data=large.get_coord().skycoord.b.deg > 0)
+    assert len(pickle.dumps(Exclusion(half, 0.5 * DEG))) < 1e6
+    assert f"HEALPix mask, {np.sum(~half.data)} pixels excluded" in str(Exclusion(half))
+
+
 def model_with(exclusion):
     config = AcceptanceConfig.coerce(options("grid", offset_max="2.5 deg")).to_yaml()
     return AcceptanceModel(fitted("grid"), config, Table({"OBS_ID": [1], "USED": [True]}), exclusion=exclusion)

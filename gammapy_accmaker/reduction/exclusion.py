@@ -192,14 +192,14 @@ def _line(item):
     more += f" ({item.origin})" if item.origin else ""
     if isinstance(item.data, MaskData):
         part = getattr(item.part, "part", item.part)  # without the margin
+        shape = item.data.shape
+        size = "HEALPix mask" if len(shape) == 1 else f"mask of {shape[1]} x {shape[0]} pixels"
+        if part.radius < 0:
+            return f"{size}, nothing excluded{more}"
+        excluded = f"{shape[0]} pixels" if len(shape) == 1 else f"{100 * (1 - part.mask.data.mean()):.3g} % of them"
         ra, dec = np.degrees(vectors_to_lonlat(part.center))
-        size = "HEALPix mask" if len(item.data.shape) == 1 else "mask of {1} x {0} pixels".format(*item.data.shape)
-        where = (
-            "nothing excluded"
-            if part.radius < 0
-            else f"excluded within {part.radius:.4g} deg around RA {ra % 360:.3f}, Dec {dec:+.3f} deg"
-        )
-        return f"{size}, {where}{more}"
+        where = f"within {part.radius:.4g} deg around RA {ra % 360:.3f}, Dec {dec:+.3f} deg"
+        return f"{size}, {excluded} excluded, {where}{more}"
     return f"{_in_words(json.loads(item.data))}{more}"
 
 

@@ -152,7 +152,8 @@ def _mask_part(data, margin):
     excluded = ~mask.data
     if not excluded.any():
         return _Mask(data, to_frame, to_frame[0], -np.inf)
-    lon, lat = geom.pix_to_coord(tuple(index[excluded] for index in geom.get_idx()))
+    pixels = tuple(index[excluded] for index in geom.get_idx())
+    lon, lat = geom.pix_to_coord(pixels)
     points = unit_vectors(lon.to_value("rad"), lat.to_value("rad")) @ to_frame
     center, radius = _circle_around(points)
     if isinstance(geom, WcsGeom):
@@ -160,6 +161,8 @@ def _mask_part(data, margin):
         points = points[_edge(excluded)[excluded]]
     else:
         pixel = np.degrees(np.sqrt(geom.solid_angle().to_value("sr").max()))
+        if margin > 0:
+            points = points[_healpix_edge(geom, pixels[0])]
     return _widened(_Mask(data, to_frame, center, radius + pixel), points, pixel, margin)
 
 
@@ -193,6 +196,15 @@ def _raster(part, edge=True):
 def _edge(inside):
     """The pixels of a mask that touch what is outside."""
     return inside & ~binary_erosion(inside, np.ones((3, 3)))
+
+
+def _healpix_edge(geom, pixels):
+    """Which of some HEALPix pixels touch others."""
+    from healpy import get_all_neighbours  # what gammapy needs for such a map
+
+    around = get_all_neighbours(int(geom.nside.flat[0]), pixels, nest=geom.nest)
+    # a pixel at the corner of a face has seven neighbours, and -1
+    return ~(np.isin(around, pixels) | (around < 0)).all(axis=0)
 
 
 def _circle_around(points):

@@ -31,7 +31,7 @@ ALLOWED = {
     "reduction.run_notes": {"collections"},
     "reduction.exclusion": {"astropy", "regions", "gammapy.maps", OURS + "reduction"},
     "reduction.exclusion_data": {"astropy", "regions", "gammapy.maps"},
-    "reduction.exclusion_parts": {"astropy", "regions", "scipy", "gammapy.maps", OURS + "reduction"},
+    "reduction.exclusion_parts": {"astropy", "healpy", "regions", "scipy", "gammapy.maps", OURS + "reduction"},
     "reduction.region_files": {"astropy", "regions", "gammapy.utils"},
     "reduction.observations": {"gammapy.data"},
     "reduction.wobble_half": {"astropy", OURS + "reduction"},

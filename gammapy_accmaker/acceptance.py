@@ -261,7 +261,7 @@ class AcceptanceModel:
             "fit_energy": edges * u.TeV,
             "offset_max": rate_model.half_width * u.deg,
             "fov_alignment": alignment,
-            "zenith": {"type": "none"},
+            "zenith": {"type": "none" if rate_model.zenith_range is None else "interpolated"},
             "run_effects": {"type": run_effects},
         })  # fmt: skip
         return cls(rate_model, config.to_yaml(), Table(names=["OBS_ID", "USED"], dtype=[int, bool]))

@@ -31,6 +31,7 @@ __all__ = [
     "polar_average",
     "rate_nodes",
     "read_polar",
+    "run_slices",
 ]
 
 OFFSET_STEP = 0.05  # deg
@@ -260,7 +261,12 @@ def rate_nodes(model: RateModel, track: FovTrack) -> list[tuple[RateModel, float
 
 
 def _parts(model, track):
-    """The model at the azimuth of each slice of a run, and the slice: those that the reduction of the run has.
+    """The model at the azimuth of each slice of a run, and the slice."""
+    return [(model.at_azimuth(part.mean_azimuth), part) for part in run_slices(model, track)]
+
+
+def run_slices(model: RateModel, track: FovTrack) -> list[FovTrack]:
+    """The slices of a run at whose mean zenith angles a model is evaluated: those of its reduction.
 
     Counts and exposure of a slice were fitted at its mean zenith angle, and the rate that was found is right there: at any
     other, nodes that are closer in time among them, it is that of other counts.
@@ -269,5 +275,4 @@ def _parts(model, track):
     edges = track.slice_edges(
         None if model.zenith_range is None or jumps else MAX_ZENITH_CHANGE, model.zenith_edges, model.azimuth_edges
     )
-    parts = [track.during(start, stop) for start, stop in itertools.pairwise(edges)]
-    return [(model.at_azimuth(part.mean_azimuth), part) for part in parts]
+    return [track.during(start, stop) for start, stop in itertools.pairwise(edges)]

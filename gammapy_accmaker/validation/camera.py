@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from gammapy_accmaker.binning import FovBins
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import rate_nodes
+from gammapy_accmaker.products.background import run_slices
 from gammapy_accmaker.reduction.fov import FovTrack
 
 __all__ = ["expected_in_camera"]
+
+
+@dataclass(frozen=True)
+class SeenSlice:
+    """A slice of a run without its events, of which nothing is excluded; see `RateModel.expected_counts`."""
+
+    exposure: np.ndarray
+    cos_zenith: float
+    azimuth: float
 
 
 def expected_in_camera(model: RateModel, track: FovTrack, energy_edges: np.ndarray, fov: FovBins) -> np.ndarray:
@@ -25,14 +36,14 @@ def expected_in_camera(model: RateModel, track: FovTrack, energy_edges: np.ndarr
         In TeV, shape (nbin + 1,).
     fov : `FovBins`
         Bins in the alignment of the model.
+
     Returns
     -------
     counts : `~numpy.ndarray`
         Shape (nbin, fov.size).
     """
-    lon, lat = fov.subpoints(2)
-    intensity = sum(
-        time * here.integral_grid(energy_edges, lon.ravel(), lat.ravel(), z)
-        for here, z, time in rate_nodes(model, track)
-    )
-    return intensity.reshape(len(energy_edges) - 1, *lon.shape).mean(2) * fov.solid_angle
+    slices = [
+        SeenSlice(np.full(fov.size, part.ontime), part.mean_cos_zenith, part.mean_azimuth)
+        for part in run_slices(model, track)
+    ]
+    return model.expected_counts(slices, energy_edges, fov)

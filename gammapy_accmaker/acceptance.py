@@ -280,6 +280,7 @@ class AcceptanceModel:
             f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
             f"  exclusion   : {self._excluded_in_words()}\n"
             + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
+            + (f"  fit         : {model.not_converged}\n" if model.not_converged else "")
             + (f"  goodness    : {describe_goodness(model.goodness)}\n" if model.goodness else "")
         )
 

@@ -35,7 +35,7 @@ from gammapy_accmaker.models.parametric_fit import fit_parametric
 from gammapy_accmaker.models.run_effects import RunEffect
 from gammapy_accmaker.models.spline_fit import fit_spline
 from gammapy_accmaker.models.spline_rate import SplineRate
-from gammapy_accmaker.models.spline_run import POOR_FIT, fit_run
+from gammapy_accmaker.models.spline_run import NOT_CONVERGED, POOR_FIT, fit_run
 from gammapy_accmaker.options_model import SplineOptions
 from gammapy_accmaker.parallel import make_starmap
 from gammapy_accmaker.plan import GroupPlan, make_plan, warn_missed
@@ -313,7 +313,10 @@ def _fit_spline(runs, bins, config, starmap) -> SplineRate:
         ),
         starmap=starmap,
     )
-    return SplineRate(model)
+    rate_model = SplineRate(model)
+    if rate_model.not_converged:
+        log.warning(f"model: {rate_model.not_converged}")
+    return rate_model
 
 
 def _of_pixels(part, inside):
@@ -444,6 +447,12 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=
         named = ", ".join(f"{name} ({norm:.3g})" for name, norm in outside.items())
         log.warning(
             f"the norms of {len(outside)} of {len(runs)} runs lie outside of {list(limits)} and are kept: {named}"
+        )
+    swinging = [str(names[place]) for place, row in rows.items() if NOT_CONVERGED in row["FLAG"]]
+    if swinging:
+        log.warning(
+            f"the effects of {len(swinging)} of {len(runs)} runs did not converge: {', '.join(swinging)}; look at their residuals, or "
+            "use run_effects 'norm' or 'none'"
         )
     unknown = {
         name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")

@@ -28,6 +28,7 @@ from gammapy_accmaker.fit import (
 from gammapy_accmaker.matched import fit_matched
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline_rate import SplineRate
+from gammapy_accmaker.models.spline_run import NOT_CONVERGED
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.products.rad_max import make_rad_max_background
@@ -198,7 +199,12 @@ class AcceptanceBackgroundMaker(Maker):
             return ScaledModel(rate_model, 1.0)
         bins = make_bins(self.config)
         slices = reduce_one(observation, bins, self.config, self.exclusion)
-        adapted, _ = adapt_to_run(rate_model, bins, slices, self.config)
+        adapted, row = adapt_to_run(rate_model, bins, slices, self.config)
+        if NOT_CONVERGED in row["FLAG"]:
+            log.warning(
+                f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its residuals, "
+                "or use run_effects 'norm' or 'none'"
+            )
         return adapted
 
     def make_irf(self, observation, fov_alignment=None):

@@ -156,6 +156,11 @@ class RateModel(ABC):
         """How the rate follows the zenith angle, in words."""
         return "not followed" if self.zenith_range is None else f"followed, {describe_cos_zenith(self.zenith_range)}"
 
+    @property
+    def not_converged(self) -> str:
+        """What of the fit did not converge, and what to do; empty where all of it did."""
+        return ""
+
     def goodness_at(self, cos_zenith: float) -> tuple[GoodnessOfFit, ...]:
         """Goodness of the fits that the rate at a zenith angle comes from."""
         return self.goodness

@@ -45,6 +45,11 @@ class ModelPerRun(RateModel):
     def goodness(self):
         return goodness_of_parts(self.models)
 
+    @property
+    def not_converged(self):
+        found = [model.not_converged for model in self.models if model.not_converged]
+        return f"{len(found)} of {len(self.models)} models: {found[0]}" if found else ""
+
     def describe_zenith(self):
         bins = dict.fromkeys(model.describe_zenith().split(",")[0] for model in self.models)
         return f"{len(self.models)} models, each for the runs that it was matched to: {'; '.join(bins)}"

@@ -14,6 +14,10 @@ __all__ = ["SplineRate"]
 
 FINE_STEP = 0.02  # in log10 energy, of the bins of an integral
 TILT_RANGE = (0.5, 10.0)  # TeV
+NOT_CONVERGED = (
+    "the fit did not converge: the counts that it expects still changed from round to round. Look at the residuals; pool more "
+    "runs, or use run_effects 'norm' or 'none', or the model 'radial'"
+)
 RIM = 1 / 12  # of the trained offset; so far the rate is continued at its last value
 
 
@@ -47,6 +51,10 @@ class SplineRate(RateModel):
     @property
     def covariate_names(self) -> tuple[str, ...]:
         return self.model.covariates.names
+
+    @property
+    def not_converged(self) -> str:
+        return "" if self.model.converged else NOT_CONVERGED
 
     @property
     def half_width(self) -> float:

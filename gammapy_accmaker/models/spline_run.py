@@ -34,6 +34,7 @@ FEW_COUNTS = 50
 POOR_FIT = 6.0  # standard deviations of the deviance of an energy group
 FAR_SHIFT = 4.0  # standard deviations of the population
 THRESHOLD_BLIND = ("norm", "tilt")  # kinds of effects that cannot follow the threshold of a run
+NOT_CONVERGED = "not converged"  # flag of a run whose effects are not at their maximum
 UNUSUAL_NORM = ("unusual norm",)  # flag of a run whose norm is rather one of those far out
 
 
@@ -239,7 +240,7 @@ def summarise_run(
     if design.effects.n and not spectrum @ told:
         flags.append("no counts for the norm")
     if not converged:
-        flags.append("not converged")
+        flags.append(NOT_CONVERGED)
     if np.any(deviance > POOR_FIT):
         flags.append("poor fit")
     if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * population.shift_spread > 0:

@@ -62,6 +62,8 @@ def summary(maker, run_table: Table, residuals) -> str:
         ("Fields", str(len(residuals.fields))),
     ]
     parts = [facts(items)]
+    if rate.not_converged:
+        parts.append(paragraph(f"{rate.not_converged[0].upper()}{rate.not_converged[1:]}.", "warn"))
     left_out = len(run_table) - len(used)
     if left_out:
         parts.append(paragraph(f"{left_out} runs are left out of the fit; the reasons are below, under Runs.", "warn"))

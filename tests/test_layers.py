@@ -71,7 +71,7 @@ ALLOWED = {
     "iterate": {"astropy", *(OURS + n for n in ("acceptance", "config", "models.base", "products", "reduction"))},
     "fit": {"astropy", *(OURS + n for n in ("acceptance", "binning", "config", "fit_groups", "iterate", "models", "options_model", "parallel", "plan", "reduction", "run_table", "runs"))},
     "matched": {"astropy", *(OURS + n for n in ("acceptance", "config", "fit", "models.per_run", "options", "reduction", "runs"))},
-    "maker": {"astropy", "gammapy", "regions", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "matched", "models.base", "models.spline_rate", "products", "reduction", "run_files", "runs"))},
+    "maker": {"astropy", "gammapy", "regions", *(OURS + n for n in ("acceptance", "binning", "config", "fit", "matched", "models.base", "models.spline_rate", "models.spline_run", "products", "reduction", "run_files", "runs"))},
     "config_errors": {"astropy", "pydantic", "gammapy.utils"},
     "analysis_options": {"pydantic", "gammapy.analysis", "gammapy.utils", OURS + "config", OURS + "config_errors"},
     "analysis_config": {"pydantic", "yaml", "gammapy.analysis", "gammapy.utils", OURS + "analysis_options", OURS + "config_errors"},

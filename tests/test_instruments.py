@@ -9,8 +9,9 @@ import pytest
 from astropy.coordinates import EarthLocation
 from astropy.table import MaskedColumn, Table, vstack
 from astropy.time import Time
-from gammapy.data import EventList
-from helpers import START, make_observation, simulate, tracking
+from gammapy.data import EventList, ObservationMetaData
+from gammapy.maps import Map, MapAxis, WcsGeom
+from helpers import HESS, START, drifting, make_observation, simulate, tracking
 
 from gammapy_accmaker import (
     AcceptanceBackgroundMaker,
@@ -27,6 +28,8 @@ from gammapy_accmaker.validation.report import write_report
 
 SITE_1DC = {"lon": "-70.3 deg", "lat": "-24.7 deg", "height": "2150 m"}
 WRONG = EarthLocation.from_geodetic(-163 * u.deg, 23 * u.deg, 1835 * u.m)  # the other side of the Earth
+LA_PALMA = EarthLocation.from_geodetic(-17.89 * u.deg, 28.76 * u.deg, 2200 * u.m)
+NAN = EarthLocation.from_geocentric(*3 * [np.nan] * u.m)
 NOWHERE = EarthLocation.from_geodetic(0 * u.deg, 0 * u.deg, 0 * u.m)
 SITE = {"lon": "16.500222 deg", "lat": "-23.271778 deg", "height": "1835 m"}
 BINS = CountsBins([0.1, 1, 10, 100], FovBins.grid(2.0, 8))
@@ -53,7 +56,7 @@ def config(kind="radial", **options):
 
 
 @pytest.mark.parametrize("kind", ["radial", "grid", "spline"])
-@pytest.mark.parametrize("site", [WRONG, NOWHERE, None], ids=["below the horizon", "0, 0, 0", "none"])
+@pytest.mark.parametrize("site", [WRONG, NOWHERE, NAN, None], ids=["below the horizon", "0, 0, 0", "NaN", "none"])
 def test_a_run_from_nowhere_is_left_out_by_name(kind, site, caplog):
     observations = [*runs(), run(5, location=site)]
     with caplog.at_level(logging.WARNING, "gammapy_accmaker"):
@@ -243,3 +246,70 @@ def test_reach():
     falling = [find_reach(0.6 * np.sqrt(-2 * np.log(rng.uniform(0, 1, 3000))), 2.5) for _ in range(500)]
     assert np.isfinite(falling).sum() == 0
     assert find_reach(np.zeros(0), 2.5) == np.inf
+
+
+def other(**changes):
+    """A run with other attributes."""
+    observation = run(9)
+    for name, value in changes.items():
+        setattr(observation, name, value)
+    return observation
+
+
+def with_table(change):
+    return with_times(run(9), change)
+
+
+def set_energy(table):
+    table["ENERGY"] = table["ENERGY"].quantity.to("GeV").astype(">f4")
+
+
+UNUSABLE = {
+    "no events": (lambda: with_table(lambda table: table.remove_rows(slice(None))), "none of its 0 events"),
+    "no event list": (lambda: other(_events=None), "no event list"),
+    "no pointing": (lambda: other(_pointing=None), "RA_PNT"),
+    "no GTI": (lambda: other(_gti=None), "good time intervals"),
+    "NaN positions": (lambda: with_table(lambda table: table["RA"].fill(np.nan)), "NaN"),
+    "a drift without site": (
+        lambda: simulate(drifting(100, 60), 4000, obs_id=9, location=None),
+        "observatory_location",
+    ),
+}
+UNUSUAL = {
+    "GeV, 4 bytes": lambda: with_table(set_energy),
+    "UTC": lambda: with_table(lambda table: table.replace_column("TIME", table["TIME"].utc)),
+    "no keywords": lambda: with_table(lambda table: table.meta.clear()),
+    "no livetime": lambda: other(_meta=ObservationMetaData(deadtime_fraction=1.0, location=HESS)),
+    "10 s": lambda: simulate(tracking(20, 60), 30, intervals=[(0, 10)], obs_id=9, seed=200),
+    "8 h over the meridian": lambda: simulate(tracking(60, 50), 40000, intervals=[(0, 28800)], obs_id=9, seed=201),
+    "the zenith": lambda: simulate(tracking(0, 89.99, after=800), 4000, obs_id=9, seed=202),
+    "the north": lambda: simulate(tracking(180, 70, location=LA_PALMA), 4000, location=LA_PALMA, obs_id=9, seed=203),
+    # its events go through the whole field: none beyond the model
+    "a drift": lambda: simulate(drifting(100, 60), 2000, radius=2.0, obs_id=9, seed=204),
+}
+
+
+@pytest.mark.parametrize("kind", ["radial", "spline"])
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_an_unusable_run_costs_itself_alone(kind, what):
+    make, word = UNUSABLE[what]
+    model = fit_acceptance([*runs(), make()], config(kind))
+    left_out = model.run_table[~model.run_table["USED"]]
+    assert list(left_out["OBS_ID"]) == [9] and word in left_out["FLAG"][0]
+    with pytest.raises(ObservationError, match="observation 9"):
+        AcceptanceBackgroundMaker(model=model).make_irf(make())
+
+
+@pytest.mark.parametrize("kind", ["radial", "spline"])
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_an_unusual_run_is_used(kind, what):
+    observation = UNUSUAL[what]()
+    maker = AcceptanceBackgroundMaker(config(kind)).fit([*runs(), observation])
+    row = maker.run_table[maker.run_table["OBS_ID"] == 9][0]
+    assert row["USED"] and row["EXPECTED"] == pytest.approx(row["COUNTS"], rel=0.03)
+    pointing = observation.get_pointing_icrs(observation.tmid)
+    geom = WcsGeom.create(skydir=pointing, width=2, axes=[MapAxis.from_energy_bounds("0.5 TeV", "5 TeV", 2)], binsz=0.1)
+    expected, counts = maker.make_background(geom, observation).data.sum(), Map.from_geom(geom)
+    counts.fill_events(observation.events)
+    assert expected == pytest.approx(counts.data.sum(), abs=4 * np.sqrt(max(expected, 1)))
+    assert np.all(np.isfinite(maker.make_irf(observation).data))

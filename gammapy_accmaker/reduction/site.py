@@ -23,10 +23,11 @@ def named_site(observation) -> EarthLocation | None:
 def file_site(observation) -> EarthLocation | None:
     """Site that the observation itself names; None where it names none, or one that cannot be (all numbers 0, or NaN)."""
     site = named_site(observation)
-    if site is None:
+    # in geocentric coordinates, which are what astropy holds: NaN in them would warn on the way to degrees
+    if site is None or not np.all(np.isfinite([x.value for x in site.geocentric])):
         return None
     numbers = [site.lon.deg, site.lat.deg, site.height.to_value("m")]
-    return site if np.all(np.isfinite(numbers)) and np.any(np.abs(numbers) > 1e-6) else None
+    return site if np.any(np.abs(numbers) > 1e-6) else None
 
 
 def observation_site(observation, given: EarthLocation | None) -> EarthLocation | None:

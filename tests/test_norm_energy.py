@@ -348,3 +348,13 @@ def test_energies_that_tell_of_the_rate_alone(spline, spline_runs):
         assert np.allclose(getattr(both, name), getattr(cut, name), atol=1e-9)
     for name in ("expected", "rate_gradient", "rate_information"):
         assert np.allclose(getattr(both, name), getattr(plain, name), atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["norm", "tilt"])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_norms_of_few_runs_do_not_run_away(kind, n):
+    # at zenith angles that the rate follows: it and the norms could exchange what the runs share
+    runs = [replace(run, cos_zenith=0.65 + 0.07 * k) for k, run in enumerate(simulate(n, sd_shift=0.1, seed=4))]
+    model = fit_spline(runs, *SPLINE_BINS, run_effects=kind)
+    assert model.converged
+    assert np.abs(np.log([e.norm for e in model.effects])).max() < 0.5

@@ -292,6 +292,8 @@ class _JointFit:
             # the effects follow the step to first order before the population does, or the two would oscillate
             for i, gain in enumerate(gains):
                 self.values[i] -= (step.reshape(self._sizes) @ self.runs[i].zenith) @ gain
+            if self.design.effects.kind in THRESHOLD_BLIND:
+                self._share_effects()
         if adapt and learn:
             self.population = update_population(
                 self.population,
@@ -318,6 +320,35 @@ class _JointFit:
             self.bend = max(bend, BEND_MEMORY * self.bend)
             damping = damping / self.bend if self.bend > MAX_BEND else damping
         return damping
+
+    def _share_effects(self):
+        """Put into the rate what norms (and tilts) of runs share along the zenith angle: the expected counts stay as they are.
+
+        Where norms are fitted to some energies, and the rate to all, the steps of the two hardly move what they could exchange.
+        Here that part is at its maximum: of the prior of the effects and the penalty of the rate.
+        """
+        basis, (_, n_offset, n_zenith) = self.design.effects, self.coefficients.shape
+        zenith = np.array([run.zenith for run in self.runs])
+        scaling = np.array([run.slices[0].scaled_energy[0] for run in self.runs]) - self.design.log_energy[0]
+        pivot = basis.pivot + scaling.mean()
+        along = [np.ones(self.design.energy.n)]
+        of_run = [np.ones((len(zenith), 1))]  # change of the effects of each run for a change of one of the rate
+        if basis.kind == "tilt":
+            of_run = [
+                np.eye(1, 2) * np.ones((len(zenith), 1)),
+                np.stack([basis.pivot + scaling - pivot, 1 + 0 * scaling], 1),
+            ]
+            along.append(self.design.energy.centers - pivot)
+        moves = np.hstack([np.kron(a[:, None], np.kron(np.ones((n_offset, 1)), np.eye(n_zenith))) for a in along])
+        effects = np.concatenate([own[:, :, None] * zenith[:, None] for own in of_run], axis=2)
+        precision, penalty = np.linalg.inv(self.population.covariance), self.penalty.matrix()
+        weighted = np.einsum("ien,ef->ifn", effects, precision)
+        left, values = self.values - self.population.mean(self.regressors), self.coefficients.ravel()
+        matrix = np.einsum("ifn,ifm->nm", weighted, effects) + moves.T @ (penalty @ moves)
+        target = np.einsum("ifn,if->n", weighted, left) + moves.T @ (self.penalty.pull - penalty @ values)
+        shared = np.linalg.solve(matrix, target)
+        self.coefficients = (values + moves @ shared).reshape(self.coefficients.shape)
+        self.values -= effects @ shared
 
     def _finish(self, adapt):
         """Effects of every run at their maximum, and all errors, at the final rate."""

@@ -262,9 +262,13 @@ class _JointFit:
         adapt, n = n_steps > 0, self.design.effects.n
         state = self._state(self.ring_design, np.zeros((1, 1))) if rings else self._state()
         equations, expected = RateEquations(*self._sizes), 0.0
+        blind = adapt and self.design.effects.kind in THRESHOLD_BLIND
+        known = RateEquations(*self._sizes) if blind else None
         second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(self.runs), n)), 0.0, []
         for here, sums in self._each_chunk(sum_chunk, state, n_steps):
             equations.add_all(sums.equations)
+            if blind:
+                known.add_all(sums.known)
             expected = expected + sums.expected
             self.values[here], self.weights[here] = sums.values, sums.weights
             if adapt:
@@ -274,9 +278,13 @@ class _JointFit:
                 gains += sums.gains
         values, penalty = self.coefficients.ravel(), self.penalty.matrix()
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
-        gradient = equations.gradient() - penalty @ values + self.penalty.pull
+        system, right = lower, equations.gradient()
+        if blind:
+            # the energies below those of the norms do not tell of them: rate and norms step by turns, see _share_effects
+            system, right = cholesky(known.information() + penalty, lower=True, overwrite_a=True), known.gradient()
+        gradient = right - penalty @ values + self.penalty.pull
         damping = self._shorter(damping, gradient)
-        step = damping * np.clip(cho_solve((lower, True), gradient), -MAX_STEP, MAX_STEP)
+        step = damping * np.clip(cho_solve((system, True), gradient), -MAX_STEP, MAX_STEP)
         self.last = damping, step, gradient @ step
         values = values + step
         self.coefficients = values.reshape(self.coefficients.shape)
@@ -292,7 +300,7 @@ class _JointFit:
             # the effects follow the step to first order before the population does, or the two would oscillate
             for i, gain in enumerate(gains):
                 self.values[i] -= (step.reshape(self._sizes) @ self.runs[i].zenith) @ gain
-            if self.design.effects.kind in THRESHOLD_BLIND:
+            if blind:
                 self._share_effects()
         if adapt and learn:
             self.population = update_population(
@@ -341,8 +349,9 @@ class _JointFit:
             along.append(self.design.energy.centers - pivot)
         moves = np.hstack([np.kron(a[:, None], np.kron(np.ones((n_offset, 1)), np.eye(n_zenith))) for a in along])
         effects = np.concatenate([own[:, :, None] * zenith[:, None] for own in of_run], axis=2)
-        precision, penalty = np.linalg.inv(self.population.covariance), self.penalty.matrix()
-        weighted = np.einsum("ien,ef->ifn", effects, precision)
+        tails, penalty = self.population.tails, self.penalty.matrix()
+        precision = np.array([np.linalg.inv(tails.prior(weight)) for weight in self.weights])
+        weighted = np.einsum("ien,ief->ifn", effects, precision)
         left, values = self.values - self.population.mean(self.regressors), self.coefficients.ravel()
         matrix = np.einsum("ifn,ifm->nm", weighted, effects) + moves.T @ (penalty @ moves)
         target = np.einsum("ifn,if->n", weighted, left) + moves.T @ (self.penalty.pull - penalty @ values)

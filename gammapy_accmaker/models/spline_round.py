@@ -23,7 +23,7 @@ from gammapy_accmaker.models.run_likelihood import (
     shift_within_rate,
     sum_slices,
 )
-from gammapy_accmaker.models.spline_run import UNUSUAL_NORM, column_means, summarise_run
+from gammapy_accmaker.models.spline_run import THRESHOLD_BLIND, UNUSUAL_NORM, column_means, summarise_run
 from gammapy_accmaker.run_key import RunKey
 
 __all__ = ["ChunkSums", "FitRun", "RateState", "chunk_starts", "finish_chunk", "sum_chunk"]
@@ -92,6 +92,8 @@ class ChunkSums:
     Attributes
     ----------
     equations : `RateEquations`
+    known : `RateEquations`, optional
+        The same with the effects taken as known, where they are fitted to some of the energies.
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
         Counts.
     values : `~numpy.ndarray`, shape (n_run, n)
@@ -116,6 +118,7 @@ class ChunkSums:
     norm_rows: np.ndarray
     norm_variance: float = 0.0
     gains: list[np.ndarray] = field(default_factory=list)
+    known: RateEquations | None = None
 
 
 def chunk_starts(n_run: int) -> range:
@@ -142,6 +145,7 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights:
     values, weights, n, expected = values.copy(), weights.copy(), design.effects.n, 0.0
     second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(runs), n)), 0.0, []
     equations = _equations(state)
+    known = _equations(state) if adapt and design.effects.kind in THRESHOLD_BLIND else None
     for i, (run, slices, tables, spread) in enumerate(_with_tables(state, runs, adapt)):
         if adapt:
             prior = population.tails.prior(weights[i])
@@ -153,6 +157,8 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights:
         sums = sum_slices(design, tables, slices, values[i], full=True)
         expected = expected + sums.expected
         information, gradient = sums.rate_information, sums.rate_gradient.ravel()
+        if known is not None:
+            known.add(run.zenith, information, gradient)
         if adapt:
             posterior = np.linalg.inv(sums.information + precision)
             gain = sums.cross_information @ posterior
@@ -168,8 +174,10 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights:
             norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected * told[:, None]))
             norm_variance += weights[i] * norm_rows[i] @ posterior @ norm_rows[i]
         equations.add(run.zenith, information, gradient)
-    equations.take_batch()
-    return ChunkSums(equations, expected, values, weights, second_moments, norm_rows, norm_variance, gains)
+    for own in (equations, known):
+        if own is not None:
+            own.take_batch()
+    return ChunkSums(equations, expected, values, weights, second_moments, norm_rows, norm_variance, gains, known)
 
 
 def finish_chunk(

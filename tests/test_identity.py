@@ -11,7 +11,7 @@ from astropy.time import Time
 from gammapy.data import EventList, FixedPointingInfo, Observation, Observations
 from gammapy.datasets import MapDataset
 from gammapy.makers import DatasetsMaker, MapDatasetMaker
-from helpers import HESS, event_table, random_in_cap
+from helpers import HESS, event_table, random_in_cap, tracking
 from stores import altered, full_store, observations, options, plain_store, sky_geom, source_region
 
 from gammapy_accmaker import (
@@ -129,14 +129,15 @@ def test_pieces_of_a_run_are_runs(six):
 def created(sizes):
     """Observations of gammapy's defaults: number 0, one start and one pointing."""
     rng, out = np.random.default_rng(5), []
-    position = SkyCoord(83.6, -22, unit="deg")
+    position = tracking(100, 60).fixed_icrs
     for size in sizes:
         start = Time("2020-05-01T22:00:00", scale="tt")
         observation = Observation.create(
             FixedPointingInfo(fixed_icrs=position), location=HESS, livetime=1700 * u.s, reference_time=start, irfs={}
         )
         seconds = np.sort(rng.uniform(0, 1700, size))
-        positions = random_in_cap(SkyCoord(np.full(size, 83.6), np.full(size, -22.0), unit="deg"), 2.5, size, rng)
+        center = SkyCoord(np.full(size, position.ra.deg), np.full(size, position.dec.deg), unit="deg")
+        positions = random_in_cap(center, 2.5, size, rng)
         table = event_table(seconds, positions, 10 ** rng.uniform(-0.5, 1, size))
         table["TIME"] = start + seconds * u.s
         observation._events = EventList(table)
@@ -155,6 +156,22 @@ def test_observations_as_create_makes_them():
     # nothing tells them apart when they come alone: each is what its own events say
     maker = AcceptanceBackgroundMaker(model=model)
     assert [maker.adapt(o).norm for o in some] == pytest.approx(list(table["NORM"]))
+
+
+def test_matched_observations_as_create_makes_them():
+    some, config = created([3000, 4000, 5000, 6000]), {**options("radial"), "fov_alignment": "radec"}
+    matches = match_observations(some[:2], some)  # ON runs are OFF runs too, but not their own
+    assert list(zip(matches["ON_PLACE"], matches["OFF_PLACE"], strict=True)) == [
+        (0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]  # fmt: skip
+    maker = AcceptanceBackgroundMaker(config).fit(
+        some[:2], off_observations=some[2:], matches=match_observations(some[:2], some[2:])
+    )
+    table = maker.run_table[maker.run_table["ROLE"] == "apply"]
+    assert len(maker.model.rate_model.models) == 1
+    assert [maker.adapt(o).norm for o in some[:2]] == pytest.approx(list(table["NORM"]))
+    maker.fit(some[:2], off_observations=some, matches=matches)
+    with pytest.raises(ObservationError, match="several runs with this number, start and pointing"):
+        maker.adapt(some[0])
 
 
 MATCHING = {"matching": {"limits": {"cos_zenith": 0.2}, "n_runs": 2}}

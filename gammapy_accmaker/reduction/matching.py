@@ -17,7 +17,7 @@ from astropy.table import Table
 from gammapy_accmaker.arguments import check_kind, check_whole
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.reduction.run_conditions import CRITERIA, difference, run_conditions
-from gammapy_accmaker.run_key import RunKey, label_array
+from gammapy_accmaker.run_key import RunKey, find_runs, label_array
 
 __all__ = ["DEFAULT_WEIGHTS", "PRESETS", "match_observations"]
 
@@ -103,10 +103,9 @@ def match_observations(
     scales = {name: _scale(name, limits, off_runs) for name in names}
 
     rows, left_out = [], dict(on_runs.unusable)
-    mixed = isinstance(on, Table) != isinstance(off, Table)  # a table may give other starts than good time intervals
-    for i, (key, name_of_run) in enumerate(zip(on_runs.keys, on_runs.names, strict=True)):
-        key = RunKey(key.obs_id) if mixed else key
-        candidates = ~np.array([is_itself(key, other) for other in off_runs.keys], dtype=bool)
+    for i, (itself, name_of_run) in enumerate(zip(_itself(on, off, on_runs, off_runs), on_runs.names, strict=True)):
+        candidates = np.ones(len(off_runs.keys), dtype=bool)
+        candidates[itself] = False
         for name in same:
             candidates &= off_runs.values[name] == on_runs.values[name][i]
             if not candidates.any():
@@ -270,6 +269,24 @@ def _table(rows, left_out, names, off):
     return table
 
 
-def is_itself(key: RunKey, other: RunKey) -> bool:
-    """Whether two runs are the same one; without a number, a start or a pointing must say so."""
-    return key.is_same_run(other) and (key.obs_id != "" or np.isfinite(key.start - other.start))
+def _itself(on, off, on_runs, off_runs) -> list[list[int]]:
+    """For each ON run which of the OFF runs are that run itself, or may be.
+
+    A key that several runs of a list share tells nothing: there the same object, or the same row of one table, is the same run.
+    """
+    keys = on_runs.keys
+    if isinstance(on, Table) != isinstance(off, Table):  # a table may give other starts than good time intervals
+        keys = [RunKey(key.obs_id) for key in keys]
+    found = find_runs(keys, off_runs.keys)
+    for i, (key, same_key) in enumerate(zip(keys, find_runs(keys, keys), strict=True)):
+        shared = np.isfinite(key.start) and max(len(same_key), len(found[i])) > 1
+        if shared or (key.obs_id == "" and not np.isfinite(key.start)):
+            place = on_runs.places[i]
+            found[i] = [k for k in found[i] if _is_entry(on, place, off, off_runs.places[k])]
+    return found
+
+
+def _is_entry(on, place, off, other):
+    if isinstance(on, Table) or isinstance(off, Table):
+        return on is off and place == other
+    return on[place] is off[other]

@@ -102,6 +102,16 @@ def _options_with_model(model, background) -> AcceptanceConfig:
     return options
 
 
+def _check_offsets(observations, error: IndexError) -> None:
+    """gammapy makes no exposure map from an effective area for one offset, and raises an IndexError about shapes."""
+    one = [str(o.obs_id) for o in observations if o.aeff is not None and o.aeff.axes["offset"].nbin == 1]
+    if one:
+        raise InputError(
+            f"datasets.type: the effective area of the runs {', '.join(one[:5])} is that of one offset (point-like), and gammapy "
+            "makes no map of it; use `type: 1d` with an `on_region`, or files with IRFs for several offsets"
+        ) from error
+
+
 def _read_exclusion(path: Path | None):
     """Mask that is False where excluded, as gammapy reads it, or the path of a region file."""
     if path is None or not _is_fits(path) or _holds_regions(path):
@@ -145,7 +155,12 @@ class AcceptanceReduction(ABC):
         """Produce reduced datasets."""
         if self.uses_acceptance:
             self.config.check_complete()
-        super().get_datasets()
+        try:
+            super().get_datasets()
+        except IndexError as error:
+            observations = (self.inputs if hasattr(self, "inputs") else self).observations
+            _check_offsets(observations, error)
+            raise
 
     def _create_dataset_maker(self):
         maker = super()._create_dataset_maker()

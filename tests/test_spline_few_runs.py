@@ -81,7 +81,7 @@ def dense_parts(penalty):
     """The parts of the penalty as plain matrices, from their definition."""
     n_energy, n_offset, n_zenith = penalty.sizes
     others = n_offset * n_zenith
-    mean = np.full((others, others), 1 / others)
+    mean = np.kron(np.full((n_offset, n_offset), 1 / n_offset), np.eye(n_zenith))
     rows = np.array_split(np.diff(np.eye(n_energy), 2, axis=0), max((n_energy - 2) // 5, 1))
     groups = [part.T @ part for part in rows]
 

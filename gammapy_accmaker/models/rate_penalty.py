@@ -1,8 +1,9 @@
 """How smooth the rate of the spline model is, and how that is estimated.
 
-The spectrum that all offsets and zenith angles share has penalties of its own, apart from those on what differs between
-them: one smoothing parameter for all would hold the common spectrum to straightness once for each offset and zenith
-angle, and wash out its threshold where runs are few. A threshold is sharp and the spectrum above it is not, so along
+The spectrum that all offsets share has penalties of its own, apart from those on what differs between them: one smoothing
+parameter for all would hold the common spectrum to straightness once for each offset, and wash out its threshold where
+runs are few. Spectra of all zenith angles have them in common, or a threshold that moves with the zenith angle, which is
+a rough change of the spectrum, would be held back. A threshold is sharp and the spectrum above it is not, so along
 the energy each group of a few knots has a smoothing parameter. All are estimated by the generalised Fellner-Schall
 update (Wood & Fasiolo 2017, Biometrics 73, 1071).
 """
@@ -35,19 +36,18 @@ class RatePenalty:
     Attributes
     ----------
     smoothing : `~numpy.ndarray`
-        Of the common spectrum, a group of knots each; of its differences between offsets and zenith angles, likewise;
-        along the offset; along the zenith angle.
+        Of the spectrum that the offsets share, a group of knots each; of its differences between offsets, likewise; along the
+        offset; along the zenith angle.
     """
 
     def __init__(self, start: np.ndarray):
         self.sizes = n_energy, n_offset, n_zenith = start.shape
-        others = n_offset * n_zenith
-        common = np.full((others, others), 1 / others)
+        common = np.kron(np.full((n_offset, n_offset), 1 / n_offset), np.eye(n_zenith))
         self._groups = _energy_groups(n_energy)
         along_offset, along_zenith = difference_penalty(n_offset), difference_penalty(n_zenith)
         self._along = [np.kron(along_offset, np.eye(n_zenith)), np.kron(np.eye(n_offset), along_zenith)]
         self._matrices = [kron(csr_array(p), common, "csr") for p in self._groups]
-        self._matrices += [kron(csr_array(p), np.eye(others) - common, "csr") for p in self._groups]
+        self._matrices += [kron(csr_array(p), np.eye(n_offset * n_zenith) - common, "csr") for p in self._groups]
         self._matrices += [kron(eye_array(n_energy), csr_array(p), "csr") for p in self._along]
         flat = np.kron(difference_penalty(n_offset, 1), np.eye(n_zenith))
         flat += np.kron(np.eye(n_offset), difference_penalty(n_zenith, 1))
@@ -81,30 +81,34 @@ class RatePenalty:
 
     def _ranks(self) -> np.ndarray:
         """Trace of the pseudoinverse of the whole penalty times each part of it."""
-        n_energy, n_offset, n_zenith = self.sizes
-        n_group, by_offset, by_zenith = (
-            len(self._groups),
-            *(np.linalg.eigvalsh(difference_penalty(n)) for n in (n_offset, n_zenith)),
-        )
-        by_offset, by_zenith = (np.where(e > 1e-9 * max(e.max(), 1e-9), e, 0.0) for e in (by_offset, by_zenith))
-        by_offset, by_zenith = (a.ravel() for a in np.meshgrid(by_offset, by_zenith, indexing="ij"))
-        stiff = self.smoothing[-2] * by_offset + self.smoothing[-1] * by_zenith
+        _, n_offset, n_zenith = self.sizes
+        n_group = len(self._groups)
+        by_offset, by_zenith = (_eigenvalues(n) for n in (n_offset, n_zenith))
+        common, apart = self.smoothing[:n_group], self.smoothing[n_group : 2 * n_group]
         out = np.zeros(len(self.smoothing))
-        # the rows of the differences are independent: alone, each group has full rank
-        alone = np.array([np.linalg.matrix_rank(p) if p.any() else 0 for p in self._groups])
-        out[:n_group] = alone / self.smoothing[:n_group]
-        loose = stiff == 0
-        out[n_group : 2 * n_group] = (loose.sum() - 1) * alone / self.smoothing[n_group : 2 * n_group]
-        within = sum(s * p for s, p in zip(self.smoothing[n_group : 2 * n_group], self._groups, strict=True))
-        inverse = (
-            np.linalg.inv(within + stiff[~loose, None, None] * np.eye(n_energy))
-            if not loose.all()
-            else np.zeros((0, n_energy, n_energy))
-        )
-        out[n_group : 2 * n_group] += [np.sum(inverse * p) for p in self._groups]
-        trace = np.trace(inverse, axis1=1, axis2=2)
-        out[-2:] = trace @ by_offset[~loose], trace @ by_zenith[~loose]
+        # the first eigenvector along the offset is the mean over the offsets
+        parts = [(slice(n_group), common, by_offset[:1]), (slice(n_group, 2 * n_group), apart, by_offset[1:])]
+        for place, smoothing, of_offset in parts:
+            of_offset, of_zenith = (a.ravel() for a in np.meshgrid(of_offset, by_zenith, indexing="ij"))
+            stiff = self.smoothing[-2] * of_offset + self.smoothing[-1] * of_zenith
+            loose = stiff == 0
+            # the rows of the differences are independent: alone, each group has full rank
+            alone = np.array([np.linalg.matrix_rank(p) if p.any() else 0 for p in self._groups])
+            out[place] = loose.sum() * alone / smoothing
+            if loose.all():
+                continue
+            within = sum(s * p for s, p in zip(smoothing, self._groups, strict=True))
+            inverse = np.linalg.inv(within + stiff[~loose, None, None] * np.eye(len(within)))
+            out[place] += [np.sum(inverse * p) for p in self._groups]
+            trace = np.trace(inverse, axis1=1, axis2=2)
+            out[-2:] += trace @ of_offset[~loose], trace @ of_zenith[~loose]
         return out
+
+
+def _eigenvalues(n):
+    """Those of the penalty on second differences, increasing; exactly 0 where it is."""
+    values = np.linalg.eigvalsh(difference_penalty(n))
+    return np.where(values > 1e-9 * max(values.max(), 1e-9), values, 0.0)
 
 
 def _energy_groups(n_energy):

@@ -105,7 +105,7 @@ def test_the_scaled_energy_follows_the_threshold(model, runs):
     assert moved == pytest.approx(2.3 * np.log(0.98 / 0.7), rel=0.15)
     scaled = np.log(CENTERS) + np.array([[sum(model.covariates.scaling(r.cos_zenith, {}))] for r in runs])
     # and goes on beyond their ends, for runs that are shifted
-    assert (model.energy_axis.lo, model.energy_axis.hi) == pytest.approx((scaled.min() - 0.3, scaled.max() + 0.3))
+    assert (model.energy_axis.lo, model.energy_axis.hi) == pytest.approx((scaled.min() - 0.15, scaled.max() + 0.15))
 
 
 def test_spread_of_the_runs_is_found(model, runs):

@@ -36,7 +36,7 @@ class RatePenalty:
     Attributes
     ----------
     smoothing : `~numpy.ndarray`
-        Of the spectrum that the offsets share, a group of knots each; of its differences between offsets, likewise; along the
+        Of the spectrum that the offsets share, a group of knots each; of its differences between offsets; along the
         offset; along the zenith angle.
     """
 
@@ -44,16 +44,17 @@ class RatePenalty:
         self.sizes = n_energy, n_offset, n_zenith = start.shape
         common = np.kron(np.full((n_offset, n_offset), 1 / n_offset), np.eye(n_zenith))
         self._groups = _energy_groups(n_energy)
+        self._whole = [sum(self._groups)]
         along_offset, along_zenith = difference_penalty(n_offset), difference_penalty(n_zenith)
         self._along = [np.kron(along_offset, np.eye(n_zenith)), np.kron(np.eye(n_offset), along_zenith)]
         self._matrices = [kron(csr_array(p), common, "csr") for p in self._groups]
-        self._matrices += [kron(csr_array(p), np.eye(n_offset * n_zenith) - common, "csr") for p in self._groups]
+        self._matrices += [kron(csr_array(p), np.eye(n_offset * n_zenith) - common, "csr") for p in self._whole]
         self._matrices += [kron(eye_array(n_energy), csr_array(p), "csr") for p in self._along]
         flat = np.kron(difference_penalty(n_offset, 1), np.eye(n_zenith))
         flat += np.kron(np.eye(n_offset), difference_penalty(n_zenith, 1))
         self._fixed = NULL_SPACE * kron(eye_array(n_energy), csr_array(flat), "csr") + RIDGE * eye_array(start.size)
         self.pull = RIDGE * start.ravel()
-        self.smoothing = np.repeat(SMOOTHING_START, [2 * len(self._groups), 2])
+        self.smoothing = np.repeat(SMOOTHING_START, [len(self._groups) + 1, 2])
 
     def matrix(self) -> csr_array:
         """Penalty matrix, shape (k, k)."""
@@ -84,22 +85,25 @@ class RatePenalty:
         _, n_offset, n_zenith = self.sizes
         n_group = len(self._groups)
         by_offset, by_zenith = (_eigenvalues(n) for n in (n_offset, n_zenith))
-        common, apart = self.smoothing[:n_group], self.smoothing[n_group : 2 * n_group]
+        common, apart = self.smoothing[:n_group], self.smoothing[n_group : n_group + 1]
         out = np.zeros(len(self.smoothing))
         # the first eigenvector along the offset is the mean over the offsets
-        parts = [(slice(n_group), common, by_offset[:1]), (slice(n_group, 2 * n_group), apart, by_offset[1:])]
-        for place, smoothing, of_offset in parts:
+        parts = [
+            (slice(n_group), self._groups, common, by_offset[:1]),
+            (slice(n_group, n_group + 1), self._whole, apart, by_offset[1:]),
+        ]
+        for place, groups, smoothing, of_offset in parts:
             of_offset, of_zenith = (a.ravel() for a in np.meshgrid(of_offset, by_zenith, indexing="ij"))
             stiff = self.smoothing[-2] * of_offset + self.smoothing[-1] * of_zenith
             loose = stiff == 0
             # the rows of the differences are independent: alone, each group has full rank
-            alone = np.array([np.linalg.matrix_rank(p) if p.any() else 0 for p in self._groups])
+            alone = np.array([np.linalg.matrix_rank(p) if p.any() else 0 for p in groups])
             out[place] = loose.sum() * alone / smoothing
             if loose.all():
                 continue
-            within = sum(s * p for s, p in zip(smoothing, self._groups, strict=True))
+            within = sum(s * p for s, p in zip(smoothing, groups, strict=True))
             inverse = np.linalg.inv(within + stiff[~loose, None, None] * np.eye(len(within)))
-            out[place] += [np.sum(inverse * p) for p in self._groups]
+            out[place] += [np.sum(inverse * p) for p in groups]
             trace = np.trace(inverse, axis1=1, axis2=2)
             out[-2:] += trace @ of_offset[~loose], trace @ of_zenith[~loose]
         return out

@@ -17,7 +17,7 @@ from gammapy_accmaker.models.spline_run import as_slices
 __all__ = ["SplineSetup", "order_runs"]
 
 OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
-SHIFT_MARGIN = 0.3  # in log energy: a run that is shifted finds the spectrum continued, not a step in its slope
+SHIFT_MARGIN = 0.15  # in log energy: a run that is shifted finds the spectrum continued, not a step in its slope
 MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
 
 

@@ -2,7 +2,7 @@
 
 Processes come from a fork server of Python: a clean process with one thread, in which this package is imported once, so
 that what it forks starts as fast as a plain fork and cannot inherit a lock that a thread of the user's process holds (a
-fork of a process with threads may hang, which Python 3.12 warns of). Where there is no fork server (Windows) they are
+fork of a process with threads may hang, which Python 3.12 warns of). Where there can be none (Windows) they are
 spawned.
 
 The script or notebook of the user is not run again in them, as it would be by default: a script needs no
@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from logging.handlers import QueueHandler
@@ -38,7 +38,6 @@ __all__ = ["ProcessDiedError", "make_starmap", "map_runs"]
 
 log = logging.getLogger(__name__)
 
-METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 AHEAD = 2  # tasks handed out at a time, for each process
 
 
@@ -137,7 +136,7 @@ def _in_processes(function, inputs, n_jobs, task_name):
                         waiting.popleft()
                         break
                     try:
-                        futures[pool.submit(_work, task)] = k
+                        futures[_submit(pool, task)] = k
                         waiting.popleft()
                     except BrokenProcessPool:
                         broken = True
@@ -168,7 +167,7 @@ def _alone(function, arguments):
     """Result in a process of its own, or the error that says that it died; and its messages."""
     with _pool(1) as pool:
         try:
-            return pool.submit(_work, _packed(function, arguments)).result()
+            return _submit(pool, _packed(function, arguments)).result()
         except BrokenProcessPool:
             return ProcessDiedError(
                 "the process that worked on it died, twice: killed, out of memory, or crashed; with n_jobs=1 it is seen why"
@@ -238,27 +237,33 @@ CONF = (iers.conf, data.conf)
 
 
 def _pool(n_jobs):
-    context = _Context()
-    if METHOD == "forkserver":
-        from multiprocessing import forkserver  # not on Windows
-
-        context.set_forkserver_preload(["gammapy_accmaker"])
-        with _without_the_script():
-            forkserver.ensure_running()  # it imports the package while this process reads a table
+    context = _context()
     options = [{name: getattr(conf, name) for name in conf} for conf in CONF]
     level = logging.getLogger("gammapy_accmaker").getEffectiveLevel()
     earth_orientation = bytes(ForkingPickler.dumps(iers.earth_orientation_table.get()))
     return ProcessPoolExecutor(n_jobs, context, _begin, (dict(os.environ), options, earth_orientation, level))
 
 
-class _Process(multiprocessing.get_context(METHOD).Process):
-    def start(self):
-        with _without_the_script():
-            super().start()
+def _context():
+    """Where processes come from; a fork server imports the package while this process goes on."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["gammapy_accmaker"])
+        try:
+            with _without_the_script():
+                forkserver.ensure_running()
+            return context
+        except OSError:
+            # its socket lies in the folder of temporary files, whose path may be too long for one
+            pass
+    return multiprocessing.get_context("spawn")
 
 
-class _Context(type(multiprocessing.get_context(METHOD))):
-    Process = _Process
+def _submit(pool, task) -> Future:
+    with _without_the_script():  # it starts processes
+        return pool.submit(_work, task)
 
 
 @contextmanager

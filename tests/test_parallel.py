@@ -128,3 +128,14 @@ def test_a_script_needs_no_guard(how, tmp_path):
         assert found[3] == "{1}"  # one thread
     assert done.stderr.count("squares: what a script or notebook defines") == 1
     assert "fork()" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no fork server")
+def test_a_folder_of_temporary_files_with_a_long_path(tmp_path):
+    """No socket can be made in it, as in those of some clusters; the processes come without."""
+    folder = tmp_path / ("a" * 60) / ("b" * 60)
+    folder.mkdir(parents=True)
+    code = "from gammapy_accmaker.parallel import map_runs; print(list(map_runs(abs, [(-1,), (-2,)], 2, None)))"
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.strip() == "[1, 2]", done.stderr

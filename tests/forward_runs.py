@@ -7,8 +7,8 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from helpers import event_table, make_observation, tracking
 
-from gammapy_accmaker.demo import BackgroundTruth
-from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.data.counts import observation_track
+from gammapy_accmaker.simulation.store import BackgroundTruth
 
 ONTIME = 1500.0  # s
 SCALE = 4.0

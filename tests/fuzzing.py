@@ -18,10 +18,10 @@ from regions import CircleSkyRegion, RectangleSkyRegion
 from stores import fitted, options
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel
-from gammapy_accmaker.cache import RunCache, in_memory
+from gammapy_accmaker.acceptance.reduction import make_bins, reduce_one
+from gammapy_accmaker.data.cache import RunCache, in_memory
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import AcceptanceError
-from gammapy_accmaker.reduction.exclusion import Exclusion
-from gammapy_accmaker.runs import make_bins, reduce_one
 
 __all__ = ["KINDS", "read_damaged"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from astropy.coordinates.erfa_astrom import ErfaAstromInterpolator, erfa_astrom
 from stores import altered, observations, simulated
 
-from gammapy_accmaker.demo import BackgroundTruth
+from gammapy_accmaker.simulation.store import BackgroundTruth
 
 WEST = 0.6  # factor on the rate west of the meridian
 EDGES = np.geomspace(0.3, 30, 9)

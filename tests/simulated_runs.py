@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.run_key import RunKey
+from gammapy_accmaker.utils.run_key import RunKey
 
 PIXEL = 0.2  # deg
 EDGES = 10 ** np.arange(np.log10(0.2), 1.0001, 0.02)

@@ -10,10 +10,10 @@ from gammapy.maps import MapAxis, WcsGeom
 from regions import CircleSkyRegion
 from shared import made_once
 
-from gammapy_accmaker.binning import FovBins, energy_edges_per_decade
-from gammapy_accmaker.demo import BackgroundTruth, simulate_data_store
+from gammapy_accmaker.camera.bins import FovBins, energy_edges_per_decade
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.binned import fit_binned
+from gammapy_accmaker.simulation.store import BackgroundTruth, simulate_data_store
 
 EDGES = np.geomspace(0.1, 100, 31)  # TeV
 WIDE_TRUTH = BackgroundTruth(offset_max=4)  # its edge lies beyond the corners of the grids

@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose
 from regions import CircleSkyRegion, Regions
 from stores import IRFS, full_store, source_region
 
-import gammapy_accmaker.workflow
+import gammapy_accmaker.analysis.workflow
 from gammapy_accmaker import (
     AcceptanceAnalysis,
     AcceptanceAnalysisConfig,
@@ -581,6 +581,6 @@ def test_other_methods_go_on_working(store, caplog):
 
 
 def test_earlier_gammapy_is_refused_when_the_workflow_is_made(monkeypatch):
-    monkeypatch.setattr(gammapy_accmaker.workflow, "SUPPORTED", False)
+    monkeypatch.setattr(gammapy_accmaker.analysis.workflow, "SUPPORTED", False)
     with pytest.raises(AcceptanceError, match="need gammapy >= 2.1; upgrade gammapy, or use AcceptanceAnalysis"):
         AcceptanceWorkflow({})

@@ -11,10 +11,10 @@ from helpers import HESS, START, drifting, make_observation, tracking
 from regions import CircleSkyRegion, PointSkyRegion
 from stores import AnalyticModel, energy_axis, fitted, full_store, observations, plain_store, sky_geom
 
-from gammapy_accmaker.binning import energy_edges_from_axis
+from gammapy_accmaker.camera.bins import energy_edges_from_axis
+from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.products.background import expected_counts_directly, icrs_vectors, make_background_map
-from gammapy_accmaker.reduction.counts import observation_track
 
 EDGES = (0.2, 0.5, 1, 3, 10)
 KINDS = ["radial", "grid"]

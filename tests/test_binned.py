@@ -8,7 +8,7 @@ from scipy.integrate import quad
 from scipy.stats import chi2
 from stores import EDGES, expected_in_bins, fitted, fov_bins
 
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.base import ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms

@@ -14,9 +14,9 @@ from stores import IRFS
 from test_dr1_spline import exclusion
 
 from gammapy_accmaker import AcceptanceConfig, fit_acceptance
-from gammapy_accmaker.fit import adapt_to_run
+from gammapy_accmaker.acceptance.fit import adapt_to_run
+from gammapy_accmaker.acceptance.reduction import make_bins, reduce_observations
 from gammapy_accmaker.models.fit_counts import add_up
-from gammapy_accmaker.runs import make_bins, reduce_observations
 
 pytestmark = [pytest.mark.gammapy_data, pytest.mark.slow]
 

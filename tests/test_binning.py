@@ -7,7 +7,7 @@ from gammapy.maps import MapAxis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gammapy_accmaker.binning import (
+from gammapy_accmaker.camera.bins import (
     FovBins,
     axis_index,
     check_edges,

@@ -13,7 +13,7 @@ from gammapy_accmaker.models.bsplines import (
     row_tensor,
     tensor_information,
 )
-from gammapy_accmaker.models.scaled_energy import ScaledEnergyAxis
+from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 
 
 @pytest.mark.parametrize("n", [4, 5, 12])

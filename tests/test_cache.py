@@ -16,11 +16,12 @@ from gammapy.maps import Map, WcsGeom
 from regions import CircleSkyRegion, PolygonSkyRegion, RectangleSkyRegion
 from stores import IRFS, options, plain_store
 
-from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, fit_acceptance, runs
-from gammapy_accmaker.cache import RunCache
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, fit_acceptance
+from gammapy_accmaker.acceptance import reduction as runs
+from gammapy_accmaker.data.cache import RunCache
+from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.fingerprint import fingerprint
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.reduction.exclusion import Exclusion
-from gammapy_accmaker.reduction.fingerprint import fingerprint
 
 CONFIG = AcceptanceConfig.coerce(options("radial"))
 SPLINE = AcceptanceConfig.coerce({"energy": {"min": "0.2 TeV", "max": "20 TeV"}})

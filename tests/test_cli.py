@@ -24,8 +24,8 @@ from gammapy_accmaker import (
     AcceptanceModel,
     plan_groups,
 )
-from gammapy_accmaker.cli import cli
-from gammapy_accmaker.template import commented_yaml
+from gammapy_accmaker.analysis.cli import cli
+from gammapy_accmaker.config.template import commented_yaml
 from gammapy_accmaker.validation import report_sections
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -294,9 +294,9 @@ def test_interrupt_leaves_nothing_behind(command, config, tmp_path, monkeypatch)
 
     # by then, part of the output is written
     last = (
-        "gammapy_accmaker.analysis.AcceptanceAnalysis.get_excess_map"
+        "gammapy_accmaker.analysis.analysis.AcceptanceAnalysis.get_excess_map"
         if command == "run"
-        else "gammapy_accmaker.files.os.replace"
+        else "gammapy_accmaker.utils.files.os.replace"
     )
     monkeypatch.setattr(last, interrupted)
     before = contents(tmp_path)

@@ -28,11 +28,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from regions import CircleSkyRegion, RectangleSkyRegion
 
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.data import counts
+from gammapy_accmaker.data.counts import CountsBins, reduce_observation, reduce_slices
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.reduction import counts
-from gammapy_accmaker.reduction.counts import CountsBins, reduce_observation, reduce_slices
-from gammapy_accmaker.reduction.exclusion import Exclusion
 
 ENERGY = np.logspace(-0.5, 1.5, 7)
 GRID, RINGS = FovBins.grid(2.0, 8), FovBins.rings(2.0, 5)

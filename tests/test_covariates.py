@@ -17,9 +17,9 @@ from gammapy_accmaker import (
     fit_acceptance,
     match_observations,
 )
+from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, open_cache
+from gammapy_accmaker.data.counts import header_number
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.reduction.counts import header_number
-from gammapy_accmaker.runs import make_bins, make_exclusion, open_cache
 
 SLOPE = 0.25  # of log energy for one unit of the keyword
 LEVELS = [-1.0, 0.2, 1.0, -0.4, 0.7, -0.8, 0.4, 1.0]

@@ -10,11 +10,11 @@ from scipy.sparse import csr_array
 from stores import simulated
 
 from gammapy_accmaker import cross_validate
-from gammapy_accmaker.binning import FovBins
-from gammapy_accmaker.demo import BackgroundTruth
+from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.stats import free_norm_log_likelihood
 from gammapy_accmaker.products.sky_stack import disc_sums
+from gammapy_accmaker.simulation.store import BackgroundTruth
+from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
 from gammapy_accmaker.validation.cross_validation import _split
 from gammapy_accmaker.validation.significance import disc_significance
 

@@ -18,8 +18,8 @@ from gammapy.maps import MapAxis, WcsGeom
 from scipy.integrate import dblquad, quad, trapezoid
 from scipy.stats import chi2, kstest
 
-from gammapy_accmaker.demo import BackgroundTruth, simulate_data_store
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.simulation.store import BackgroundTruth, simulate_data_store
 
 IRFS = ["aeff", "edisp", "psf"]
 ENERGY = np.geomspace(0.05, 100, 34)

@@ -16,9 +16,9 @@ from helpers import make_observation, tracking
 from stores import AnalyticModel, observations, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, attach_background
+from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.products.irf import make_background_irf
-from gammapy_accmaker.reduction.counts import observation_track
 
 
 @pytest.fixture(scope="module")

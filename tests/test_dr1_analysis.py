@@ -4,7 +4,7 @@ import pytest
 from test_analysis import FAST, analysed, assert_same_datasets, made_by_makers
 
 from gammapy_accmaker import AcceptanceWorkflow
-from gammapy_accmaker.workflow import SUPPORTED
+from gammapy_accmaker.analysis.workflow import SUPPORTED
 
 CRAB_RUNS = [23523, 23526, 23559, 23592]
 CRAB = {"frame": "icrs", "lon": "83.633 deg", "lat": "22.014 deg"}

@@ -8,11 +8,11 @@ import pytest
 from gammapy.data import DataStore
 from stores import IRFS, options
 
-from gammapy_accmaker.config import AcceptanceConfig
-from gammapy_accmaker.fit import fit_runs
+from gammapy_accmaker.acceptance.fit import fit_runs
+from gammapy_accmaker.acceptance.plan import make_plan
+from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.models.zenith import ZenithInterpolated
-from gammapy_accmaker.plan import make_plan
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 pytestmark = pytest.mark.gammapy_data
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stores import EDGES, expected_in_bins, fov_bins
 
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.models.binned import fit_binned
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
 

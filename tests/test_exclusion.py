@@ -28,8 +28,8 @@ from regions import (
     Regions,
 )
 
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.reduction.exclusion import Exclusion
 
 CENTERS = {
     "icrs": SkyCoord(83.63, 22.01, unit="deg"),

@@ -16,8 +16,8 @@ from sources import with_source
 from stores import IRFS, altered, observations, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, fit_acceptance
+from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, reduce_one, run_exclusion
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_one, run_exclusion
 
 KINDS = ["radial", "grid"]
 

@@ -15,9 +15,10 @@ from astropy.io import fits
 from gammapy.data import DataStore, Observation
 from stores import IRFS, options, plain_store
 
-from gammapy_accmaker import AcceptanceBackgroundMaker, fit_acceptance, runs
+from gammapy_accmaker import AcceptanceBackgroundMaker, fit_acceptance
+from gammapy_accmaker.acceptance import reduction as runs
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.parallel import ProcessDiedError, make_starmap, map_runs
+from gammapy_accmaker.utils.parallel import ProcessDiedError, make_starmap, map_runs
 
 CONFIG = options("radial")
 BROKEN = 2  # which of the runs of a store is broken
@@ -221,7 +222,9 @@ RUN_AND_DIE = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
     from gammapy.data import DataStore, Observation
-    from gammapy_accmaker import cache, fit_acceptance, runs
+    from gammapy_accmaker.data import cache
+    from gammapy_accmaker.acceptance import reduction as runs
+    from gammapy_accmaker import fit_acceptance
     from test_faults import CONFIG, read
 
     write, written = cache.write_atomically, []

@@ -12,8 +12,8 @@ from regions import CircleSkyRegion
 from stores import EDGES, altered, full_store, observations, options, source_region
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel, fit_acceptance
+from gammapy_accmaker.acceptance.fit import make_bins
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.fit import make_bins
 
 KINDS = ["radial", "grid"]
 COLUMNS = {

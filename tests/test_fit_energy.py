@@ -12,7 +12,7 @@ from regions import CircleSkyRegion
 from stores import EDGES, IRFS, expected_in_bins, fov_bins, observations, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, fit_acceptance
-from gammapy_accmaker.binning import merge_bins, split_bins
+from gammapy_accmaker.camera.bins import merge_bins, split_bins
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.binned import fit_binned
 

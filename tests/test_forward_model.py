@@ -12,11 +12,11 @@ from gammapy.maps import MapAxis, WcsGeom
 from stores import AnalyticModel
 
 from gammapy_accmaker import AcceptanceBackgroundMaker
-from gammapy_accmaker.binning import offset
+from gammapy_accmaker.acceptance.reduction import make_bins, reduce_one
+from gammapy_accmaker.camera.bins import offset
+from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.products.background import rate_nodes
 from gammapy_accmaker.products.irf import make_background_irf, make_mean_irf
-from gammapy_accmaker.reduction.counts import observation_track
-from gammapy_accmaker.runs import make_bins, reduce_one
 
 ENERGY = {"min": "0.2 TeV", "max": "20 TeV"}
 OFFSET_MAX = 2.0

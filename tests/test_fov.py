@@ -12,9 +12,9 @@ from helpers import HESS, START, drifting, make_observation, pointing_at, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gammapy_accmaker.camera.track import FovTrack, fov_track, gti_seconds, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import ObservationError
-from gammapy_accmaker.reduction.counts import observation_track
-from gammapy_accmaker.reduction.fov import FovTrack, fov_track, gti_seconds, time_nodes, unit_vectors, vectors_to_lonlat
 
 ARCSEC = 1 / 3600
 ALIGNMENT = {"altaz": FoVAlignment.ALTAZ, "radec": FoVAlignment.RADEC}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gammapy_accmaker import AcceptanceAnalysis, AcceptanceAnalysisConfig, AcceptanceWorkflow, AcceptanceWorkflowConfig
-from gammapy_accmaker.workflow import SUPPORTED
+from gammapy_accmaker.analysis.workflow import SUPPORTED
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from scipy.stats import kstest
 from stores import EDGES, expected_in_bins, fov_bins, observations, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel, fit_acceptance
-from gammapy_accmaker.binning import FovBins
-from gammapy_accmaker.demo import BackgroundTruth
+from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
+from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.models.goodness import (
     GoodnessOfFit,
     describe_goodness,
@@ -18,7 +18,7 @@ from gammapy_accmaker.models.goodness import (
     goodness_of_fit,
     group_scores,
 )
-from gammapy_accmaker.run_table import RUN_COLUMNS
+from gammapy_accmaker.simulation.store import BackgroundTruth
 from gammapy_accmaker.validation.html import escape
 from gammapy_accmaker.validation.report import write_report
 

@@ -9,7 +9,7 @@ from astropy.io import fits
 
 from gammapy_accmaker import AcceptanceModel
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.hdu_sizes import check_hdu_sizes
+from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
 
 
 def write(path, rows=10):

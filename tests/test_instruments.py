@@ -20,10 +20,10 @@ from gammapy_accmaker import (
     match_observations,
     plan_groups,
 )
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.data.counts import CountsBins, reduce_observation
+from gammapy_accmaker.data.notes import find_reach
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.reduction.counts import CountsBins, reduce_observation
-from gammapy_accmaker.reduction.run_notes import find_reach
 from gammapy_accmaker.validation.report import write_report
 
 SITE_1DC = {"lon": "-70.3 deg", "lat": "-24.7 deg", "height": "2150 m"}

@@ -13,11 +13,11 @@ from gammapy.maps import MapAxis
 from helpers import make_observation, tracking
 from stores import AnalyticModel, altered, fitted, sky_geom
 
-from gammapy_accmaker.demo_irfs import make_irfs
+from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.products.background import make_background_map
 from gammapy_accmaker.products.irf import RATE_UNIT, make_background_irf
-from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.simulation.irfs import make_irfs
 
 KINDS = ["radial", "grid"]
 

@@ -19,10 +19,10 @@ from gammapy_accmaker import (
     cross_validate,
     fit_acceptance,
 )
+from gammapy_accmaker.acceptance.search import stack_residuals
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.iterate import stack_residuals
 from gammapy_accmaker.products.excess import excess_regions, find_excess, significance_map
-from gammapy_accmaker.reduction.exclusion import Exclusion
 
 ITERATIVE = {"threshold": 5, "correlation_radius": "0.1 deg", "dilation": "0.1 deg", "max_iterations": 5}
 

@@ -13,10 +13,10 @@ from gammapy.maps import Map
 from stores import IRFS, altered, full_store, observations, options, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, match_observations
-from gammapy_accmaker.demo import simulate_data_store
+from gammapy_accmaker.acceptance.fit import fit_acceptance
+from gammapy_accmaker.acceptance.reduction import recognise
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.fit import fit_acceptance
-from gammapy_accmaker.runs import recognise
+from gammapy_accmaker.simulation.store import simulate_data_store
 
 
 def table(obs_id, zenith, azimuth=0.0, day=0.0, muon=0.8, tellist="1,2,3,4", **more):

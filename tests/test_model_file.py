@@ -8,9 +8,9 @@ from stores import EDGES, fitted, options
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.files import write_atomically
-from gammapy_accmaker.products import io
-from gammapy_accmaker.products.io import read_model_file, write_model_file
+from gammapy_accmaker.utils import model_file as io
+from gammapy_accmaker.utils.files import write_atomically
+from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
 
 KINDS = ["radial", "grid"]
 RUNS = {

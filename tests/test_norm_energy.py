@@ -14,9 +14,10 @@ from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun
 from stores import IRFS, sky_geom
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.acceptance.fit import adapt_to_run, fit_runs
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.data.counts import CountsBins
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.fit import adapt_to_run, fit_runs
 from gammapy_accmaker.models.norm_energy import (
     RunScatter,
     choose_energies,
@@ -25,12 +26,11 @@ from gammapy_accmaker.models.norm_energy import (
     given_energies,
     norm_spread,
 )
-from gammapy_accmaker.models.run_cells import gather_counts
-from gammapy_accmaker.models.run_likelihood import RateTable, RunSums
-from gammapy_accmaker.models.spline import SplineModel, zenith_splines
-from gammapy_accmaker.models.spline_fit import fit_spline
-from gammapy_accmaker.models.spline_run import fit_run, project_run
-from gammapy_accmaker.reduction.counts import CountsBins
+from gammapy_accmaker.models.spline.adapt import fit_run, project_run
+from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.likelihood import RateTable, RunSums
+from gammapy_accmaker.models.spline.model import SplineModel, zenith_splines
+from gammapy_accmaker.models.spline.run_cells import gather_counts
 
 THRESHOLD = 0.45  # TeV, of a run without a shift
 RINGS = FovBins.rings(2.4, 8)

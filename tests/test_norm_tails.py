@@ -10,7 +10,8 @@ from scipy.sparse import csr_array
 from scipy.stats import norm as gaussian
 from simulated_runs import EDGES, LAT, LON, SOLID_ANGLE, simulate_runs
 
-from gammapy_accmaker.models.run_effects import (
+from gammapy_accmaker.models.spline.adapt import fit_run
+from gammapy_accmaker.models.spline.effects import (
     NORM_TAILS,
     EffectBasis,
     NormTails,
@@ -18,10 +19,9 @@ from gammapy_accmaker.models.run_effects import (
     norm_row,
     update_population,
 )
-from gammapy_accmaker.models.spline import SplineModel
-from gammapy_accmaker.models.spline_fit import fit_spline
-from gammapy_accmaker.models.spline_run import fit_run
-from gammapy_accmaker.parallel import make_starmap
+from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.model import SplineModel
+from gammapy_accmaker.utils.parallel import make_starmap
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)
 CLOUDY = 30  # number of the run behind clouds

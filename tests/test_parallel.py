@@ -11,7 +11,7 @@ import warnings
 import pytest
 from astropy.utils import iers
 
-from gammapy_accmaker.parallel import map_runs
+from gammapy_accmaker.utils.parallel import map_runs
 
 LOCK = threading.Lock()
 
@@ -45,7 +45,7 @@ def test_a_lock_that_a_thread_holds_is_free_in_other_processes():
 
 
 def _speaks(number):
-    logging.getLogger("gammapy_accmaker.fit").warning(f"number {number}")
+    logging.getLogger("gammapy_accmaker.acceptance.fit").warning(f"number {number}")
     warnings.warn("of all numbers", UserWarning, stacklevel=1)
     return number
 
@@ -94,7 +94,7 @@ def test_a_process_starts_no_others():
 
 SCRIPT = """
     import os, sys, threading
-    from gammapy_accmaker.parallel import map_runs
+    from gammapy_accmaker.utils.parallel import map_runs
 
     print("begun", flush=True)
     stop = threading.Event()
@@ -135,7 +135,7 @@ def test_a_folder_of_temporary_files_with_a_long_path(tmp_path):
     """No socket can be made in it, as in those of some clusters; the processes come without."""
     folder = tmp_path / ("a" * 60) / ("b" * 60)
     folder.mkdir(parents=True)
-    code = "from gammapy_accmaker.parallel import map_runs; print(list(map_runs(abs, [(-1,), (-2,)], 2, None)))"
+    code = "from gammapy_accmaker.utils.parallel import map_runs; print(list(map_runs(abs, [(-1,), (-2,)], 2, None)))"
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.strip() == "[1, 2]", done.stderr

@@ -10,14 +10,14 @@ from astropy.modeling.models import ExponentialCutoffPowerLaw1D, Gaussian2D, Pow
 from scipy.integrate import dblquad, quad, trapezoid
 from scipy.stats import chi2
 
-from gammapy_accmaker.acceptance import AcceptanceModel
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.acceptance.model import AcceptanceModel
+from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.errors import FitError, InputError
-from gammapy_accmaker.models.parametric import ParametricModel
-from gammapy_accmaker.models.parametric_fit import fit_parametric
-from gammapy_accmaker.models.parametric_function import rate_function
-from gammapy_accmaker.models.parametric_likelihood import BinNodes, Likelihood
-from gammapy_accmaker.models.parametric_shapes import READY_SHAPES
+from gammapy_accmaker.models.parametric.fit import fit_parametric
+from gammapy_accmaker.models.parametric.function import rate_function
+from gammapy_accmaker.models.parametric.likelihood import BinNodes, Likelihood
+from gammapy_accmaker.models.parametric.model import ParametricModel
+from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
 
 EDGES = np.geomspace(0.1, 10, 13)
 FOV = FovBins.grid(2.5, 12)

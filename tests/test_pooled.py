@@ -24,12 +24,12 @@ from pooled_stores import (
 from stores import options, sky_geom
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, fit_acceptance, plan_groups
+from gammapy_accmaker.acceptance.reduction import make_bins
+from gammapy_accmaker.data.counts import observation_track, reduce_observation, reduce_slices
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.azimuth import AzimuthBinned
 from gammapy_accmaker.models.zenith import ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.products.background import expected_counts, expected_counts_directly, icrs_vectors
-from gammapy_accmaker.reduction.counts import observation_track, reduce_observation, reduce_slices
-from gammapy_accmaker.runs import make_bins
 
 FINE = {"initial_width": 0.03, "min_observations": 2}
 BY_ZENITH = {

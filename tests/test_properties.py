@@ -18,14 +18,14 @@ from simulated_runs import LAT, LON, SOLID_ANGLE, simulate_runs
 from stores import EDGES, fitted, options
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel, fit_acceptance
-from gammapy_accmaker.binning import FovBins
-from gammapy_accmaker.fit import fit_runs
+from gammapy_accmaker.acceptance.fit import fit_runs
+from gammapy_accmaker.acceptance.reduction import make_bins, reduce_observations
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.data.counts import CountsBins, reduce_slices
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.models.binned import fit_binned
-from gammapy_accmaker.models.spline_fit import fit_spline
-from gammapy_accmaker.models.spline_rate import SplineRate
-from gammapy_accmaker.reduction.counts import CountsBins, reduce_slices
-from gammapy_accmaker.reduction.exclusion import Exclusion
-from gammapy_accmaker.runs import make_bins, reduce_observations
+from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.rate import SplineRate
 
 few = settings(max_examples=8, deadline=None, derandomize=True)
 CONFIG = AcceptanceConfig.coerce(options("grid", model={"type": "grid", "offset_bins": 4}))

@@ -10,7 +10,7 @@ from gammapy.data import DataStore
 from stores import IRFS, options, plain_store
 
 from gammapy_accmaker import fit_acceptance
-from gammapy_accmaker.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

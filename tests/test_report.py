@@ -13,9 +13,9 @@ from astropy.table import Table
 from gammapy.maps import Map
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError, NotFittedError
-from gammapy_accmaker.reduction.counts import observation_track
 from gammapy_accmaker.validation import pictures, report_sections
 from gammapy_accmaker.validation.camera import expected_in_camera
 from gammapy_accmaker.validation.cross_validation import CrossValidation

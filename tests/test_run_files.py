@@ -18,9 +18,9 @@ from gammapy_accmaker import (
     fit_acceptance,
     match_observations,
 )
-from gammapy_accmaker.analysis import make_maker
+from gammapy_accmaker.analysis.analysis import make_maker
+from gammapy_accmaker.data.files import find_unreadable
 from gammapy_accmaker.errors import ObservationError
-from gammapy_accmaker.run_files import find_unreadable
 
 CONFIG = options("radial")
 BROKEN = 2  # which of the runs of a store has its file outside

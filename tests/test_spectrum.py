@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from gammapy_accmaker.demo import BackgroundTruth
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, linear_weights
+from gammapy_accmaker.simulation.store import BackgroundTruth
 
 EDGES = np.geomspace(0.1, 100, 31)
 

@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 from stores import full_store, observations, source_region
 
-from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel, fit
-from gammapy_accmaker.models import run_likelihood
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel
+from gammapy_accmaker.acceptance import fit
+from gammapy_accmaker.models.spline import likelihood as run_likelihood
 from gammapy_accmaker.validation.report import write_report
 
 CONFIG = {"energy": {"min": "0.3 TeV", "max": "20 TeV"}, "observatory_location": None}

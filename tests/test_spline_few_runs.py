@@ -5,8 +5,8 @@ import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs
 
-from gammapy_accmaker.models.rate_penalty import RatePenalty
-from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.penalty import RatePenalty
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)
 VOLUME = SOLID_ANGLE * np.diff(EDGES)[:, None] * 1e6

@@ -11,11 +11,11 @@ from gammapy.makers import MapDatasetMaker
 from stores import altered, full_store, observations, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.data.counts import CountsBins, observation_track, reduce_observation, reduce_slices
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.products.background import expected_counts_directly, icrs_vectors
-from gammapy_accmaker.reduction.counts import CountsBins, observation_track, reduce_observation, reduce_slices
-from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.validation.camera import expected_in_camera
 
 ENERGY = {"min": "0.12 TeV", "max": "40 TeV"}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from simulated_runs import EDGES, LAT, LON, SOLID_ANGLE, simulate_runs
 
-from gammapy_accmaker.models.spline import SplineModel
-from gammapy_accmaker.models.spline_fit import fit_spline
+from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.model import SplineModel
 
 FLAGS = [(), ("few counts",), ("few counts", 'a "quoted" one\nof two lines')]
 

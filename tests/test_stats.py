@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, norm, poisson
 
-from gammapy_accmaker.models.stats import (
+from gammapy_accmaker.utils.statistics import (
     deviance_moments,
     deviance_p_value,
     free_norm_log_likelihood,

@@ -33,10 +33,10 @@ from sources import with_source
 from stores import fitted, full_store, observations, options, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, fit_acceptance
+from gammapy_accmaker.acceptance.fit import WITHOUT_EXCLUSION
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.fit import WITHOUT_EXCLUSION
-from gammapy_accmaker.products.io import read_model_file, write_model_file
-from gammapy_accmaker.reduction.exclusion import Exclusion
+from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
 
 CRAB = SkyCoord(83.633212345678912, 22.014712345678912, unit="deg")
 SITE = EarthLocation.from_geodetic(16.5 * u.deg, -23.27 * u.deg, 1800 * u.m)

@@ -7,9 +7,9 @@ import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, simulate_runs, true_rate
 
-from gammapy_accmaker.models.spline_fit import fit_spline
-from gammapy_accmaker.models.spline_rate import SplineRate
-from gammapy_accmaker.models.spline_run import fit_run
+from gammapy_accmaker.models.spline.adapt import fit_run
+from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.rate import SplineRate
 
 
 @pytest.mark.slow

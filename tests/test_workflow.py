@@ -20,8 +20,8 @@ from test_analysis import (
 )
 
 from gammapy_accmaker import AcceptanceWorkflow, AcceptanceWorkflowConfig
+from gammapy_accmaker.analysis.workflow import SUPPORTED
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.workflow import SUPPORTED
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs the workflow steps of gammapy >= 2.1")
 

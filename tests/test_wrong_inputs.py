@@ -28,9 +28,9 @@ from gammapy_accmaker import (
     match_observations,
     plan_groups,
 )
+from gammapy_accmaker.analysis.workflow import SUPPORTED
 from gammapy_accmaker.errors import AcceptanceError, InputError, NotFittedError
-from gammapy_accmaker.parallel import map_runs
-from gammapy_accmaker.workflow import SUPPORTED
+from gammapy_accmaker.utils.parallel import map_runs
 
 RADIAL = options("radial", "none")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gammapy_accmaker.binning import azimuth_sector
+from gammapy_accmaker.camera.bins import azimuth_sector
 from gammapy_accmaker.models.base import RateModel, goodness_of_parts, nested_arrays, nested_models
 from gammapy_accmaker.models.zenith import common_coverage
 

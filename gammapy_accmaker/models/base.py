@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.models.goodness import GoodnessOfFit
 from gammapy_accmaker.models.norm_energy import RunScatter
-from gammapy_accmaker.run_key import RunKey
+from gammapy_accmaker.utils.run_key import RunKey
 
 __all__ = [
     "MODEL_KINDS",

@@ -16,7 +16,7 @@ from scipy.interpolate import griddata
 from scipy.ndimage import uniform_filter1d
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.binning import FovBins, offset
+from gammapy_accmaker.camera.bins import FovBins, offset
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes

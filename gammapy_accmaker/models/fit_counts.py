@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
 
 __all__ = ["FitCounts", "add_up", "sum_counts"]
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from gammapy_accmaker.binning import FovBins, offset
-from gammapy_accmaker.models.stats import deviance_moments, deviance_p_value, poisson_deviance
+from gammapy_accmaker.camera.bins import FovBins, offset
+from gammapy_accmaker.utils.statistics import deviance_moments, deviance_p_value, poisson_deviance
 
 __all__ = [
     "GoodnessOfFit",

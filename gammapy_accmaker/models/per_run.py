@@ -6,7 +6,7 @@ import numpy as np
 
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel, goodness_of_parts, nested_arrays, nested_models
-from gammapy_accmaker.run_key import RunKey, label_array
+from gammapy_accmaker.utils.run_key import RunKey, label_array
 
 __all__ = ["ModelPerRun"]
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.binning import check_edges, offset
+from gammapy_accmaker.camera.bins import check_edges, offset
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 

@@ -1,1 +1,1 @@
-"""Products: a fitted model made into maps, IRFs and files."""
+"""Models in, maps, IRFs, cubes and pictures out."""

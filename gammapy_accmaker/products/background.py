@@ -16,10 +16,10 @@ from gammapy.maps import Geom, Map, RegionGeom, WcsGeom
 from regions import PointSkyRegion
 from scipy.ndimage import map_coordinates
 
-from gammapy_accmaker.binning import energy_edges_from_axis
+from gammapy_accmaker.camera.bins import energy_edges_from_axis
+from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE, FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.reduction.fov import MAX_ZENITH_CHANGE, FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 
 __all__ = [
     "check_geom",

@@ -11,7 +11,7 @@ import numpy as np
 from gammapy.maps import Map, MapAxis, WcsGeom
 from scipy.ndimage import gaussian_filter
 
-from gammapy_accmaker.binning import offset
+from gammapy_accmaker.camera.bins import offset
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts

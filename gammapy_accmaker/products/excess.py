@@ -11,9 +11,9 @@ from regions import CircleSkyRegion
 from scipy.ndimage import label
 from scipy.special import xlogy
 
+from gammapy_accmaker.camera.track import vectors_to_lonlat
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, SkyStack, disc_sums
-from gammapy_accmaker.reduction.fov import vectors_to_lonlat
 
 __all__ = ["excess_regions", "find_excess", "significance_map"]
 

@@ -14,12 +14,12 @@ from gammapy.irf import Background2D, Background3D, FoVAlignment
 from gammapy.maps import MapAxis
 from scipy.interpolate import interp1d
 
-from gammapy_accmaker.arguments import check_choice
-from gammapy_accmaker.binning import offset
+from gammapy_accmaker.camera.bins import offset
+from gammapy_accmaker.camera.track import FovTrack, unit_vectors
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import polar_average, rate_nodes, read_polar
-from gammapy_accmaker.reduction.fov import FovTrack, unit_vectors
+from gammapy_accmaker.utils.arguments import check_choice
 
 __all__ = ["RATE_UNIT", "make_background_irf", "make_mean_irf"]
 

@@ -6,11 +6,11 @@ import astropy.units as u
 import numpy as np
 from gammapy.maps import Map
 
-from gammapy_accmaker.binning import energy_edges_from_axis
+from gammapy_accmaker.camera.bins import energy_edges_from_axis
+from gammapy_accmaker.camera.track import FovTrack, unit_vectors
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import check_geom, expected_counts
-from gammapy_accmaker.reduction.fov import FovTrack, unit_vectors
 
 __all__ = ["make_rad_max_background", "rad_max_radii"]
 

@@ -10,11 +10,11 @@ from astropy.coordinates import EarthLocation, SkyCoord
 from gammapy.maps import Map, MapAxis, WcsGeom
 from scipy.signal import fftconvolve
 
+from gammapy_accmaker.data.counts import in_good_time, observation_track
+from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.site import pointing_icrs
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
-from gammapy_accmaker.reduction.counts import in_good_time, observation_track
-from gammapy_accmaker.reduction.exclusion import Exclusion
-from gammapy_accmaker.reduction.site import pointing_icrs
 
 __all__ = ["SkyField", "SkyStack", "disc_sums", "fill_sky"]
 
@@ -131,7 +131,7 @@ def fill_sky(
     Parameters
     ----------
     observation : `~gammapy.data.Observation`
-    track : `~gammapy_accmaker.reduction.fov.FovTrack`
+    track : `~gammapy_accmaker.camera.track.FovTrack`
         Of the run, in the alignment of the model.
     model : `RateModel`
         Acceptance, adapted to the run.

@@ -6,11 +6,11 @@ import astropy.units as u
 import numpy as np
 from gammapy.utils.pbar import progress_bar
 
-from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.acceptance.fit import fit_runs
+from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.fit import fit_runs
-from gammapy_accmaker.reduction.observations import as_observations
-from gammapy_accmaker.runs import make_bins, make_exclusion, reduce_observations
 
 __all__ = ["bootstrap_error"]
 

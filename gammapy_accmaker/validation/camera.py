@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gammapy_accmaker.binning import FovBins
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.camera.track import FovTrack
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import run_slices
-from gammapy_accmaker.reduction.fov import FovTrack
 
 __all__ = ["expected_in_camera"]
 

@@ -17,18 +17,18 @@ from astropy.table import Table
 from gammapy.data import EventList
 from gammapy.utils.pbar import progress_bar
 
-from gammapy_accmaker.arguments import check_whole
-from gammapy_accmaker.binning import FovBins, as_edges, as_number, offset
-from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.acceptance.fit import adapt_to_run, fit_runs, warn_of_covariates
+from gammapy_accmaker.acceptance.reduction import by_place, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.camera.bins import FovBins, as_edges, as_number, offset
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.data.counts import CountsBins
+from gammapy_accmaker.data.files import find_unreadable
+from gammapy_accmaker.data.notes import warn_of_notes
+from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.fit import adapt_to_run, fit_runs, warn_of_covariates
-from gammapy_accmaker.models.stats import free_norm_log_likelihood
-from gammapy_accmaker.reduction.counts import CountsBins
-from gammapy_accmaker.reduction.observations import as_observations
-from gammapy_accmaker.reduction.run_notes import warn_of_notes
-from gammapy_accmaker.run_files import find_unreadable
-from gammapy_accmaker.run_key import label_array, run_label, run_names
-from gammapy_accmaker.runs import by_place, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.utils.arguments import check_whole
+from gammapy_accmaker.utils.run_key import label_array, run_label, run_names
+from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_significance
 from gammapy_accmaker.validation.sky import make_sky_stack, sky_significance
 

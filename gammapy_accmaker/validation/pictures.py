@@ -11,7 +11,7 @@ import numpy as np
 from astropy.table import Table
 from gammapy.maps import Map
 
-from gammapy_accmaker.binning import FovBins, offset
+from gammapy_accmaker.camera.bins import FovBins, offset
 from gammapy_accmaker.models.base import RateModel
 
 __all__ = [

@@ -9,12 +9,12 @@ from string import Template
 import astropy.units as u
 import numpy as np
 
-from gammapy_accmaker.acceptance import AcceptanceModel
-from gammapy_accmaker.binning import as_edges
+from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
+from gammapy_accmaker.acceptance.model import AcceptanceModel
+from gammapy_accmaker.camera.bins import as_edges
+from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.files import as_path, write_atomically
-from gammapy_accmaker.maker import AcceptanceBackgroundMaker
-from gammapy_accmaker.reduction.observations import as_observations
+from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.validation import report_runs, report_sections
 from gammapy_accmaker.validation.cross_validation import cross_validate
 from gammapy_accmaker.validation.html import escape

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from astropy.table import Table
 
-from gammapy_accmaker.fit import run_keys
+from gammapy_accmaker.acceptance.fit import run_keys
+from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.models.goodness import describe_goodness
-from gammapy_accmaker.run_key import find_runs
-from gammapy_accmaker.run_table import RUN_COLUMNS
+from gammapy_accmaker.utils.run_key import find_runs
 from gammapy_accmaker.validation.html import facts, folded, gallery, paragraph, picture, section, table
 from gammapy_accmaker.validation.pictures import LABELS, OUTLIER, plot_run_effect, run_outliers
 

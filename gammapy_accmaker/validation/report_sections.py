@@ -8,12 +8,12 @@ from collections import Counter
 
 import numpy as np
 
-from gammapy_accmaker.acceptance import WITHOUT_EXCLUSION
-from gammapy_accmaker.config import AcceptanceConfig
-from gammapy_accmaker.fit import run_keys
+from gammapy_accmaker.acceptance.fit import run_keys
+from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.products.plots import plot_radial
-from gammapy_accmaker.reduction.exclusion import Exclusion
-from gammapy_accmaker.run_key import find_runs
+from gammapy_accmaker.utils.run_key import find_runs
 from gammapy_accmaker.validation.html import folded, gallery, listing, paragraph, picture, section, table
 from gammapy_accmaker.validation.pictures import (
     plot_camera_residuals,

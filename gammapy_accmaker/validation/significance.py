@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gammapy_accmaker.models.stats import poisson_pulls
 from gammapy_accmaker.products.sky_stack import disc_sums
+from gammapy_accmaker.utils.statistics import poisson_pulls
 
 __all__ = ["DISC_RADIUS", "disc_scores", "disc_significance"]
 

@@ -6,9 +6,9 @@ import astropy.units as u
 import numpy as np
 from gammapy.maps import Map
 
-from gammapy_accmaker.config import AcceptanceConfig
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.products.sky_stack import SkyField, SkyStack
-from gammapy_accmaker.reduction.exclusion import Exclusion
 from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores, disc_significance
 
 __all__ = ["make_sky_stack", "score_image", "sky_significance", "whole_discs"]

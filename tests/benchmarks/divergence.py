@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from gammapy_accmaker import AcceptanceBackgroundMaker
-from gammapy_accmaker.binning import FovBins
-from gammapy_accmaker.demo import BackgroundTruth, simulate_data_store
-from gammapy_accmaker.reduction.counts import observation_track
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.data.counts import observation_track
+from gammapy_accmaker.simulation.store import BackgroundTruth, simulate_data_store
 from gammapy_accmaker.validation.camera import expected_in_camera
 
 N_TEST = 10

@@ -30,11 +30,11 @@ from scipy.sparse import csr_array
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from gammapy_accmaker import AcceptanceConfig, fit_acceptance  # noqa: E402
-from gammapy_accmaker.demo_truth import BackgroundTruth  # noqa: E402
-from gammapy_accmaker.fit import fit_runs, make_run_table  # noqa: E402
-from gammapy_accmaker.reduction.counts import RunCounts  # noqa: E402
-from gammapy_accmaker.run_key import RunKey
-from gammapy_accmaker.runs import make_bins  # noqa: E402
+from gammapy_accmaker.acceptance.fit import fit_runs, make_run_table  # noqa: E402
+from gammapy_accmaker.acceptance.reduction import make_bins  # noqa: E402
+from gammapy_accmaker.data.counts import RunCounts  # noqa: E402
+from gammapy_accmaker.simulation.truth import BackgroundTruth  # noqa: E402
+from gammapy_accmaker.utils.run_key import RunKey
 
 CONFIGS = {
     "spline": {},

@@ -1,0 +1,485 @@
+"""Configuration + observations -> `AcceptanceModel`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import astropy.units as u
+import numpy as np
+from astropy.table import Table, vstack
+
+from gammapy_accmaker.acceptance.fit_groups import fit_groups
+from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
+from gammapy_accmaker.acceptance.plan import GroupPlan, make_plan, warn_missed
+from gammapy_accmaker.acceptance.reduction import by_place, in_own_order, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
+from gammapy_accmaker.acceptance.search import fit_until_stable
+from gammapy_accmaker.camera.bins import merge_bins
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.config.options_model import SplineOptions
+from gammapy_accmaker.data.counts import CountsBins, RunCounts
+from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.notes import warn_of_notes
+from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.base import RateModel, ScaledModel
+from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
+from gammapy_accmaker.models.fit_counts import add_up, sum_counts
+from gammapy_accmaker.models.goodness import describe_goodness, group_scores
+from gammapy_accmaker.models.norm_energy import (
+    NO_ENERGIES,
+    RunScatter,
+    choose_energies,
+    energies_between,
+    find_scatter,
+    given_energies,
+    late_flags,
+    norm_spread,
+)
+from gammapy_accmaker.models.parametric.fit import fit_parametric
+from gammapy_accmaker.models.parametric.model import ParametricModel
+from gammapy_accmaker.models.spline.adapt import NOT_CONVERGED, POOR_FIT, fit_run
+from gammapy_accmaker.models.spline.effects import RunEffect
+from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.rate import SplineRate
+from gammapy_accmaker.utils.arguments import check_kind
+from gammapy_accmaker.utils.parallel import make_starmap
+from gammapy_accmaker.utils.run_key import RunKey, label_array, run_names
+
+__all__ = [
+    "adapt_to_run",
+    "fit_acceptance",
+    "fit_runs",
+    "is_grouped",
+    "make_run_table",
+    "run_keys",
+    "stack_run_tables",
+    "say_without_exclusion",
+    "warn_of_covariates",
+    "warn_outside_zenith",
+]
+
+log = logging.getLogger(__name__)
+
+ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
+NAMED = 5  # runs in a warning
+DEFAULT_COVARIATES = SplineOptions().covariates
+
+
+def fit_acceptance(
+    observations,
+    config=None,
+    *,
+    exclusion=None,
+    n_jobs=None,
+    parallel_backend=None,
+    plan=None,
+    cache=None,
+    on_error="skip",
+) -> AcceptanceModel:
+    """Fit an acceptance model to observations.
+
+    Parameters
+    ----------
+    observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
+        ON or OFF observations. One that cannot be used is left out, named in a warning and listed in the run table. Each
+        entry of the list is a run with effects of its own: observation numbers may repeat, be missing or be text. So are the
+        pieces that gammapy's ``select_time`` makes of a run; where they are to share its effects, give the run as a whole (its
+        good time intervals may have gaps, and within it the rate follows the zenith angle).
+    config : `AcceptanceConfig` or dict, optional
+        Options; their defaults where it is None.
+    exclusion : sky region, region file, mask map, or a list of these, optional
+        Left out of the fit, in addition to the exclusion of the configuration.
+    n_jobs : int, optional
+        Processes that reduce the observations and fit the spline model; gammapy's default. The answer is the same.
+    parallel_backend : {"multiprocessing", "ray"}, optional
+        gammapy's default.
+    plan : `GroupPlan`, optional
+        From `plan_groups` of the same observations and options; made anew by default.
+    cache : str or `~pathlib.Path`, optional
+        Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
+    on_error : {"skip", "raise"}
+        Whether a run that cannot be used is left out, or ends the fit at once.
+
+    Returns
+    -------
+    model : `AcceptanceModel`
+
+    Raises
+    ------
+    InputError
+        Without observations, where none can be used, or for a plan of other observations.
+    ObservationError
+        With ``on_error="raise"``, for the first run that cannot be used.
+    """
+    config = AcceptanceConfig.coerce(config)
+    if config.matching is not None:
+        raise InputError(
+            "matching: it needs ON and OFF runs; call AcceptanceBackgroundMaker(config).fit(on, off_observations=off)"
+        )
+    if plan is not None:
+        check_kind(plan, GroupPlan, "plan", "a GroupPlan of `plan_groups`")
+    if plan is not None and not is_grouped(config):
+        raise InputError("plan: got one, but the configuration pools all runs; set zenith or azimuth to one with bins")
+    observations = as_observations(observations)
+    bins = make_bins(config)
+    excluded = make_exclusion(config, exclusion)
+    say_without_exclusion(config, excluded)
+
+    warned = False
+
+    def fit(exclusion):
+        nonlocal warned
+        runs, failures = reduce_observations(
+            observations, bins, config, exclusion, n_jobs, parallel_backend, cache=cache, on_error=on_error
+        )
+        if not warned:  # the search for sources comes here again
+            warn_of_notes(runs, config.offset_max.deg)
+            warn_of_covariates(runs, config)
+            warned = True
+        return _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend)
+
+    if config.exclusion.iterative is not None:
+        return fit_until_stable(fit, observations, config, excluded)
+    return fit(excluded)[0]
+
+
+def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
+    """One warning where a fit does not describe its own counts over field of view and energy."""
+    if any(fit.is_poor for fit in rate_model.goodness):
+        remedy = "use another function, or the model 'radial', 'grid' or 'spline'"
+        if config.model.type != "parametric":
+            remedy = "use finer offset_bins and fit_energy, or the model 'spline'"
+        log.warning(
+            f"model: {config.model.type} does not describe the counts; {describe_goodness(rate_model.goodness)}; {remedy}"
+        )
+
+
+def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> None:
+    """One warning where a fit leaves no part of the sky out."""
+    options = config.exclusion
+    if exclusion.is_empty and options.iterative is None and options.wobble_half is False:
+        log.warning(
+            f"exclusion: nothing is excluded: {WITHOUT_EXCLUSION}, in the fit and in the effects of each run; give their "
+            "regions as `exclusion`, or set `exclusion: {iterative: {}}` to look for them. Runs on fields without sources need none."
+        )
+
+
+def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) -> None:
+    """One warning for each keyword that the model is to follow and that reduced runs lack."""
+    if config.model.type != "spline":
+        return
+    names = run_names(slices[0].obs_id for slices in runs)
+    for name in dict.fromkeys(config.model.covariates):
+        lacking = [run for run, slices in zip(names, runs, strict=True) if name not in slices[0].covariates]
+        if not lacking:
+            continue
+        some = ", ".join(map(str, lacking[:NAMED])) + (", ..." if len(lacking) > NAMED else "")
+        what = f"model.covariates: {name} is missing from the event header, or is no number there,"
+        if len(lacking) < len(runs):
+            log.warning(
+                f"{what} of {len(lacking)} of {len(runs)} runs ({some}): they count as the mean of the others, so that their "
+                "norm and energy scale follow from their events alone; fill it in, or leave it out"
+            )
+        else:  # that of the default is one of H.E.S.S.
+            level = logging.INFO if name in DEFAULT_COVARIATES else logging.WARNING
+            log.log(level, f"{what} of all {len(runs)} runs, and the model does not follow it; correct or leave it out")
+
+
+def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend):
+    """The fit of reduced runs, and the model adapted to each of them where that is needed, by place in the list."""
+    if not runs:
+        reasons = "; ".join(str(left_out) for left_out in list(failures.values())[:5])
+        raise InputError(f"observations: none of the {len(failures)} can be used ({reasons})")
+    if plan is None and is_grouped(config):
+        plan = make_plan(runs, config)
+        warn_missed(plan, config)
+    rate_model = fit_runs(runs, bins, config, plan, n_jobs=n_jobs, parallel_backend=parallel_backend)
+    log.info(f"zenith: {rate_model.describe_zenith()}")
+    warn_of_poor_fit(rate_model, config)
+    adapted = {}
+    if config.exclusion.iterative is not None:
+        adapted = {
+            place: adapt_to_run(rate_model, bins, slices, config)[0]
+            for place, slices in by_place(runs, failures).items()
+        }
+    run_table = make_run_table(rate_model, bins, runs, failures, config)
+    fit_counts = sum_counts([part for slices in in_own_order(runs) for part in slices], bins.energy_edges, bins.fov)
+    parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": exclusion}
+    return AcceptanceModel(rate_model, config.without_files().to_yaml(), run_table, **parts), adapted
+
+
+def is_grouped(config: AcceptanceConfig) -> bool:
+    """Whether runs are pooled in bins of zenith or azimuth."""
+    return config.zenith_bins is not None or config.azimuth.type != "none"
+
+
+def fit_runs(
+    runs: list[list[RunCounts]],
+    bins: CountsBins,
+    config: AcceptanceConfig,
+    plan: GroupPlan | None = None,
+    *,
+    n_jobs: int | None = None,
+    parallel_backend: str | None = None,
+) -> RateModel:
+    """Model fitted to reduced runs, each a list of slices, in the groups of a plan, which is made of them by default."""
+    if config.model.type == "spline":
+        return _fit_spline(runs, bins, config, make_starmap(n_jobs, parallel_backend, "Fit of the spline model"))
+    runs = in_own_order(runs)
+    profile_edges = make_profile_edges(runs, bins, config)
+    if is_grouped(config):
+        plan = make_plan(runs, config) if plan is None else plan
+        return fit_groups(runs, plan, config, lambda group: _fit_binned(group, bins, config, profile_edges))
+    return _fit_binned(runs, bins, config, profile_edges)
+
+
+def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricModel:
+    whole = [part for slices in runs for part in slices]  # one slice a run
+    exposure = np.array([run.exposure for run in whole])
+    norms = np.ones(len(whole))
+    spectra = np.array([np.asarray(run.counts.sum(1)).ravel() for run in whole])
+    scatter = find_scatter(spectra, np.log(bins.energy_edges))
+    if config.run_effects.type == "norm":
+        # of one range for all runs, or the rates that they share would not be comparable
+        energies = _norm_energies([scatter], np.zeros(len(bins.energy_edges) - 1), bins, config)
+        used = energies_between(bins.energy_edges, energies)
+        norms = fit_run_norms(np.array([used @ run.counts for run in whole]), exposure)
+        scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
+    summed = add_up(whole), norms @ exposure, bins.energy_edges, bins.fov
+    if config.model.type != "parametric":
+        model = fit_binned(*summed, profile_edges=profile_edges)
+    else:
+        model = _fit_parametric(summed, config, profile_edges)
+    if isinstance(config.fit_energy, u.Quantity) and profile_edges is not None:
+        # the bins that were asked for are those of the fit; within them events were counted finely
+        model = model.in_bins(profile_edges)
+    return replace(model, run_scatter=scatter)
+
+
+def _fit_parametric(summed, config, profile_edges):
+    return fit_parametric(
+        *summed,
+        config.model.function,
+        parameters=config.model.given_parameters(),
+        shared=tuple(config.model.shared),
+        on_failure=config.model.on_failure,
+        profile_edges=profile_edges,
+    )
+
+
+def _given_energies(config):
+    given = config.run_effects.norm_energy
+    return None if given is None else tuple(given.to_value("TeV").tolist())
+
+
+def _norm_energies(
+    scatter: list[RunScatter], counts: np.ndarray, bins: CountsBins, config: AcceptanceConfig
+) -> tuple[float, float]:
+    """Energies in TeV over which the norm of a run with these counts by energy is fitted: as configured, or chosen."""
+    given = _given_energies(config)
+    if given is not None:
+        return given_energies(bins.energy_edges, *given)
+    return choose_energies(scatter, counts, bins.energy_edges)
+
+
+def make_profile_edges(runs, bins, config) -> np.ndarray | None:
+    """Energy edges in TeV between which bins share a profile over the field; None where each has its own.
+
+    They are those of ``fit_energy``, or what its adaptive bins become with the counts of all runs.
+    """
+    if isinstance(config.fit_energy, u.Quantity):
+        edges = config.fit_energy.to_value("TeV")
+        return edges if len(edges) < len(bins.energy_edges) else None
+    if config.fit_energy is None:
+        return None
+    counts = add_up(part for slices in runs for part in slices)
+    return merge_bins(counts.sum(1), bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
+
+
+def _fit_spline(runs, bins, config, starmap) -> SplineRate:
+    inside = bins.inside
+    model = fit_spline(
+        ([_of_pixels(part, inside) for part in slices] for slices in runs),
+        bins.energy_edges,
+        *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
+        run_effects=config.run_effects.type,
+        gradient=config.run_effects.gradient,
+        norm_energy=_given_energies(config),
+        zenith=config.zenith.type == "continuous",
+        covariates=tuple(
+            name for name in dict.fromkeys(config.model.covariates) if any(name in run[0].covariates for run in runs)
+        ),
+        starmap=starmap,
+    )
+    rate_model = SplineRate(model)
+    if rate_model.not_converged:
+        log.warning(f"model: {rate_model.not_converged}")
+    return rate_model
+
+
+def _of_pixels(part, inside):
+    return replace(part, counts=part.counts[:, inside], exposure=part.exposure[inside])
+
+
+def adapt_to_run(
+    rate_model: RateModel,
+    bins: CountsBins,
+    slices: list[RunCounts],
+    config: AcceptanceConfig,
+    effect: RunEffect | None = None,
+) -> tuple[RateModel, dict]:
+    """The model with the effects of a run, and these effects as columns of the run table.
+
+    ``effect``: of a spline model, where it is known already.
+    """
+    kind = config.run_effects.type
+    if isinstance(rate_model, SplineRate):
+        model, inside = rate_model.model, bins.inside
+        if effect is None:
+            parts = [_of_pixels(part, inside) for part in slices]
+            effect = fit_run(
+                model,
+                parts,
+                kind=kind,
+                min_counts=config.run_effects.min_counts,
+                norm_energy=_given_energies(config),
+            )
+        row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
+        # what the covariates of the run foretell of its energy scale, and what its events add
+        row |= {
+            "SHIFT": effect.scaling + effect.shift,
+            "SHIFT_ERR": effect.shift_error,
+            "DEVIANCE": np.max(effect.deviance, initial=0.0),
+        }
+        row |= {"FLAG": "; ".join(effect.flags), "NORM_EMIN": effect.norm_energy[0], "NORM_EMAX": effect.norm_energy[1]}
+        return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row
+    in_bins = rate_model.expected_counts(slices, bins.energy_edges, bins.fov)
+    expected, counted = in_bins.sum(1), add_up(slices)
+    counts = counted.sum(1)
+    norm, error, energies, flags = 1.0, 0.0, NO_ENERGIES, []
+    if kind == "norm":
+        scatter = [s for part in slices for s in rate_model.at_azimuth(part.azimuth).run_scatter_at(part.cos_zenith)]
+        # a model that was made elsewhere knows of no runs, but it has a threshold as well
+        scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
+        energies = _norm_energies(scatter, counts, bins, config)
+        if config.run_effects.norm_energy is None:
+            flags += late_flags(energies, scatter, bins.energy_edges)
+        used = energies_between(bins.energy_edges, energies) & (counts >= config.run_effects.min_counts)
+        total = expected[used].sum()
+        if total > 0 and counts[used].any():
+            norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
+        else:
+            error = max(s.norm_spread for s in scatter)
+            flags.append("no counts for the norm")
+    # below the energies of the norm runs have thresholds of their own; what has no exposure was not seen
+    judged = slice(None)
+    if kind == "norm" and used.any():
+        judged = slice(np.flatnonzero(used)[0], np.flatnonzero(used)[-1] + 1)
+    edges = bins.energy_edges[judged.start : None if judged.stop is None else judged.stop + 1]
+    score = group_scores(np.where(in_bins > 0, counted, 0)[judged], norm * in_bins[judged], edges, bins.fov)
+    if score.max() > POOR_FIT:
+        flags.append("poor fit")
+    if any(fit.is_poor for part in slices for fit in rate_model.at_azimuth(part.azimuth).goodness_at(part.cos_zenith)):
+        flags.append("poor fit of the model")
+    row = {"EXPECTED": norm * expected.sum(), "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0}
+    row |= {"DEVIANCE": score.max(), "FLAG": "; ".join(flags), "NORM_EMIN": energies[0], "NORM_EMAX": energies[1]}
+    return ScaledModel(rate_model, norm, error), row
+
+
+def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int | str, float]) -> None:
+    """One warning that names the runs whose mean cos zenith is outside of what the model was trained for."""
+    if rate_model.zenith_range is None:
+        return
+    low, high = rate_model.zenith_range
+    outside = {k: z for k, z in cos_zenith.items() if np.isfinite(z) and not low - ROUNDING <= z <= high + ROUNDING}
+    if outside:
+        named = ", ".join(f"{name} ({z:.3f})" for name, z in outside.items())
+        log.warning(
+            f"cos zenith of runs outside of the trained range, {low:.3f} to {high:.3f}: {named}; they take the rate at its end"
+        )
+
+
+def _mean_cos_zenith(slices):
+    return float(np.average([part.cos_zenith for part in slices], weights=[part.ontime for part in slices]))
+
+
+def _mean_azimuth(slices):
+    if len(slices) == 1:
+        return slices[0].azimuth
+    around = sum(part.ontime * np.exp(1j * np.radians(part.azimuth)) for part in slices)
+    return float(np.degrees(np.angle(around)) % 360)
+
+
+def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=None) -> Table:
+    """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out.
+
+    ``runs`` and ``failures`` are those of `reduce_observations`; the rows are in the order of the observations. ``models``: of
+    each of the runs, where they differ.
+    """
+    used = by_place(runs, failures)
+    labels = {place: slices[0].obs_id for place, slices in used.items()}
+    labels |= {place: left_out.obs_id for place, left_out in failures.items()}
+    names = dict(zip(sorted(labels), run_names(labels[place] for place in sorted(labels)), strict=True))
+    warn_outside_zenith(rate_model, {names[place]: _mean_cos_zenith(slices) for place, slices in used.items()})
+    effects = [None] * len(runs)
+    if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
+        effects = rate_model.model.effects
+    models = [rate_model] * len(runs) if models is None else models
+    rows, outside = {}, {}
+    for (place, slices), model, effect in zip(used.items(), models, effects, strict=True):
+        _, of_run = adapt_to_run(model, bins, slices, config, effect)
+        limits = config.run_effects.norm_limits
+        if limits is not None and not limits[0] <= of_run["NORM"] <= limits[1]:
+            outside[names[place]] = of_run["NORM"]
+            flag = f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]"
+            of_run["FLAG"] = "; ".join(filter(None, (of_run["FLAG"], flag)))
+        first, ontime = slices[0], [part.ontime for part in slices]
+        rows[place] = {
+            "ROLE": role, "USED": True, "ONTIME": sum(ontime), "LIVETIME": sum(p.livetime for p in slices),
+            "ZENITH": np.degrees(np.arccos(np.clip(_mean_cos_zenith(slices), -1, 1))), "AZIMUTH": _mean_azimuth(slices), "MJD": np.average([part.mjd for part in slices], weights=ontime),
+            "COUNTS": int(sum(part.counts.sum() for part in slices)),
+            "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **of_run,
+            "START": first.key.start, "RA": first.key.pointing[0], "DEC": first.key.pointing[1],
+        }  # fmt: skip
+    if outside:
+        named = ", ".join(f"{name} ({norm:.3g})" for name, norm in outside.items())
+        log.warning(
+            f"the norms of {len(outside)} of {len(runs)} runs lie outside of {list(limits)} and are kept: {named}"
+        )
+    swinging = [str(names[place]) for place, row in rows.items() if NOT_CONVERGED in row["FLAG"]]
+    if swinging:
+        log.warning(
+            f"the effects of {len(swinging)} of {len(runs)} runs did not converge: {', '.join(swinging)}; look at their residuals, or "
+            "use run_effects 'norm' or 'none'"
+        )
+    unknown = {
+        name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")
+    }
+    for place, left_out in failures.items():
+        rows[place] = {"ROLE": role, "USED": False, "COUNTS": 0, "DROPPED": 0, "FLAG": left_out.reason, **unknown}
+    units = {name: column.unit for name, column in RUN_COLUMNS.items() if column.unit}
+    table = Table(rows=[rows[place] for place in sorted(rows)], names=[*RUN_COLUMNS][1:], units=units)
+    table.add_column(label_array(labels[place] for place in sorted(rows)), name="OBS_ID", index=0)
+    return table
+
+
+def run_keys(run_table: Table) -> list[RunKey]:
+    """What the runs of a table are recognised by; tables of older files have the numbers alone."""
+    labels = run_table["OBS_ID"].tolist()
+    if not {"START", "RA", "DEC"} <= set(run_table.colnames):
+        return [RunKey(label) for label in labels]
+    start, ra, dec = (run_table[name].tolist() for name in ("START", "RA", "DEC"))
+    return [RunKey(label, s, (a, d)) for label, s, a, d in zip(labels, start, ra, dec, strict=True)]
+
+
+def stack_run_tables(tables: list[Table]) -> Table:
+    """Run tables one below the other; the labels of their runs are text where one of them has text."""
+    labels = label_array(label for table in tables for label in table["OBS_ID"].tolist())
+    tables = [table.copy() for table in tables]
+    for table in tables:
+        table.remove_column("OBS_ID")
+    stacked = vstack(tables)
+    stacked.add_column(labels, name="OBS_ID", index=0)
+    return stacked

@@ -1,0 +1,405 @@
+"""`AcceptanceBackgroundMaker`: the acceptance in gammapy's chain of makers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
+from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
+from gammapy.maps import Map, RegionGeom
+from gammapy.modeling import Fit
+from gammapy.modeling.models import GaussianPrior
+from regions import PointSkyRegion
+
+from gammapy_accmaker.acceptance.fit import (
+    adapt_to_run,
+    fit_acceptance,
+    make_run_table,
+    stack_run_tables,
+    warn_of_covariates,
+    warn_outside_zenith,
+)
+from gammapy_accmaker.acceptance.matched import fit_matched
+from gammapy_accmaker.acceptance.model import AcceptanceModel
+from gammapy_accmaker.acceptance.reduction import (
+    make_bins,
+    make_exclusion,
+    recognise,
+    reduce_observations,
+    reduce_one,
+    run_exclusion,
+)
+from gammapy_accmaker.camera.bins import energy_edges_from_axis
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.data.counts import check_zenith, observation_track
+from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.files import check_files
+from gammapy_accmaker.data.notes import warn_of_notes
+from gammapy_accmaker.data.observations import as_observations, check_observation
+from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
+from gammapy_accmaker.models.base import RateModel, ScaledModel
+from gammapy_accmaker.models.spline.adapt import NOT_CONVERGED
+from gammapy_accmaker.models.spline.rate import SplineRate
+from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
+from gammapy_accmaker.products.irf import make_background_irf
+from gammapy_accmaker.products.rad_max import make_rad_max_background
+from gammapy_accmaker.utils.run_key import run_label
+
+__all__ = ["AcceptanceBackgroundMaker"]
+
+log = logging.getLogger(__name__)
+
+
+class AcceptanceBackgroundMaker(Maker):
+    """Fill the background of datasets from an acceptance model fitted to observations.
+
+    In a chain it stands behind `~gammapy.makers.SafeMaskMaker`. A background that the dataset has already is replaced.
+
+    Parameters
+    ----------
+    config : `AcceptanceConfig` or dict, optional
+        Options. Default: those of ``model``, or the defaults of `AcceptanceConfig`.
+    model : `AcceptanceModel`, optional
+        A model made earlier; without one, call `fit`.
+    exclusion : sky region, region file, mask map, or a list of these, optional
+        Sky positions left out of fit, run effects and renormalisation, in addition to those of the configuration and to
+        those that the fit of ``model`` left out. A mask is False where excluded.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceBackgroundMaker
+    >>> maker = AcceptanceBackgroundMaker({"model": {"type": "grid"}}, exclusion="sources.reg")  # doctest: +SKIP
+    >>> maker.fit(observations)  # doctest: +SKIP
+    >>> makers = [MapDatasetMaker(selection=["counts", "exposure", "psf", "edisp"]), maker]  # doctest: +SKIP
+    >>> datasets = DatasetsMaker(makers, stack_datasets=False).run(reference, observations)  # doctest: +SKIP
+    """
+
+    tag = "AcceptanceBackgroundMaker"
+
+    def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None):
+        self._model = None if model is None else _checked_model(model)
+        if config is None and model is not None:
+            config = AcceptanceConfig.from_yaml(model.config)
+        self.config = AcceptanceConfig.coerce(config)
+        self._read_covariates()
+        self._given = make_exclusion(self.config, exclusion)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a model, fitted or given."""
+        return self._model is not None
+
+    @property
+    def model(self) -> AcceptanceModel:
+        """The fitted model; a `NotFittedError` says what to call where there is none yet."""
+        if self._model is None:
+            raise NotFittedError(
+                "there is no model yet: call `maker.fit(observations)` first, or pass "
+                "`model=AcceptanceModel.read(path)` when the maker is made"
+            )
+        return self._model
+
+    @model.setter
+    def model(self, model):
+        self._model = _checked_model(model)
+        self._read_covariates()
+
+    def _read_covariates(self):
+        """Of a run all is read that the model follows, whatever else was asked for."""
+        if self._model is not None and self.config.model.type == "spline":
+            names = dict.fromkeys((*self.config.model.covariates, *self._model.rate_model.covariate_names))
+            options = self.config.model.model_copy(update={"covariates": [*names]})
+            self.config = self.config.model_copy(update={"model": options})
+
+    def fit(
+        self,
+        observations,
+        off_observations=None,
+        n_jobs=None,
+        parallel_backend=None,
+        *,
+        matches=None,
+        cache=None,
+        on_error="skip",
+    ) -> AcceptanceBackgroundMaker:
+        """Fit the model.
+
+        Parameters
+        ----------
+        observations : `~gammapy.data.Observations`
+            Observations whose background is wanted; the model is fitted to them, outside of the exclusion.
+        off_observations : `~gammapy.data.Observations`, optional
+            Where given, the model is fitted to these instead, and the run effects of both are in `run_table`. With
+            ``matching`` in the configuration a model for each ON run is fitted to the OFF runs that are matched to it.
+        n_jobs : int, optional
+            Processes that reduce the observations.
+        parallel_backend : {"multiprocessing", "ray"}, optional
+        matches : `~astropy.table.Table`, optional
+            OFF runs for each ON run from `match_observations`, in place of the ``matching`` of the configuration.
+        cache : str or `~pathlib.Path`, optional
+            Folder for the reduced runs. A run whose files and settings have not changed since is not read again.
+        on_error : {"skip", "raise"}
+            Whether a run that cannot be used is left out, or ends the fit at once.
+
+        Returns
+        -------
+        maker : `AcceptanceBackgroundMaker`
+            This maker, with `model` set.
+        """
+        matched = self.config.matching is not None or matches is not None
+        if off_observations is None and matched:
+            raise InputError("matching: it needs OFF runs; give them as `off_observations`, or leave `matching` null")
+        observations = as_observations(observations)
+        if off_observations is not None:
+            off_observations = as_observations(off_observations, "off_observations")
+        config = self.config.without_files()  # they were read when the maker was made
+        reading = {"n_jobs": n_jobs, "parallel_backend": parallel_backend, "cache": cache, "on_error": on_error}
+        if matched:
+            self.model = fit_matched(
+                observations, off_observations, config, exclusion=self.exclusion, matches=matches, **reading
+            )
+        else:
+            fitted = observations if off_observations is None else off_observations
+            self.model = fit_acceptance(fitted, config, exclusion=self.exclusion, **reading)
+            if off_observations is not None:
+                self._add_to_run_table(observations, reading)
+        return self
+
+    def _add_to_run_table(self, observations, reading):
+        """The effects of runs that the model was not fitted to."""
+        bins = make_bins(self.config)
+        runs, failures = reduce_observations(observations, bins, self.config, self.exclusion, **reading)
+        warn_of_notes(runs, self.config.offset_max.deg)
+        warn_of_covariates(runs, self.config)
+        table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
+        self.model = replace(self.model, run_table=stack_run_tables([self.model.run_table, table]))
+
+    @property
+    def found_regions(self):
+        """Circles around what an iterative exclusion found (list of `~regions.CircleSkyRegion`)."""
+        return self.model.found_regions
+
+    @property
+    def exclusion(self) -> Exclusion:
+        """All that is left out of a run's effects and of the renormalisation: what was given, and what the fit left out."""
+        if not self.is_fitted:
+            return self._given
+        return self._given.with_regions([self.model.exclusion, self.model.found_regions])
+
+    @property
+    def run_table(self):
+        """Run by run: exposure, counts, norm and its error, and why a run was left out (`~astropy.table.Table`).
+
+        What its columns hold, and over which bins: `gammapy_accmaker.acceptance.run_table`, or ``run_table.info("attributes")``.
+        """
+        return self.model.run_table
+
+    def adapt(self, observation) -> RateModel:
+        """The acceptance with the effects of one run, from the run's own unexcluded events."""
+        check_observation(observation)
+        rate_model = self.model.rate_model
+        if rate_model.differs_by_run:
+            rate_model = rate_model.for_run(recognise(observation, self.config))
+        if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
+            return ScaledModel(rate_model, 1.0)
+        bins = make_bins(self.config)
+        slices = reduce_one(observation, bins, self.config, self.exclusion)
+        adapted, row = adapt_to_run(rate_model, bins, slices, self.config)
+        if NOT_CONVERGED in row["FLAG"]:
+            log.warning(
+                f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its residuals, "
+                "or use run_effects 'norm' or 'none'"
+            )
+        return adapted
+
+    def make_irf(self, observation, fov_alignment=None):
+        """Background IRF of a run: time-averaged and adapted to it.
+
+        Parameters
+        ----------
+        observation : `~gammapy.data.Observation`
+        fov_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
+            Frame of the IRF; default: that of the model. A model in altaz can be averaged into the others.
+
+        Returns
+        -------
+        irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
+        """
+        irf, cos_zenith = self.make_irf_with_zenith(observation, fov_alignment)
+        self.warn_of_zenith({run_label(observation.obs_id): cos_zenith})
+        return irf
+
+    def make_irf_with_zenith(self, observation, fov_alignment=None):
+        """`make_irf` and the mean cos zenith of the run, of which nothing is said: for loops that warn once for all runs."""
+        adapted, track = self.adapt(observation), self._track(observation)
+        irf = make_background_irf(
+            adapted, track, self.config.fov_alignment, self.config.time_step_seconds, fov_alignment
+        )
+        return irf, track.mean_cos_zenith
+
+    def warn_of_zenith(self, cos_zenith: dict[int, float]) -> None:
+        """One warning for runs whose mean cos zenith, by their numbers, is outside of what the model was trained for."""
+        warn_outside_zenith(self.model.rate_model, cos_zenith)
+
+    def make_background(self, geom, observation) -> Map:
+        """Expected background counts of a run.
+
+        Parameters
+        ----------
+        geom : `~gammapy.maps.WcsGeom` or `~gammapy.maps.RegionGeom`
+            Geometry with the reconstructed energy axis "energy". Around a `~regions.PointSkyRegion` the background is counted
+            within the RAD_MAX of the observation at each energy, as gammapy counts its events there.
+        observation : `~gammapy.data.Observation`
+
+        Returns
+        -------
+        background : `~gammapy.maps.Map`
+            0 where the model has no coverage.
+
+        Raises
+        ------
+        InputError, ObservationError
+            Where the geometry or the observation cannot be used.
+        """
+        return self._background(self.adapt(observation), self._checked_track(observation), geom, observation)
+
+    def _background(self, model, track, geom, observation):
+        time_step = self.config.time_step_seconds
+        if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):
+            return make_rad_max_background(model, track, geom, observation, time_step)
+        return make_background_map(model, track, geom, time_step)
+
+    def make_background_error(self, geom, observation) -> Map:
+        """Standard deviation of each bin of `make_background`, from the fit and from the effects of the run."""
+        model, track = self.adapt(observation), self._track(observation)
+        return make_error_map(model, track, self._background(model, track, geom, observation))
+
+    def run(self, dataset, observation):
+        """Fill the background of a dataset.
+
+        Parameters
+        ----------
+        dataset : `~gammapy.datasets.MapDataset` or `~gammapy.datasets.SpectrumDataset`
+            It is not changed.
+        observation : `~gammapy.data.Observation`
+            Run of the dataset. One that cannot be used is named in a warning, and its dataset is masked.
+
+        Returns
+        -------
+        dataset : of the same type, or `~gammapy.datasets.MapDatasetOnOff` after a ring
+            Bins that the model does not cover are taken out of ``mask_safe``.
+        """
+        _ = self.model  # an error here is clearer than one about the dataset
+        self._check_dataset(dataset)
+        models = dataset.models
+        dataset = dataset.copy(name=dataset.name)
+        # a renormalisation changes the parameters of a background model that is there already
+        dataset.models = None if models is None else models.copy()
+        geom = dataset.counts.geom
+        try:
+            dataset.background = self.make_background(geom, observation)
+        except ObservationError as error:
+            log.warning(f"{error}. Its dataset {dataset.name} has no background and is masked.")
+            dataset.background = Map.from_geom(geom, unit="")
+        covered = (dataset.background.data > 0) & self._covers(dataset)[:, None, None]
+        if dataset.mask_safe is not None:
+            covered = covered & dataset.mask_safe.data
+        dataset.mask_safe = Map.from_geom(geom, data=covered)
+        if not covered.any():
+            return dataset
+        return self._renormalized(dataset, observation)
+
+    def _renormalized(self, dataset, observation):
+        options = self.config.renormalization
+        if options.type == "none":
+            return dataset
+        image = dataset.counts.geom.to_image()
+        exclusion = self.exclusion
+        if options.type == "fov":
+            # a ring around a position in the half with the source would find nothing in it
+            exclusion = run_exclusion(observation, self.config, exclusion)
+        excluded = exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
+        mask = Map.from_geom(image, data=~excluded)
+        if options.type == "fov":
+            maker = FoVBackgroundMaker(
+                method=options.method,
+                exclusion_mask=mask,
+                spectral_model=self._norm_model(options, observation),
+                spatial_model=options.spatial_model,
+                min_counts=options.min_counts,
+                min_npred_background=options.min_npred_background,
+                fit=Fit(**options.fit_options),
+            )
+            return maker.run(dataset, observation)
+        # the ring makers read their mask at the coordinates of the dataset, energy included
+        mask = Map.from_geom(dataset.counts.geom, data=np.broadcast_to(mask.data, dataset.counts.data.shape).copy())
+        given = options.model_dump(exclude={"type"})
+        cls = RingBackgroundMaker if options.type == "ring" else AdaptiveRingBackgroundMaker
+        return cls(exclusion_mask=mask, **given).run(dataset, observation)
+
+    def _norm_model(self, options, observation):
+        """Norm spectral model of the renormalisation, with the prior that the fit of the run leaves."""
+        model = options.spectral_model.copy()
+        if options.prior:
+            adapted = self.adapt(observation)
+            for name, mean, sigma in (("norm", 1, adapted.norm_spread), ("tilt", 0, adapted.tilt_spread)):
+                if name in model.parameters.names and np.isfinite(sigma) and sigma > 0:
+                    model.parameters[name].prior = GaussianPrior(mu=mean, sigma=sigma)
+        return model
+
+    def _check_dataset(self, dataset):
+        if not isinstance(dataset, MapDataset) or isinstance(dataset, (MapDatasetOnOff, SpectrumDatasetOnOff)):
+            raise InputError(
+                f"dataset: got {type(dataset).__name__}, but a MapDataset or SpectrumDataset is needed; "
+                "put this maker before any ring or reflected regions"
+            )
+        kind, geom = self.config.renormalization.type, dataset.counts.geom
+        if kind != "none" and geom.is_region:
+            raise InputError(
+                f"renormalization: got {kind!r} for a region, but it needs a map; use `renormalization: {{type: none}}`"
+            )
+        nbin = geom.axes["energy"].nbin
+        if kind in ("ring", "adaptive_ring") and nbin != 1:
+            raise InputError(
+                f"renormalization: {kind!r} needs a dataset with one energy bin, but got {nbin}; use one bin or `type: fov`"
+            )
+
+    def _covers(self, dataset):
+        """Whether each energy bin lies within the energies of the fit; one that sticks out is filled in part."""
+        edges, fit = energy_edges_from_axis(dataset.counts.geom.axes["energy"]), make_bins(self.config).energy_edges
+        inside = (edges[:-1] > fit[0] * (1 - 1e-6)) & (edges[1:] < fit[-1] * (1 + 1e-6))
+        if not inside.all():
+            log.warning(
+                f"{dataset.name}: {(~inside).sum()} of its {len(inside)} energy bins, {edges[0]:.3g} to {edges[-1]:.3g} TeV, "
+                f"reach beyond the model, {fit[0]:.3g} to {fit[-1]:.3g} TeV, and are masked"
+            )
+        return inside
+
+    def _track(self, observation):
+        check_files(observation)
+        location = self.config.observatory_location
+        track = observation_track(observation, self.config.fov_alignment, location)
+        if self.config.needs_zenith:
+            check_zenith(observation, track, location)
+        return track
+
+    def _checked_track(self, observation):
+        """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
+        track = self._track(observation)
+        self.warn_of_zenith({run_label(observation.obs_id): track.mean_cos_zenith})
+        return track
+
+    def __str__(self):
+        lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())
+        fitted = str(self.model).split("\n\n", 1)[1].strip() if self.is_fitted else "none yet: call fit"
+        return f"{type(self).__name__}\n{'-' * len(type(self).__name__)}\n\n{lines}\n\n  model: {fitted}\n"
+
+
+def _checked_model(model):
+    if not isinstance(model, AcceptanceModel):
+        raise InputError(
+            f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)"
+        )
+    return model

@@ -1,0 +1,202 @@
+"""ON and OFF observations -> an `AcceptanceModel` with a model for each ON run, fitted to the OFF runs matched to it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from astropy.table import Table
+
+from gammapy_accmaker.acceptance.fit import (
+    fit_runs,
+    make_run_table,
+    say_without_exclusion,
+    stack_run_tables,
+    warn_of_covariates,
+)
+from gammapy_accmaker.acceptance.model import AcceptanceModel
+from gammapy_accmaker.acceptance.reduction import by_place, make_bins, make_exclusion, recognise, reduce_observations
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.config.options import MatchingOptions
+from gammapy_accmaker.data.matching import match_observations
+from gammapy_accmaker.data.notes import warn_of_notes
+from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.errors import AcceptanceError, FitError, InputError
+from gammapy_accmaker.models.per_run import ModelPerRun
+from gammapy_accmaker.utils.arguments import check_kind
+from gammapy_accmaker.utils.run_key import LeftOut, run_label, run_names
+
+__all__ = ["fit_matched"]
+
+log = logging.getLogger(__name__)
+
+
+def fit_matched(
+    observations,
+    off_observations,
+    config: AcceptanceConfig,
+    *,
+    exclusion,
+    matches,
+    n_jobs,
+    parallel_backend,
+    cache=None,
+    on_error="skip",
+) -> AcceptanceModel:
+    """Fit a model for each ON run to its matched OFF runs; each run is reduced once, and equal matches share a fit.
+
+    Parameters
+    ----------
+    observations, off_observations : `~gammapy.data.Observations`
+    config : `AcceptanceConfig`
+    exclusion, n_jobs, parallel_backend, cache, on_error
+        As for `fit_acceptance`.
+    matches : `~astropy.table.Table` or None
+        What `match_observations` returned; without it the ``matching`` options are used.
+    """
+    on, off = as_observations(observations), as_observations(off_observations, "off_observations")
+    bins, excluded = make_bins(config), make_exclusion(config, exclusion)
+    say_without_exclusion(config, excluded)
+    matches = (
+        _match(on, off, config.matching or MatchingOptions(), config) if matches is None else _checked(matches, on)
+    )
+    pairs, left_out = _pairs(matches, on, off)
+    if not pairs:
+        raise InputError(
+            "matches: none of its OFF runs is among the off_observations; give the observations it was made of"
+        )
+    reading = {"n_jobs": n_jobs, "parallel_backend": parallel_backend, "cache": cache, "on_error": on_error}
+    in_use = sorted({k for _, k in pairs})
+    off_runs, off_failures = reduce_observations(off, bins, config, excluded, places=in_use, **reading)
+    usable = by_place(off_runs, off_failures, in_use)
+
+    models, number, which, why = [], {}, {}, {}
+    for place in range(len(on)):
+        taken = frozenset(k for i, k in pairs if i == place and k in usable)
+        if not taken:
+            left_out.setdefault(place, "none of its matched OFF runs can be used")
+        elif taken not in number and taken not in why:
+            try:
+                own = [usable[k] for k in sorted(taken)]
+                models.append(fit_runs(own, bins, config, n_jobs=n_jobs, parallel_backend=parallel_backend))
+                number[taken] = len(models) - 1
+            except FitError as error:
+                why[taken] = f"the fit to its {len(taken)} matched OFF runs failed: {error}"
+        if taken in number:
+            which[place] = number[taken]
+        elif taken in why:
+            left_out[place] = why[taken]
+    on_left_out = _left_out(on, left_out)
+    if not models:
+        reasons = "; ".join(str(one) for one in list(on_left_out.values())[:5])
+        raise InputError(f"matching: no ON run gets a model ({reasons})")
+
+    on_runs, on_failures = reduce_observations(on, bins, config, excluded, places=list(which), **reading)
+    adapted = by_place(on_runs, on_failures, list(which))
+    keys = {place: _key(on[place], adapted.get(place), config) for place in which}
+    known = [place for place, key in keys.items() if key is not None]
+    rate_model = ModelPerRun(models, [keys[place] for place in known], [which[place] for place in known])
+    on_table = make_run_table(
+        rate_model,
+        bins,
+        on_runs,
+        on_failures | on_left_out,
+        config,
+        "apply",
+        [models[which[place]] for place in adapted],
+    )
+    warn_of_notes([*off_runs, *on_runs], config.offset_max.deg)
+    warn_of_covariates([*off_runs, *on_runs], config)
+    log.info(f"zenith: {rate_model.describe_zenith()}")
+    # an OFF run is compared with the first of the models that it is part of
+    first = {k: i for taken, i in reversed(number.items()) for k in taken}
+    not_fitted = {k: "no ON run takes it" for k in range(len(off)) if k not in in_use}
+    not_fitted |= {k: "the fits that it is part of failed" for k in usable if k not in first}
+    off_runs = [slices for k, slices in usable.items() if k in first]
+    off_table = make_run_table(
+        rate_model,
+        bins,
+        off_runs,
+        off_failures | _left_out(off, not_fitted),
+        config,
+        models=[models[first[k]] for k in sorted(first)],
+    )
+    taken = np.array([k in usable for k in matches["OFF_PLACE"]], dtype=bool)
+    run_table = stack_run_tables([off_table, on_table])
+    return AcceptanceModel(rate_model, config.without_files().to_yaml(), run_table, matches[taken], exclusion=excluded)
+
+
+def _key(observation, slices, config):
+    """What an ON run is recognised by when its background is wanted; None for one that cannot be read."""
+    try:
+        return recognise(observation, config) if slices is None else slices[0].key
+    except AcceptanceError:
+        return None
+
+
+def _left_out(observations, reasons):
+    """Runs that are left out, from the reasons by place."""
+    labels = [run_label(observation.obs_id) for observation in observations]
+    names = run_names(labels)
+    return {place: LeftOut(labels[place], names[place], reason) for place, reason in reasons.items()}
+
+
+def _pairs(matches, on, off):
+    """Places of the ON and the OFF run of each match, and why ON runs have none, by place; places go into the table."""
+    places = {side: _places(matches, side, runs) for side, runs in (("ON", on), ("OFF", off))}
+    for side, found in places.items():
+        matches[f"{side}_PLACE"] = found
+    pairs = [(i, k) for i, k in zip(*places.values(), strict=True) if i >= 0 and k >= 0]
+    names = run_names(run_label(observation.obs_id) for observation in on)
+    reasons = {str(name): reason for name, reason in matches.meta["LEFT_OUT"].items()}
+    return pairs, {place: reasons[str(name)] for place, name in enumerate(names) if str(name) in reasons}
+
+
+def _places(matches, side, observations):
+    """Where in a list of observations the runs of the matches stand; -1 for one that is not there."""
+    by_label = {}
+    for place, observation in enumerate(observations):
+        by_label.setdefault(str(run_label(observation.obs_id)), []).append(place)
+    column, found = f"{side}_PLACE", []
+    for row in matches:
+        candidates = by_label.get(str(row[f"{side}_OBS_ID"]), [])
+        if len(candidates) > 1:
+            candidates = [place for place in candidates if column in matches.colnames and place == row[column]]
+            if not candidates:
+                raise InputError(
+                    f"matches: several {side} runs have the number {row[f'{side}_OBS_ID']}, and the table does not tell which "
+                    "is meant; make it with match_observations from the same lists of observations"
+                )
+        found.append(candidates[0] if candidates else -1)
+    return found
+
+
+def _match(on, off, options, config):
+    return match_observations(
+        on,
+        off,
+        limits=options.limits,
+        weights=options.weights,
+        hours=options.hours,
+        n_runs=options.n_runs,
+        same=options.same,
+        location=config.observatory_location,
+    )
+
+
+def _checked(matches, on):
+    check_kind(matches, Table, "matches", "the table that match_observations makes")
+    for name in ("ON_OBS_ID", "OFF_OBS_ID"):
+        if name not in matches.colnames:
+            raise InputError(f"matches: it has no column {name!r}; make it with match_observations")
+    matches = matches.copy()
+    left_out = dict(matches.meta.get("LEFT_OUT", {}))
+    known = {str(label) for label in [*matches["ON_OBS_ID"], *left_out]}
+    labels = [run_label(observation.obs_id) for observation in on]
+    unknown = [
+        name for label, name in zip(labels, run_names(labels), strict=True) if not {str(label), str(name)} & known
+    ]
+    if unknown:
+        log.warning(f"matches: {len(unknown)} ON runs are not among them and are left out: {unknown}")
+    matches.meta["LEFT_OUT"] = left_out | dict.fromkeys(unknown, "it is not among the matches")
+    return matches

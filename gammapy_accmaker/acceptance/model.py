@@ -1,0 +1,319 @@
+"""`AcceptanceModel`: a fitted model with all that is needed to apply it, and its file."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from io import StringIO
+
+import astropy.units as u
+import numpy as np
+import yaml
+from astropy.table import Table
+from regions import CircleSkyRegion
+
+from gammapy_accmaker.acceptance.plan import GroupPlan
+from gammapy_accmaker.acceptance.run_table import describe_columns
+from gammapy_accmaker.camera.bins import as_values
+from gammapy_accmaker.config.config import AcceptanceConfig, yaml_without_retired_keys
+from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
+from gammapy_accmaker.models.fit_counts import FitCounts
+from gammapy_accmaker.models.goodness import describe_goodness
+from gammapy_accmaker.models.parametric.model import ParametricModel
+from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
+from gammapy_accmaker.products.excess import excess_regions
+from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
+from gammapy_accmaker.products.plots import plot_model, plot_radial, plot_rate_image, plot_spectrum
+from gammapy_accmaker.products.tables import model_from_irfs
+from gammapy_accmaker.utils.files import as_path, write_atomically
+from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
+
+__all__ = ["WITHOUT_EXCLUSION", "AcceptanceModel"]
+
+log = logging.getLogger(__name__)
+
+WITHOUT_EXCLUSION = "gamma-ray sources in the fields of the runs count as background"
+
+PLAN, FIT_COUNTS, EXCLUSION = "plan/", "fit_counts/", "exclusion/"  # before the names of their arrays in a file
+EXTRA_TABLES = ("matches", "found")
+
+
+def _to_text(table):
+    """A table as text that is read back exactly; empty for one without columns."""
+    if not table.colnames:
+        return ""
+    text = StringIO()
+    table.write(text, format="ascii.ecsv")
+    return text.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class AcceptanceModel:
+    """Fitted acceptance: background rate over energy and field of view.
+
+    Made by `fit_acceptance` or `AcceptanceModel.read`; applied by `AcceptanceBackgroundMaker`.
+
+    Attributes
+    ----------
+    rate_model : `RateModel`
+        The fit, on plain arrays.
+    config : str
+        The configuration that made it, as YAML. It names no files of the exclusion, which is in ``exclusion``.
+    run_table : `~astropy.table.Table`
+        One row for each run of the fit: what it gave, its norm, and why it was left out, if it was; its columns are described
+        in `gammapy_accmaker.acceptance.run_table`.
+    matches : `~astropy.table.Table`
+        Which OFF runs the model of each ON run was fitted to, see `match_observations`; empty where nothing was matched.
+    found : `~astropy.table.Table`
+        Circles that an iterative exclusion found and left out: RA, DEC, RADIUS, SIGNIFICANCE and the ITERATION; in its meta
+        whether the search came to an end (STABLE).
+    plan : `GroupPlan` or None
+        Which runs were pooled, where they were in bins of zenith or azimuth.
+    fit_counts : `FitCounts` or None
+        Counts and exposure of the fit; None for a model that was not fitted here.
+    exclusion : `Exclusion`
+        Sky regions and masks that the fit left out, those of files and what was found included. A maker that is built on
+        the model leaves them out too.
+    """
+
+    rate_model: RateModel
+    config: str
+    run_table: Table
+    matches: Table = field(default_factory=Table)
+    found: Table = field(default_factory=Table)
+    plan: GroupPlan | None = None
+    fit_counts: FitCounts | None = None
+    exclusion: Exclusion = field(default_factory=Exclusion)
+
+    def __post_init__(self):
+        describe_columns(self.run_table)
+
+    @property
+    def found_regions(self) -> list[CircleSkyRegion]:
+        """The regions of ``found``: left out of the fit, and where the model is adapted to a run."""
+        return excess_regions(self.found)
+
+    def rate(self, energy, fov_lon, fov_lat, cos_zenith=None, azimuth=None) -> u.Quantity:
+        """Background rate per ontime of a run of norm 1.
+
+        Parameters
+        ----------
+        energy : `~astropy.units.Quantity`
+            Reconstructed energy.
+        fov_lon, fov_lat : `~astropy.units.Quantity`
+            Field-of-view coordinates, in the alignment of the configuration; all arguments broadcast.
+        cos_zenith : float, optional
+            Cosine of the zenith angle of the pointing; default: the middle of the trained range.
+        azimuth : `~astropy.units.Quantity`, optional
+            Of the pointing.
+
+        Returns
+        -------
+        rate : `~astropy.units.Quantity`
+            In s-1 MeV-1 sr-1; 0 outside of the trained energies and offsets.
+        """
+        lon, lat = as_values(fov_lon, "deg", "fov_lon"), as_values(fov_lat, "deg", "fov_lat")
+        azimuth = None if azimuth is None else as_values(azimuth, "deg", "azimuth")
+        cos_zenith = self.rate_model.middle_cos_zenith if cos_zenith is None else cos_zenith
+        return self.rate_model.rate(as_values(energy, "TeV", "energy"), lon, lat, cos_zenith, azimuth) * RATE_UNIT
+
+    def cubes(self, *, cos_zenith: float | None = None, smooth_counts: float | None = None) -> dict:
+        """Cubes of the fit over energy and camera.
+
+        Longitude and latitude of the maps are FOV_LON and FOV_LAT, see `gammapy_accmaker.products.cubes`.
+
+        Parameters
+        ----------
+        cos_zenith : float, optional
+            Of the fitted rate; default: the middle of the trained range.
+        smooth_counts : float, optional
+            Smooth the measured rate of each energy, relative to the fitted one, with a Gaussian under which about so
+            many counts lie.
+
+        Returns
+        -------
+        cubes : dict of `~gammapy.maps.WcsNDMap`
+            "counts", "exposure" (unexcluded ontime in s), "measured_rate" (counts over exposure, solid angle and energy,
+            NaN without exposure) and "rate" (of the model). The first three are those of the fit, and are not there for
+            a model that was not fitted here.
+        """
+        return make_cubes(self.rate_model, self.fit_counts, cos_zenith, smooth_counts)
+
+    def write_cube(self, path, format: str = "table", *, cos_zenith: float | None = None, overwrite=False) -> None:
+        """Write the rate at one zenith angle.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+            FITS file.
+        format : {"table", "image"}
+            "table": background IRF in the format of GADF; "image": the maps of `cubes`, which ds9 opens.
+        cos_zenith : float, optional
+            Default: the middle of the trained range.
+        overwrite : bool
+            Replace an existing file.
+        """
+        alignment = AcceptanceConfig.from_yaml(self.config).fov_alignment
+        if format == "table":
+            irf = make_mean_irf(self.rate_model, cos_zenith, alignment)
+            write_atomically(as_path(path), irf.write, overwrite)
+        elif format == "image":
+            hdulist = cubes_to_hdulist(self.cubes(cos_zenith=cos_zenith), alignment)
+            write_atomically(as_path(path), hdulist.writeto, overwrite)
+        else:
+            raise InputError(f"format: got {format!r}, but 'table' or 'image' is needed")
+
+    def plot_image(self, energy, ax=None):
+        """Image of the rate in the camera at an energy (`~astropy.units.Quantity`); returns the axes."""
+        return plot_rate_image(self.rate_model, float(u.Quantity(energy).to_value("TeV")), ax)
+
+    def plot_spectrum(self, offset=None, ax=None):
+        """Rate against energy at one or more offsets (`~astropy.units.Quantity`); returns the axes."""
+        offset = None if offset is None else u.Quantity(offset).to_value("deg")
+        return plot_spectrum(self.rate_model, ax, offset)
+
+    def plot_radial(self, energy, ax=None):
+        """Rate against offset at one or more energies (`~astropy.units.Quantity`); returns the axes."""
+        return plot_radial(self.rate_model, u.Quantity(energy).to_value("TeV"), ax)
+
+    def peek(self, figsize=(12, 8)):
+        """Plot spectrum, profile and images of the rate; returns the figure."""
+        return plot_model(self.rate_model, figsize)
+
+    def write(self, path, overwrite: bool = False) -> None:
+        """Write a FITS file that `read` reads back exactly; an existing file is kept unless ``overwrite``."""
+        texts = {"kind": self.rate_model.kind, "config": self.config}
+        texts |= {name: _to_text(getattr(self, name)) for name in EXTRA_TABLES}
+        arrays = self.rate_model.to_arrays()
+        if self.plan is not None:
+            arrays |= {PLAN + name: values for name, values in self.plan.to_arrays().items()}
+        if self.fit_counts is not None:
+            arrays |= {FIT_COUNTS + name: values for name, values in self.fit_counts.to_arrays().items()}
+        texts["exclusion"], masks = self.exclusion.to_arrays()
+        arrays |= {EXCLUSION + name: values for name, values in masks.items()}
+        write_model_file(as_path(path), arrays, texts, self.run_table, overwrite)
+
+    @classmethod
+    def read(cls, path) -> AcceptanceModel:
+        """Read a file that `write` wrote."""
+        arrays, texts, run_table = read_model_file(as_path(path))
+        try:
+            planned, summed, masks = (
+                {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
+                for prefix in (PLAN, FIT_COUNTS, EXCLUSION)
+            )
+            rate_model = MODEL_KINDS[texts["kind"]].from_arrays(arrays)
+            plan = GroupPlan.from_arrays(planned) if planned else None
+            extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
+            fit_counts = FitCounts.from_arrays(summed) if summed else None
+            known = (
+                not len(run_table) or run_table["OBS_ID"].dtype.kind in "iuU" and run_table["USED"].dtype.kind == "b"
+            )
+            if not known:
+                raise ValueError("columns OBS_ID and USED of the run table")
+            config = yaml_without_retired_keys(texts["config"])
+            if "exclusion" in texts:
+                exclusion = Exclusion.from_arrays(texts["exclusion"], masks)
+            else:
+                config, exclusion = _without_files(config, path), Exclusion()
+            parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": exclusion}
+            return cls(rate_model, config, run_table, **parts, **extra)
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
+
+    @classmethod
+    def from_irf(cls, irf, *, run_effects: str = "none", fov_alignment: str | None = None) -> AcceptanceModel:
+        """Model of a background IRF that was made elsewhere.
+
+        The rate is read as gammapy reads it, and is 0 outside of the edges of the IRF.
+
+        Parameters
+        ----------
+        irf : `~gammapy.irf.Background2D`, `~gammapy.irf.Background3D` or dict
+            A dictionary has zenith angles (`~astropy.units.Quantity`, or numbers in deg) as keys; between two of them the
+            rate is linear in cos zenith, beyond the ends it stays.
+        run_effects : {"none", "norm"}
+            Whether the maker fits the norm of each run.
+        fov_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
+            Where the IRF does not know its own, or a wrong one.
+
+        Returns
+        -------
+        model : `AcceptanceModel`
+            Its configuration has the energies, offsets and alignment of the IRF.
+
+        Raises
+        ------
+        InputError
+            For another object, units that cannot be converted, or IRFs that do not fit together.
+        """
+        if fov_alignment not in (None, "altaz", "radec", "reverse_lon_radec"):
+            raise InputError(
+                f"fov_alignment: got {fov_alignment!r}, but 'altaz', 'radec' or 'reverse_lon_radec' is needed"
+            )
+        rate_model, alignment = model_from_irfs(irf, fov_alignment)
+        edges = rate_model.energy_edges
+        config = AcceptanceConfig.coerce({
+            "model": {"type": "radial" if rate_model.is_radial else "grid"},
+            "energy": {"min": edges[0] * u.TeV, "max": edges[-1] * u.TeV},
+            "fit_energy": edges * u.TeV,
+            "offset_max": rate_model.half_width * u.deg,
+            "fov_alignment": alignment,
+            "zenith": {"type": "none" if rate_model.zenith_range is None else "interpolated"},
+            "run_effects": {"type": run_effects},
+        })  # fmt: skip
+        return cls(rate_model, config.to_yaml(), Table(names=["OBS_ID", "USED"], dtype=[int, bool]))
+
+    def __str__(self):
+        model = self.rate_model
+        runs = self.run_table
+        used = runs["USED"] if len(runs) else np.zeros(0, bool)
+        low, high = model.energy_edges[[0, -1]]
+        return (
+            f"{type(self).__name__}\n{'-' * len(type(self).__name__)}\n\n"
+            f"  model       : {type(model).__name__}\n"
+            f"  energy      : {low:.3g} to {high:.3g} TeV\n"
+            f"  offset max  : {self._offset_max_in_words()}\n"
+            f"  zenith      : {model.describe_zenith()}\n"
+            f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
+            f"  exclusion   : {self._excluded_in_words()}\n"
+            + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
+            + (f"  fit         : {model.not_converged}\n" if model.not_converged else "")
+            + (f"  goodness    : {describe_goodness(model.goodness)}\n" if model.goodness else "")
+        )
+
+    def _offset_max_in_words(self):
+        config = AcceptanceConfig.from_yaml(self.config)
+        bins, asked = getattr(config.model, "offset_bins", None), config.offset_max.to_value("deg")
+        if isinstance(bins, u.Quantity):
+            asked = bins.to_value("deg").max()
+        reach = self.rate_model.offset_max
+        return f"{asked:.3g} deg" + (f", and the rate goes on to {reach:.3g} deg" if reach > asked * (1 + 1e-6) else "")
+
+    def _excluded_in_words(self):
+        options = AcceptanceConfig.from_yaml(self.config).exclusion
+        parts = [self.exclusion.in_brief()] if len(self.exclusion) else []
+        if options.wobble_half is not False:
+            parts.append("the half of the camera with the source")
+        if options.iterative is not None:
+            parts.append(
+                f"{len(self.found)} of them found in the data" if len(self.found) else "nothing found in the data"
+            )
+        if not parts and len(self.run_table):
+            return f"none; {WITHOUT_EXCLUSION}"
+        return ", ".join(parts) if parts else "none"
+
+
+def _without_files(config, path):
+    """The configuration of a file of an earlier version, which named the files of the exclusion and did not hold them."""
+    data = yaml.safe_load(config)
+    named = {key: data["exclusion"][key] for key in ("regions", "mask", "catalog") if data["exclusion"].get(key)}
+    data["exclusion"] |= dict.fromkeys(named)
+    log.warning(
+        f"model file: {path} was written by an earlier version, which did not store what the fit left out"
+        + (f" ({', '.join(f'{key}: {value}' for key, value in named.items())})" if named else "")
+        + ": give it as `exclusion` to what the model is used by, or fit and write it again"
+    )
+    return yaml.safe_dump(data, sort_keys=False)

@@ -1,0 +1,329 @@
+"""Which runs are pooled, before a fit: bins of zenith and sectors of azimuth with their runs, hours and counts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, fields
+
+import matplotlib.pyplot as plt
+import numpy as np
+from astropy.table import Table
+
+from gammapy_accmaker.acceptance.reduction import in_own_order, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.camera.bins import azimuth_sector
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.data.counts import RunCounts
+from gammapy_accmaker.data.grouping import BinMinimum, grow_zenith_bins, wobble_positions
+from gammapy_accmaker.data.notes import warn_of_notes
+from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.utils.run_key import label_array
+
+__all__ = ["GroupPlan", "make_plan", "plan_groups", "warn_missed"]
+
+log = logging.getLogger(__name__)
+
+HOUR = 3600.0  # s
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPlan:
+    """Groups of runs, or of parts of runs, that are pooled in a fit. Made by `plan_groups`; its arrays cannot be changed.
+
+    Attributes
+    ----------
+    settings : str
+        The zenith and azimuth options that made it.
+    azimuth_edges : `~numpy.ndarray`
+        In deg, see `AzimuthBinned`; empty where all azimuths are pooled.
+    sector, cos_zenith_low, cos_zenith_high : `~numpy.ndarray`
+        Of each group, shape (group,). The groups of a sector tile its zenith angles.
+    positions : `~numpy.ndarray`
+        Right ascension and declination in deg of the wobble positions that were found, shape (n, 2).
+    obs_id, group, wobble, cos_zenith, azimuth, ontime, livetime, counts, run : `~numpy.ndarray`
+        Of each part of a run, shape (part,): the label of the run, where it belongs, its mean pointing (deg), its time in s, its unexcluded
+        counts, and a number from 0 that the parts of a run share and other runs do not have.
+    """
+
+    settings: str
+    azimuth_edges: np.ndarray
+    sector: np.ndarray
+    cos_zenith_low: np.ndarray
+    cos_zenith_high: np.ndarray
+    positions: np.ndarray
+    obs_id: np.ndarray
+    group: np.ndarray
+    wobble: np.ndarray
+    cos_zenith: np.ndarray
+    azimuth: np.ndarray
+    ontime: np.ndarray
+    livetime: np.ndarray
+    counts: np.ndarray
+    run: np.ndarray
+
+    def __post_init__(self):
+        for field in fields(self)[1:]:
+            array = np.array(getattr(self, field.name))
+            array.flags.writeable = False
+            object.__setattr__(self, field.name, array)
+
+    @property
+    def n_groups(self) -> int:
+        return len(self.sector)
+
+    @property
+    def azimuth_ranges(self) -> np.ndarray:
+        """First and last azimuth in deg of each group, shape (group, 2); the last may be beyond 360."""
+        if len(self.azimuth_edges) == 0:
+            return np.tile([0.0, 360.0], (self.n_groups, 1))
+        upper = np.append(self.azimuth_edges[1:], self.azimuth_edges[0] + 360)
+        return np.stack([self.azimuth_edges[self.sector], upper[self.sector]], axis=1)
+
+    def mean_cos_zenith(self) -> np.ndarray:
+        """Of each group, weighted by ontime, shape (group,)."""
+        return np.bincount(self.group, self.ontime * self.cos_zenith) / np.bincount(self.group, self.ontime)
+
+    def describe_missed(self, config: AcceptanceConfig) -> str:
+        """Which sectors of azimuth hold less than the minimum of a zenith bin over zenith angles that differ; empty for none."""
+        pooled, missed = config.zenith_bins, []
+        if pooled is None:
+            return ""
+        minimum = _minimum(pooled)
+        for k in np.flatnonzero(np.bincount(self.sector)[self.sector] == 1):
+            inside = self.group == k
+            share = self.ontime[inside] / np.bincount(self.run, self.ontime)[self.run[inside]]
+            given = self.livetime[inside], share, self.counts[inside], self.wobble[inside]
+            if np.ptp(self.cos_zenith[inside]) > pooled.initial_width and not minimum.holds(*given):
+                missed.append(f"{given[0].sum() / HOUR:.2g} h in {share.sum():.3g} observations")
+        return "; ".join(missed)
+
+    def edges_in(self, sector: int) -> np.ndarray:
+        """Edges of cos zenith of the groups of a sector, increasing."""
+        groups = np.flatnonzero(self.sector == sector)
+        return np.append(self.cos_zenith_low[groups], self.cos_zenith_high[groups[-1]])
+
+    @property
+    def table(self) -> Table:
+        """One row for each group: its edges, runs, hours, counts and wobble positions."""
+        n = self.n_groups
+        obs_ids = [self._labels(k) for k in range(n)]
+        wobbles = [np.unique(self.wobble[self.group == k]) for k in range(n)]
+        ranges = self.azimuth_ranges
+        return Table(
+            {
+                "GROUP": np.arange(n),
+                "AZIMUTH_MIN": ranges[:, 0],
+                "AZIMUTH_MAX": ranges[:, 1],
+                "COS_ZENITH_MIN": self.cos_zenith_low,
+                "COS_ZENITH_MAX": self.cos_zenith_high,
+                "COS_ZENITH": self.mean_cos_zenith(),
+                "N_RUNS": [len(ids) for ids in obs_ids],
+                "RUNS": [" ".join(str(i) for i in ids) for ids in obs_ids],
+                "ONTIME": np.bincount(self.group, self.ontime, n) / HOUR,
+                "LIVETIME": np.bincount(self.group, self.livetime, n) / HOUR,
+                "COUNTS": np.bincount(self.group, self.counts, n).astype(int),
+                "WOBBLES": [" ".join(str(w) for w in found) for found in wobbles],
+            },
+            units={"AZIMUTH_MIN": "deg", "AZIMUTH_MAX": "deg", "ONTIME": "h", "LIVETIME": "h"},
+        )
+
+    def _labels(self, group):
+        """Labels of the runs of a group, each run once."""
+        here = np.flatnonzero(self.group == group)
+        _, first = np.unique(self.run[here], return_index=True)
+        return self.obs_id[here[first]]
+
+    @property
+    def run_table(self) -> Table:
+        """One row for each part of a run: its group, wobble position, pointing, time and counts."""
+        names = ("obs_id", "group", "wobble", "cos_zenith", "azimuth", "ontime", "livetime", "counts")
+        units = {"AZIMUTH": "deg", "ONTIME": "s", "LIVETIME": "s"}
+        return Table({name.upper(): getattr(self, name).copy() for name in names}, units=units)
+
+    def assign(self, runs: list[list[RunCounts]], config: AcceptanceConfig) -> list[list[list[RunCounts]]]:
+        """The slices of each group, run by run: those that the plan was made of.
+
+        Raises
+        ------
+        InputError
+            Where the plan is one of other observations or options.
+        """
+        if self.settings != _settings(config):
+            raise InputError(
+                f"plan: it was made for {self.settings}, but the configuration asks for {_settings(config)}; make it with plan_groups"
+            )
+        parts = _Parts(runs, config)
+        labels, planned = (array.astype(str).tolist() for array in (parts.obs_id, self.obs_id))
+        if not (labels == planned and np.array_equal(parts.counts, self.counts)):
+            other = sorted({*labels} ^ {*planned})
+            what = (
+                f"runs {', '.join(other[:10])} are in one of the two alone" if other else "their counts or times differ"
+            )
+            raise InputError(
+                f"plan: it was made of other observations or with another exclusion ({what}); make it with plan_groups "
+                "from the observations that are fitted"
+            )
+        groups = [{} for _ in range(self.n_groups)]
+        for part, k, run in zip(parts.slices, self.group, self.run.tolist(), strict=True):
+            groups[k].setdefault(run, []).append(part)
+        return [list(by_run.values()) for by_run in groups]
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Serial form, exact."""
+        return {field.name: np.array(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> GroupPlan:
+        """The inverse of `to_arrays`."""
+        arrays = {"run": np.unique(arrays["obs_id"], return_inverse=True)[1], **arrays}  # older files do not have it
+        given = {field.name: arrays[field.name] for field in fields(cls)}
+        return cls(**given | {"settings": str(given["settings"])})
+
+    def plot(self, ax=None):
+        """Draw the bins, zenith angle against azimuth, or against hours where all azimuths are pooled; returns the axes."""
+        ax = plt.gca() if ax is None else ax
+        low, high = (_zenith(z) for z in (self.cos_zenith_high, self.cos_zenith_low))
+        hours, by_azimuth = np.bincount(self.group, self.livetime, self.n_groups) / HOUR, len(self.azimuth_edges) > 0
+        for k, (left, right) in enumerate(self.azimuth_ranges if by_azimuth else [(0, h) for h in hours]):
+            # a sector that goes on through north is drawn in two pieces
+            pieces = [(left, right)] if not by_azimuth or right <= 360 else [(left, 360), (0, right - 360)]
+            for a, b in pieces:
+                ax.fill(
+                    [a, b, b, a], [low[k], low[k], high[k], high[k]], facecolor=f"C{k % 10}", alpha=0.25, edgecolor="k"
+                )
+            label = f"{hours[k]:.2g} h, {len(self._labels(k))} runs"
+            ax.annotate(label, (0.5 * sum(pieces[0]), 0.5 * (low[k] + high[k])), ha="center", va="center", fontsize=8)
+        colors = [f"C{k % 10}" for k in self.group]
+        ax.scatter(self.azimuth if by_azimuth else self.livetime / HOUR, _zenith(self.cos_zenith), c=colors, s=12)
+        ax.set(
+            xlabel="azimuth [deg]" if by_azimuth else "livetime of a bin, and of a run [h]", ylabel="zenith angle [deg]"
+        )
+        return ax
+
+    def __str__(self):
+        found = len(self.positions)
+        return (
+            f"GroupPlan: {self.n_groups} groups, {len(np.unique(self.run))} runs in {len(self.obs_id)} parts, "
+            f"{self.livetime.sum() / HOUR:.3g} h, {self.counts.sum()} counts, {found} wobble positions\n"
+            + "\n".join(self.table["GROUP", "AZIMUTH_MIN", "AZIMUTH_MAX", "COS_ZENITH_MIN", "COS_ZENITH_MAX", "N_RUNS",
+                                   "LIVETIME", "COUNTS", "WOBBLES"].pformat(max_lines=-1, max_width=-1))
+        )  # fmt: skip
+
+
+def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None) -> GroupPlan:
+    """Plan which runs are pooled in a fit.
+
+    Parameters
+    ----------
+    observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
+    config : `AcceptanceConfig` or dict, optional
+        Its ``zenith`` and ``azimuth`` say how runs are pooled; its model is not ``spline``, which pools all.
+    exclusion : sky region, region file, mask map, or a list of these, optional
+        As for `fit_acceptance`: counts in it are not counted.
+    n_jobs, parallel_backend
+        As for `fit_acceptance`.
+
+    Returns
+    -------
+    plan : `GroupPlan`
+        To look at, to plot, and for `fit_acceptance`.
+
+    Raises
+    ------
+    InputError
+        For the spline model, or where no observation can be used.
+    """
+    config = AcceptanceConfig.coerce(config)
+    if config.model.type == "spline":
+        raise InputError(
+            "config: the model 'spline' follows the zenith angle without groups; choose another model for a plan, such as 'radial'"
+        )
+    observations = as_observations(observations)
+    bins, excluded = make_bins(config), make_exclusion(config, exclusion)
+    runs, failures = reduce_observations(observations, bins, config, excluded, n_jobs, parallel_backend)
+    warn_of_notes(runs, config.offset_max.deg)
+    if not runs:
+        reasons = "; ".join(str(left_out) for left_out in list(failures.values())[:5])
+        raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
+    plan = make_plan(runs, config)
+    warn_missed(plan, config)
+    return plan
+
+
+def warn_missed(plan: GroupPlan, config: AcceptanceConfig) -> None:
+    """One warning where runs over different zenith angles are too few for more than one bin."""
+    missed = plan.describe_missed(config)
+    if missed:
+        log.warning(
+            f"zenith: all runs, or all of a sector of azimuth, hold less than the minimum of a bin ({missed}); they are one bin, "
+            "of their mean zenith angle. Give more runs, or a smaller min_observations or min_livetime"
+        )
+
+
+def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPlan:
+    """Plan of reduced runs, each a list of slices."""
+    parts, pooled = _Parts(runs, config), config.zenith_bins
+    sector, low, high = [], [], []
+    group = np.empty(len(parts.obs_id), dtype=int)
+    for k in np.unique(parts.sector):
+        inside = parts.sector == k
+        if pooled is None:
+            edges = np.array([parts.pooled_zenith[inside].min(), parts.pooled_zenith[inside].max()])
+        else:
+            given = [x[inside] for x in (parts.livetime, parts.share, parts.counts, parts.wobble)]
+            edges = grow_zenith_bins(parts.pooled_zenith[inside], *given, pooled.initial_width, _minimum(pooled))
+        # a run that is pooled as a whole can reach beyond its bin
+        edges[0], edges[-1] = (
+            min(edges[0], parts.cos_zenith[inside].min()),
+            max(edges[-1], parts.cos_zenith[inside].max()),
+        )
+        number = np.searchsorted(edges[1:-1], parts.pooled_zenith[inside], side="right")
+        group[inside] = len(sector) + number
+        sector += [k] * (len(edges) - 1)
+        low, high = [*low, *edges[:-1]], [*high, *edges[1:]]
+    return GroupPlan(
+        _settings(config), config.azimuth.edges, sector, low, high, parts.positions, parts.obs_id, group, parts.wobble,
+        parts.cos_zenith, parts.azimuth, parts.ontime, parts.livetime, parts.counts, parts.run,
+    )  # fmt: skip
+
+
+class _Parts:
+    """What is pooled: the slices of all runs, in the order of time within an order of the runs, and arrays over them."""
+
+    def __init__(self, runs, config):
+        runs = [sorted(slices, key=lambda part: part.mjd) for slices in in_own_order(runs)]
+        self.slices = [part for slices in runs for part in slices]
+        self.run = run = np.repeat(np.arange(len(runs)), [len(slices) for slices in runs])
+        self.obs_id = label_array(part.obs_id for part in self.slices)
+        names = ("cos_zenith", "azimuth", "ontime", "livetime")
+        self.cos_zenith, self.azimuth, self.ontime, self.livetime = (
+            np.array([getattr(part, name) for part in self.slices]) for name in names
+        )
+        self.counts = np.array([int(part.counts.sum()) for part in self.slices])
+        edges, pooled = config.azimuth.edges, config.zenith_bins
+        self.sector = azimuth_sector(edges, self.azimuth) if len(edges) else np.zeros(len(self.slices), dtype=int)
+        pointing = np.array([part.pointing for part in self.slices])
+        separation = 0.4 if pooled is None else pooled.max_wobble_separation.deg
+        self.wobble, self.positions = wobble_positions(*pointing.T, separation)
+        self.share = self.ontime / np.bincount(run, self.ontime)[run]
+        self.pooled_zenith = self.cos_zenith
+        if pooled is None or not pooled.split_runs:
+            # what is in one sector is pooled as a whole
+            _, piece = np.unique(np.stack([run, self.sector]), axis=1, return_inverse=True)
+            piece = piece.ravel()
+            mean = np.bincount(piece, self.ontime * self.cos_zenith) / np.bincount(piece, self.ontime)
+            self.pooled_zenith = mean[piece]
+
+
+def _minimum(pooled):
+    livetime = 0.0 if pooled.min_livetime is None else pooled.min_livetime.to_value("s")
+    return BinMinimum(livetime, pooled.min_observations or 0.0, pooled.per_wobble)
+
+
+def _settings(config):
+    """The options that a plan depends on, as text."""
+    return f"zenith: {config.zenith.model_dump_json()}, azimuth: {config.azimuth.model_dump_json()}"
+
+
+def _zenith(cos_zenith):
+    return np.degrees(np.arccos(np.clip(cos_zenith, -1, 1)))

@@ -1,0 +1,240 @@
+"""Configuration + observations -> reduced runs: which bins, which exclusion, which runs can be used."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from gammapy.maps import Map
+
+from gammapy_accmaker.camera.bins import FovBins, energy_edges_per_decade, split_bins
+from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.data.cache import RunCache, in_memory
+from gammapy_accmaker.data.counts import (
+    MUON_EFFICIENCY,
+    CountsBins,
+    RunCounts,
+    observation_track,
+    reduce_slices,
+    run_key,
+)
+from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.files import check_files
+from gammapy_accmaker.data.grouping import zenith_cells
+from gammapy_accmaker.data.region_files import catalog_regions
+from gammapy_accmaker.data.wobble_half import without_source_half
+from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
+from gammapy_accmaker.utils.arguments import check_choice
+from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
+
+__all__ = [
+    "by_place",
+    "in_own_order",
+    "make_bins",
+    "make_exclusion",
+    "open_cache",
+    "recognise",
+    "reduce_observations",
+    "reduce_one",
+    "run_exclusion",
+]
+
+log = logging.getLogger(__name__)
+
+SPLINE_BINS_PER_DECADE = 50
+SPLINE_PIXEL = 0.1  # deg
+
+
+def make_bins(config: AcceptanceConfig) -> CountsBins:
+    """Bins that the configuration asks for."""
+    if config.model.type == "spline":
+        low, high = config.energy.min, config.energy.max
+        edges = energy_edges_per_decade(low, high, SPLINE_BINS_PER_DECADE)
+        return CountsBins(
+            edges,
+            FovBins.grid(config.offset_max.deg, 2 * int(np.ceil(config.offset_max.deg / SPLINE_PIXEL))),
+            config.fov_alignment,
+            config.offset_max.deg,
+        )
+    if isinstance(config.fit_energy, u.Quantity):
+        # in a wide bin the spectrum is one of fine bins; the profile over the field is that of the wide one
+        edges = split_bins(config.fit_energy.to_value("TeV"), 1 / config.energy.nbins_per_decade)
+    else:
+        edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)
+    offset_max, offset_bins = config.offset_max.deg, config.model.offset_bins
+    radial = config.model.type == "radial"
+    if isinstance(offset_bins, u.Quantity):
+        fov_edges = offset_bins.to_value("deg")
+        fov = FovBins((fov_edges,) if radial else (fov_edges, fov_edges))
+    else:
+        fov = FovBins.rings(offset_max, offset_bins) if radial else FovBins.grid(offset_max, 2 * offset_bins)
+    return CountsBins(edges, fov, config.fov_alignment)
+
+
+def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:
+    """Exclusion of the configuration and what is given besides it."""
+    options, items = config.exclusion, []
+    if options.mask is not None:
+        try:
+            mask = Map.read(options.mask)
+        except Exception as error:  # readers of maps raise many kinds
+            raise InputError(f"exclusion.mask: {options.mask} cannot be read as a map ({error})") from error
+        items.append(Exclusion(mask, options.margin, options.mask.name))
+    if options.catalog is not None:
+        circles = catalog_regions(**dict(options.catalog))
+        items.append(Exclusion(circles, options.margin, options.catalog.path.name))
+    return Exclusion([options.regions, *items, exclusion], options.margin)
+
+
+def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -> Exclusion:
+    """The exclusion and what is left out of this run alone."""
+    half = config.exclusion.wobble_half
+    if half is False:
+        return exclusion
+    source = None if half is True else SkyCoord(half.lon, half.lat, frame=half.frame)
+    return without_source_half(observation, exclusion, source, config.offset_max.deg, config.observatory_location)
+
+
+@contextmanager
+def _explained(observation):
+    """Reading of an observation, whose errors name it."""
+    check_files(observation)
+    try:
+        yield
+    except AcceptanceError:
+        raise
+    except Exception as error:  # whatever a broken file makes the readers raise
+        raise ObservationError(
+            f"observation {observation.obs_id}: it cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def recognise(observation, config: AcceptanceConfig) -> RunKey:
+    """What an observation that comes alone is recognised by; its events are not read."""
+    with _explained(observation):
+        site = config.observatory_location
+        return run_key(observation, observation_track(observation, "radec", site, turning=False))
+
+
+def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
+    """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
+    pooled = config.zenith_bins
+    with _explained(observation):
+        slices = reduce_slices(
+            observation,
+            bins,
+            run_exclusion(observation, config, exclusion),
+            max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
+            cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
+            azimuth_edges=config.azimuth.edges,
+            time_step=config.time_step_seconds,
+            location=config.observatory_location,
+            needs_zenith=config.needs_zenith,
+            covariates=_keywords(config),
+        )
+    if not any(part.exposure.any() for part in slices):
+        raise ObservationError(
+            f"observation {observation.obs_id}: the exclusion covers its whole field of view; make it smaller"
+        )
+    if not any(part.counts.nnz for part in slices):
+        raise ObservationError(
+            f"observation {observation.obs_id}: it has no events in the energies and offsets of the model outside of the exclusion"
+        )
+    return slices
+
+
+def _keywords(config):
+    """Keywords of the event header that are read of each run: what the model follows, and the muon efficiency to be shown."""
+    asked = config.model.covariates if config.model.type == "spline" else ()
+    return tuple(dict.fromkeys((MUON_EFFICIENCY, *asked)))
+
+
+def _reduce_or_explain(observation, bins, config, exclusion, cache):
+    try:
+        slices = None if cache is None else cache.get(observation)
+        if slices is None:
+            held = in_memory(observation)
+            slices = reduce_one(observation, bins, config, exclusion)
+            if cache is not None:
+                cache.put(observation, slices, held)
+        return slices
+    except Exception as error:  # of whatever kind, it costs this run, not the fit
+        return f"{type(error).__name__}: {error}"
+
+
+def open_cache(folder, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> RunCache:
+    """The cache of reduced runs in a folder, for all settings that `reduce_one` depends on."""
+    pooled = config.zenith_bins
+    settings = (
+        exclusion,
+        config.zenith.type,
+        None if pooled is None else pooled.initial_width,
+        config.azimuth.edges,
+        str(config.exclusion.wobble_half),
+        config.time_step_seconds,
+        config.observatory_location,
+        _keywords(config),
+    )
+    return RunCache.open(folder, bins, MAX_ZENITH_CHANGE, *settings)
+
+
+def reduce_observations(
+    observations,
+    bins: CountsBins,
+    config: AcceptanceConfig,
+    exclusion: Exclusion,
+    n_jobs=None,
+    parallel_backend=None,
+    *,
+    cache=None,
+    on_error="skip",
+    places=None,
+) -> tuple[list[list[RunCounts]], dict[int, LeftOut]]:
+    """Slices of the observations that can be used, in their order, and by place in the list those that cannot, with the reason.
+
+    ``places``: of the observations that are wanted; all by default. `by_place` tells where in the list the runs stand. One warning names those that are left out; with ``on_error="raise"`` the first of them ends the reduction.
+    ``cache``: folder of the reduced runs, see `RunCache`.
+    """
+    check_choice(on_error, ("skip", "raise"), "on_error")
+    if cache is not None:
+        cache = open_cache(cache, bins, config, exclusion)
+    places = range(len(observations)) if places is None else places
+    labels = [run_label(observation.obs_id) for observation in observations]
+    names = run_names(labels)
+    inputs = [(observations[place], bins, config, exclusion, cache) for place in places]
+    runs, failures = [], {}
+    results = map_runs(_reduce_or_explain, inputs, n_jobs, parallel_backend, "Reduction of observations")
+    for place, result in zip(places, results, strict=True):
+        if isinstance(result, list):
+            runs.append(result)
+            continue
+        reason = f"{type(result).__name__}: {result}" if isinstance(result, ProcessDiedError) else result
+        if on_error == "raise":
+            raise ObservationError(f"observation {names[place]} cannot be used: {reason}")
+        failures[place] = LeftOut(labels[place], names[place], reason)
+    if failures:
+        reasons = "\n".join(f"  {left_out}" for left_out in failures.values())
+        log.warning(f"{len(failures)} of {len(inputs)} observations are left out:\n{reasons}")
+    return runs, failures
+
+
+def by_place(runs, failures, places=None) -> dict[int, list[RunCounts]]:
+    """What `reduce_observations` found, by the place of each run in the list of observations."""
+    places = range(len(runs) + len(failures)) if places is None else places
+    return dict(zip((place for place in places if place not in failures), runs, strict=True))
+
+
+def in_own_order(runs: list[list[RunCounts]]) -> list[list[RunCounts]]:
+    """Reduced runs in an order that is theirs: sums are then the same to the last digit, in whatever order the runs came."""
+    return sorted(runs, key=_content)
+
+
+def _content(slices):
+    label, first = slices[0].obs_id, slices[0]
+    totals = (float(sum(values)) for values in zip(*((s.counts.sum(), s.exposure.sum()) for s in slices), strict=True))
+    return isinstance(label, str), label, first.mjd, *totals

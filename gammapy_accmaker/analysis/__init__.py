@@ -1,0 +1,1 @@
+"""gammapy's analysis and workflow with an acceptance background, and the command line."""

@@ -1,0 +1,249 @@
+"""gammapy's config-driven analysis, with the acceptance among its background methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import yaml
+from astropy.io import fits
+from gammapy.analysis import Analysis, AnalysisConfig
+from gammapy.data import Observations
+from gammapy.maps import Map
+
+from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
+from gammapy_accmaker.acceptance.model import AcceptanceModel
+from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
+from gammapy_accmaker.analysis.options import BACKGROUND
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.errors import InputError
+
+__all__ = [
+    "AcceptanceAnalysis",
+    "AcceptanceReduction",
+    "make_fitted_maker",
+    "make_maker",
+    "select_observations",
+    "select_off_observations",
+]
+
+# what may differ between the fit of a model file and its application
+OPTIONS_OF_APPLICATION = {
+    "exclusion",
+    "observatory_location",
+    "renormalization",
+    "run_effects",
+    "time_step",
+}
+
+
+def select_observations(config, settings, key: str) -> Analysis:
+    """gammapy's own selection of runs, with ``datastore`` and ``observations``; no run is asked for a background.
+
+    ``settings`` are those found at ``key`` of the configuration.
+    """
+    options = settings.model_dump()
+    options["required_irf"] = [name for name in options["required_irf"] if name != "bkg"]
+    selection = Analysis(AnalysisConfig(general={"log": config.general.log.model_dump()}, observations=options))
+    try:
+        selection.get_observations()
+    except (KeyError, OSError) as error:
+        raise InputError(f"{key}: the runs cannot be had from {settings.datastore} ({error})") from error
+    return selection
+
+
+def select_off_observations(config) -> Observations | None:
+    """OFF runs that a configuration names, at least one; None where it names none."""
+    settings, key = config.datasets.background.off_observations, f"{BACKGROUND}.off_observations"
+    if settings is None:
+        return None
+    settings = settings.model_copy(update={"datastore": settings.datastore or config.observations.datastore})
+    observations = select_observations(config, settings, key).observations
+    if len(observations) == 0:
+        raise InputError(f"{key}: it selects none of the runs in {settings.datastore}; widen the selection")
+    return observations
+
+
+def make_fitted_maker(config, observations, off_observations=None) -> AcceptanceBackgroundMaker:
+    """`make_maker`, fitted where there is no model file; OFF runs that are named but not given are selected."""
+    maker = make_maker(config)
+    if not maker.is_fitted:
+        if off_observations is None or config.datasets.background.off_observations is None:
+            off_observations = select_off_observations(config)
+        maker.fit(observations, off_observations, n_jobs=config.general.n_jobs)
+    return maker
+
+
+def make_maker(config) -> AcceptanceBackgroundMaker:
+    """Maker of a configuration, with the model of its model file, if it names one; not fitted otherwise."""
+    background = config.datasets.background
+    exclusion = _read_exclusion(background.exclusion)
+    if background.model is None:
+        return AcceptanceBackgroundMaker(background.parameters, exclusion=exclusion)
+    model = AcceptanceModel.read(background.model)
+    options = _options_with_model(model, background)
+    config.check_renormalization(options.renormalization.type)
+    return AcceptanceBackgroundMaker(options, model=model, exclusion=exclusion)
+
+
+def _options_with_model(model, background) -> AcceptanceConfig:
+    """Options of the fit of a model, with those of its application."""
+    fitted = yaml.safe_load(model.config)
+    given = background.parameters
+    if isinstance(given.get("exclusion"), dict):  # in addition to that of the fit
+        given = given | {"exclusion": fitted["exclusion"] | given["exclusion"]}
+    options = AcceptanceConfig.coerce(fitted | given)
+    for key, value in options.model_dump(mode="json").items():
+        if key not in OPTIONS_OF_APPLICATION and key in background.parameters and value != fitted.get(key, value):
+            raise InputError(
+                f"{BACKGROUND}.parameters.{key}: got {value}, but {background.model} was fitted with {fitted[key]}; "
+                "leave it out, or leave `model` out to fit anew"
+            )
+    return options
+
+
+def _check_offsets(observations, error: IndexError) -> None:
+    """gammapy makes no exposure map from an effective area for one offset, and raises an IndexError about shapes."""
+    one = [str(o.obs_id) for o in observations if o.aeff is not None and o.aeff.axes["offset"].nbin == 1]
+    if one:
+        raise InputError(
+            f"datasets.type: the effective area of the runs {', '.join(one[:5])} is that of one offset (point-like), and gammapy "
+            "makes no map of it; use `type: 1d` with an `on_region`, or files with IRFs for several offsets"
+        ) from error
+
+
+def _read_exclusion(path: Path | None):
+    """Mask that is False where excluded, as gammapy reads it, or the path of a region file."""
+    if path is None or not _is_fits(path) or _holds_regions(path):
+        return path
+    try:
+        mask = Map.read(path)
+    except Exception as error:  # readers of maps raise many kinds
+        raise InputError(f"{BACKGROUND}.exclusion: {path} cannot be read as a map ({error})") from error
+    mask.data = mask.data.astype(bool)
+    return mask
+
+
+def _is_fits(path):
+    return any(ending in (".fits", ".fit") for ending in path.suffixes)
+
+
+def _holds_regions(path):
+    try:
+        with fits.open(path) as hdus:
+            return "REGION" in hdus
+    except OSError as error:
+        raise InputError(f"{BACKGROUND}.exclusion: {path} cannot be read ({error})") from error
+
+
+class AcceptanceReduction(ABC):
+    """Goes before gammapy's class that makes datasets: the acceptance stands in the place of a background maker.
+
+    That class has ``config``; the child of both says how the maker is made.
+    """
+
+    @property
+    def uses_acceptance(self) -> bool:
+        """Whether ``datasets.background.method`` is "acceptance"."""
+        return self.config.datasets.background.method == "acceptance"
+
+    @abstractmethod
+    def get_acceptance(self) -> AcceptanceBackgroundMaker:
+        """Maker with a model."""
+
+    def get_datasets(self):
+        """Produce reduced datasets."""
+        if self.uses_acceptance:
+            self.config.check_complete()
+        try:
+            super().get_datasets()
+        except IndexError as error:
+            observations = (self.inputs if hasattr(self, "inputs") else self).observations
+            _check_offsets(observations, error)
+            raise
+
+    def _create_dataset_maker(self):
+        maker = super()._create_dataset_maker()
+        if self.uses_acceptance:
+            maker.selection = [name for name in maker.selection if name != "background"]
+        return maker
+
+    def _create_background_maker(self):
+        return self.get_acceptance() if self.uses_acceptance else super()._create_background_maker()
+
+    def _spectrum_extraction(self):
+        if self.uses_acceptance:
+            self._map_making()  # of spectra as well; gammapy's loop over spectra asks each for OFF counts
+        else:
+            super()._spectrum_extraction()
+
+
+class AcceptanceAnalysis(AcceptanceReduction, Analysis):
+    """`~gammapy.analysis.Analysis` with ``acceptance`` among the background methods.
+
+    With ``datasets.background.method: acceptance``, `get_datasets` fits the acceptance to the OFF observations, or to
+    the observations where none are named, or reads the model file, and fills the background of each dataset. All else
+    is gammapy's.
+
+    Parameters
+    ----------
+    config : dict, `AcceptanceAnalysisConfig` or `~gammapy.analysis.AnalysisConfig`
+        Options.
+
+    Attributes
+    ----------
+    off_observations : `~gammapy.data.Observations` or None
+        OFF runs; set by `get_observations`.
+    acceptance_maker : `AcceptanceBackgroundMaker` or None
+        Maker with its model and ``run_table``; set by `get_acceptance` and `get_datasets`.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceAnalysis, AcceptanceAnalysisConfig
+    >>> analysis = AcceptanceAnalysis(AcceptanceAnalysisConfig.read("config.yaml"))  # doctest: +SKIP
+    >>> analysis.get_observations()  # doctest: +SKIP
+    >>> analysis.get_datasets()  # doctest: +SKIP
+    >>> analysis.acceptance_maker.model.write("model.fits")  # doctest: +SKIP
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.off_observations = None
+        self.acceptance_maker = None
+
+    @property
+    def config(self) -> AcceptanceAnalysisConfig:
+        """Options; a dict or gammapy's `~gammapy.analysis.AnalysisConfig` becomes an `AcceptanceAnalysisConfig`."""
+        return self._config
+
+    @config.setter
+    def config(self, value):
+        self._config = AcceptanceAnalysisConfig.coerce(value)
+
+    def get_observations(self):
+        """Fetch observations, and OFF observations, from the data store."""
+        if not self.uses_acceptance:
+            super().get_observations()
+            return
+        self.config.check()
+        make_maker(self.config)  # its files can be wrong as well
+        selection = select_observations(self.config, self.config.observations, "observations")
+        self.datastore, self.observations = selection.datastore, selection.observations
+        self.off_observations = select_off_observations(self.config)
+
+    def get_acceptance(self) -> AcceptanceBackgroundMaker:
+        """Fit the acceptance, or read the model file.
+
+        Returns
+        -------
+        maker : `AcceptanceBackgroundMaker`
+            It stays in `acceptance_maker`.
+        """
+        if not self.uses_acceptance:
+            method = self.config.datasets.background.method
+            raise InputError(f"{BACKGROUND}.method: got {method!r}, but an acceptance needs `method: acceptance`")
+        self.config.check()
+        if not self.observations and self.config.datasets.background.model is None:
+            raise RuntimeError("No observations have been selected.")
+        self.acceptance_maker = make_fitted_maker(self.config, self.observations, self.off_observations)
+        return self.acceptance_maker

@@ -1,0 +1,219 @@
+"""gammapy's configuration of an analysis, with the acceptance among the background methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from gammapy.analysis import AnalysisConfig
+from gammapy.analysis.config import BackgroundConfig, DatasetsConfig, GammapyBaseConfig
+from pydantic import BaseModel, ValidationError, model_validator
+
+from gammapy_accmaker.analysis.options import (
+    BACKGROUND,
+    AcceptanceBackground,
+    as_options,
+    check_file,
+    check_runs,
+    read_parameters,
+)
+from gammapy_accmaker.config.errors import explain, find_key, read_config_file
+from gammapy_accmaker.errors import InputError, InputTypeError
+
+__all__ = ["AcceptanceAnalysisConfig", "ExtendedConfig"]
+
+
+class AcceptanceBackgroundConfig(AcceptanceBackground, BackgroundConfig):
+    """`~gammapy.analysis.config.BackgroundConfig` with `AcceptanceBackground`."""
+
+
+class AcceptanceDatasetsConfig(DatasetsConfig):
+    """`~gammapy.analysis.config.DatasetsConfig` with the extended background."""
+
+    background: Annotated[AcceptanceBackgroundConfig, as_options(AcceptanceBackgroundConfig)] = (
+        AcceptanceBackgroundConfig()
+    )
+
+
+class ExtendedConfig(GammapyBaseConfig):
+    """Reading, updating and checks of an extended configuration; gammapy's name its own class."""
+
+    def __init__(self, **data):
+        try:
+            super().__init__(**data)
+        except (TypeError, AttributeError, KeyError) as error:  # pydantic would not name the key
+            raise InputError(find_key(type(self), data)) from error
+
+    @classmethod
+    def from_options(cls, options: Mapping):
+        """Configuration from nested options; an `InputError` names what is wrong."""
+        if not isinstance(options, Mapping):
+            raise InputError(f"config: got {options!r}, but sections such as `datasets:` are needed")
+        try:
+            # gammapy writes these two into its files besides the options
+            return cls(**{key: value for key, value in options.items() if key not in ("metadata", "checksum")})
+        except ValidationError as error:
+            raise InputError(f"config: {explain(error, cls)}") from error
+
+    @classmethod
+    def coerce(cls, config):
+        """Configuration from nested options, the path of a YAML file, or gammapy's configuration that this class extends."""
+        if isinstance(config, cls):
+            return config
+        if isinstance(config, dict):
+            return cls.from_options(config)
+        if isinstance(config, BaseModel) and issubclass(cls, type(config)):
+            return cls.from_options(config.model_dump())
+        if isinstance(config, str | Path):
+            return cls.read(config)
+        raise InputTypeError(
+            f"config: got {type(config).__name__}, but a dict, the path of a YAML file or {cls.__name__} is needed"
+        )
+
+    @classmethod
+    def from_yaml(cls, config_str: str):
+        """Configuration from YAML (or JSON) text."""
+        return cls.from_options(_options_of(config_str))
+
+    @classmethod
+    def read(cls, path):
+        """Configuration from a YAML file."""
+        return cls.from_yaml(read_config_file(path, cls.__name__))
+
+    def update(self, config=None):
+        """A new configuration with some options replaced.
+
+        Parameters
+        ----------
+        config : str, dict or configuration
+            The options: YAML text, nested options, or a configuration, of which all that is no default counts.
+        """
+        if isinstance(config, str):
+            changes = _options_of(config)
+        elif isinstance(config, BaseModel) and issubclass(type(self), type(config)):
+            changes = config.model_dump(exclude_defaults=True)
+        elif isinstance(config, Mapping):
+            changes = config
+        else:
+            raise InputTypeError(
+                f"config: got {type(config).__name__}, but YAML text, a dict or {type(self).__name__} is needed"
+            )
+        options = self.model_dump(exclude_defaults=True)
+        background, new = _background_of(options), _background_of(changes)
+        methods = {background.get("method"), new.get("method", background.get("method"))}
+        if "acceptance" in methods and len(methods) == 2:
+            # parameters of another method's maker are none of an acceptance, and the other way round
+            for key in ("parameters", "off_observations", "model"):
+                background.pop(key, None)
+        return self.from_options(_merged(options, changes))
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise an `InputError` for choices that contradict each other, and for files that are not there.
+
+        What is assigned in place, such as ``config.datasets.background.method``, is not held against other sections
+        until then; an analysis does it before it reads data.
+        """
+        background = self.datasets.background
+        background.check()
+        if background.method != "acceptance":
+            return
+        check_runs(self.observations, "observations")
+        for key, path in (("datastore", self._named_datastore()), ("obs_file", self.observations.obs_file)):
+            check_file(f"observations.{key}", path)
+        off = background.off_observations
+        if off is not None:
+            check_file(f"{BACKGROUND}.off_observations.datastore", off.datastore)
+            if not off.selects and off.datastore in (None, self.observations.datastore):
+                raise InputError(
+                    f"{BACKGROUND}.off_observations: it selects no runs of its own; "
+                    "give obs_ids, obs_file, obs_cone or obs_time, or the datastore of the OFF runs"
+                )
+        if "bkg-peak" in self.datasets.safe_mask.methods:
+            raise InputError(
+                "datasets.safe_mask.methods: 'bkg-peak' needs a background before the acceptance is there; "
+                "use another, such as 'aeff-max'"
+            )
+        self.check_renormalization(read_parameters(background.parameters).renormalization.type)
+
+    def check_renormalization(self, kind: str) -> None:
+        """Raise an `InputError` where the datasets cannot have this renormalisation."""
+        key, nbins = f"{BACKGROUND}.parameters.renormalization.type", self.datasets.geom.axes.energy.nbins
+        if kind != "none" and self.datasets.type == "1d":
+            raise InputError(
+                f"{key}: {kind!r} needs maps, but got `datasets.type: 1d`; use `type: none`, or `datasets.type: 3d`"
+            )
+        if kind in ("ring", "adaptive_ring") and nbins != 1:
+            raise InputError(
+                f"{key}: {kind!r} needs one energy bin, but got `datasets.geom.axes.energy.nbins: {nbins}`; "
+                "use `nbins: 1`, or `type: fov`"
+            )
+
+    def _named_datastore(self):
+        return self.observations.datastore if "datastore" in self.observations.model_fields_set else None
+
+    def check_complete(self) -> None:
+        """`check`, and raise an `InputError` for what an acceptance cannot do without."""
+        self.check()
+        datasets = self.datasets
+        where = {
+            "1d": ("datasets.on_region", datasets.on_region, ("frame", "lon", "lat", "radius")),
+            "3d": ("datasets.geom.wcs.skydir", datasets.geom.wcs.skydir, ("frame", "lon", "lat")),
+        }[datasets.type]
+        for path, options, keys in (
+            where,
+            ("datasets.geom.axes.energy", datasets.geom.axes.energy, ("min", "max", "nbins")),
+        ):
+            missing = [key for key in keys if getattr(options, key) is None]
+            if missing:
+                raise InputError(f"{path}: {', '.join(missing)} missing; `datasets.type: {datasets.type}` needs it")
+
+
+class AcceptanceAnalysisConfig(ExtendedConfig, AnalysisConfig):
+    """`~gammapy.analysis.AnalysisConfig` with ``acceptance`` among the methods of ``datasets.background``.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceAnalysisConfig
+    >>> config = AcceptanceAnalysisConfig.from_yaml('''
+    ... datasets:
+    ...     type: 3d
+    ...     background:
+    ...         method: acceptance
+    ...         parameters: {model: {type: radial}, offset_max: 2 deg}
+    ... ''')
+    >>> config.datasets.background.method
+    'acceptance'
+    """
+
+    datasets: Annotated[AcceptanceDatasetsConfig, as_options(AcceptanceDatasetsConfig)] = AcceptanceDatasetsConfig()
+
+
+def _options_of(text) -> Mapping:
+    if not isinstance(text, str):
+        raise InputError(f"config: got {type(text).__name__}, but YAML text is needed; `read` takes a path")
+    try:
+        options = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
+        raise InputError(f"config: the text is not YAML ({error})") from error
+    if not isinstance(options, Mapping):
+        raise InputError(f"config: got {text!r}, but YAML with sections such as `datasets:` is needed")
+    return options
+
+
+def _background_of(options) -> dict:
+    datasets = options.get("datasets")
+    background = datasets.get("background") if isinstance(datasets, Mapping) else None
+    return background if isinstance(background, Mapping) else {}
+
+
+def _merged(old, new):
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}

@@ -1,0 +1,282 @@
+"""The configuration: pydantic options at the edge of the package; the numerics never see it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import astropy.units as u
+import yaml
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+
+from gammapy_accmaker.config.errors import explain, read_config_file
+from gammapy_accmaker.config.options import (
+    AdaptiveRingRenormalization,
+    FovRenormalization,
+    MatchingOptions,
+    NoRenormalization,
+    RingRenormalization,
+    RunEffectsOptions,
+)
+from gammapy_accmaker.config.options_conditions import (
+    BinnedAzimuth,
+    BinnedZenith,
+    ContinuousZenith,
+    EastWestAzimuth,
+    InterpolatedZenith,
+    NoAzimuth,
+    NoZenith,
+    ZenithBins,
+)
+from gammapy_accmaker.config.options_exclusion import ExclusionOptions
+from gammapy_accmaker.config.options_model import (
+    AdaptiveEnergy,
+    EnergyOptions,
+    GridOptions,
+    ParametricOptions,
+    RadialOptions,
+    SplineOptions,
+)
+from gammapy_accmaker.config.types import EnergyEdges, Location, OneAngle, Options, TimeStep
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.utils.files import as_path, write_atomically
+
+__all__ = ["AcceptanceConfig", "without_retired_keys", "yaml_without_retired_keys"]
+
+log = logging.getLogger(__name__)
+
+# keys of earlier versions, in files that are still about, and why they are gone
+RETIRED = {"outside_files": "files are read wherever gammapy finds them"}
+
+
+def without_retired_keys(options):
+    """Options without the keys that have no meaning any more, each named in a warning; what is no mapping as it is."""
+    if not isinstance(options, dict):
+        return options
+    for key in RETIRED.keys() & options.keys():
+        log.warning(f"config: the key {key!r} is ignored, since {RETIRED[key]}; take it out of the configuration")
+    return {key: value for key, value in options.items() if key not in RETIRED}
+
+
+def yaml_without_retired_keys(text: str) -> str:
+    """The same for the text of a configuration, which is left as it is where it has none of them."""
+    options = yaml.safe_load(text)
+    kept = without_retired_keys(options)
+    return text if kept == options else yaml.safe_dump(kept, sort_keys=False)
+
+
+FitEnergy = Annotated[
+    # this order: pydantic 2.8 would write adaptive bins as edges
+    Annotated[AdaptiveEnergy, Tag("adaptive")] | Annotated[EnergyEdges, Tag("edges")],
+    Discriminator(lambda value: "adaptive" if isinstance(value, (dict, AdaptiveEnergy)) else "edges"),
+]
+
+
+class AcceptanceConfig(Options):
+    """Options of an acceptance fit and of its application; each has a default.
+
+    Quantities are given as strings such as ``"2.5 deg"``.
+
+    Attributes
+    ----------
+    offset_max : angle
+        Largest offset of the model and of the events of the fit.
+    fit_energy : energies or mapping
+        Edges of the energy bins of the fit, in place of those of ``energy``. Bins that are wider than ``nbins_per_decade`` asks
+        for share a profile over the field: the spectrum inside of them is that of finer bins, and keeps their integrals. Or,
+        for a radial or grid model, ``{type: adaptive, min_counts: 500, max_width: 0.5}``: bins of ``energy`` merged until each
+        holds so many events or is so many decades wide.
+    fov_alignment : str
+        Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
+    time_step : time
+        Resolution inside a run; null: one step a run.
+    zenith : mapping
+        How the rate follows the zenith angle. A spline model is a smooth function of it (continuous); any other is interpolated
+        between bins of cos zenith, or has one where the runs are alike.
+    matching : mapping
+        For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs, same.
+    observatory_location : str or mapping
+        Name, or lon, lat and height; where it is given, it wins over that of the DL3.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceConfig
+    >>> config = AcceptanceConfig(model={"type": "grid"}, offset_max="2 deg")
+    >>> config.offset_max
+    <Angle 2. deg>
+    """
+
+    model: Annotated[SplineOptions | RadialOptions | GridOptions | ParametricOptions, Field(discriminator="type")] = (
+        SplineOptions()
+    )
+    energy: EnergyOptions = EnergyOptions()
+    offset_max: OneAngle = "2.5 deg"
+    fit_energy: FitEnergy | None = None
+    fov_alignment: Literal["altaz", "radec"] = "altaz"
+    zenith: Annotated[NoZenith | ContinuousZenith | BinnedZenith | InterpolatedZenith, Field(discriminator="type")] = (
+        ContinuousZenith()
+    )
+    azimuth: Annotated[NoAzimuth | EastWestAzimuth | BinnedAzimuth, Field(discriminator="type")] = NoAzimuth()
+    time_step: TimeStep | None = u.Quantity("1 min")
+    run_effects: RunEffectsOptions = RunEffectsOptions()
+    renormalization: Annotated[
+        NoRenormalization | FovRenormalization | RingRenormalization | AdaptiveRingRenormalization,
+        Field(discriminator="type"),
+    ] = NoRenormalization()
+    exclusion: ExclusionOptions = ExclusionOptions()
+    matching: MatchingOptions | None = None
+    observatory_location: Location | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, options):
+        return without_retired_keys(options)
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if not 0 < self.offset_max.deg < 90:
+            raise ValueError(f"offset_max: got {self.offset_max}, but an angle between 0 and 90 deg is needed")
+        if isinstance(self.fit_energy, u.Quantity) and self.fit_energy[0] <= 0:
+            raise ValueError(f"fit_energy: got {self.fit_energy}, but energies > 0 are needed")
+        if self.matching is not None and self.exclusion.iterative is not None:
+            raise ValueError(
+                "exclusion.iterative: it cannot be used with matching; fit all runs first and give what is found"
+            )
+        if self.time_step is not None and self.time_step_seconds < 1:
+            raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
+        if self.model.type != "spline":
+            for key in ("zenith", "run_effects"):
+                self._for_binned(key)
+        self._check_norm_energy()
+        if self.model.type != "spline":
+            if self.model.type == "parametric" and isinstance(self.fit_energy, AdaptiveEnergy):
+                raise ValueError(
+                    "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups energies "
+                    "itself; leave it null or give edges"
+                )
+            return self
+        for key, known in (("zenith", ("none", "continuous")), ("azimuth", ("none",))):
+            asked = getattr(self, key).type
+            if asked not in known:
+                raise ValueError(
+                    f"{key}: {asked!r} needs the model type 'radial' or 'grid', but got 'spline'; use one of {known}"
+                )
+        if self.fit_energy is not None:
+            raise ValueError(
+                f"fit_energy: got {self.fit_energy}, but the spline model has fine bins of its own; leave it null or use another model"
+            )
+        return self
+
+    def _for_binned(self, key):
+        """Binned models have no smooth zenith dependence and no more effects than a norm: an error if they are asked for.
+
+        What nobody asked for becomes what is nearest to it: interpolated between bins of zenith, and a norm.
+        """
+        known = {"zenith": ("none", "binned", "interpolated"), "run_effects": ("none", "norm")}[key]
+        options = getattr(self, key)
+        if options.type in known:
+            return
+        if key in self.model_fields_set and "type" in options.model_fields_set:
+            raise ValueError(
+                f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
+            )
+        plain = {"zenith": InterpolatedZenith(), "run_effects": options.model_copy(update={"type": "norm"})}
+        object.__setattr__(self, key, plain[key])
+
+    def _check_norm_energy(self):
+        given, kind = self.run_effects.norm_energy, self.run_effects.type
+        if given is None:
+            return
+        if kind not in ("norm", "tilt"):
+            raise ValueError(
+                f"run_effects.norm_energy: got {given}, but {kind!r} has no norm of its own; use type norm or tilt, or leave it null"
+            )
+        edges = (
+            self.fit_energy
+            if isinstance(self.fit_energy, u.Quantity)
+            else u.Quantity([self.energy.min, self.energy.max])
+        )
+        if given[0] >= edges[-1] or given[1] <= edges[0]:
+            raise ValueError(
+                f"run_effects.norm_energy: got {given}, but energies of the model, {edges[0]} to {edges[-1]}, are needed; "
+                "choose some of them, or leave it null"
+            )
+
+    @property
+    def time_step_seconds(self) -> float | None:
+        """The time step in s; None for one step a run."""
+        return None if self.time_step is None else self.time_step.to_value("s")
+
+    @property
+    def zenith_bins(self) -> ZenithBins | None:
+        """How runs are pooled in zenith; None where they are not."""
+        return self.zenith if isinstance(self.zenith, ZenithBins) else None
+
+    @property
+    def needs_zenith(self) -> bool:
+        """Whether the model follows the zenith angle or the azimuth of a run, which must then be known."""
+        return self.zenith.type != "none" or self.azimuth.type != "none"
+
+    @classmethod
+    def coerce(cls, config) -> AcceptanceConfig:
+        """A configuration from None (all defaults), a mapping, the path of a YAML file or a configuration.
+
+        An `InputError` names a wrong key.
+        """
+        if isinstance(config, cls):
+            return config
+        if isinstance(config, str | Path):
+            return cls.read(config)
+        if config is None:
+            config = {}
+        if not isinstance(config, dict):
+            raise InputError(
+                f"config: got {type(config).__name__}, but an AcceptanceConfig, a dict, the path of a YAML file or None is needed"
+            )
+        try:
+            return cls.model_validate(config)
+        except ValidationError as error:
+            raise InputError(f"config: {explain(error, cls)}") from error
+
+    @classmethod
+    def from_yaml(cls, text: str) -> AcceptanceConfig:
+        """Configuration from YAML (or JSON) text."""
+        if not isinstance(text, str):
+            raise InputError(f"config: got {type(text).__name__}, but YAML text is needed; `read` takes a path")
+        try:
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
+            raise InputError(f"config: the text is not YAML ({error})") from error
+        if isinstance(data, str):
+            raise InputError(
+                f"config: got {data[:100]!r}, but YAML with keys such as `model:` is needed; `read` takes a path"
+            )
+        return cls.coerce(data)
+
+    @classmethod
+    def read(cls, path) -> AcceptanceConfig:
+        """Configuration from a YAML file."""
+        return cls.from_yaml(read_config_file(path, cls.__name__))
+
+    def to_yaml(self) -> str:
+        """YAML text that `from_yaml` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def write(self, path, overwrite: bool = False) -> None:
+        """Write a YAML file."""
+        write_atomically(as_path(path), lambda temporary: temporary.write_text(self.to_yaml()), overwrite)
+
+    def update(self, changes: dict) -> AcceptanceConfig:
+        """A new configuration with these options replaced."""
+        if not isinstance(changes, dict):
+            raise InputError(f"changes: got {type(changes).__name__}, but a dict of options is needed")
+        return type(self).coerce({name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+    def without_files(self) -> AcceptanceConfig:
+        """A copy that names no file of an exclusion: a fitted model holds what was in them."""
+        nothing = dict.fromkeys(("regions", "mask", "catalog"))
+        return self.model_copy(update={"exclusion": self.exclusion.model_copy(update=nothing)})
+
+    def __str__(self):
+        return self.to_yaml()

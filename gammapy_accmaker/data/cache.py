@@ -1,0 +1,190 @@
+"""Reduced runs on disk: a run whose files and settings are the same is not read again.
+
+One FITS file for each run and set of settings. Its name comes from paths and settings alone, and what it holds from
+their state: a run that has changed replaces its entry. Entries are numbers with a checksum; one that is damaged is
+thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from astropy.coordinates import EarthLocation
+from astropy.io import fits
+from gammapy.data import GTI, EventList, FixedPointingInfo, ObservationMetaData
+from scipy.sparse import csr_array
+
+from gammapy_accmaker.data.counts import CountsBins, RunCounts
+from gammapy_accmaker.data.files import event_locations
+from gammapy_accmaker.data.fingerprint import fingerprint
+from gammapy_accmaker.data.notes import RunNotes
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.utils.files import as_path, write_atomically
+from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
+from gammapy_accmaker.utils.run_key import RunKey, run_label
+
+__all__ = ["RunCache", "in_memory"]
+
+log = logging.getLogger(__name__)
+
+FORMAT = "gammapy_accmaker run"
+FORMAT_VERSION = 5  # raised when what a reduction gives, or how it is stored, changes
+MAX_BYTES = 2**30
+NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
+
+
+@dataclass(frozen=True)
+class RunCache:
+    """Reduced runs in a folder, for one set of settings."""
+
+    folder: Path
+    settings: str
+    shape: tuple[int, int]
+
+    @classmethod
+    def open(cls, folder, bins: CountsBins, *settings) -> RunCache:
+        """A cache in a folder, which is made; ``settings``: all besides the bins that a reduction depends on."""
+        folder = as_path(folder, "cache")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cache: {folder} cannot be made a folder ({error}); give one that can be written"
+            ) from error
+        used = version("gammapy_accmaker"), version("gammapy"), FORMAT_VERSION, bins, *settings
+        return cls(folder.absolute(), fingerprint(used), (len(bins.energy_edges) - 1, bins.fov.size))
+
+    def get(self, observation) -> list[RunCounts] | None:
+        """Slices of a run, where its files, its settings and what was changed in memory are the same; else None."""
+        path = self.path(observation)
+        if path is None or not path.is_file():
+            return None
+        try:
+            check_hdu_sizes(path, MAX_BYTES)
+            return self._read(path, observation)
+        except Exception as error:  # whatever a damaged file leads to
+            log.warning(
+                f"cache: {path} is damaged ({error}); it is thrown away and run {observation.obs_id} is read again"
+            )
+            path.unlink(missing_ok=True)
+            return None
+
+    def put(self, observation, slices: list[RunCounts], held: dict[str, str]) -> None:
+        """Store the slices of a run that was just reduced; ``held``: what `in_memory` said before.
+
+        Nothing is stored of a run that does not come from its files alone.
+        """
+        path = self.path(observation)
+        if path is None or not held.items() <= (_in_files(observation) if held else {}).items():
+            return
+        arrays = _to_arrays(slices)
+        primary = fits.PrimaryHDU()
+        state = {"files": _file_state(observation), "memory": in_memory(observation)}
+        primary.header.update({"FORMAT": FORMAT, "VERSION": FORMAT_VERSION, "DIGEST": _digest(arrays, state)})
+        hdus = [fits.ImageHDU(values if values.size else None, name=name) for name, values in arrays.items()]
+        text = np.frombuffer(json.dumps(state).encode(), dtype="u1")
+        try:
+            hdulist = fits.HDUList([primary, *hdus, fits.ImageHDU(text, name="STATE")])
+            write_atomically(path, hdulist.writeto, overwrite=True)
+        except OSError as error:
+            log.warning(f"cache: run {observation.obs_id} cannot be stored in {self.folder} ({error})")
+
+    def path(self, observation) -> Path | None:
+        """File of the entry of an observation; None where it cannot be told what its events are."""
+        locations, chosen = event_locations(observation), observation.obs_filter
+        changed = any(isinstance(value, EventList) for value in vars(observation).values())
+        if not any(one.hdu_class == "events" for one in locations) or changed or chosen.event_filters:
+            return None
+        where = sorted((one.hdu_class, str(one.path().absolute()), str(one.hdu_name)) for one in locations)
+        times = chosen.time_filter, getattr(chosen, "inverted_time", False)
+        label = str(run_label(observation.obs_id))
+        name = fingerprint(self.settings, label, where, times)
+        # the label is for whoever looks into the folder; what tells entries apart is the fingerprint
+        return self.folder / f"run-{re.sub(r'[^A-Za-z0-9._-]', '_', label)[:40]}-{name[:32]}.fits"
+
+    def _read(self, path, observation):
+        with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
+            header = hdulist[0].header
+            if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
+                raise InputError("it is no entry of this version")
+            state = json.loads(hdulist["STATE"].data.tobytes())
+            arrays = {}
+            for hdu in hdulist[1:-1]:
+                values = np.zeros(0) if hdu.data is None else hdu.data
+                arrays[hdu.name] = values.astype(values.dtype.newbyteorder("="))
+            digest = header["DIGEST"]
+        if digest != _digest(arrays, state):
+            raise InputError("its checksum does not fit")
+        changed = in_memory(observation).items() - state["memory"].items()
+        if changed or state["files"] != _file_state(observation):
+            return None
+        return _from_arrays(arrays, run_label(observation.obs_id), self.shape)
+
+
+def _file_state(observation):
+    """Size and time of each file that is read."""
+    paths = sorted({one.path().absolute() for one in event_locations(observation)})
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def in_memory(observation) -> dict[str, str]:
+    """Fingerprints of what the observation holds already, read or set by the user, by its kind."""
+    kinds = (GTI, FixedPointingInfo, ObservationMetaData, EarthLocation)
+    return {
+        type(value).__name__: fingerprint(value) for value in vars(observation).values() if isinstance(value, kinds)
+    }
+
+
+def _in_files(observation):
+    """The same of what its files say."""
+    loaded = [one.load() for one in event_locations(observation) if one.hdu_class != "events"]
+    return {type(value).__name__: fingerprint(value) for value in loaded}
+
+
+def _digest(arrays, state):
+    return fingerprint(arrays, hashlib.sha256(json.dumps(state).encode()).hexdigest())
+
+
+def _to_arrays(slices):
+    texts = {"covariates": slices[0].covariates, "dropped": slices[0].dropped, "notes": asdict(slices[0].notes)}
+    counts = [part.counts.tocoo() for part in slices]
+    size = slices[0].counts.shape[1]
+    return {
+        # FITS has no empty images, and a slice may be without counts
+        "NUMBER": np.array([part.nnz for part in counts], dtype="i4"),
+        "INDEX": np.concatenate([part.row.astype("i4") * size + part.col for part in counts]).astype("i4"),
+        "COUNTS": np.concatenate([part.data for part in counts]).astype("i4"),
+        "EXPOSURE": np.array([part.exposure for part in slices], dtype="f8"),
+        "VALUES": np.array(
+            [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
+            dtype="f8",
+        ),
+        "START": np.array([slices[0].key.start, *slices[0].key.pointing], dtype="f8"),
+        "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
+    }
+
+
+def _from_arrays(arrays, label, shape):
+    index, counts = arrays["INDEX"], arrays["COUNTS"]
+    ends = np.cumsum(arrays["NUMBER"])
+    texts = json.loads(arrays["TEXTS"].tobytes())
+    notes = texts.pop("notes")
+    notes = RunNotes(**notes | {"site": None if notes["site"] is None else tuple(notes["site"])})
+    slices, (first, *pointing) = [], arrays["START"].tolist()
+    key = RunKey(label, first, tuple(pointing))
+    for start, stop, exposure, values in zip(
+        ends - arrays["NUMBER"], ends, arrays["EXPOSURE"], arrays["VALUES"], strict=True
+    ):
+        row, column = np.divmod(index[start:stop], shape[1])
+        matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
+        *numbers, lon, lat, low, high = map(float, values)
+        numbers = dict(zip(NUMBERS, numbers, strict=True)) | {"pointing": (lon, lat), "cos_zenith_range": (low, high)}
+        slices.append(RunCounts(key=key, counts=matrix, exposure=exposure.copy(), **numbers, **texts, notes=notes))
+    return slices

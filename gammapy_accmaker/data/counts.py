@@ -1,0 +1,465 @@
+"""One observation -> `RunCounts`: counts and exposure in the field of view. The only reader of events."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import EarthLocation
+from scipy.ndimage import binary_dilation
+from scipy.sparse import csr_array
+
+from gammapy_accmaker.camera.bins import FovBins, axis_index, check_edges, offset
+from gammapy_accmaker.camera.track import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.notes import RunNotes, find_reach
+from gammapy_accmaker.data.site import REMEDY, named_site, observation_site
+from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.utils.run_key import RunKey, run_label
+
+__all__ = [
+    "CountsBins",
+    "RunCounts",
+    "MUON_EFFICIENCY",
+    "check_zenith",
+    "header_number",
+    "in_good_time",
+    "observation_track",
+    "reduce_observation",
+    "reduce_slices",
+    "run_key",
+]
+
+MUON_EFFICIENCY = "MUONEFF"  # keyword of the event header
+MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the site, or the times, are wrong
+SUBPOINTS = 5  # along each side of a bin that an exclusion touches
+RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
+POINTING_STEP = 60.0  # s, between the nodes of the track
+MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
+
+
+@dataclass(frozen=True)
+class CountsBins:
+    """Bins of `RunCounts`.
+
+    Attributes
+    ----------
+    energy_edges : `~numpy.ndarray`
+        In TeV.
+    fov : `FovBins`
+    alignment : {"altaz", "radec"}
+        Frame that the camera axes follow.
+    offset_max : float
+        In deg; field-of-view bins whose centre is not closer than this hold nothing. A fit that keeps the corners of a grid
+        has no limit.
+    """
+
+    energy_edges: np.ndarray
+    fov: FovBins
+    alignment: str = "altaz"
+    offset_max: float = np.inf
+
+    def __post_init__(self):
+        object.__setattr__(self, "energy_edges", check_edges("energy edges", self.energy_edges))
+        if self.alignment not in ("altaz", "radec"):
+            raise InputError(f"fov_alignment: got {self.alignment!r}, but 'altaz' or 'radec' is needed")
+
+    @cached_property
+    def inside(self) -> np.ndarray:
+        """Field-of-view bins that may hold something, shape (fov.size,)."""
+        return offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max
+
+
+@dataclass(frozen=True)
+class RunCounts:
+    """Counts and exposure of one run, or of a part of it.
+
+    Attributes
+    ----------
+    key : `RunKey`
+        Of the run, the same in all of its slices.
+    counts : `~scipy.sparse.csr_array`
+        Unexcluded counts, shape (energy, field-of-view bin).
+    exposure : `~numpy.ndarray`
+        Unexcluded ontime of each field-of-view bin in s, shape (bin,). Dead time is not taken off.
+    ontime, livetime : float
+        In s.
+    cos_zenith, azimuth : float
+        Of the pointing, mean over the good time; azimuth in deg; NaN without a location.
+    cos_zenith_range : tuple of float
+        Smallest and largest cos zenith of the pointing during the good time; NaN without a location.
+    mjd : float
+        Mean time.
+    pointing : tuple of float
+        Right ascension and declination in deg, at the start of the run.
+    covariates : dict of float
+        What the event header tells of the state of the instrument, by keyword; one that is missing or no number is not here.
+    dropped : dict of int
+        Events of the whole run that were left out, by reason.
+    notes : `RunNotes`
+        Of the whole run.
+    """
+
+    key: RunKey
+    counts: csr_array
+    exposure: np.ndarray
+    ontime: float
+    livetime: float
+    cos_zenith: float
+    azimuth: float
+    cos_zenith_range: tuple[float, float]
+    mjd: float
+    pointing: tuple[float, float] = (np.nan, np.nan)
+    covariates: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: RunNotes = field(default_factory=RunNotes)
+
+    @property
+    def obs_id(self) -> int | str:
+        """Label of the observation; other runs may have the same."""
+        return self.key.obs_id
+
+
+def observation_track(
+    observation,
+    alignment: str,
+    location: EarthLocation | None = None,
+    step: float = POINTING_STEP,
+    turning: bool = True,
+) -> FovTrack:
+    """Camera track of a gammapy observation, see `fov_track`.
+
+    A ``location`` that is given wins over that of the observation. Zenith angle and azimuth are NaN where the site is not
+    known, or cannot be true since the run would be below the horizon, and the camera frame does not need it.
+
+    Raises
+    ------
+    ObservationError
+        Where the site is needed and not known, or cannot be true.
+    """
+    gti = observation.gti
+    if gti is None or len(gti.table) == 0:
+        raise ObservationError(
+            f"observation {observation.obs_id}: it has no good time intervals, but some ontime is needed"
+        )
+    if observation.pointing is None:
+        raise ObservationError(
+            f"observation {observation.obs_id}: it has no pointing; its events need the keywords RA_PNT and DEC_PNT"
+        )
+    site, needed = (
+        observation_site(observation, location),
+        alignment == "altaz" or observation.pointing.fixed_icrs is None,
+    )
+    if needed and site is None:
+        raise ObservationError(f"observation {observation.obs_id}: {_without_zenith(None, None, location)}")
+    try:
+        track = fov_track(observation.pointing, gti.time_start, gti.time_stop, site, alignment, step, turning)
+    except ObservationError as error:
+        raise ObservationError(str(error).replace("observation:", f"observation {observation.obs_id}:", 1)) from error
+    if site is not None and track.cos_zenith.min() < MIN_COS_ZENITH:
+        if needed:
+            raise ObservationError(f"observation {observation.obs_id}: {_without_zenith(site, track, location)}")
+        unknown = np.full(len(track.seconds), np.nan)
+        track = replace(track, cos_zenith=unknown, azimuth=unknown)
+    return track
+
+
+def check_zenith(observation, track: FovTrack, location: EarthLocation | None) -> None:
+    """Raise an `ObservationError` where the zenith angle is not known, see `observation_track`."""
+    if np.all(np.isfinite(track.cos_zenith)):
+        return
+    site = observation_site(observation, location)
+    if site is not None:
+        gti = observation.gti
+        track = fov_track(observation.pointing, gti.time_start, gti.time_stop, site, "radec")
+    raise ObservationError(f"observation {observation.obs_id}: {_without_zenith(site, track, location)}")
+
+
+def _without_zenith(site, track, given):
+    """Why the zenith angle of a run is not known, and what to do."""
+    if site is None:
+        return (
+            "it has no observatory location (GEOLON, GEOLAT, ALTITUDE are missing, NaN or all 0), but the zenith angle, or the "
+            f"alignment 'altaz', needs one; {REMEDY}, or use `fov_alignment: radec` with `zenith: {{type: none}}`"
+        )
+    zenith = np.degrees(np.arccos(np.clip(track.cos_zenith, -1, 1)))
+    where = f"lon {site.lon.deg:.4f} deg, lat {site.lat.deg:.4f} deg"
+    named = "its own keywords" if given is None else "`observatory_location`"
+    remedy = REMEDY if given is None else "correct it"
+    return (
+        f"seen from the site that {named} give{'' if given is None else 's'} ({where}) it points {zenith.min():.1f} to "
+        f"{zenith.max():.1f} deg from the zenith, below the horizon; {remedy}"
+    )
+
+
+def run_key(observation, track: FovTrack) -> RunKey:
+    """What an observation with this track is recognised by where it comes alone."""
+    pointing = np.degrees(vectors_to_lonlat(track.matrices[0, 0]))
+    return RunKey(run_label(observation.obs_id), float(track.start.tt.mjd), tuple(float(x) for x in pointing))
+
+
+def reduce_observation(
+    observation,
+    bins: CountsBins,
+    exclusion: Exclusion | None = None,
+    *,
+    time_step: float | None = 60.0,
+    location: EarthLocation | None = None,
+) -> RunCounts:
+    """Counts and exposure of a whole observation in the field of view; see `reduce_slices`."""
+    return reduce_slices(observation, bins, exclusion, time_step=time_step, location=location)[0]
+
+
+def reduce_slices(
+    observation,
+    bins: CountsBins,
+    exclusion: Exclusion | None = None,
+    *,
+    max_zenith_change: float | None = None,
+    cos_zenith_edges=(),
+    azimuth_edges=(),
+    time_step: float | None = 60.0,
+    location: EarthLocation | None = None,
+    needs_zenith: bool = False,
+    covariates=(MUON_EFFICIENCY,),
+) -> list[RunCounts]:
+    """Counts and exposure of an observation in the field of view, slice by slice in time.
+
+    Parameters
+    ----------
+    observation : `~gammapy.data.Observation`
+        It is not changed.
+    bins : `CountsBins`
+        Bins of energy and field of view.
+    exclusion : `Exclusion`, optional
+        Sky positions left out of counts and exposure.
+    max_zenith_change : float, optional
+        Over which cos zenith may change within a slice; without it, and without edges, the whole run is one slice.
+    cos_zenith_edges, azimuth_edges : array-like
+        Cos zenith and azimuth (deg) of the pointing at which slices end too.
+    time_step : float or None
+        Resolution in s at which exclusions turn through the camera; None: one step.
+    location : `~astropy.coordinates.EarthLocation`, optional
+        Site; it wins over that of the observation.
+    needs_zenith : bool
+        Whether a run whose zenith angle is not known is an error; with edges and the alignment "altaz" it always is.
+    covariates : sequence of str
+        Keywords of the event header whose numbers are kept.
+
+    Returns
+    -------
+    slices : list of `RunCounts`
+        Their exposures sum to that of the run.
+
+    Raises
+    ------
+    ObservationError
+        Where the observation has no good time, no location that is needed, or no usable events.
+    """
+    # rings do not notice how the field turns: what it costs to follow it is saved
+    step = RING_TRACK_STEP if bins.fov.is_radial and len(azimuth_edges) == 0 else POINTING_STEP
+    track = observation_track(observation, bins.alignment, location, step, turning=not bins.fov.is_radial)
+    if needs_zenith or len(cos_zenith_edges) + len(azimuth_edges):
+        check_zenith(observation, track, location)
+    xyz, energy, seconds, dropped = _read_events(observation, track)
+    header = observation.events.table.meta
+    numbers = {name: header_number(header, name) for name in covariates}
+    numbers = {name: number for name, number in numbers.items() if number is not None}
+    if exclusion is None:
+        exclusion = Exclusion()
+    exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + track.pointing_drift)
+    fov_lon, fov_lat = track.to_fov(xyz, seconds)
+    # of a square grid the half side: its corners are no part of a round field
+    reach = find_reach(offset(fov_lon, fov_lat), min(float(edges[-1]) for edges in bins.fov.edges))
+    notes = _notes(observation, track, location, len(xyz) + dropped["outside GTI"], dropped["outside GTI"], reach)
+    keep = ~exclusion.contains(xyz)
+    dropped["excluded"] = int((~keep).sum())
+    xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
+    fov_bin = bins.fov.index(fov_lon[keep], fov_lat[keep])
+    energy_bin = axis_index(bins.energy_edges, energy)
+    inside = (fov_bin >= 0) & (energy_bin >= 0) & bins.inside[fov_bin]
+    dropped["out of range"] = int((~inside).sum())
+    dropped["unexposed bin"] = 0
+    live = _live_fraction(observation)
+
+    edges = track.slice_edges(max_zenith_change, cos_zenith_edges, azimuth_edges)
+    number = np.searchsorted(edges[1:-1], seconds, side="right")
+    slices, key = [], run_key(observation, track)
+    for k, (start, stop) in enumerate(itertools.pairwise(edges)):
+        part = track.during(start, stop)
+        if part.ontime <= 0:
+            continue
+        fraction = _unexcluded_fraction(bins.fov, part, exclusion, time_step) * bins.inside
+        here = inside & (number == k)
+        seen = here & (fraction > 0)[fov_bin]
+        dropped["unexposed bin"] += int((here & ~seen).sum())
+        shape = (len(bins.energy_edges) - 1, bins.fov.size)
+        counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
+        counts.sum_duplicates()
+        slices.append(_run_counts(key, part, counts, fraction, live, numbers, dropped, notes))
+    return slices
+
+
+def _run_counts(key, track, counts, fraction, live, covariates, dropped, notes):
+    nodes, weights = time_nodes(track.intervals, POINTING_STEP)
+    mean_time = np.average(nodes, weights=weights)
+    return RunCounts(
+        key=key,
+        counts=counts,
+        exposure=fraction * track.ontime,
+        ontime=track.ontime,
+        livetime=live * track.ontime,
+        cos_zenith=track.mean_cos_zenith,
+        azimuth=track.mean_azimuth,
+        cos_zenith_range=track.cos_zenith_range,
+        mjd=float(track.start.mjd + mean_time / 86400),
+        pointing=tuple(float(x) for x in np.degrees(vectors_to_lonlat(track.matrices[0, 0]))),
+        covariates=covariates,
+        dropped=dropped,
+        notes=notes,
+    )
+
+
+def _live_fraction(observation):
+    """Livetime over ontime; 1 where the observation has no metadata that tell its dead time."""
+    if observation.meta is None:
+        return 1.0
+    # of gammapy's own sums, in which intervals that overlap count twice
+    ontime = observation.observation_time_duration.to_value("s")
+    return observation.observation_live_time_duration.to_value("s") / ontime if ontime > 0 else 1.0
+
+
+def _read_events(observation, track):
+    """ICRS unit vectors, energies in TeV and seconds after the start of the track of the usable events."""
+    try:
+        events = observation.events
+        if events is None:
+            raise ValueError("there is no event list")
+        table = events.table
+        ra, dec = (_values(table[name], "rad") for name in ("RA", "DEC"))
+        energy = _values(table["ENERGY"], "TeV")
+    except (KeyError, TypeError, ValueError) as error:  # gammapy checks the columns as it reads them
+        raise ObservationError(
+            f"observation {observation.obs_id}: its events cannot be used ({error}); they need the columns TIME, "
+            "RA and DEC (angles) and ENERGY (an energy)"
+        ) from error
+    seconds = _event_seconds(events, track)
+    good = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0) & np.isfinite(seconds)
+    in_gti = _within(track.intervals, seconds)
+    keep = good & in_gti
+    dropped = {"not finite": int((~good).sum()), "outside GTI": int((good & ~in_gti).sum())}
+    if not keep.any():
+        raise ObservationError(
+            f"observation {observation.obs_id}: none of its {len(keep)} events can be used ({dropped['not finite']} "
+            f"masked, with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); leave the run out"
+        )
+    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped
+
+
+def in_good_time(observation, track: FovTrack) -> np.ndarray:
+    """Whether each event lies within the good time intervals."""
+    return _within(track.intervals, _event_seconds(observation.events, track))
+
+
+def _event_seconds(events, track):
+    """After the start of the track; NaN where the time is masked."""
+    # by the two parts of a Julian date: much faster than the difference of two `Time`
+    time, start = events.time.tt, track.start.tt
+    return _filled((time.jd1 - start.jd1) + (time.jd2 - start.jd2)) * 86400.0
+
+
+def _within(intervals, seconds):
+    """Whether times lie in one of the intervals, which do not overlap."""
+    number = np.searchsorted(intervals[:, 0], seconds, side="right") - 1
+    return (number >= 0) & (seconds <= intervals[np.maximum(number, 0), 1])
+
+
+def _values(column, unit):
+    """Numbers of a column in a unit; NaN where it is masked."""
+    return _filled(column) * u.Unit(column.unit).to(unit)
+
+
+def _filled(values):
+    """Numbers as floats, NaN where they are masked, in the way of numpy or of astropy."""
+    mask = getattr(values, "mask", False)
+    plain = np.ma.getdata(getattr(values, "unmasked", values))
+    return np.where(mask, np.nan, np.asarray(getattr(plain, "value", plain), dtype=float))
+
+
+def _notes(observation, track, location, n_events, outside_gti, reach):
+    meta = observation.events.table.meta
+    own, site = named_site(observation), observation_site(observation, location)
+    ontime = (observation.gti.time_stop - observation.gti.time_start).to_value("s")
+    return RunNotes(
+        instrument=" ".join(str(meta[key]).strip() for key in ("TELESCOP", "INSTRUME") if meta.get(key)),
+        site=None if site is None else tuple(float(x) for x in (site.lon.deg, site.lat.deg, site.height.to_value("m"))),
+        site_moved=0.0 if own is None or location is None else float(np.nan_to_num(_distance(own, location))),
+        n_events=n_events,
+        outside_gti=outside_gti,
+        overlap=max(round(float(ontime[ontime > 0].sum()) - track.ontime, 3), 0.0),
+        reach=reach,
+    )
+
+
+def _distance(a, b):
+    """Between two sites in km."""
+    return np.sqrt(sum((x - y).to_value("km") ** 2 for x, y in zip(a.geocentric, b.geocentric, strict=True)))
+
+
+def _drifts(matrices):
+    """Whether the pointing moves on the sky."""
+    return np.ptp(matrices[:, 0], axis=0).max() > 1e-9
+
+
+def _unexcluded_fraction(fov, track, exclusion, time_step):
+    """Part of the ontime and of the solid angle of each bin that is not excluded, 0 where below MIN_EXPOSURE."""
+    fraction = np.ones(fov.size)
+    if not len(exclusion):
+        return fraction
+    seconds, weights = time_nodes(track.intervals, time_step)
+    if fov.is_radial and not _drifts(track.matrices):
+        # rings do not notice that the field turns
+        seconds, weights = seconds[:1], weights.sum(keepdims=True)
+    lon, lat = fov.subpoints(SUBPOINTS)
+    camera = unit_vectors(np.radians(lon), np.radians(lat))
+    matrices = track.matrices_at(seconds)
+    touched = _touched_bins(fov, camera, matrices, exclusion)
+    excluded = np.zeros(len(touched))
+    for matrix, weight in zip(matrices, weights, strict=True):
+        inside = exclusion.contains(camera[touched].reshape(-1, 3) @ matrix)
+        excluded += weight * inside.reshape(len(touched), camera.shape[1]).mean(1)
+    fraction[touched] -= excluded / weights.sum()
+    fraction[fraction < MIN_EXPOSURE] = 0
+    return fraction
+
+
+def _touched_bins(fov, camera, matrices, exclusion):
+    """Numbers of the bins that an excluded position can enter at some node."""
+    if len(matrices) == 1:
+        return np.flatnonzero(exclusion.contains(camera.reshape(-1, 3) @ matrices[0]).reshape(fov.size, -1).any(1))
+    if _drifts(matrices):
+        return np.arange(fov.size)  # the sky itself moves through the camera
+    # the excluded sky within the circle around the grid, found at the first node, turns with the field
+    circle = FovBins.grid(fov.offset_max, int(np.ceil(2 * fov.offset_max / min(np.diff(e).min() for e in fov.edges))))
+    lon, lat = circle.subpoints(SUBPOINTS)
+    points = unit_vectors(np.radians(lon), np.radians(lat)).reshape(-1, 3) @ matrices[0]
+    points = points[exclusion.contains(points)]
+    touched = np.zeros(fov.shape, dtype=bool)
+    for matrix in matrices:
+        lon, lat = vectors_to_lonlat(points @ matrix.T)
+        bins = fov.index(np.degrees(lon), np.degrees(lat))
+        touched.flat[bins[bins >= 0]] = True
+    # one bin more all around, since only sample points were followed
+    return np.flatnonzero(binary_dilation(touched, np.ones((3, 3))))
+
+
+def header_number(header, name: str) -> float | None:
+    """Finite number of a keyword, which may be written as text; None where there is none."""
+    try:
+        number = float(header.get(name, header.get(name.upper())))
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None

@@ -1,0 +1,1 @@
+"""Models that are a function of energy and position with parameters."""

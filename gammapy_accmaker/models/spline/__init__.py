@@ -1,0 +1,1 @@
+"""The spline model: smooth in energy, offset and zenith angle, adapted to each run."""

@@ -1,0 +1,444 @@
+"""Fit of the spline model to the counts of many runs.
+
+The coefficients of the rate and the effects of all runs are fitted together: for the present rate each run's effects
+are brought to their maximum, and the step of the rate uses the information that is left when the effects are
+integrated out (a Schur complement for each run), so that scatter between runs is not taken for structure in zenith
+angle. Smoothing parameters follow Fellner-Schall updates, the population of the effects the EM algorithm.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, lapack
+
+from gammapy_accmaker.models.bsplines import (
+    difference_penalty,
+    fit_tensor_spline,
+)
+from gammapy_accmaker.models.norm_energy import (
+    NO_ENERGIES,
+    choose_energies,
+    energies_between,
+    find_scatter,
+    given_energies,
+    late_flags,
+)
+from gammapy_accmaker.models.spline.adapt import THRESHOLD_BLIND, fit_run, mean_scaling, project_run
+from gammapy_accmaker.models.spline.cells import FovCells, asymmetry_orders
+from gammapy_accmaker.models.spline.effects import RunPopulation, update_population
+from gammapy_accmaker.models.spline.equations import RateCovariance, RateEquations, moving_directions
+from gammapy_accmaker.models.spline.likelihood import RunDesign
+from gammapy_accmaker.models.spline.model import SplineModel, zenith_splines
+from gammapy_accmaker.models.spline.penalty import RatePenalty
+from gammapy_accmaker.models.spline.round import FitRun, RateState, chunk_starts, finish_chunk, sum_chunk
+from gammapy_accmaker.models.spline.run_cells import gather_counts
+from gammapy_accmaker.models.spline.setup import SplineSetup, order_runs
+
+__all__ = ["fit_spline"]
+
+MAX_BIN_WIDTH = 0.12  # in log energy; wider bins would need an integral within the bin
+START_INDEX = -2.7  # spectral index before anything is fitted
+RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
+MAX_STEP = 1.5  # of a coefficient of the rate in one round
+ASYMMETRY_ROUNDS = (2, 4, 6, 9)
+MIN_ROUNDS = 6
+LEARNING_ROUNDS = (
+    15  # then smoothing and population, of which few runs tell little and which creep, are left as they are
+)
+DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
+MAX_BEND, BEND_MEMORY = 2.0, 0.8  # curvature along a step over that of the information; from round to round
+CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
+CONVERGED_SIGMA = 0.1  # the same where counts are few, in units of the statistical error of all of them
+
+
+def fit_spline(
+    runs,
+    energy_edges,
+    fov_lon,
+    fov_lat,
+    solid_angle,
+    *,
+    run_effects: str = "shift",
+    gradient: bool = True,
+    zenith: bool = True,
+    covariates: tuple[str, ...] = (),
+    norm_energy: tuple[float, float] | None = None,
+    max_rounds: int = 40,
+    starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
+) -> SplineModel:
+    """Fit the spline model.
+
+    Parameters
+    ----------
+    runs : iterable of `RunCounts`-like, or of lists of them
+        One entry for each run: its slices, which share its effects, or the run as a whole. Only what `CellCounts` hold is kept of
+        each. With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``, ``azimuth`` in deg, ``covariates`` and
+        ``key``, by which a run is recognised later; two runs with the same key are two runs.
+    energy_edges : array_like, shape (n_energy + 1,)
+        TeV; fine bins (0.02 dex is good, at most 0.05 dex), in which the rate is taken at the centre.
+    fov_lon, fov_lat, solid_angle : array_like, shape (n_fov,)
+        Pixels, in deg and sr.
+    run_effects : str
+        ``none``, ``norm``, ``tilt`` or ``shift``.
+    gradient : bool
+        For ``shift``: whether radial width and gradients in the field of view may differ from run to run.
+    zenith : bool
+        Whether the rate depends on zenith angle.
+    covariates : tuple of str
+        Keys of ``run.covariates`` that the energy scale and the mean effects may depend on.
+    norm_energy : tuple of float, optional
+        Range in TeV to which the effects ``norm`` and ``tilt`` are fitted; by default where the runs agree in shape, see
+        `~gammapy_accmaker.models.norm_energy`.
+    max_rounds : int
+        Most rounds of the fit.
+    starmap : callable
+        It calls a function with each of some tuples of arguments and gives the results in their order: with
+        `itertools.starmap` in this process. The answer does not depend on it.
+
+    Returns
+    -------
+    model : `SplineModel`
+        Its ``effects`` are in the order of the runs.
+    """
+    energy_edges = np.asarray(energy_edges, dtype=float)
+    if np.diff(np.log(energy_edges)).max() > MAX_BIN_WIDTH:
+        raise ValueError("energy_edges: bins of the spline fit must not be wider than 0.05 dex; use finer bins")
+    if max_rounds <= RATE_ONLY_ROUNDS:
+        raise ValueError(f"max_rounds: got {max_rounds}, but more than {RATE_ONLY_ROUNDS} are needed")
+    cells = FovCells(*(np.asarray(a, dtype=float) for a in (fov_lon, fov_lat, solid_angle)))
+    gathered = [
+        [
+            gather_counts(cells, len(energy_edges) - 1, part)
+            for part in (run if isinstance(run, (list, tuple)) else [run])
+        ]
+        for run in runs
+    ]
+    ordered, places = order_runs(gathered, zenith)
+    setup = SplineSetup.of(ordered, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
+    fit = _JointFit(setup, ordered, starmap, norm_energy)
+    fit.run(max_rounds)
+    model = fit.model()
+    by_place = dict(zip(places, model.effects, strict=True))
+    # a run without exposure has the effects that runs under its conditions have
+    effects = tuple(by_place[k] if k in by_place else fit_run(model, slices) for k, slices in enumerate(gathered))
+    return replace(model, effects=effects)
+
+
+class _JointFit:
+    """State of the fit between its rounds."""
+
+    def __init__(self, setup: SplineSetup, grouped, starmap, norm_energy):
+        self.setup, self.design, self.starmap = setup, setup.design, starmap
+        scale, basis = setup.scale, setup.design.effects
+        self.scatter, energies = self._norm_energies(grouped, norm_energy)
+        self.runs = [self._run(slices, *own) for slices, own in zip(grouped, energies, strict=True)]
+        self.regressors = np.array([run.regressors for run in self.runs])
+        self.ring_design = RunDesign(
+            self.design.energy_edges,
+            replace(self.design.cells, n_sector=1),
+            self.design.energy,
+            self.design.offset,
+            replace(basis, kind="none"),
+        )
+        self.counts = self._all_counts()
+        regression = np.zeros((scale.n_regressor, basis.n))
+        self.population = RunPopulation(basis, regression, basis.prior_covariance())
+        self.values, self.weights = np.zeros((len(grouped), basis.n)), np.ones(len(grouped))
+        # constants and zenith are in the rate itself already, but for gradients in the field of view
+        self.allowed = np.ones(regression.shape, dtype=bool)
+        self.allowed[: int(scale.zenith)] = basis.odd
+        self.allowed[-1] = basis.odd
+        self.coefficients = self._first_coefficients()
+        self.penalty = RatePenalty(self.coefficients)
+        self.asymmetry_bases = [
+            setup.asymmetry_energy_axis.basis(self.design.log_energy),
+            self.design.cells.asymmetry(setup.asymmetry_offset_axis),
+        ]
+        orders = asymmetry_orders(setup.asymmetry_offset_axis).astype(float)
+        n = setup.asymmetry_energy_axis.n
+        self.asymmetry_penalties = [difference_penalty(n, 1) + 1e-3 * np.eye(n), np.diag(orders**2)]
+        self.asymmetry = np.zeros((n, len(orders)))
+        self.asymmetry_fit = None
+        self.last, self.bend = None, 1.0
+        self.rate_covariance, self.factor, self.effects, self.converged = None, None, (), False
+
+    def _norm_energies(self, grouped, given):
+        """How the runs differ, and for each the energies that tell of its effects and what there is to say of them."""
+        edges, scale, kind = self.design.energy_edges, self.setup.scale, self.design.effects.kind
+        spectra = np.array([sum(s.spectrum(len(edges) - 1) for s in slices) for slices in grouped])
+        scaling = np.array([mean_scaling(scale, slices) for slices in grouped])
+        scatter = find_scatter(spectra, np.log(edges) + scaling[:, None])
+        if kind not in THRESHOLD_BLIND:
+            energies = NO_ENERGIES if kind == "none" else (float(edges[0]), float(edges[-1]))
+            return scatter, [(energies, ())] * len(grouped)
+        if given is not None:
+            return scatter, [(given_energies(edges, *given), ())] * len(grouped)
+        chosen = [choose_energies([scatter], c, edges, s) for c, s in zip(spectra, scaling, strict=True)]
+        flags = [late_flags(own, [scatter], edges, s) for own, s in zip(chosen, scaling, strict=True)]
+        return scatter, [(own, tuple(flag)) for own, flag in zip(chosen, flags, strict=True)]
+
+    def _run(self, slices, norm_energy, flags):
+        told = None
+        if self.design.effects.kind in THRESHOLD_BLIND:
+            told = energies_between(self.design.energy_edges, norm_energy).astype(float)
+            if not sum(s.spectrum(len(told)) for s in slices) @ told:  # or the norm would be 0
+                told[:] = 0
+        scale, cells = self.setup.scale, [self._project(s, told) for s in slices]
+        regressors = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
+        zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
+        scaling = scale.scaling(slices[0].cos_zenith, slices[0].covariates)[1]
+        return FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling, norm_energy, flags)
+
+    def _project(self, part, effect_energies):
+        zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
+        scaling = sum(self.setup.scale.scaling(part.cos_zenith, part.covariates))
+        zenith = zenith_splines(self.setup.zenith_axis, zenith)
+        return project_run(self.design, part, zenith, scaling, effect_energies=effect_energies)
+
+    def _all_counts(self):
+        shape = (len(self.design.log_energy), self.design.cells.n_cell)
+        total = np.zeros(shape[0] * shape[1])
+        for part in self._slices():
+            total[part.index] += part.counts
+        return total.reshape(shape)
+
+    def _slices(self):
+        return (part for run in self.runs for part in run.slices)
+
+    def _first_coefficients(self):
+        """The same spectrum at all offsets and zenith angles: a one-dimensional fit of all counts."""
+        energy, n_cell = self.design.energy, self.design.cells.n_cell
+        nodes = np.linspace(energy.lo, energy.hi, 151)
+        counts, exposure = np.zeros(150), np.zeros(150)
+        for part in self._slices():
+            bins = np.clip(np.searchsorted(nodes, part.scaled_energy) - 1, 0, 149)
+            counts += np.bincount(bins[part.index // n_cell], part.counts, 150)
+            flux = np.exp(self.design.log_width + START_INDEX * part.scaled_energy)
+            exposure += np.bincount(bins, flux * part.exposure.sum(), 150)
+        seen = exposure > 0
+        basis, n = energy.basis(0.5 * (nodes[1:] + nodes[:-1])[seen]), energy.n
+        fit = fit_tensor_spline(
+            counts[seen],
+            exposure[seen],
+            [basis],
+            [difference_penalty(n)],
+            smoothing=[1.0],
+            estimate_smoothing=False,
+            max_rounds=100,
+        )
+        spectrum = fit.coefficients + START_INDEX * energy.centers
+        return np.tile(spectrum[:, None, None], (1, self.design.offset.n, self.setup.zenith_axis.n))
+
+    def run(self, max_rounds):
+        """All rounds of the fit."""
+        adapt, last = self.design.effects.n > 0, np.inf
+        tolerance = max(CONVERGED, CONVERGED_SIGMA / np.sqrt(self.counts.sum()))
+        for k in range(max_rounds):
+            before, rings, learn = self.population, k < RATE_ONLY_ROUNDS - 1, k < LEARNING_ROUNDS
+            n_steps = 0 if not adapt or k < RATE_ONLY_ROUNDS else 2 if k < MIN_ROUNDS else 1
+            expected = self._round(n_steps, rings=rings, damping=1.0 if k < MIN_ROUNDS else DAMPING, learn=learn)
+            if rings:
+                continue
+            change = np.abs(expected - last).sum() / self.counts.sum()
+            last = expected
+            if k in ASYMMETRY_ROUNDS:
+                self._fit_asymmetry(expected)
+            if k > MIN_ROUNDS and change < tolerance and (not learn or _similar(before, self.population)):
+                self.converged = True
+                break
+        self._finish(adapt)
+
+    def _round(self, n_steps, *, rings=False, damping=1.0, learn=True):
+        """Effects of every run at the present rate, then one step of the rate, its smoothing and the population.
+
+        ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the first
+        rounds. ``damping``: of the step of the rate. ``learn``: whether smoothing and population are updated. Returns the
+        expected counts.
+        """
+        adapt, n = n_steps > 0, self.design.effects.n
+        state = self._state(self.ring_design, np.zeros((1, 1))) if rings else self._state()
+        equations, expected = RateEquations(*self._sizes), 0.0
+        blind = adapt and self.design.effects.kind in THRESHOLD_BLIND
+        known = RateEquations(*self._sizes) if blind else None
+        second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(self.runs), n)), 0.0, []
+        for here, sums in self._each_chunk(sum_chunk, state, n_steps):
+            equations.add_all(sums.equations)
+            if blind:
+                known.add_all(sums.known)
+            expected = expected + sums.expected
+            self.values[here], self.weights[here] = sums.values, sums.weights
+            if adapt:
+                second_moments += sums.second_moments
+                norm_rows[here] = sums.norm_rows
+                norm_variance += sums.norm_variance
+                gains += sums.gains
+        values, penalty = self.coefficients.ravel(), self.penalty.matrix()
+        lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
+        system, right = lower, equations.gradient()
+        if blind:
+            # the energies below those of the norms do not tell of them: rate and norms step by turns, see _share_effects
+            system, right = cholesky(known.information() + penalty, lower=True, overwrite_a=True), known.gradient()
+        gradient = right - penalty @ values + self.penalty.pull
+        damping = self._shorter(damping, gradient)
+        step = damping * np.clip(cho_solve((system, True), gradient), -MAX_STEP, MAX_STEP)
+        self.last = damping, step, gradient @ step
+        values = values + step
+        self.coefficients = values.reshape(self.coefficients.shape)
+        if learn and (adapt or not n):
+            held, inner = self._held_against_moving()
+            free = cho_solve((lower, True), held)
+            covariance = lapack.dpotri(lower, lower=1, overwrite_c=1)[0]
+            covariance += np.tril(covariance, -1).T
+            self.penalty.update(values, covariance)
+            covariance += free @ np.linalg.solve(inner - held.T @ free, free.T)
+            self.rate_covariance = RateCovariance(covariance, self._sizes[1])
+        if adapt:
+            # the effects follow the step to first order before the population does, or the two would oscillate
+            for i, gain in enumerate(gains):
+                self.values[i] -= (step.reshape(self._sizes) @ self.runs[i].zenith) @ gain
+            if blind:
+                self._share_effects()
+        if adapt and learn:
+            self.population = update_population(
+                self.population,
+                self.values,
+                second_moments,
+                self.regressors,
+                self.allowed,
+                norm_rows,
+                norm_variance,
+                self.weights,
+            )
+        return expected
+
+    def _shorter(self, damping, gradient):
+        """A smaller damping for a while where a step went far too far.
+
+        Rate and energy shifts of few runs can make good for one another along a bent valley, of which the information sees
+        the direction at one point alone. ``gradient``: after the last step; for an exact Newton step of damping d it has
+        fallen along it by the factor 1 - d.
+        """
+        if self.last is not None and damping < 1:
+            before, step, promised = self.last
+            bend = (1 - gradient @ step / promised) / before if promised > 0 else 1.0
+            self.bend = max(bend, BEND_MEMORY * self.bend)
+            damping = damping / self.bend if self.bend > MAX_BEND else damping
+        return damping
+
+    def _share_effects(self):
+        """Put into the rate what norms (and tilts) of runs share along the zenith angle: the expected counts stay as they are.
+
+        Where norms are fitted to some energies, and the rate to all, the steps of the two hardly move what they could exchange.
+        Here that part is at its maximum: of the prior of the effects and the penalty of the rate.
+        """
+        basis, (_, n_offset, n_zenith) = self.design.effects, self.coefficients.shape
+        zenith = np.array([run.zenith for run in self.runs])
+        scaling = np.array([run.slices[0].scaled_energy[0] for run in self.runs]) - self.design.log_energy[0]
+        pivot = basis.pivot + scaling.mean()
+        along = [np.ones(self.design.energy.n)]
+        of_run = [np.ones((len(zenith), 1))]  # change of the effects of each run for a change of one of the rate
+        if basis.kind == "tilt":
+            of_run = [
+                np.eye(1, 2) * np.ones((len(zenith), 1)),
+                np.stack([basis.pivot + scaling - pivot, 1 + 0 * scaling], 1),
+            ]
+            along.append(self.design.energy.centers - pivot)
+        moves = np.hstack([np.kron(a[:, None], np.kron(np.ones((n_offset, 1)), np.eye(n_zenith))) for a in along])
+        effects = np.concatenate([own[:, :, None] * zenith[:, None] for own in of_run], axis=2)
+        tails, penalty = self.population.tails, self.penalty.matrix()
+        precision = np.array([np.linalg.inv(tails.prior(weight)) for weight in self.weights])
+        weighted = np.einsum("ien,ief->ifn", effects, precision)
+        left, values = self.values - self.population.mean(self.regressors), self.coefficients.ravel()
+        matrix = np.einsum("ifn,ifm->nm", weighted, effects) + moves.T @ (penalty @ moves)
+        target = np.einsum("ifn,if->n", weighted, left) + moves.T @ (self.penalty.pull - penalty @ values)
+        shared = np.linalg.solve(matrix, target)
+        self.coefficients = (values + moves @ shared).reshape(self.coefficients.shape)
+        self.values -= effects @ shared
+
+    def _finish(self, adapt):
+        """Effects of every run at their maximum, and all errors, at the final rate."""
+        equations, effects = RateEquations(*self._sizes), []
+        for _, (own, found) in self._each_chunk(finish_chunk, self._state(), adapt):
+            equations.add_all(own)
+            effects += found
+        held, inner = self._held_against_moving()
+        penalty = self.penalty.matrix().toarray() - held @ np.linalg.solve(inner, held.T)
+        lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
+        self.factor, self.effects = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T, tuple(effects)
+
+    def _held_against_moving(self):
+        """What of the penalty errors are free of: it seems to hold against moving the spectrum, see `moving_directions`."""
+        directions = moving_directions(self.coefficients, self.design.energy, self.setup.zenith_axis)
+        held = self.penalty.matrix() @ directions
+        return held, directions.T @ held
+
+    @property
+    def _sizes(self):
+        """Number of splines in energy and offset together, and in zenith angle."""
+        n_e, n_t, n_z = self.coefficients.shape
+        return n_e * n_t, n_z
+
+    def _state(self, design=None, asymmetry=None):
+        design = self.design if design is None else design
+        asymmetry = self._log_asymmetry() if asymmetry is None else asymmetry
+        return RateState(design, self.coefficients, asymmetry, self.population, self.rate_covariance)
+
+    def _each_chunk(self, function, state, option) -> Iterator:
+        """Which runs are in a chunk, and what a function finds for them."""
+        starts = chunk_starts(len(self.runs))
+        chunks = [slice(start, start + starts.step) for start in starts]
+        inputs = [(state, self.runs[here], self.values[here], self.weights[here], option) for here in chunks]
+        return zip(chunks, self.starmap(function, inputs), strict=True)
+
+    def _log_asymmetry(self):
+        return self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
+
+    def _fit_asymmetry(self, expected):
+        without = expected / np.exp(self._log_asymmetry())
+        self.asymmetry_fit = fit_tensor_spline(
+            self.counts,
+            np.maximum(without, 1e-12),
+            self.asymmetry_bases,
+            self.asymmetry_penalties,
+            smoothing=None if self.asymmetry_fit is None else self.asymmetry_fit.smoothing,
+            start=self.asymmetry,
+            max_rounds=8,
+        )
+        self.asymmetry = self.asymmetry_fit.coefficients
+
+    def model(self) -> SplineModel:
+        """The fitted model."""
+        setup, design, population = self.setup, self.design, self.population
+        return SplineModel(
+            energy_edges=design.energy_edges,
+            fov_lon=design.cells.fov_lon,
+            fov_lat=design.cells.fov_lat,
+            solid_angle=design.cells.solid_angle,
+            zenith_range=setup.zenith_range,
+            covariates=setup.scale,
+            energy_axis=design.energy,
+            offset_axis=design.offset,
+            zenith_axis=setup.zenith_axis,
+            asymmetry_energy_axis=setup.asymmetry_energy_axis,
+            asymmetry_offset_axis=setup.asymmetry_offset_axis,
+            coefficients=self.coefficients,
+            covariance_factor=self.factor[np.triu_indices(len(self.factor))].astype(np.float32),
+            asymmetry=self.asymmetry,
+            asymmetry_covariance=self.asymmetry_fit.covariance.astype(np.float32),
+            smoothing=self.penalty.smoothing,
+            asymmetry_smoothing=self.asymmetry_fit.smoothing,
+            population=population,
+            effects=self.effects,
+            converged=self.converged,
+            run_scatter=tuple(self.scatter.to_array().tolist()),
+        )
+
+
+def _similar(before: RunPopulation, after: RunPopulation) -> bool:
+    """Whether the spreads of the population changed by less than 1 %."""
+    pairs = [(before.norm_spread, after.norm_spread), (before.shift_spread, after.shift_spread)]
+    return all(abs(a - b) <= 0.01 * b or not np.isfinite(b) for a, b in pairs)

@@ -1,0 +1,426 @@
+"""Poisson likelihood of one run under the spline model, its derivatives by the run's effects and by the rate.
+
+Per run, only sums over polar cells are formed; their size does not depend on the number of runs or of events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
+from gammapy_accmaker.models.spline.cells import FovCells
+from gammapy_accmaker.models.spline.effects import EffectBasis, NormTails
+from gammapy_accmaker.models.spline.run_cells import RunCells
+from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
+
+__all__ = [
+    "RateTable",
+    "RunDesign",
+    "RunSums",
+    "fit_effects",
+    "fit_effects_and_weight",
+    "shift_within_rate",
+    "sum_slices",
+]
+
+MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
+NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
+TEV_IN_MEV = 1e6
+FINAL_TOLERANCE = 1e-5  # of the effects of a run, in standard deviations of the prior
+WEIGHT_TOLERANCE = 1e-3
+WEIGHT_ROUNDS = 20
+NEIGHBOURS = 4  # cubic splines overlap with three neighbours; between the nodes of the grid one more may come in
+
+
+@dataclass(frozen=True)
+class RunDesign:
+    """What all runs of a fit share: bins, cells, and the basis functions at them.
+
+    Parameters
+    ----------
+    energy_edges : `~numpy.ndarray`, shape (n_energy + 1,)
+        TeV.
+    cells : `FovCells`
+    energy, offset : `ScaledEnergyAxis`, `BSplineAxis`
+        Axes of the rate.
+    effects : `EffectBasis`
+    """
+
+    energy_edges: np.ndarray
+    cells: FovCells
+    energy: ScaledEnergyAxis
+    offset: BSplineAxis
+    effects: EffectBasis
+
+    @cached_property
+    def log_energy(self) -> np.ndarray:
+        """log(E / TeV) at the logarithmic centres of the bins."""
+        return 0.5 * np.log(self.energy_edges[1:] * self.energy_edges[:-1])
+
+    @cached_property
+    def log_width(self) -> np.ndarray:
+        """Log of the widths of the bins in MeV."""
+        return np.log(np.diff(self.energy_edges) * TEV_IN_MEV)
+
+    @cached_property
+    def ring_basis(self) -> np.ndarray:
+        """Splines in offset, averaged over the pixels of each ring."""
+        return self.cells.ring_mean(self.offset.basis(self.cells.offset), self.offset.basis(self.cells.ring_offset))
+
+    @cached_property
+    def ring_rows(self) -> np.ndarray:
+        return row_tensor(self.ring_basis)
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """Energy dependence of the additive effects."""
+        return self.effects.energy_columns(self.log_energy)
+
+    @cached_property
+    def cell_modes(self) -> np.ndarray:
+        """Camera modes of the additive effects in the cells."""
+        return self.cells.mean(self.effects.mode_values(self.cells.fov_lon, self.cells.fov_lat))
+
+    @cached_property
+    def cell_shifts(self) -> np.ndarray:
+        """Camera modes of the shift in the cells."""
+        return self.cells.mean(self.effects.shift_values(self.cells.fov_lon, self.cells.fov_lat))
+
+    @cached_property
+    def mode_columns(self) -> list[np.ndarray]:
+        """Numbers of the additive effects of each camera mode."""
+        return [np.flatnonzero(self.effects.mode_of_column == m) for m in range(len(self.effects.modes))]
+
+    @cached_property
+    def mode_products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Products, in the cells, of modes with modes, shifts with shifts and shifts with modes."""
+        modes, shifts = self.cell_modes, self.cell_shifts
+        return row_tensor(modes), row_tensor(shifts), row_tensor(shifts, modes)
+
+    @cached_property
+    def column_products(self) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+        """Products of the additive columns of each pair of camera modes, and how they make up a matrix.
+
+        For each pair (m, q <= m) the number ``m * n_mode + q`` and the products, shape (n_own * n_other, n_energy); and
+        for each element of the information of the additive effects its place in the concatenated sums of these.
+        """
+        columns, n_mode = self.columns.T, len(self.effects.modes)
+        pairs, place, start = [], np.zeros((len(columns),) * 2, dtype=int), 0
+        for m, own in enumerate(self.mode_columns):
+            for q, other in enumerate(self.mode_columns[: m + 1]):
+                products = (columns[own][:, None] * columns[other]).reshape(len(own) * len(other), -1)
+                pairs.append((m * n_mode + q, products))
+                here = start + np.arange(len(products)).reshape(len(own), len(other))
+                place[np.ix_(own, other)], place[np.ix_(other, own)] = here, here.T
+                start += len(products)
+        return pairs, place
+
+    @cached_property
+    def ring_weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """The additive modes behind a 1, and the shifts, in the cells of each ring, shapes (n_ring, n_sector, n)."""
+        ones, shape = np.ones((self.cells.n_cell, 1)), (self.cells.n_ring, self.cells.n_sector, -1)
+        return np.hstack([ones, self.cell_modes]).reshape(shape), self.cell_shifts.reshape(shape)
+
+    def ring_sums(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Weighted sums over the sectors of each ring, shape (n_energy, n_ring, n); weights as in `ring_weights`."""
+        by_ring = values.reshape(len(values), *weights.shape[:2]).transpose(1, 0, 2)
+        return np.matmul(by_ring, weights).transpose(1, 0, 2)
+
+
+@dataclass(frozen=True)
+class RateTable:
+    """The population's rate at one zenith angle, on the grid of u.
+
+    Attributes
+    ----------
+    log_rate, slope : tuple of `~numpy.ndarray`, shapes (n_grid, n_ring)
+        At the nodes, and the change to the next one: of the log rate and of its derivative by u.
+    asymmetry : `~numpy.ndarray`, shape (n_energy, n_cell)
+    """
+
+    log_rate: tuple[np.ndarray, np.ndarray]
+    slope: tuple[np.ndarray, np.ndarray]
+    asymmetry: np.ndarray
+
+    @classmethod
+    def at(cls, design: RunDesign, coefficients: np.ndarray, zenith_basis: np.ndarray, asymmetry: np.ndarray):
+        """Tabulate; ``asymmetry`` is the log asymmetry, shape (n_energy, n_cell)."""
+        rings = (coefficients @ zenith_basis) @ design.ring_basis.T
+        at_nodes = (basis @ rings for basis in (design.energy.grid_basis, design.energy.grid_derivative))
+        return cls(*((values, np.diff(values, axis=0, append=values[-1:])) for values in at_nodes), asymmetry)
+
+
+@dataclass(frozen=True)
+class RunSums:
+    """Derivatives of the log-likelihood of a run; effects are numbered as in `EffectBasis`.
+
+    Attributes
+    ----------
+    gradient, information : `~numpy.ndarray`, shapes (n,), (n, n)
+        By the effects, without their prior.
+    expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+    rate_gradient : `~numpy.ndarray`, shape (n_spline_energy, n_spline_offset)
+        By the coefficients of the rate at the run's zenith angle; None unless asked for, as the next two.
+    rate_information : `~numpy.ndarray`, shape (k, k), k = n_spline_energy * n_spline_offset
+    cross_information : `~numpy.ndarray`, shape (k, n)
+    """
+
+    gradient: np.ndarray
+    information: np.ndarray
+    expected: np.ndarray
+    rate_gradient: np.ndarray | None = None
+    rate_information: np.ndarray | None = None
+    cross_information: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, design: RunDesign, table: RateTable, run: RunCells, effects: np.ndarray, *, full: bool = False):
+        """Evaluate at the given effects; ``full`` adds the derivatives by the rate."""
+        basis, n_shift = design.effects, design.effects.n_shift
+        node, fraction, slope, mu = _expected(design, table, run, effects)
+        n_energy, n_ring, n_mode = len(design.log_energy), design.cells.n_ring, len(basis.modes)
+        columns, mode_of = design.columns, basis.mode_of_column
+        mode_mode, shift_shift, shift_mode = design.mode_products
+        # what the effects are fitted to, and the rate is not
+        told = mu if run.effect_energies is None else mu * run.effect_energies[:, None]
+
+        # additive effects
+        gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
+        gradient[n_shift:] = run.additive_counts - (columns * (told @ design.cell_modes)[:, mode_of]).sum(0)
+        products = told @ mode_mode
+        pairs, place = design.column_products
+        if pairs:
+            sums = np.concatenate([by_pair @ products[:, k] for k, by_pair in pairs])
+            information[n_shift:, n_shift:] = sums[place]
+
+        # energy shift: d log mu / d shift is the slope
+        mu_slope = told * slope
+        if n_shift:
+            residual = -mu_slope.sum(0)
+            filled = run.counts * slope.ravel()[run.index]
+            if run.effect_energies is not None:
+                filled *= run.effect_energies[run.index // mu.shape[1]]
+            residual += np.bincount(run.index % mu.shape[1], filled, mu.shape[1])
+            gradient[:n_shift] = residual @ design.cell_shifts
+            slope *= mu_slope
+            information[:n_shift, :n_shift] = (slope.sum(0) @ shift_shift).reshape(n_shift, n_shift)
+            mixed = (mu_slope @ shift_mode).reshape(n_energy, n_shift, n_mode)
+            for m, own in enumerate(design.mode_columns):
+                information[:n_shift, n_shift + own] = mixed[:, :, m].T @ columns[:, own]
+            information[n_shift:, :n_shift] = information[:n_shift, n_shift:].T
+        if not full:
+            return cls(gradient, information, mu)
+
+        # rate: the gradient is exact; the information takes one shift for the whole field of view
+        residual = -mu
+        residual.ravel()[run.index] += run.counts
+        size, node = len(design.energy.grid) * n_ring, node.ravel()
+        upper = residual * fraction
+        residual -= upper
+        on_grid = np.bincount(node, residual.ravel(), size)
+        on_grid[n_ring:] += np.bincount(node, upper.ravel(), size)[:-n_ring]
+        on_grid = on_grid.reshape(-1, n_ring)
+        rate_gradient = design.energy.grid_basis.T @ on_grid @ design.ring_basis
+        at_energy = design.energy.interpolate(run.scaled_energy + (effects[0] if n_shift else 0.0))
+        n_e, n_t = at_energy.shape[1], design.ring_basis.shape[1]
+        mode_weights, shift_weights = design.ring_weights
+        by_ring = design.ring_sums(told, mode_weights)
+        all_by_ring = by_ring if told is mu else design.ring_sums(mu, mode_weights[:, :, :1])
+        rate_information = _banded_information(at_energy, all_by_ring[:, :, 0] @ design.ring_rows)
+        cross = np.zeros((n_e, n_t, basis.n))
+        slopes_by_ring = design.ring_sums(mu_slope, shift_weights)
+        for k in range(n_shift):
+            cross[:, :, k] = at_energy.T @ (slopes_by_ring[:, :, k] @ design.ring_basis)
+        for m, here in enumerate(design.mode_columns):
+            products = row_tensor(at_energy, columns[:, here]).T @ (by_ring[:, :, 1 + m] @ design.ring_basis)
+            cross[:, :, n_shift + here] = products.reshape(n_e, len(here), n_t).transpose(0, 2, 1)
+        return cls(gradient, information, mu, rate_gradient, rate_information, cross.reshape(n_e * n_t, basis.n))
+
+    def __add__(self, other: RunSums) -> RunSums:
+        """Sum over the slices of a run."""
+        own, others = (
+            (x.gradient, x.information, x.expected, x.rate_gradient, x.rate_information, x.cross_information)
+            for x in (self, other)
+        )
+        return RunSums(*(None if a is None else a + b for a, b in zip(own, others, strict=True)))
+
+
+def _banded_information(at_energy, by_offset):
+    """Sum over the energies of the products of all pairs of splines in energy and of given weights in offset.
+
+    Splines in energy further apart than `NEIGHBOURS` have no product. Shapes (n_energy, n_e), (n_energy, n_t ** 2).
+    """
+    n_e, n_t = at_energy.shape[1], round(np.sqrt(by_offset.shape[1]))
+    out = np.zeros((n_e, n_e, n_t, n_t))
+    for distance in range(min(NEIGHBOURS + 1, n_e)):
+        pairs = at_energy[:, distance:] * at_energy[:, : n_e - distance]
+        block, first = (pairs.T @ by_offset).reshape(-1, n_t, n_t), np.arange(n_e - distance)
+        out[first, first + distance] = out[first + distance, first] = block
+    return out.transpose(0, 2, 1, 3).reshape(n_e * n_t, n_e * n_t)
+
+
+def _expected(design, table, run, effects):
+    """Node and fraction on the grid of u, slope and expected counts, shapes (n_energy, n_cell)."""
+    basis, n_ring = design.effects, design.cells.n_ring
+    shift = design.cell_shifts @ effects[: basis.n_shift]
+    node, fraction = design.energy.locate(run.scaled_energy[:, None], shift)
+    node *= n_ring
+    node += design.cells.ring_of_cell
+    # in place: these arrays are what the time of a fit goes to
+    interpolated = []
+    for low, step in (table.log_rate, table.slope):
+        values = step.ravel()[node]
+        values *= fraction
+        values += low.ravel()[node]
+        interpolated.append(values)
+    eta, slope = interpolated
+    eta += basis.by_mode(design.columns, effects) @ design.cell_modes.T
+    eta += design.log_width[:, None]
+    eta += table.asymmetry
+    np.minimum(eta, MAX_LOG_RATE, out=eta)
+    np.exp(eta, out=eta)
+    eta *= run.exposure
+    if run.energies is not None:
+        eta *= run.energies[:, None]
+    return node, fraction, slope, eta
+
+
+def fit_effects(
+    design: RunDesign,
+    tables: list[RateTable],
+    slices: list[RunCells],
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    *,
+    directions: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    max_steps: int = 30,
+    tolerance: float = 1e-4,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Effects of a run by penalised maximum likelihood (Newton steps with Fisher's information).
+
+    Parameters
+    ----------
+    design : `RunDesign`
+    tables, slices : list of `RateTable` and of `RunCells`
+        One for each slice of the run.
+    mean, covariance : `~numpy.ndarray`, shapes (n,), (m, m)
+        Gaussian prior: the mean of the effects and the covariance of what is free.
+    directions : `~numpy.ndarray`, shape (n, m), optional
+        The effects are the mean plus combinations of these columns; by default all are free, m = n.
+    start : `~numpy.ndarray`, shape (n,), optional
+        First values, the prior mean by default.
+    max_steps : int
+    tolerance : float
+        Largest step at convergence, in standard deviations of the prior.
+
+    Returns
+    -------
+    effects, covariance : `~numpy.ndarray`, shapes (n,), (n, n)
+        And posterior covariance.
+    expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+    converged : bool
+    """
+    effects = (mean if start is None else start).copy()
+    free = np.eye(len(mean)) if directions is None else directions
+    values = np.linalg.lstsq(free, effects - mean, rcond=None)[0] if directions is not None else effects - mean
+    converged = False
+    precision = np.linalg.inv(covariance)
+    width = np.sqrt(np.diag(covariance))
+    for _ in range(max_steps):
+        sums = sum_slices(design, tables, slices, mean + free @ values)
+        information = free.T @ sums.information @ free + precision
+        step = np.linalg.solve(information, free.T @ sums.gradient - precision @ values)
+        values = values + step / _excess_length(design, free @ step)
+        if np.abs(step / width).max(initial=0) < tolerance:
+            converged = True
+            break
+    return mean + free @ values, free @ np.linalg.inv(information) @ free.T, sums.expected, converged
+
+
+def fit_effects_and_weight(
+    design: RunDesign,
+    tables: list[RateTable],
+    slices: list[RunCells],
+    mean: np.ndarray,
+    tails: NormTails,
+    *,
+    directions: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    weight: float = 1.0,
+) -> tuple[np.ndarray, float, bool, bool]:
+    """Effects of a run whose norm may be far out, and its weight in the population.
+
+    Parameters
+    ----------
+    design, tables, slices, mean, directions, start
+        As in `fit_effects`.
+    tails : `NormTails`
+        Prior of what is free.
+    weight : float
+        First value.
+
+    Returns
+    -------
+    effects : `~numpy.ndarray`, shape (n,)
+    weight : float
+    unusual : bool
+        Whether its norm is rather one of those far out.
+    converged : bool
+    """
+    effects = start
+    free = np.eye(len(mean)) if directions is None else directions
+    for _ in range(WEIGHT_ROUNDS):
+        effects, covariance, _, converged = fit_effects(
+            design,
+            tables,
+            slices,
+            mean,
+            tails.prior(weight),
+            directions=directions,
+            start=effects,
+            tolerance=FINAL_TOLERANCE,
+        )
+        inverse = np.linalg.pinv(free)
+        last = weight
+        weight, unusual = tails.weight(inverse @ (effects - mean), inverse @ covariance @ inverse.T, weight)
+        if abs(weight - last) < WEIGHT_TOLERANCE:
+            return effects, weight, unusual, converged
+    return effects, weight, unusual, False
+
+
+def _excess_length(design, step):
+    n_shift, size = design.effects.n_shift, np.abs(step)
+    return max(size[:n_shift].max(initial=0) / NEWTON_LIMIT[0], size[n_shift:].max(initial=0) / NEWTON_LIMIT[1], 1.0)
+
+
+def sum_slices(design, tables, slices, effects, *, full: bool = False) -> RunSums:
+    """`RunSums` of all slices of a run together."""
+    total = RunSums.of(design, tables[0], slices[0], effects, full=full)
+    for table, run in zip(tables[1:], slices[1:], strict=True):
+        total = total + RunSums.of(design, table, run, effects, full=full)
+    return total
+
+
+def shift_within_rate(design: RunDesign, sums: RunSums, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Information of the effects, and between rate and effects, with the shift as a direction of the rate.
+
+    The derivative of a spline is not quite a spline of the same knots. The small difference would look as if the
+    knots told where the threshold is, and errors there would come out too small.
+
+    Parameters
+    ----------
+    design : `RunDesign`
+    sums : `RunSums`
+        In full.
+    profile : `~numpy.ndarray`, shape (n_spline_energy, n_spline_offset)
+        Coefficients of the rate at the run's zenith angle.
+    """
+    information, cross = sums.information.copy(), sums.cross_information.copy()
+    if design.effects.n_shift:
+        direction = (design.energy.differentiate @ profile).ravel()
+        cross[:, 0] = sums.rate_information @ direction
+        information[0] = information[:, 0] = direction @ cross
+    return information, cross

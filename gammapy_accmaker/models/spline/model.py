@@ -1,0 +1,352 @@
+"""The spline model: a smooth rate in energy, offset and zenith angle, an asymmetry, and the effects of runs.
+
+    log rate = f(log E + scaling + shift, offset, cos zenith) + g(log E, fov_lon, fov_lat) + additive effects of the run
+
+It is fitted by `~gammapy_accmaker.models.spline.fit.fit_spline` and adapted to one run by
+`~gammapy_accmaker.models.spline.adapt.fit_run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+
+from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
+from gammapy_accmaker.models.norm_energy import RunScatter, find_scatter
+from gammapy_accmaker.models.spline.cells import FovCells, asymmetry_basis
+from gammapy_accmaker.models.spline.covariates import CovariateScale
+from gammapy_accmaker.models.spline.effects import EffectBasis, RunEffect, RunPopulation
+from gammapy_accmaker.models.spline.likelihood import RunDesign
+from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
+from gammapy_accmaker.models.spline.serial import pack, unpack
+
+__all__ = ["SplineModel", "zenith_splines"]
+
+
+def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
+    """Values of the splines in zenith angle, shape (axis.n,)."""
+    return axis.basis([np.log(cos_zenith)])[0]
+
+
+@dataclass(frozen=True)
+class SplineModel:
+    """Fitted acceptance, see the module.
+
+    Outside the trained range, energy, offset and zenith angle are clamped to it; the rate is finite and >= 0.
+
+    Attributes
+    ----------
+    energy_edges : `~numpy.ndarray`, shape (n_energy + 1,)
+        TeV; fine bins of the fit.
+    fov_lon, fov_lat, solid_angle : `~numpy.ndarray`, shape (n_fov,)
+        Pixels of the fit, deg and sr.
+    zenith_range : tuple of float
+        Trained range of cos zenith.
+    covariates : `CovariateScale`
+    energy_axis : `ScaledEnergyAxis`
+    offset_axis, zenith_axis : `BSplineAxis`
+        Of f, in deg and in the log of cos zenith, in which a power law is a straight line.
+    asymmetry_energy_axis, asymmetry_offset_axis : `BSplineAxis`
+        Of g, in log(E / TeV) and deg.
+    coefficients : `~numpy.ndarray`, shape (n_e, n_t, n_z)
+        Of f.
+    covariance_factor : `~numpy.ndarray`, shape (p (p + 1) / 2,)
+        Upper triangle of R, covariance of the coefficients = R R', p = n_e * n_t * n_z; float32.
+    asymmetry : `~numpy.ndarray`, shape (n_a, n_b)
+        Coefficients of g.
+    asymmetry_covariance : `~numpy.ndarray`, shape (n_a n_b, n_a n_b)
+        float32.
+    smoothing, asymmetry_smoothing : `~numpy.ndarray`, shapes (n,), (2,)
+        Smoothing parameters of f (see `RatePenalty`) and of g.
+    population : `RunPopulation`
+        Of the effects of runs.
+    effects : tuple of `RunEffect`
+        Of the training runs.
+    converged : bool
+    run_scatter : tuple of float
+        How the training runs differ, see `RunScatter.to_array`; empty in an older file.
+    """
+
+    energy_edges: np.ndarray
+    fov_lon: np.ndarray
+    fov_lat: np.ndarray
+    solid_angle: np.ndarray
+    zenith_range: tuple[float, float]
+    covariates: CovariateScale
+    energy_axis: ScaledEnergyAxis
+    offset_axis: BSplineAxis
+    zenith_axis: BSplineAxis
+    asymmetry_energy_axis: BSplineAxis
+    asymmetry_offset_axis: BSplineAxis
+    coefficients: np.ndarray
+    covariance_factor: np.ndarray
+    asymmetry: np.ndarray
+    asymmetry_covariance: np.ndarray
+    smoothing: np.ndarray
+    asymmetry_smoothing: np.ndarray
+    population: RunPopulation
+    effects: tuple[RunEffect, ...]
+    converged: bool
+    run_scatter: tuple[float, ...] = ()
+
+    def __getstate__(self):
+        # tables that are computed on demand need not travel to worker processes
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Serial form, exact, made of arrays alone."""
+        return pack(self)
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> SplineModel:
+        """The inverse of `to_arrays`."""
+        return unpack(cls, arrays)
+
+    @property
+    def offset_max(self) -> float:
+        """Largest trained offset in deg."""
+        return self.offset_axis.hi
+
+    @cached_property
+    def design(self) -> RunDesign:
+        """Bins, cells and bases shared by all runs."""
+        return self.design_for(self.population.basis)
+
+    def design_for(self, basis: EffectBasis) -> RunDesign:
+        """The same with another basis of run effects."""
+        cells = FovCells(self.fov_lon, self.fov_lat, self.solid_angle)
+        return RunDesign(self.energy_edges, cells, self.energy_axis, self.offset_axis, basis)
+
+    def asymmetry_at(self, log_energy, fov_lon, fov_lat) -> np.ndarray:
+        """Log asymmetry g, shape (len(log_energy), len(fov_lon))."""
+        space = asymmetry_basis(fov_lon, fov_lat, self.asymmetry_offset_axis)
+        return self.asymmetry_energy_axis.basis(log_energy) @ self.asymmetry @ space.T
+
+    @cached_property
+    def asymmetry_cells(self) -> np.ndarray:
+        """`asymmetry_at` averaged over the cells, shape (n_energy, n_cell)."""
+        basis = self.asymmetry_energy_axis.basis(self.design.log_energy)
+        return basis @ self.asymmetry @ self.design.cells.asymmetry(self.asymmetry_offset_axis).T
+
+    @cached_property
+    def spectrum_weights(self) -> np.ndarray:
+        """Share of the fitted counts in each energy bin at the middle of the trained zenith range, shape (n_energy,)."""
+        rate = self.rate_grid(np.exp(self.design.log_energy), self.fov_lon, self.fov_lat, np.nan)
+        counts = (rate @ self.solid_angle) * np.exp(self.design.log_width)
+        return counts / counts.sum()
+
+    @cached_property
+    def mean_slope(self) -> np.ndarray:
+        """Derivative of the log rate by the energy shift at half the largest offset, shape (n_energy,)."""
+        profile = self.coefficients @ zenith_splines(self.zenith_axis, self.clamp_zenith(np.nan))
+        u = self.design.log_energy + sum(self.covariates.scaling(self.clamp_zenith(np.nan), None))
+        return self.energy_axis.derivative(u) @ profile @ self.offset_axis.basis([0.5 * self.offset_max])[0]
+
+    @cached_property
+    def scatter(self) -> RunScatter:
+        """How the training runs differ; where it is not known, the threshold is that of the rate."""
+        if self.run_scatter:
+            return RunScatter.from_array(self.run_scatter)
+        scaling = sum(self.covariates.scaling(self.clamp_zenith(np.nan), None))
+        return find_scatter(1e5 * self.spectrum_weights[None], np.log(self.energy_edges) + scaling)
+
+    def mean_effects(self, cos_zenith: float, azimuth: float | None = None, covariates=None) -> np.ndarray:
+        """Mean effects of runs under these conditions, shape (n_effect,)."""
+        return self.population.mean(self.covariates.regressors(self.clamp_zenith(cos_zenith), azimuth, covariates))
+
+    def clamp_zenith(self, cos_zenith: float) -> float:
+        """Cos zenith within the trained range; its middle where it is not known."""
+        if not np.isfinite(cos_zenith):
+            cos_zenith = 0.5 * sum(self.zenith_range)
+        return float(np.clip(cos_zenith, *self.zenith_range))
+
+    def _clamped(self, energy, fov_lon, fov_lat):
+        """Log energy and positions within the trained range; positions beyond it are pulled in along the radius."""
+        log_energy = np.log(np.clip(energy, self.energy_edges[0], self.energy_edges[-1]))
+        lon, lat = np.asarray(fov_lon, dtype=float), np.asarray(fov_lat, dtype=float)
+        pull = np.minimum(1, self.offset_max / np.maximum(np.hypot(lon, lat), 1e-12))
+        return log_energy, lon * pull, lat * pull
+
+    def _conditions(self, cos_zenith, azimuth, covariates, effect):
+        """Basis and values of the run effects, and the scaling of log energy."""
+        by_zenith, by_others = self.covariates.scaling(cos_zenith, covariates)
+        if effect is None:
+            return self.population.basis, self.mean_effects(cos_zenith, azimuth, covariates), by_zenith + by_others
+        return effect.basis, effect.coefficients, by_zenith + effect.scaling
+
+    def log_rate_grid(
+        self, energy, fov_lon, fov_lat, cos_zenith: float, *, azimuth=None, covariates=None, effect=None
+    ) -> np.ndarray:
+        """Log of the rate in s-1 MeV-1 sr-1, see `rate_grid`."""
+        cos_zenith = self.clamp_zenith(cos_zenith)
+        basis, values, scaling = self._conditions(cos_zenith, azimuth, covariates, effect)
+        log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
+        profile = (self.coefficients @ zenith_splines(self.zenith_axis, cos_zenith)) @ self.offset_axis.basis(
+            np.hypot(lon, lat)
+        ).T
+        shift = basis.shift_values(lon, lat) @ values[: basis.n_shift]
+        if np.ptp(shift) == 0:
+            u = log_energy + scaling + (shift[0] if len(shift) else 0.0)
+            node, fraction = self.energy_axis.locate(u)
+            table, fraction = self.energy_axis.grid_basis, fraction[:, None]
+            out = (table[node] * (1 - fraction) + table[node + 1] * fraction) @ profile
+        else:
+            table, column = self.energy_axis.grid_basis @ profile, np.arange(len(lon))
+            node, fraction = self.energy_axis.locate(log_energy[:, None] + (scaling + shift))
+            low = table[node, column]
+            out = low + (table[node + 1, column] - low) * fraction
+        out += self.asymmetry_at(log_energy, lon, lat)
+        out += basis.by_mode(basis.energy_columns(log_energy), values) @ basis.mode_values(lon, lat).T
+        return out
+
+    def rate_grid(
+        self, energy, fov_lon, fov_lat, cos_zenith: float, *, azimuth=None, covariates=None, effect=None
+    ) -> np.ndarray:
+        """Rate at each of n energies and m positions.
+
+        Parameters
+        ----------
+        energy : array_like, shape (n,)
+            TeV.
+        fov_lon, fov_lat : array_like, shape (m,)
+            Deg.
+        cos_zenith : float
+        azimuth : float, optional
+            Deg; without it the mean over azimuths.
+        covariates : dict of float, optional
+            Those of the run; what is missing counts as the mean of the training runs.
+        effect : `RunEffect`, optional
+            Of the run that the rate is for; without it the mean of runs under these conditions.
+
+        Returns
+        -------
+        rate : `~numpy.ndarray`, shape (n, m)
+            In s-1 MeV-1 sr-1, per ontime.
+        """
+        log_rate = self.log_rate_grid(
+            energy, fov_lon, fov_lat, cos_zenith, azimuth=azimuth, covariates=covariates, effect=effect
+        )
+        return np.exp(np.clip(log_rate, -300, 300))
+
+    def rate(self, energy, fov_lon, fov_lat, cos_zenith, azimuth=None, *, covariates=None, effect=None) -> np.ndarray:
+        """Rate at energies, positions and zenith angles that broadcast against each other, see `rate_grid`."""
+        return self._broadcast(
+            lambda e, x, y, z: self.rate_grid(e, x, y, z, azimuth=azimuth, covariates=covariates, effect=effect),
+            (energy, fov_lon, fov_lat, cos_zenith),
+        )
+
+    @staticmethod
+    def _broadcast(on_grid, arguments):
+        arrays = np.broadcast_arrays(*arguments)
+        energy, lon, lat, cos_zenith = (np.ravel(a).astype(float) for a in arrays)
+        out = np.empty(energy.shape)
+        angles, angle = np.unique(cos_zenith, return_inverse=True)
+        for i, z in enumerate(angles):
+            here = np.flatnonzero(angle == i)
+            energies, row = np.unique(energy[here], return_inverse=True)
+            places, column = np.unique(np.stack([lon[here], lat[here]]), axis=1, return_inverse=True)
+            if len(energies) * places.shape[1] <= 4 * len(here):
+                out[here] = on_grid(energies, *places, z)[row, column.ravel()]
+                continue
+            for k in range(len(energies)):
+                some = here[row == k]
+                out[some] = on_grid(energies[k : k + 1], lon[some], lat[some], z)[0]
+        return out.reshape(arrays[0].shape)
+
+    @cached_property
+    def _factor(self):
+        p = self.coefficients.size
+        out = np.zeros((p, p))
+        out[np.triu_indices(p)] = self.covariance_factor
+        return out
+
+    def relative_error_grid(
+        self, energy, fov_lon, fov_lat, cos_zenith: float, *, azimuth=None, effect=None, part: str = "both"
+    ) -> np.ndarray:
+        """Standard deviation of the log rate at each of n energies and m positions.
+
+        Parameters
+        ----------
+        energy, fov_lon, fov_lat, cos_zenith, azimuth, effect
+            As in `rate_grid`.
+        part : str
+            ``coefficients``: of f and g, once the effects of the run, if given, have followed them. ``run``: of the effects,
+            posterior with an effect, else the spread of the population. ``both``: the root of the sum of squares.
+
+        Returns
+        -------
+        error : `~numpy.ndarray`, shape (n, m)
+        """
+        if part not in ("coefficients", "run", "both"):
+            raise ValueError(f"part: got {part!r}, but 'coefficients', 'run' or 'both' is needed")
+        cos_zenith = self.clamp_zenith(cos_zenith)
+        basis, values, scaling = self._conditions(cos_zenith, azimuth, None, effect)
+        log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
+        offset = self.offset_axis.basis(np.hypot(lon, lat))
+        zenith = zenith_splines(self.zenith_axis, cos_zenith)
+        shift = values[0] if basis.n_shift else 0.0
+        u = log_energy + scaling + shift
+        at_energy = self.energy_axis.basis(u)
+        slope = self.energy_axis.derivative(u) @ (self.coefficients @ zenith) @ offset.T
+        columns, modes = basis.energy_columns(log_energy), basis.mode_values(lon, lat)[:, basis.mode_of_column]
+        by_shift = slope[:, :, None] * basis.shift_values(lon, lat)
+        of_effects = np.concatenate([by_shift, columns[:, None, :] * modes], axis=2)
+        variance = np.zeros((len(log_energy), len(lon)))
+        if part != "run":
+            variance += self._rate_variance(at_energy, offset, zenith)
+            variance += self._asymmetry_variance(log_energy, lon, lat)
+            if effect is not None:
+                variance += self._followed(at_energy, offset, zenith, of_effects, effect)
+        if part != "coefficients":
+            covariance = self.population.covariance if effect is None else effect.covariance
+            variance += np.einsum("emd,emd->em", of_effects @ covariance, of_effects)
+        return np.sqrt(np.maximum(variance, 0))
+
+    def rate_rows(self, zenith: np.ndarray) -> np.ndarray:
+        """Rows R of the coefficients in energy and offset at one zenith angle: their covariance is R R'.
+
+        Parameters
+        ----------
+        zenith : `~numpy.ndarray`, shape (n_z,)
+            Splines in zenith angle.
+
+        Returns
+        -------
+        rows : `~numpy.ndarray`, shape (n_e * n_t, n_e * n_t * n_z)
+        """
+        near = np.flatnonzero(zenith)
+        n_e, n_t, n_z = self.coefficients.shape
+        factor = self._factor.reshape(n_e * n_t, n_z, -1)
+        return sum(zenith[k] * factor[:, k] for k in near)
+
+    def _rate_variance(self, at_energy, at_offset, zenith):
+        n_e, n_t = self.coefficients.shape[:2]
+        rows = self.rate_rows(zenith)
+        covariance = (rows @ rows.T).reshape(n_e, n_t, n_e, n_t).transpose(0, 2, 1, 3).reshape(n_e * n_e, n_t * n_t)
+        return row_tensor(at_energy) @ covariance @ row_tensor(at_offset).T
+
+    def _followed(self, at_energy, at_offset, zenith, of_effects, effect):
+        """What it takes off the variance of the rate that the effects of the run have followed it."""
+        if not len(effect.response):
+            return np.einsum("emd,emd->em", of_effects @ effect.covariance_of_rate, of_effects)
+        rows, response = self.rate_rows(zenith), effect.response.astype(float)
+        by_rate = rows.T @ response
+        together = (rows @ by_rate).reshape(*self.coefficients.shape[:2], -1)
+        together = np.einsum("ei,ita,mt->ema", at_energy, together, at_offset, optimize=True)
+        return np.einsum("emd,emd->em", of_effects @ (by_rate.T @ by_rate) - 2 * together, of_effects)
+
+    def _asymmetry_variance(self, log_energy, lon, lat):
+        at_energy = self.asymmetry_energy_axis.basis(log_energy)
+        space = asymmetry_basis(lon, lat, self.asymmetry_offset_axis)
+        n_a, n_b = self.asymmetry.shape
+        covariance = self.asymmetry_covariance.astype(float).reshape(n_a, n_b, n_a, n_b)
+        out = np.empty((len(log_energy), len(space)))
+        for k, row in enumerate(at_energy):
+            at = np.einsum("abcd,a,c->bd", covariance, row, row, optimize=True)
+            out[k] = np.einsum("mb,mb->m", space @ at, space)
+        return out

@@ -1,0 +1,122 @@
+"""The spline model as the rest of the package sees a model: within its coverage, integrated over energy, for one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.spline.effects import RunEffect
+from gammapy_accmaker.models.spline.model import SplineModel
+
+__all__ = ["SplineRate"]
+
+FINE_STEP = 0.02  # in log10 energy, of the bins of an integral
+TILT_RANGE = (0.5, 10.0)  # TeV
+NOT_CONVERGED = (
+    "the fit did not converge: the counts that it expects still changed from round to round. Look at the residuals; pool more "
+    "runs, or use run_effects 'norm' or 'none', or the model 'radial'"
+)
+RIM = 1 / 12  # of the trained offset; so far the rate is continued at its last value
+
+
+@dataclass(frozen=True)
+class SplineRate(RateModel):
+    """Rate of a `SplineModel` under the conditions of one run, or of the mean run.
+
+    Attributes
+    ----------
+    model : `SplineModel`
+    effect : `RunEffect`, optional
+        Of the run; without it the mean of runs under these conditions.
+    azimuth : float, optional
+        Of the pointing in deg.
+    covariates : dict of float
+        Of the run.
+    """
+
+    model: SplineModel
+    effect: RunEffect | None = None
+    azimuth: float | None = None
+    covariates: dict[str, float] = field(default_factory=dict)
+
+    kind = "spline"
+    is_radial = False
+
+    @property
+    def energy_edges(self) -> np.ndarray:
+        return self.model.energy_edges
+
+    @property
+    def covariate_names(self) -> tuple[str, ...]:
+        return self.model.covariates.names
+
+    @property
+    def not_converged(self) -> str:
+        return "" if self.model.converged else NOT_CONVERGED
+
+    @property
+    def half_width(self) -> float:
+        return self.offset_max
+
+    @property
+    def offset_max(self) -> float:
+        return (1 + RIM) * self.model.offset_max
+
+    @property
+    def zenith_range(self) -> tuple[float, float] | None:
+        # over a narrow range the splines are one, but the energy scale still follows the zenith angle
+        return self.model.zenith_range if self.model.covariates.zenith else None
+
+    @property
+    def norm_spread(self) -> float:
+        """Relative error of the norm of the run, or its spread over the runs where it is not fitted."""
+        fitted = self.effect is not None and self.effect.basis.n > 0
+        return self.effect.norm_error / self.effect.norm if fitted else self.model.population.norm_spread
+
+    @property
+    def tilt_spread(self) -> float:
+        """Standard deviation of the spectral index that the effects of the run leave, over TILT_RANGE."""
+        fitted = self.effect is not None and self.effect.basis.n > 0
+        basis = self.effect.basis if fitted else self.model.population.basis
+        covariance = self.effect.covariance if fitted else self.model.population.covariance
+        log_energy = np.linspace(*np.log(TILT_RANGE), 20)
+        slope = (log_energy - log_energy.mean()) / ((log_energy - log_energy.mean()) ** 2).sum()
+        modes = basis.mode_values(np.zeros(1), np.zeros(1))[0]
+        additive = slope @ (basis.energy_columns(log_energy) * modes[basis.mode_of_column])
+        row = np.concatenate([np.zeros(basis.n_shift), additive])
+        return float(np.sqrt(row @ covariance @ row))
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        energy = np.asarray(energy, dtype=float)
+        rate = self.model.rate_grid(
+            energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, covariates=self.covariates, effect=self.effect
+        )
+        # one part in 1e9 beyond the edges is rounding, more is outside
+        covered = (energy >= self.energy_edges[0] * (1 - 1e-9)) & (energy <= self.energy_edges[-1] * (1 + 1e-9))
+        return np.where(covered[:, None] & (np.hypot(fov_lon, fov_lat) < self.offset_max), rate, 0.0)
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
+        # as in the fit: the rate in the middle of fine bins times their width
+        edges = np.clip(energy_edges, *self.energy_edges[[0, -1]])
+        n = np.maximum(np.ceil(np.log10(edges[1:] / edges[:-1]) / FINE_STEP - 1e-6).astype(int), 1)
+        fine = [np.geomspace(low, high, k + 1) for low, high, k in zip(edges[:-1], edges[1:], n, strict=True)]
+        middle = np.concatenate([np.sqrt(e[1:] * e[:-1]) for e in fine])
+        width = np.concatenate([np.diff(e) for e in fine]) * TEV_IN_MEV
+        first = np.concatenate([[0], np.cumsum(n)[:-1]])
+        rate = self.rate_grid(middle, fov_lon, fov_lat, cos_zenith)
+        return np.add.reduceat(rate * width[:, None], first, axis=0)
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, part="both"):
+        """One standard deviation of the log of the rate; ``part``: "coefficients", "run" or "both"."""
+        return self.model.relative_error_grid(
+            energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect, part=part
+        )
+
+    def to_arrays(self):
+        return self.model.to_arrays()
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(SplineModel.from_arrays(arrays))

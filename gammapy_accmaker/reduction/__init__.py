@@ -1,1 +1,0 @@
-"""Reduction: one observation -> counts and exposure in the field of view."""

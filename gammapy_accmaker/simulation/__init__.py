@@ -1,0 +1,1 @@
+"""Simulated runs of a known truth, and the demo."""

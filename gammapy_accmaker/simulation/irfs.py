@@ -1,0 +1,204 @@
+"""The simulated telescopes: site, clock, response to gamma rays, source events seen through it, and DL3 files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import EarthLocation, SkyCoord
+from astropy.io import fits
+from astropy.table import Table
+from astropy.time import Time
+from gammapy.irf import EffectiveAreaTable2D, EnergyDependentMultiGaussPSF, EnergyDispersion2D
+from gammapy.maps import MapAxis
+from gammapy.modeling.models import SkyModel
+
+__all__ = ["SITE", "REFERENCE_TIME", "make_irfs", "draw_source_events", "run_file", "write_run", "write_index"]
+
+SITE = EarthLocation.from_geodetic(lon=16.5002 * u.deg, lat=-23.2718 * u.deg, height=1835 * u.m)
+SITE_HEADER = {"GEOLON": SITE.lon.deg, "GEOLAT": SITE.lat.deg, "ALTITUDE": SITE.height.to_value("m")}
+REFERENCE_TIME = Time(59215, format="mjd", scale="tt")
+TIME_HEADER = {"MJDREFI": 59215, "MJDREFF": 0.0, "TIMEUNIT": "s", "TIMESYS": "TT", "TIMEREF": "LOCAL"}
+GADF_HEADER = {
+    "HDUCLASS": "GADF",
+    "HDUDOC": "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats",
+    "HDUVERS": "0.3",
+    "ORIGIN": "gammapy_accmaker",
+    "CREATOR": "gammapy_accmaker.simulation.store",
+    "TELESCOP": "SIM",
+    "INSTRUME": "simulated IACT",
+}
+HDUS = {"events": "events", "gti": "gti", "aeff": "aeff_2d", "edisp": "edisp_2d", "psf": "psf_3gauss"}
+
+# The tail of the point spread function: width relative to the core, height relative to the core.
+TAIL_WIDTH, TAIL_HEIGHT = 2.5, 0.05
+
+
+def _energy_resolution(energy_true):
+    """Relative width of the migration at energies in TeV."""
+    return 0.12 + 0.05 * (1 + energy_true / 0.3) ** -1
+
+
+def _psf_core(energy_true, offset):
+    """Gaussian width in deg of the core of the point spread function, at energies in TeV and offsets in deg."""
+    return (0.03 + 0.025 * energy_true**-0.3) * (1 + 0.05 * offset**2)
+
+
+def make_irfs(cos_zenith: float, energy_threshold: float) -> dict:
+    """Full-enclosure response of one run.
+
+    Parameters
+    ----------
+    cos_zenith : float
+        Cosine of the run's zenith angle; the light pool, and with it the area, grows as its inverse square.
+    energy_threshold : float
+        Trigger threshold in TeV.
+
+    Returns
+    -------
+    irfs : dict
+        ``aeff``, ``edisp`` and ``psf`` as gammapy objects.
+    """
+    energy_axis = MapAxis.from_energy_bounds(0.02, 200, nbin=12, per_decade=True, unit="TeV", name="energy_true")
+    offset_axis = MapAxis.from_edges(np.linspace(0, 3.5, 8), unit="deg", name="offset")
+    migra_axis = MapAxis.from_edges(np.linspace(0.2, 1.8, 81), name="migra")
+    energy, offset = energy_axis.center.to_value("TeV")[:, None], offset_axis.center.to_value("deg")
+
+    area = 2e5 / cos_zenith**2 / (1 + (energy / energy_threshold) ** -5) * np.exp(-((offset / 2.3) ** 3))
+    safe = {"LO_THRES": 1.2 * energy_threshold, "HI_THRES": 100.0}
+    aeff = EffectiveAreaTable2D(axes=[energy_axis, offset_axis], data=area, unit="m2", meta=safe)
+
+    resolution = _energy_resolution(energy_axis.center.to_value("TeV"))[:, None, None]
+    edisp = EnergyDispersion2D.from_gauss(energy_axis, migra_axis, offset_axis, bias=0.0, sigma=resolution.T)
+
+    core = _psf_core(energy, offset)
+    names = EnergyDependentMultiGaussPSF.required_parameters
+    values = {"sigma_1": core, "sigma_2": TAIL_WIDTH * core, "sigma_3": core, "ampl_2": TAIL_HEIGHT, "ampl_3": 0.0}
+    density = 1 / (2 * np.pi * np.deg2rad(core) ** 2 * (1 + TAIL_HEIGHT * TAIL_WIDTH**2))
+    data = np.zeros(core.shape, dtype=[(name, np.float32) for name in names])
+    for name in names:
+        data[name] = density if name == "scale" else values[name]
+    units = {name: u.Unit("deg" if name.startswith("sigma") else "") for name in names} | {"scale": u.Unit("sr-1")}
+    psf = EnergyDependentMultiGaussPSF(axes=[energy_axis, offset_axis], data=data, unit=units)
+    return {"aeff": aeff, "edisp": edisp, "psf": psf}
+
+
+def draw_source_events(
+    rng: np.random.Generator,
+    source: SkyModel,
+    pointing: SkyCoord,
+    aeff: EffectiveAreaTable2D,
+    gtis: np.ndarray,
+    live_fraction: float,
+) -> tuple[np.ndarray, np.ndarray, SkyCoord]:
+    """Events of a point source as the response of `make_irfs` shows them.
+
+    Parameters
+    ----------
+    rng : `~numpy.random.Generator`
+        Source of random numbers.
+    source : `~gammapy.modeling.models.SkyModel`
+        Point source of known spectrum.
+    pointing : `~astropy.coordinates.SkyCoord`
+        Pointing of the run.
+    aeff : `~gammapy.irf.EffectiveAreaTable2D`
+        Effective area of the run.
+    gtis : `~numpy.ndarray`
+        Starts and stops in s, shape (n, 2).
+    live_fraction : float
+        Part of that time in which events are recorded.
+
+    Returns
+    -------
+    time, energy, position : `~numpy.ndarray`, `~numpy.ndarray`, `~astropy.coordinates.SkyCoord`
+        Time in s, reconstructed energy in TeV and reconstructed direction, each of n events.
+    """
+    offset = source.position.separation(pointing).to("deg")
+    grid = np.linspace(np.log(0.03), np.log(150), 2000)
+    energy = np.exp(grid) * u.TeV
+    rate = (source.spectral_model(energy) * aeff.evaluate(energy_true=energy, offset=offset) * energy).to_value("s-1")
+    cumulative = np.concatenate([[0.0], np.cumsum(0.5 * (rate[1:] + rate[:-1]) * np.diff(grid))])
+    length = np.diff(gtis, axis=1)[:, 0]
+    n_events = rng.poisson(cumulative[-1] * live_fraction * length.sum())
+    energy_true = np.exp(np.interp(rng.uniform(0, cumulative[-1], n_events), cumulative, grid))
+
+    # Five widths fit into the migration axis of the response, so the Gaussian needs no tails beyond it.
+    migra = 1 + np.clip(rng.standard_normal(n_events), -5, 5) * _energy_resolution(energy_true)
+    tail_fraction = TAIL_HEIGHT * TAIL_WIDTH**2 / (1 + TAIL_HEIGHT * TAIL_WIDTH**2)
+    width = _psf_core(energy_true, offset.value) * np.where(rng.random(n_events) < tail_fraction, TAIL_WIDTH, 1.0)
+    position = source.position.icrs.directional_offset_by(
+        rng.uniform(0, 360, n_events) * u.deg, rng.rayleigh(width) * u.deg
+    )
+    elapsed = rng.uniform(0, length.sum(), n_events)
+    started = np.cumsum(length) - length
+    interval = np.searchsorted(started, elapsed, side="right") - 1
+    return gtis[interval, 0] + elapsed - started[interval], energy_true * migra, position
+
+
+def run_file(obs_id: int) -> str:
+    """Path of a run's file within the store."""
+    return f"data/simulated_{obs_id}.fits"
+
+
+def write_run(path: Path, header: dict, gtis: np.ndarray, columns: dict, irfs: dict) -> None:
+    """Write events, good time intervals and response of one run to a FITS file.
+
+    Parameters
+    ----------
+    path : `~pathlib.Path`
+        File to write.
+    header : dict
+        Keywords of this observation for the event header.
+    gtis : `~numpy.ndarray`
+        Starts and stops in s since the reference time, shape (n, 2).
+    columns : dict
+        Columns of the event list.
+    irfs : dict
+        Response from `make_irfs`.
+    """
+    more = {"OBS_MODE": "POINTING", "EV_CLASS": "std", "RADECSYS": "ICRS", "EQUINOX": 2000.0}
+    more["TELAPSE"] = gtis[-1, 1] - gtis[0, 0]
+    event_header = {**GADF_HEADER, "HDUCLAS1": "EVENTS", **TIME_HEADER, **header, **SITE_HEADER, **more}
+    gti_header = {**GADF_HEADER, "HDUCLAS1": "GTI", **TIME_HEADER}
+    gti_header |= {key: header[key] for key in ("OBS_ID", "TSTART", "TSTOP")}
+    gti_columns = {"START": gtis[:, 0] * u.s, "STOP": gtis[:, 1] * u.s}
+    hdus = [
+        fits.PrimaryHDU(),
+        fits.BinTableHDU(Table(columns, meta=event_header), name="EVENTS"),
+        fits.BinTableHDU(Table(gti_columns, meta=gti_header), name="GTI"),
+    ]
+    for name, irf in irfs.items():
+        hdu = irf.to_table_hdu()
+        hdu.name = name.upper()
+        hdus.append(hdu)
+    fits.HDUList(hdus).writeto(path)
+
+
+def write_index(folder: Path, rows: list[dict]) -> None:
+    """Write the observation index and the HDU index of a store.
+
+    Parameters
+    ----------
+    folder : `~pathlib.Path`
+        Folder of the store.
+    rows : list of dict
+        One row of the observation index for each run.
+    """
+    header = {**GADF_HEADER, "HDUCLAS1": "INDEX", "HDUCLAS2": "OBS", **TIME_HEADER, **SITE_HEADER}
+    observations = Table(rows=rows, meta=header)
+    for name in observations.colnames:
+        if name.startswith(("RA_", "DEC_", "GLON_", "GLAT_", "ALT_", "AZ_", "ZEN_")):
+            observations[name].unit = "deg"
+        elif name in ("ONTIME", "LIVETIME", "TSTART", "TSTOP"):
+            observations[name].unit = "s"
+    hdus = [
+        (row["OBS_ID"], hdu_type, hdu_class, *run_file(row["OBS_ID"]).split("/"), hdu_type.upper())
+        for row in rows
+        for hdu_type, hdu_class in HDUS.items()
+    ]
+    names = ["OBS_ID", "HDU_TYPE", "HDU_CLASS", "FILE_DIR", "FILE_NAME", "HDU_NAME"]
+    index = Table(rows=hdus, names=names, meta={**GADF_HEADER, "HDUCLAS1": "INDEX", "HDUCLAS2": "HDU"})
+    for table, name in ((observations, "OBS_INDEX"), (index, "HDU_INDEX")):
+        filename = folder / f"{name.lower().replace('_', '-').replace('index', 'index.fits.gz')}"
+        fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(table, name=name)]).writeto(filename)

@@ -1,0 +1,1 @@
+"""What any package could use: files written whole, FITS headers, the model file, processes, statistics on arrays."""

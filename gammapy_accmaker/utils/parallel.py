@@ -1,0 +1,277 @@
+"""Runs are looped over in one or more processes; a process that dies takes one run with it, not the fit.
+
+Processes come from a fork server of Python: a clean process with one thread, in which this package is imported once, so
+that what it forks starts as fast as a plain fork and cannot inherit a lock that a thread of the user's process holds (a
+fork of a process with threads may hang, which Python 3.12 warns of). Where there can be none (Windows) they are
+spawned.
+
+The script or notebook of the user is not run again in them, as it would be by default: a script needs no
+``if __name__ == "__main__"``. What was defined there is not known in them; a task that needs it is done in the user's own
+process.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from logging.handlers import QueueHandler
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
+from types import ModuleType
+
+from astropy.utils import data, iers
+from gammapy.utils import parallel
+from gammapy.utils.pbar import progress_bar
+
+from gammapy_accmaker.errors import AcceptanceError
+from gammapy_accmaker.utils.arguments import check_choice, check_whole
+
+__all__ = ["ProcessDiedError", "make_starmap", "map_runs"]
+
+log = logging.getLogger(__name__)
+
+AHEAD = 2  # tasks handed out at a time, for each process
+
+
+class ProcessDiedError(AcceptanceError):
+    """The process that worked on a run ended without an answer: killed, out of memory, or crashed."""
+
+
+def map_runs(
+    function: Callable, inputs: list[tuple], n_jobs: int | None, backend: str | None, task_name: str = ""
+) -> Iterator:
+    """Results of a function for each tuple of arguments, in their order, as soon as they are there.
+
+    Processes of this machine are those of `concurrent.futures`: the pool behind gammapy's own "multiprocessing" waits
+    for ever for a process that died. "ray" is gammapy's.
+
+    Parameters
+    ----------
+    function : callable
+        It catches what it can; an exception of it ends the loop.
+    inputs : list of tuple
+    n_jobs : int, optional
+        Processes; gammapy's default.
+    backend : {"multiprocessing", "ray"}, optional
+        gammapy's default.
+    task_name : str
+        Of the progress bar.
+
+    Yields
+    ------
+    result : object
+        What the function returns; a `ProcessDiedError` for arguments whose process died, twice and alone at last.
+
+    Raises
+    ------
+    InputError
+        For a number of processes or a backend that does not exist.
+    ProcessDiedError
+        With ray, where a worker was lost that it did not replace.
+    """
+    n_jobs = parallel.N_JOBS_DEFAULT if n_jobs is None else n_jobs
+    n_jobs = check_whole(n_jobs, 1, "n_jobs", "a whole number of processes")
+    backend = parallel.BACKEND_DEFAULT if backend is None else backend
+    backend = getattr(backend, "value", backend)  # gammapy's own default is a member of the enumeration
+    check_choice(backend, [known.value for known in parallel.ParallelBackendEnum], "parallel_backend")
+    n_jobs = min(n_jobs, len(inputs))
+    if backend == "ray" and n_jobs > 1:
+        return iter(_with_ray(function, inputs, n_jobs, task_name))
+    n_jobs = min(n_jobs, multiprocessing.cpu_count())
+    # a process that was started by another, such as one of DatasetsMaker, starts none itself
+    if n_jobs <= 1 or multiprocessing.parent_process() is not None:
+        return (function(*arguments) for arguments in progress_bar(inputs, desc=task_name))
+    return _in_processes(function, inputs, n_jobs, task_name)
+
+
+def make_starmap(
+    n_jobs: int | None, backend: str | None, task_name: str
+) -> Callable[[Callable, list[tuple]], Iterator]:
+    """As `itertools.starmap`, by `map_runs`; a process that died ends the loop with its `ProcessDiedError`."""
+
+    def starmap(function, inputs):
+        for result in map_runs(function, inputs, n_jobs, backend, task_name):
+            if isinstance(result, ProcessDiedError):
+                raise result
+            yield result
+
+    return starmap
+
+
+def _with_ray(function, inputs, n_jobs, task_name):
+    try:
+        return parallel.run_multiprocessing(
+            function, inputs, backend="ray", pool_kwargs={"processes": n_jobs}, task_name=task_name
+        )
+    except Exception as error:  # the kinds that ray raises are known where it is installed only
+        raise ProcessDiedError(
+            f"{task_name}: ray lost a worker or could not reach its cluster ({type(error).__name__}: {error}); see "
+            "`ray status`, and start again: with `cache` what was done is not done twice"
+        ) from error
+
+
+def _in_processes(function, inputs, n_jobs, task_name):
+    """Results in order; a few tasks ahead are handed out, so that a broken pool leaves few of them in doubt."""
+    waiting, done, pool, futures = deque(range(len(inputs))), {}, _pool(n_jobs), {}
+    warned = False
+    try:
+        for number in progress_bar(range(len(inputs)), desc=task_name):
+            while number not in done:
+                broken = False
+                while waiting and len(futures) < AHEAD * n_jobs and not broken:
+                    k = waiting[0]
+                    task = _packed(function, inputs[k])
+                    if task is None:
+                        if not warned:
+                            log.warning(f"{task_name or 'n_jobs'}: {NOT_KNOWN}")
+                        warned, done[k] = True, (function(*inputs[k]), [])
+                        waiting.popleft()
+                        break
+                    try:
+                        futures[_submit(pool, task)] = k
+                        waiting.popleft()
+                    except BrokenProcessPool:
+                        broken = True
+                finished = wait(futures, return_when=FIRST_COMPLETED).done if not broken else set(futures)
+                in_doubt = []
+                for future in finished:
+                    k = futures.pop(future)
+                    try:
+                        done[k] = future.result()
+                    except BrokenProcessPool:
+                        in_doubt.append(k)
+                if in_doubt or broken:
+                    in_doubt += futures.values()  # all tasks of a broken pool end with it
+                    futures.clear()
+                    pool.shutdown()
+                    for k in sorted(in_doubt):
+                        done[k] = _alone(function, inputs[k])
+                    pool = _pool(n_jobs)
+            result, messages = done.pop(number)
+            for message in messages:
+                _repeat(message)
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _alone(function, arguments):
+    """Result in a process of its own, or the error that says that it died; and its messages."""
+    with _pool(1) as pool:
+        try:
+            return _submit(pool, _packed(function, arguments)).result()
+        except BrokenProcessPool:
+            return ProcessDiedError(
+                "the process that worked on it died, twice: killed, out of memory, or crashed; with n_jobs=1 it is seen why"
+            ), []
+
+
+NOT_KNOWN = (
+    "what a script or notebook defines (a function, a class), and what cannot be pickled, is not known to other processes: "
+    "it is done in this one; to use more, define it in a module and import it"
+)
+
+
+def _packed(function, arguments):
+    """A task as bytes for another process; None where it needs what is known in this one only."""
+    try:
+        task = bytes(ForkingPickler.dumps((function, arguments)))
+    except Exception:  # what is no task of another process raises many kinds
+        return None
+    return None if b"__main__" in task else task
+
+
+# In the processes
+
+
+def _work(task):
+    """Result of a task, and what it logged and warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        function, arguments = ForkingPickler.loads(task)
+        result = function(*arguments)
+    messages = [_messages.get() for _ in range(_messages.qsize())]
+    return result, [*messages, *((w.message, w.category, w.filename, w.lineno) for w in caught)]
+
+
+_messages: SimpleQueue = SimpleQueue()
+
+
+def _begin(environment, options, earth_orientation, level):
+    """What the user's process may have set after the fork server began, or has read already."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for conf, values in zip(CONF, options, strict=True):
+        for name, value in values.items():
+            setattr(conf, name, value)
+    # the same table for the same answer, and 0.5 s less than to read it from its file
+    iers.earth_orientation_table.set(ForkingPickler.loads(earth_orientation))
+    root = logging.getLogger()
+    root.setLevel(level)
+    root.addHandler(QueueHandler(_messages))
+
+
+# In the process of the user
+
+
+def _repeat(message):
+    """A message of another process, as if it came from here."""
+    if isinstance(message, logging.LogRecord):
+        logger = logging.getLogger(message.name)
+        if logger.isEnabledFor(message.levelno):
+            logger.handle(message)
+    else:
+        warnings.warn_explicit(*message, registry=_warned)
+
+
+_warned: dict = {}
+CONF = (iers.conf, data.conf)
+
+
+def _pool(n_jobs):
+    context = _context()
+    options = [{name: getattr(conf, name) for name in conf} for conf in CONF]
+    level = logging.getLogger("gammapy_accmaker").getEffectiveLevel()
+    earth_orientation = bytes(ForkingPickler.dumps(iers.earth_orientation_table.get()))
+    return ProcessPoolExecutor(n_jobs, context, _begin, (dict(os.environ), options, earth_orientation, level))
+
+
+def _context():
+    """Where processes come from; a fork server imports the package while this process goes on."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["gammapy_accmaker"])
+        try:
+            with _without_the_script():
+                forkserver.ensure_running()
+            return context
+        except OSError:
+            # its socket lies in the folder of temporary files, whose path may be too long for one
+            pass
+    return multiprocessing.get_context("spawn")
+
+
+def _submit(pool, task) -> Future:
+    with _without_the_script():  # it starts processes
+        return pool.submit(_work, task)
+
+
+@contextmanager
+def _without_the_script():
+    """Python runs what is `__main__` here in each process that it starts: nothing."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

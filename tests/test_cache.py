@@ -18,9 +18,8 @@ from stores import IRFS, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, fit_acceptance
 from gammapy_accmaker.acceptance import reduction as runs
-from gammapy_accmaker.data.cache import RunCache
+from gammapy_accmaker.data.cache import RunCache, fingerprint
 from gammapy_accmaker.data.exclusion import Exclusion
-from gammapy_accmaker.data.fingerprint import fingerprint
 from gammapy_accmaker.errors import InputError
 
 CONFIG = AcceptanceConfig.coerce(options("radial"))

@@ -26,7 +26,7 @@ from gammapy_accmaker import (
 )
 from gammapy_accmaker.analysis.cli import cli
 from gammapy_accmaker.config.template import commented_yaml
-from gammapy_accmaker.validation import report_sections
+from gammapy_accmaker.validation import report as report_sections
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -351,7 +351,7 @@ def test_attach_writes_a_store_that_gammapy_reads(config, tmp_path):
 
 
 def test_report_of_a_configuration(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("gammapy_accmaker.validation.html.DPI", 30)  # quick pictures
+    monkeypatch.setattr("gammapy_accmaker.validation.report.DPI", 30)  # quick pictures
     path = tmp_path / "report.html"
     result = invoke("report", config, "--output", path)
     assert result.exit_code == 0, result.output

@@ -16,7 +16,7 @@ from gammapy_accmaker.products.sky_stack import disc_sums
 from gammapy_accmaker.simulation.store import BackgroundTruth
 from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
 from gammapy_accmaker.validation.cross_validation import _split
-from gammapy_accmaker.validation.significance import disc_significance
+from gammapy_accmaker.validation.stacks import disc_significance
 
 PROTOTYPE = Path(__file__).parent.parent.parent / "shared" / "prototype" / "heldout_score.py"
 

@@ -12,7 +12,7 @@ from gammapy_accmaker.acceptance.fit import fit_runs
 from gammapy_accmaker.acceptance.plan import make_plan
 from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, reduce_observations
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.models.zenith import ZenithInterpolated
+from gammapy_accmaker.models.pooled import ZenithInterpolated
 
 pytestmark = pytest.mark.gammapy_data
 

@@ -19,8 +19,7 @@ from gammapy_accmaker.models.goodness import (
     group_scores,
 )
 from gammapy_accmaker.simulation.store import BackgroundTruth
-from gammapy_accmaker.validation.html import escape
-from gammapy_accmaker.validation.report import write_report
+from gammapy_accmaker.validation.report import escape, write_report
 
 SHARED_TRUTH = BackgroundTruth(scale=4, zenith_dependent=False)
 KINDS = ["radial", "grid"]

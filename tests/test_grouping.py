@@ -10,10 +10,8 @@ from stores import EDGES, AnalyticModel, fitted
 from gammapy_accmaker.camera.bins import azimuth_sector
 from gammapy_accmaker.data.grouping import BinMinimum, grow_zenith_bins, wobble_positions, zenith_cells
 from gammapy_accmaker.errors import ObservationError
-from gammapy_accmaker.models.azimuth import AzimuthBinned
 from gammapy_accmaker.models.base import MODEL_KINDS, RateModel, ScaledModel
-from gammapy_accmaker.models.per_run import ModelPerRun
-from gammapy_accmaker.models.zenith import ZenithBinned, ZenithInterpolated
+from gammapy_accmaker.models.pooled import AzimuthBinned, ModelPerRun, ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.utils.run_key import RunKey
 
 LON, LAT = np.linspace(-2.2, 2.2, 9), np.linspace(0.5, -0.5, 9)

@@ -26,7 +26,7 @@ from gammapy_accmaker import (
     runs,
 )
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.models.per_run import ModelPerRun
+from gammapy_accmaker.models.pooled import ModelPerRun
 from gammapy_accmaker.utils.run_key import RunKey, find_run, label_array, run_label, run_names
 from gammapy_accmaker.validation.report import write_report
 from gammapy_accmaker.validation.residuals import stack_residuals

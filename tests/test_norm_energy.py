@@ -27,10 +27,10 @@ from gammapy_accmaker.models.norm_energy import (
     norm_spread,
 )
 from gammapy_accmaker.models.spline.adapt import fit_run, project_run
+from gammapy_accmaker.models.spline.cells import gather_counts
 from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.likelihood import RateTable, RunSums
 from gammapy_accmaker.models.spline.model import SplineModel, zenith_splines
-from gammapy_accmaker.models.spline.run_cells import gather_counts
 
 THRESHOLD = 0.45  # TeV, of a run without a shift
 RINGS = FovBins.rings(2.4, 8)

@@ -27,8 +27,7 @@ from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, Accept
 from gammapy_accmaker.acceptance.reduction import make_bins
 from gammapy_accmaker.data.counts import observation_track, reduce_observation, reduce_slices
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.azimuth import AzimuthBinned
-from gammapy_accmaker.models.zenith import ZenithBinned, ZenithInterpolated
+from gammapy_accmaker.models.pooled import AzimuthBinned, ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.products.background import expected_counts, expected_counts_directly, icrs_vectors
 
 FINE = {"initial_width": 0.03, "min_observations": 2}

@@ -16,14 +16,12 @@ from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, Accept
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError, NotFittedError
-from gammapy_accmaker.validation import pictures, report_sections
-from gammapy_accmaker.validation.camera import expected_in_camera
+from gammapy_accmaker.validation import pictures
+from gammapy_accmaker.validation import report as report_sections
 from gammapy_accmaker.validation.cross_validation import CrossValidation
-from gammapy_accmaker.validation.html import escape, table
-from gammapy_accmaker.validation.report import half_decades, write_report
-from gammapy_accmaker.validation.report_runs import run_effects
+from gammapy_accmaker.validation.report import escape, half_decades, run_effects, table, write_report
 from gammapy_accmaker.validation.residuals import stack_residuals
-from gammapy_accmaker.validation.sky import score_image
+from gammapy_accmaker.validation.stacks import expected_in_camera, score_image
 
 BANDS = [0.5, 1.5, 15] * u.TeV
 EVIL = "<script>alert('run')</script> & \"more\""

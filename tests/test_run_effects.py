@@ -7,7 +7,7 @@ from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, 
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.spline.adapt import fit_run, project_run
-from gammapy_accmaker.models.spline.cells import camera_modes
+from gammapy_accmaker.models.spline.cells import camera_modes, gather_counts
 from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EffectBasis, RunPopulation, update_population
 from gammapy_accmaker.models.spline.equations import RateCovariance, RateEquations, moving_directions, quadratic_form
@@ -15,7 +15,6 @@ from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.likelihood import RateTable, RunSums
 from gammapy_accmaker.models.spline.model import zenith_splines
 from gammapy_accmaker.models.spline.rate import SplineRate
-from gammapy_accmaker.models.spline.run_cells import gather_counts
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)

@@ -19,7 +19,7 @@ from gammapy_accmaker import (
     match_observations,
 )
 from gammapy_accmaker.analysis.analysis import make_maker
-from gammapy_accmaker.data.files import find_unreadable
+from gammapy_accmaker.data.observations import find_unreadable
 from gammapy_accmaker.errors import ObservationError
 
 CONFIG = options("radial")

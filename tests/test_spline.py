@@ -10,13 +10,11 @@ from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs, true_rate
 
 from gammapy_accmaker.models.spline.adapt import fit_run
-from gammapy_accmaker.models.spline.cells import FovCells
+from gammapy_accmaker.models.spline.cells import FovCells, gather_counts
 from gammapy_accmaker.models.spline.equations import BATCH
-from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.fit import chunk_starts, fit_spline
 from gammapy_accmaker.models.spline.model import SplineModel
 from gammapy_accmaker.models.spline.rate import SplineRate
-from gammapy_accmaker.models.spline.round import chunk_starts
-from gammapy_accmaker.models.spline.run_cells import gather_counts
 from gammapy_accmaker.utils.parallel import make_starmap
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)

@@ -16,7 +16,7 @@ from gammapy_accmaker.data.counts import CountsBins, observation_track, reduce_o
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.products.background import expected_counts_directly, icrs_vectors
-from gammapy_accmaker.validation.camera import expected_in_camera
+from gammapy_accmaker.validation.stacks import expected_in_camera
 
 ENERGY = {"min": "0.12 TeV", "max": "40 TeV"}
 

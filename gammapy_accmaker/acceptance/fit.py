@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
 from astropy.table import Table, vstack
 
-from gammapy_accmaker.acceptance.fit_groups import fit_groups
 from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.acceptance.reduction import by_place, in_own_order, make_bins, make_exclusion, reduce_observations
@@ -17,12 +17,12 @@ from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.acceptance.search import fit_until_stable
 from gammapy_accmaker.camera.bins import merge_bins
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.config.options_model import SplineOptions
+from gammapy_accmaker.config.options import SplineOptions
 from gammapy_accmaker.data.counts import CountsBins, RunCounts
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
 from gammapy_accmaker.models.fit_counts import add_up, sum_counts
@@ -39,6 +39,7 @@ from gammapy_accmaker.models.norm_energy import (
 )
 from gammapy_accmaker.models.parametric.fit import fit_parametric
 from gammapy_accmaker.models.parametric.model import ParametricModel
+from gammapy_accmaker.models.pooled import AzimuthBinned, ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.models.spline.adapt import NOT_CONVERGED, POOR_FIT, fit_run
 from gammapy_accmaker.models.spline.effects import RunEffect
 from gammapy_accmaker.models.spline.fit import fit_spline
@@ -48,6 +49,7 @@ from gammapy_accmaker.utils.parallel import make_starmap
 from gammapy_accmaker.utils.run_key import RunKey, label_array, run_names
 
 __all__ = [
+    "fit_groups",
     "adapt_to_run",
     "fit_acceptance",
     "fit_runs",
@@ -61,6 +63,81 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+
+def fit_groups(
+    runs: list[list[RunCounts]],
+    plan: GroupPlan,
+    config: AcceptanceConfig,
+    fit_one: Callable[[list[list[RunCounts]]], RateModel],
+) -> RateModel:
+    """Fit the groups of a plan.
+
+    Parameters
+    ----------
+    runs : list of list of `RunCounts`
+        Slices of each run; the plan was made of them.
+    plan : `GroupPlan`
+    config : `AcceptanceConfig`
+        It says how the models of the groups are put together.
+    fit_one : callable
+        Fits runs of one slice each, without zenith or azimuth.
+    """
+    models = []
+    assigned = plan.assign(runs, config)
+    for number, group in enumerate(assigned):
+        try:
+            models.append(fit_one([[_whole(slices)] for slices in group]))
+        except FitError as error:
+            ids = ", ".join(str(slices[0].obs_id) for slices in group)
+            raise FitError(f"group {number} of the plan, runs {ids}: {error}") from error
+    mean, ranges = plan.mean_cos_zenith(), [_seen_range(group) for group in assigned]
+    sectors = np.unique(plan.sector)
+    by_sector = []
+    for k in sectors:
+        groups = np.flatnonzero(plan.sector == k)
+        own, trained = (
+            [models[g] for g in groups],
+            (min(ranges[g][0] for g in groups), max(ranges[g][1] for g in groups)),
+        )
+        if config.zenith.type == "binned":
+            by_sector.append(ZenithBinned(plan.edges_in(k), own, trained))
+        elif config.zenith.type == "interpolated":
+            by_sector.append(ZenithInterpolated(mean[groups], own, config.zenith.scale == "log", trained))
+        else:
+            by_sector += own
+    if len(plan.azimuth_edges) == 0:
+        return by_sector[0]
+    lacking = np.setdiff1d(np.arange(len(plan.azimuth_edges)), sectors)
+    if len(lacking):
+        starts = ", ".join(f"{plan.azimuth_edges[k]:g}" for k in lacking)
+        log.warning(
+            f"azimuth: {len(lacking)} of {len(plan.azimuth_edges)} sectors, which start at {starts} deg, have no runs; "
+            "runs there take the model of the nearest sector"
+        )
+    ontime = np.bincount(plan.sector[plan.group], plan.ontime, len(plan.azimuth_edges))
+    return AzimuthBinned(plan.azimuth_edges, by_sector, sectors, ontime[sectors])
+
+
+def _seen_range(group):
+    """Smallest and largest cos zenith in runs."""
+    low, high = np.array([part.cos_zenith_range for slices in group for part in slices]).T
+    return float(low.min()), float(high.max())
+
+
+def _whole(slices):
+    """The slices of a run in a group as one: the run has one norm there."""
+    ontime = np.array([part.ontime for part in slices])
+    return replace(
+        slices[0],
+        counts=sum(part.counts for part in slices),
+        exposure=sum(part.exposure for part in slices),
+        ontime=float(ontime.sum()),
+        livetime=float(sum(part.livetime for part in slices)),
+        cos_zenith=float(np.average([part.cos_zenith for part in slices], weights=ontime)),
+        cos_zenith_range=_seen_range([slices]),
+    )
+
 
 ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
 NAMED = 5  # runs in a warning

@@ -35,9 +35,8 @@ from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import check_zenith, observation_track
 from gammapy_accmaker.data.exclusion import Exclusion
-from gammapy_accmaker.data.files import check_files
 from gammapy_accmaker.data.notes import warn_of_notes
-from gammapy_accmaker.data.observations import as_observations, check_observation
+from gammapy_accmaker.data.observations import as_observations, check_files, check_observation
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline.adapt import NOT_CONVERGED

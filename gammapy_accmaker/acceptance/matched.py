@@ -22,7 +22,7 @@ from gammapy_accmaker.data.matching import match_observations
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import AcceptanceError, FitError, InputError
-from gammapy_accmaker.models.per_run import ModelPerRun
+from gammapy_accmaker.models.pooled import ModelPerRun
 from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.run_key import LeftOut, run_label, run_names
 

@@ -22,11 +22,10 @@ from gammapy_accmaker.data.counts import (
     reduce_slices,
     run_key,
 )
-from gammapy_accmaker.data.exclusion import Exclusion
-from gammapy_accmaker.data.files import check_files
+from gammapy_accmaker.data.exclusion import Exclusion, without_source_half
 from gammapy_accmaker.data.grouping import zenith_cells
+from gammapy_accmaker.data.observations import check_files
 from gammapy_accmaker.data.region_files import catalog_regions
-from gammapy_accmaker.data.wobble_half import without_source_half
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.utils.arguments import check_choice
 from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs

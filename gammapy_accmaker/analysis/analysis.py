@@ -13,8 +13,7 @@ from gammapy.maps import Map
 
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
-from gammapy_accmaker.analysis.options import BACKGROUND
+from gammapy_accmaker.analysis.config import BACKGROUND, AcceptanceAnalysisConfig
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 

@@ -23,8 +23,7 @@ from gammapy_accmaker.analysis.analysis import (
     select_observations,
     select_off_observations,
 )
-from gammapy_accmaker.analysis.config import ExtendedConfig
-from gammapy_accmaker.analysis.options import AcceptanceBackground, as_options
+from gammapy_accmaker.analysis.config import AcceptanceBackground, ExtendedConfig, as_options
 from gammapy_accmaker.errors import AcceptanceError, InputError
 
 __all__ = ["AcceptanceWorkflow", "AcceptanceWorkflowConfig"]

@@ -12,31 +12,27 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from gammapy_accmaker.config.errors import explain, read_config_file
 from gammapy_accmaker.config.options import (
+    AdaptiveEnergy,
     AdaptiveRingRenormalization,
-    FovRenormalization,
-    MatchingOptions,
-    NoRenormalization,
-    RingRenormalization,
-    RunEffectsOptions,
-)
-from gammapy_accmaker.config.options_conditions import (
     BinnedAzimuth,
     BinnedZenith,
     ContinuousZenith,
     EastWestAzimuth,
-    InterpolatedZenith,
-    NoAzimuth,
-    NoZenith,
-    ZenithBins,
-)
-from gammapy_accmaker.config.options_exclusion import ExclusionOptions
-from gammapy_accmaker.config.options_model import (
-    AdaptiveEnergy,
     EnergyOptions,
+    ExclusionOptions,
+    FovRenormalization,
     GridOptions,
+    InterpolatedZenith,
+    MatchingOptions,
+    NoAzimuth,
+    NoRenormalization,
+    NoZenith,
     ParametricOptions,
     RadialOptions,
+    RingRenormalization,
+    RunEffectsOptions,
     SplineOptions,
+    ZenithBins,
 )
 from gammapy_accmaker.config.types import EnergyEdges, Location, OneAngle, Options, TimeStep
 from gammapy_accmaker.errors import InputError

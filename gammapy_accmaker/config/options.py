@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+import astropy.units as u
+import numpy as np
+from pydantic import Field, PlainSerializer, model_validator
 
 from gammapy_accmaker.config.types import (
+    AngleEdges,
     EnergyEdges,
     Limit,
     NormModel,
     OneAngle,
+    OneEnergy,
+    OnePath,
     Options,
     SpatialNorm,
+    TimeStep,
 )
+from gammapy_accmaker.models.parametric.function import PYTHON, check_shared, describe_function, rate_function
+from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
 
 __all__ = [
+    "AdaptiveEnergy",
+    "EnergyOptions",
+    "GridOptions",
+    "ParameterOptions",
+    "ParametricOptions",
+    "RadialOptions",
+    "SplineOptions",
+    "BinnedAzimuth",
+    "BinnedZenith",
+    "ContinuousZenith",
+    "EastWestAzimuth",
+    "InterpolatedZenith",
+    "NoAzimuth",
+    "NoZenith",
+    "ZenithBins",
+    "CatalogOptions",
+    "ExclusionOptions",
+    "IterativeOptions",
+    "SkyPosition",
     "AdaptiveRingRenormalization",
     "FovRenormalization",
     "MatchingOptions",
@@ -23,6 +51,371 @@ __all__ = [
     "RingRenormalization",
     "RunEffectsOptions",
 ]
+
+
+class SplineOptions(Options):
+    """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
+
+    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow: any with a number
+    that differs from run to run. A run that lacks one counts as the mean of the others.
+    """
+
+    type: Literal["spline"] = "spline"
+    covariates: list[str] = ["MUONEFF"]
+
+
+class RadialOptions(Options):
+    """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges.
+
+    Events beyond the last ring have no part in the fit; there the rate goes on for the width of one ring, and is 0 then.
+    """
+
+    type: Literal["radial"] = "radial"
+    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+
+    @model_validator(mode="after")
+    def _from_zero(self):
+        if not isinstance(self.offset_bins, int) and self.offset_bins[0] < 0:
+            raise ValueError(f"offset_bins: got {self.offset_bins}, but offsets >= 0 are needed")
+        return self
+
+
+class GridOptions(Options):
+    """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or edges.
+
+    The grid keeps its corners: the events of the whole square are fitted, those beyond offset_max too. Around it the rate goes on
+    for the width of one bin, and is 0 then.
+    """
+
+    type: Literal["grid"] = "grid"
+    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+
+
+class ParameterOptions(Options):
+    """Start value, limits and whether it is fixed, of one parameter of a function; what is None is left as it is.
+
+    Ties are callables on an astropy model: ``model.sigma.tied = lambda model: 2 * model.width``.
+    """
+
+    value: float | None = None
+    min: float | None = None
+    max: float | None = None
+    fixed: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_text_ties(cls, data):
+        if isinstance(data, dict) and "tied" in data:
+            raise ValueError(
+                f"got tied: {data['tied']!r}, but text is not taken; tie it by a callable on the astropy model, model.name.tied"
+            )
+        return data
+
+
+class ParametricOptions(Options):
+    """A function of energy, of position or of both, fitted to counts on a grid.
+
+    Parameters
+    ----------
+    function : str, `~astropy.modeling.Model`, callable or list
+        In a file: gaussian, gaussian_gradient, radial_profile, power_law, power_law_cutoffs, or a product such as
+        ``"power_law * gaussian"``. In Python also what `~gammapy_accmaker.models.parametric.function.rate_function` takes.
+        Of energy in TeV and positions in deg; the rate in s-1 MeV-1 sr-1. A file names a Python function but holds no code:
+        what is read from it applies a fitted model, and a fit asks for the function.
+    parameters : dict
+        `ParameterOptions` by name.
+    shared : list of str
+        Parameters of a function of position alone that all energies have in common.
+    offset_bins : int or edges
+        As for `GridOptions`.
+    on_failure : {"raise", "flag"}
+        What is done where the fit fails; "flag" warns and marks the result of the model.
+    """
+
+    type: Literal["parametric"] = "parametric"
+    function: Annotated[Any, PlainSerializer(describe_function, when_used="json")] = None
+    parameters: dict[str, ParameterOptions] = {}
+    shared: list[str] = []
+    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+    on_failure: Literal["raise", "flag"] = "raise"
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.function is None:
+            raise ValueError(
+                f"function: a parametric model needs one; name {list(READY_SHAPES)}, a product such as "
+                "'power_law * gaussian', or in Python an astropy model or a plain function"
+            )
+        # what was read from a file may apply a model; a fit refuses it
+        if not (isinstance(self.function, str) and self.function.startswith(PYTHON)):
+            check_shared(rate_function(self.function, self.given_parameters()), self.shared)
+        return self
+
+    def given_parameters(self) -> dict[str, dict]:
+        """What is set of each parameter."""
+        return {name: options.model_dump(exclude_none=True) for name, options in self.parameters.items()}
+
+
+class EnergyOptions(Options):
+    """Energy axis of the fitted model."""
+
+    min: OneEnergy = u.Quantity("0.1 TeV")
+    max: OneEnergy = u.Quantity("100 TeV")
+    nbins_per_decade: Annotated[int, Field(ge=1)] = 10
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if not 0 * u.TeV < self.min < self.max:
+            raise ValueError(f"got min {self.min} and max {self.max}, but 0 < min < max is needed")
+        return self
+
+
+class AdaptiveEnergy(Options):
+    """Energy bins of the fit, merged up to a count target and a largest width.
+
+    The model keeps its energy axis; what the merged bins share is the profile over the field of view.
+
+    Attributes
+    ----------
+    min_counts : float
+        Unexcluded events of all runs that each bin is to hold.
+    max_width : float
+        Largest width of a merged bin, in decades.
+    """
+
+    type: Literal["adaptive"] = "adaptive"
+    min_counts: Annotated[float, Field(gt=0)] = 500
+    max_width: Annotated[float, Field(gt=0)] = 0.5
+
+
+class NoZenith(Options):
+    """The rate does not follow the zenith angle."""
+
+    type: Literal["none"] = "none"
+
+
+class ContinuousZenith(Options):
+    """The rate is a smooth function of the zenith angle; for the spline model."""
+
+    type: Literal["continuous"] = "continuous"
+
+
+class ZenithBins(Options):
+    """How runs are pooled in bins of cos zenith, from the zenith down.
+
+    A bin grows by ``initial_width`` until it holds ``min_livetime`` and ``min_observations`` (null: not asked for); what is left
+    at the end goes to its neighbour.
+
+    Parameters
+    ----------
+    initial_width : float
+        Of cos zenith.
+    min_livetime : quantity, optional
+    min_observations : int, optional
+        A run that is split counts in each bin by its part of the time.
+    per_wobble : bool
+        Whether each wobble position that is seen in a bin must hold both minima.
+    max_wobble_separation : angle
+        Pointings that are closer than this, or linked by others, are one wobble position.
+    split_runs : bool
+        Whether a run goes to several bins, cut in time at their edges, or as a whole to that of its mean zenith angle.
+    """
+
+    initial_width: Annotated[float, Field(gt=0, le=1)] = 0.05
+    min_livetime: TimeStep | None = None
+    min_observations: Annotated[int, Field(ge=1)] | None = 3
+    per_wobble: bool = False
+    max_wobble_separation: OneAngle = "0.4 deg"
+    split_runs: bool = False
+
+    @model_validator(mode="after")
+    def _some_minimum(self):
+        if self.min_livetime is None and self.min_observations is None:
+            raise ValueError("min_livetime, min_observations: got null for both, but one of them is needed")
+        if self.min_livetime is not None and self.min_livetime.value <= 0:
+            raise ValueError(
+                f"min_livetime: got {self.min_livetime}, but more than 0 is needed; leave it null for none"
+            )
+        if self.max_wobble_separation.deg <= 0:
+            raise ValueError(f"max_wobble_separation: got {self.max_wobble_separation}, but more than 0 deg is needed")
+        return self
+
+
+class BinnedZenith(ZenithBins):
+    """One model for each bin of cos zenith."""
+
+    type: Literal["binned"] = "binned"
+
+
+class InterpolatedZenith(ZenithBins):
+    """Between the mean zenith angles of bins the rate (``scale: linear``) or its logarithm is linear in cos zenith."""
+
+    type: Literal["interpolated"] = "interpolated"
+    scale: Literal["linear", "log"] = "log"
+
+
+class NoAzimuth(Options):
+    """The rate does not follow the azimuth."""
+
+    type: Literal["none"] = "none"
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Azimuths in deg, in [0, 360), at which runs are cut."""
+        return np.zeros(0)
+
+
+class EastWestAzimuth(NoAzimuth):
+    """One model for pointings east of the meridian, and one for west."""
+
+    type: Literal["east_west"] = "east_west"
+
+    @property
+    def edges(self) -> np.ndarray:
+        return np.array([0.0, 180.0])
+
+
+class BinnedAzimuth(NoAzimuth):
+    """One model for each sector of azimuth; ``bins``: a number, from north on, or edges, the last of which joins the first."""
+
+    type: Literal["binned"] = "binned"
+    bins: Annotated[int, Field(ge=2)] | AngleEdges = 4
+
+    @model_validator(mode="after")
+    def _in_one_turn(self):
+        if not isinstance(self.bins, int) and (np.ptp(self.bins.to_value("deg")) > 360 or len(self.edges) < 2):
+            raise ValueError(f"bins: got {self.bins}, but edges of at least two sectors within one turn are needed")
+        return self
+
+    @property
+    def edges(self) -> np.ndarray:
+        if isinstance(self.bins, int):
+            return np.arange(self.bins) * 360 / self.bins
+        return np.unique(self.bins.to_value("deg") % 360)
+
+
+class SkyPosition(Options):
+    """A position on the sky, ``{lon: 83.63 deg, lat: 22.01 deg, frame: icrs}``."""
+
+    lon: OneAngle
+    lat: OneAngle
+    frame: Literal["icrs", "galactic"] = "icrs"
+
+    @model_validator(mode="after")
+    def _latitude(self):
+        if not abs(self.lat.deg) <= 90:
+            raise ValueError(f"lat: got {self.lat}, but -90 to 90 deg are needed")
+        return self
+
+
+class CatalogOptions(Options):
+    """Circles around the stars or sources of a table.
+
+    Attributes
+    ----------
+    path : path
+        Table that astropy reads: ecsv, fits, csv, votable.
+    ra, dec : str
+        Its columns of ICRS coordinates; in deg where they have no unit.
+    radius : angle
+        Of all circles.
+    radius_column : str
+        Column with the radius of each, in place of ``radius``.
+    magnitude : str
+        Column of which only values up to ``magnitude_max`` are taken.
+    magnitude_max : float
+        Of the faintest star.
+    """
+
+    path: OnePath
+    ra: str = "ra"
+    dec: str = "dec"
+    radius: OneAngle | None = None
+    radius_column: str | None = None
+    magnitude: str | None = None
+    magnitude_max: float | None = None
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if (self.radius is None) == (self.radius_column is None):
+            raise ValueError("got both radius and radius_column or neither, but one of them is needed")
+        if self.radius is not None and self.radius.deg < 0:
+            raise ValueError(f"radius: got {self.radius}, but a radius is >= 0 deg")
+        if (self.magnitude is None) != (self.magnitude_max is None):
+            raise ValueError("got one of magnitude and magnitude_max, but both or none are needed")
+        return self
+
+
+class IterativeOptions(Options):
+    """Significant excess in the stacked sky map of the runs of the fit is excluded, and the fit repeated until none is left.
+
+    Attributes
+    ----------
+    threshold : float
+        In sigma; in widths of the significance over the field where that is wider than 1.
+    correlation_radius : angle
+        Of the discs in which counts are summed; emission that is much larger is found in part.
+    dilation : angle
+        Added to the radius of what is found.
+    max_iterations : int
+        Searches, after which a warning comes where the last one still found something.
+    """
+
+    threshold: Annotated[float, Field(gt=0)] = 5.0
+    correlation_radius: OneAngle = "0.1 deg"
+    dilation: OneAngle = "0.1 deg"
+    max_iterations: Annotated[int, Field(ge=1)] = 5
+
+    @model_validator(mode="after")
+    def _positive(self):
+        if not (self.correlation_radius.deg > 0 and self.dilation.deg >= 0):
+            raise ValueError(
+                f"got correlation_radius {self.correlation_radius} and dilation {self.dilation}, but > 0 and >= 0 are needed"
+            )
+        return self
+
+
+class ExclusionOptions(Options):
+    """Sky positions left out of the fit, of the run effects and of the renormalisation.
+
+    Attributes
+    ----------
+    regions : path or list of paths
+        Region files: ds9, crtf or fits.
+    mask : path
+        Map that is False where excluded.
+    margin : angle
+        Around regions, mask and catalog.
+    catalog : mapping
+        Circles around the stars or sources of a table: path, ra, dec, radius or radius_column, magnitude, magnitude_max.
+    wobble_half : bool or mapping
+        Of a run with the source in its field of view, use the half of the camera opposite to it (not for rings); true: the source
+        is the target in the header of each run; else its lon, lat and frame. Norms and a gradient over the camera are told
+        apart only by runs with several wobble positions.
+    iterative : mapping
+        Leave out what is found in the data as well, and fit again: threshold, correlation_radius, dilation, max_iterations.
+    """
+
+    # lists first: pydantic 2.8 would write one as the text of a path
+    regions: list[OnePath] | OnePath | None = None
+    mask: OnePath | None = None
+    margin: OneAngle = "0 deg"
+    catalog: CatalogOptions | None = None
+    wobble_half: bool | SkyPosition = False
+    iterative: IterativeOptions | None = None
+
+    @model_validator(mode="after")
+    def _files_exist(self):
+        for path in self.files():
+            if not path.is_file():
+                raise ValueError(f"there is no file {path}; give the path of an existing one")
+        return self
+
+    def files(self) -> list[Path]:
+        """All files that are named."""
+        regions = self.regions if isinstance(self.regions, list) else [self.regions]
+        catalog = None if self.catalog is None else self.catalog.path
+        return [path for path in (*regions, self.mask, catalog) if path is not None]
 
 
 class RunEffectsOptions(Options):

@@ -13,8 +13,7 @@ from gammapy.data import Observations
 
 from gammapy_accmaker.camera.track import time_nodes
 from gammapy_accmaker.data.counts import MUON_EFFICIENCY, header_number, observation_track, run_key
-from gammapy_accmaker.data.files import check_files
-from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.observations import as_observations, check_files
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, run_label, run_names
 

@@ -16,7 +16,7 @@ from gammapy_accmaker.camera.bins import FovBins, axis_index, check_edges, offse
 from gammapy_accmaker.camera.track import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, find_reach
-from gammapy_accmaker.data.site import REMEDY, named_site, observation_site
+from gammapy_accmaker.data.observations import REMEDY, named_site, observation_site
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, run_label
 

@@ -1,26 +1,478 @@
-"""Which sky positions are left out of a fit: regions, region files and mask maps made into one question."""
+"""The half of the camera on the side of the source, as pybkgmodel leaves it out of wobble observations."""
 
 from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
-from gammapy.maps import Map
-from regions import CircleSkyRegion, CompoundSkyRegion, Regions, SkyRegion
+from astropy.coordinates import EarthLocation, SkyCoord, TimeAttribute
+from astropy.io import fits
+from astropy.time import Time
+from astropy.wcs import WCS
+from gammapy.maps import HpxGeom, Map, WcsGeom
+from regions import (
+    CircleAnnulusSkyRegion,
+    CircleSkyRegion,
+    CompoundSkyRegion,
+    EllipseAnnulusSkyRegion,
+    EllipseSkyRegion,
+    LineSkyRegion,
+    PixCoord,
+    PixelRegion,
+    PointSkyRegion,
+    PolygonSkyRegion,
+    RectangleAnnulusSkyRegion,
+    RectangleSkyRegion,
+    RegionMeta,
+    Regions,
+    SkyRegion,
+)
+from scipy.linalg import null_space
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
 
-from gammapy_accmaker.camera.track import vectors_to_lonlat
-from gammapy_accmaker.data.exclusion_data import KINDS, MaskData, mask_to_data, region_from_text, region_to_text
-from gammapy_accmaker.data.exclusion_parts import make_part, separation
+from gammapy_accmaker.camera.track import unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.data.observations import pointing_icrs
 from gammapy_accmaker.data.region_files import read_regions
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import InputError, ObservationError
 
-__all__ = ["Exclusion"]
+__all__ = [
+    "KINDS",
+    "MaskData",
+    "mask_to_data",
+    "region_from_text",
+    "region_to_text",
+    "Circle",
+    "make_part",
+    "separation",
+    "Exclusion",
+    "without_source_half",
+]
+
+
+POSITIONS = ("center", "vertices", "start", "end")
+ANNULUS = ("center", "inner_width", "outer_width", "inner_height", "outer_height", "angle")
+# kind: its class, and what a region of this kind consists of: positions, and lengths and angles in deg
+KINDS = {
+    "circle": (CircleSkyRegion, ("center", "radius")),
+    "ellipse": (EllipseSkyRegion, ("center", "width", "height", "angle")),
+    "rectangle": (RectangleSkyRegion, ("center", "width", "height", "angle")),
+    "polygon": (PolygonSkyRegion, ("vertices",)),
+    "circle annulus": (CircleAnnulusSkyRegion, ("center", "inner_radius", "outer_radius")),
+    "ellipse annulus": (EllipseAnnulusSkyRegion, ANNULUS),
+    "rectangle annulus": (RectangleAnnulusSkyRegion, ANNULUS),
+    "line": (LineSkyRegion, ("start", "end")),
+    "point": (PointSkyRegion, ("center",)),
+}
+# of two masks; on truth values, "greater" is "the first and not the second"
+OPERATORS = {
+    "or": operator.or_,
+    "and": operator.and_,
+    "xor": operator.xor,
+    "without": operator.gt,
+    "not in": operator.lt,
+}
+LABELS = ("text", "label", "comment")  # that are kept of what a region is called
+MAX_PIXELS = 2**30  # of a mask; a file that claims more is not believed
+
+
+def region_to_text(region: SkyRegion) -> str:
+    """A sky region as one line of text, numbers to the last digit.
+
+    Raises
+    ------
+    InputError
+        For a region of an unknown kind, one that excludes the sky outside of it, or one that is not finite.
+    """
+    return json.dumps(_region_to_dict(region), allow_nan=False)
+
+
+def _region_to_dict(region):
+    if not region.meta.get("include", True):
+        raise InputError(
+            f"exclusion: {region} has a minus sign (all but the region); list the excluded regions without it"
+        )
+    data = {key: str(region.meta[key]) for key in LABELS if isinstance(region.meta.get(key), str)}
+    if isinstance(region, CompoundSkyRegion):
+        regions = [_region_to_dict(part) for part in (region.region1, region.region2)]
+        return data | {"kind": "compound", "operator": _operator_name(region), "regions": regions}
+    kind = next((name for name, (cls, _) in KINDS.items() if isinstance(region, cls)), None)
+    if kind is None:
+        raise InputError(
+            f"exclusion: a {type(region).__name__} is not among {', '.join(KINDS)}; draw it as a polygon or give a mask map"
+        )
+    data["kind"], turn = kind, 0.0
+    for name in KINDS[kind][1]:
+        value = getattr(region, name)
+        if name in POSITIONS:
+            data[name], turn = _position_to_dict(value)
+        else:
+            data[name] = float(value.to_value("deg")) + (turn if name == "angle" else 0.0)
+    numbers = [data[name] for name in KINDS[kind][1] if name not in POSITIONS]
+    numbers += [x for name in POSITIONS if name in data for key in ("lon", "lat") for x in np.ravel(data[name][key])]
+    if not np.all(np.isfinite(numbers)):
+        raise InputError(f"exclusion: {region} is not finite; give its position and size, or leave it out")
+    return data
+
+
+def _operator_name(region):
+    """Which of the known operators a compound region has, by what it makes of all pairs of truth values."""
+    first, second = np.array([False, True, False, True]), np.array([False, False, True, True])
+    made = np.asarray(region.operator(first, second), dtype=bool)
+    for name, known in OPERATORS.items():
+        if np.array_equal(made, known(first, second)):
+            return name
+    raise InputError(
+        f"exclusion: {region} covers the sky outside of its two regions, or one of them alone; list the excluded regions "
+        "themselves"
+    )
+
+
+def _position_to_dict(position):
+    """Data of one or more positions, and by how many deg north of their frame is turned in that of the data."""
+    turn, frame = 0.0, position.frame
+    plain = type(frame).__module__.startswith("astropy.coordinates") and all(
+        isinstance(attribute, TimeAttribute) and getattr(frame, name).isscalar
+        for name, attribute in type(frame).frame_attributes.items()
+    )
+    if not plain:  # the frame hangs on a place or on another position
+        if position.isscalar:
+            north = position.directional_offset_by(0 * u.deg, 1 * u.arcsec)
+            turn = float(position.icrs.position_angle(north.icrs).wrap_at("180d").deg)
+        position = position.icrs
+    there = position.spherical
+    data = {"frame": position.frame.name, "lon": there.lon.deg.tolist(), "lat": there.lat.deg.tolist()}
+    for name in position.frame.frame_attributes:
+        time = getattr(position.frame, name)
+        data[name] = [float(time.jd1), float(time.jd2), time.scale]
+    return data, turn
+
+
+def region_from_text(text: str) -> SkyRegion:
+    """The sky region of a line of text that `region_to_text` made."""
+    return _region_from_dict(json.loads(text))
+
+
+def _region_from_dict(data):
+    meta = RegionMeta({key: data[key] for key in LABELS if key in data})
+    if data["kind"] == "compound":
+        first, second = (_region_from_dict(part) for part in data["regions"])
+        return CompoundSkyRegion(first, second, OPERATORS[data["operator"]], meta=meta)
+    cls, names = KINDS[data["kind"]]
+    return cls(
+        *(_position_from_dict(data[name]) if name in POSITIONS else float(data[name]) * u.deg for name in names),
+        meta=meta,
+    )
+
+
+def _position_from_dict(data):
+    times = {
+        name: Time(value[0], value[1], format="jd", scale=value[2])
+        for name, value in data.items()
+        if name not in ("frame", "lon", "lat")
+    }
+    lon, lat = (np.asarray(data[key], dtype=float) for key in ("lon", "lat"))
+    return SkyCoord(lon * u.deg, lat * u.deg, frame=data["frame"], **times)
+
+
+@dataclass(frozen=True)
+class MaskData:
+    """A mask that is False where the sky is excluded, without axes besides those of the sky.
+
+    Attributes
+    ----------
+    header : str
+        Of a WCS grid: its FITS header. Of a HEALPix grid: its properties as JSON.
+    shape : tuple of int
+        Of the image. Of a HEALPix grid: number of the excluded pixels.
+    content : bytes
+        Compressed: a bit for each pixel of an image; or the numbers of the excluded pixels, each less the one before.
+    """
+
+    header: str
+    shape: tuple[int, ...]
+    content: bytes
+
+    def to_map(self) -> Map:
+        """The mask as a map of truth values; of HEALPix the excluded pixels alone, since none other changes anything."""
+        n = int(np.prod(self.shape, dtype=object))
+        if not (0 <= n <= MAX_PIXELS and all(k >= 0 for k in self.shape)):
+            raise InputError(f"exclusion mask: got {self.shape} pixels, but up to {MAX_PIXELS} are read")
+        if len(self.shape) == 2:
+            bits = np.frombuffer(self._unpacked((n + 7) // 8), dtype=np.uint8)
+            values = np.unpackbits(bits, count=n).reshape(self.shape).astype(bool)
+            # astropy mends what is odd in a header with a warning
+            wcs = WCS(fits.Header.fromstring(self.header), relax=True, fix=False)
+            return Map.from_geom(WcsGeom(wcs, npix=self.shape[::-1]), data=values)
+        steps = np.frombuffer(self._unpacked(8 * n), dtype="<i8")
+        if np.any(steps[1:] <= 0):
+            raise InputError("exclusion mask: the numbers of its pixels do not increase")
+        pixels = np.cumsum(steps)
+        # a map without pixels cannot be made
+        geom = HpxGeom(**json.loads(self.header), region=(pixels if n else np.zeros(1, dtype=int),))
+        return Map.from_geom(geom, data=np.full(geom.data_shape, n == 0))
+
+    def _unpacked(self, size):
+        content = zlib.decompressobj().decompress(self.content, size + 1)
+        if len(content) != size:
+            raise InputError(f"exclusion mask: got {len(content)} bytes of pixels, but {size} are needed")
+        return content
+
+
+def mask_to_data(mask: Map) -> MaskData:
+    """Data of a mask; what is excluded at any energy, or along any other axis, is excluded.
+
+    Raises
+    ------
+    InputError
+        For a map on another grid than WCS or HEALPix, or with other values than 0 (excluded) and 1.
+    """
+    geom = mask.geom
+    if not isinstance(geom, (WcsGeom, HpxGeom)):
+        raise InputError(f"exclusion mask: got a {type(geom).__name__}, but a map on a WCS or HEALPix grid is needed")
+    if not geom.is_regular:
+        raise InputError("exclusion mask: its pixels differ from energy to energy, but one grid is needed; resample it")
+    if not np.isin(mask.data, (0, 1)).all():
+        raise InputError("exclusion mask: its values must be 0 (excluded) and 1, or bool; convert with `mask > 0`")
+    image = mask.data.astype(bool).all(axis=tuple(range(len(geom.axes))))
+    if isinstance(geom, HpxGeom):
+        header = {"nside": int(geom.nside.flat[0]), "nest": bool(geom.nest), "frame": geom.frame}
+        pixels = np.sort(np.asarray(geom.to_image().get_idx(flat=True)[0]).ravel()[~image.ravel()])
+        content = np.diff(pixels, prepend=0).astype("<i8").tobytes()
+        return MaskData(json.dumps(header), (len(pixels),), zlib.compress(content))
+    if geom.wcs.cpdis1 is not None or geom.wcs.cpdis2 is not None or geom.wcs.det2im1 is not None:
+        raise InputError("exclusion mask: its WCS has a table of distortions; resample it to a grid without")
+    header = geom.wcs.to_header(relax=True).tostring()
+    return MaskData(header, image.shape, zlib.compress(np.packbits(image).tobytes()))
+
+
+RASTER = 0.01  # deg; between the points of a region that is widened by a margin
+RASTER_SIZE = 1000  # points across the largest regions
+
+
+# Each part of an exclusion has `contains`, and a circle around it: `center` (ICRS vector) and `radius` (deg).
+@dataclass(frozen=True)
+class Circle:
+    """All closer than a radius (deg) to an ICRS unit vector; half of the sky at 90 deg."""
+
+    center: np.ndarray
+    radius: float
+
+    def contains(self, xyz):
+        return _in_circle(xyz, self)
+
+
+@dataclass(frozen=True)
+class _PlaneRegion:
+    """A region on the tangential plane around its own centre."""
+
+    pixel_region: PixelRegion
+    wcs: WCS
+    center: np.ndarray
+    radius: float
+
+    def contains(self, xyz):
+        inside = _in_circle(xyz, self)
+        lon, lat = vectors_to_lonlat(xyz[inside])
+        x, y = self.wcs.wcs_world2pix(np.degrees(lon), np.degrees(lat), 0)
+        inside[inside] = self.pixel_region.contains(PixCoord(x, y))
+        return inside
+
+
+@dataclass(frozen=True)
+class _Compound:
+    """Two parts, each on a plane of its own, and how they are combined."""
+
+    first: object
+    second: object
+    operator: Callable
+    center: np.ndarray
+    radius: float
+
+    def contains(self, xyz):
+        return self.operator(self.first.contains(xyz), self.second.contains(xyz))
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """A map that is False where the sky is excluded; what lies outside of the map is not excluded."""
+
+    data: MaskData
+    to_frame: np.ndarray  # ICRS vectors -> vectors of the map's frame
+    center: np.ndarray
+    radius: float
+
+    @cached_property
+    def mask(self) -> Map:
+        return self.data.to_map()
+
+    def __getstate__(self):
+        # a map of the whole sky is large, and its data are not
+        return {name: value for name, value in vars(self).items() if name != "mask"}
+
+    def contains(self, xyz):
+        lon, lat = vectors_to_lonlat(xyz @ self.to_frame.T)
+        value = self.mask.get_by_coord((np.degrees(lon) * u.deg, np.degrees(lat) * u.deg))
+        return np.asarray(value) == 0
+
+
+@dataclass(frozen=True)
+class _Widened:
+    """A part and everything closer than a distance to its points."""
+
+    part: object
+    points: KDTree
+    distance: float  # chord on the unit sphere
+    center: np.ndarray
+    radius: float
+
+    def contains(self, xyz):
+        inside = _in_circle(xyz, self)
+        distance, _ = self.points.query(xyz[inside], distance_upper_bound=self.distance)
+        inside[inside] = np.isfinite(distance) | self.part.contains(xyz[inside])
+        return inside
+
+
+def _in_circle(xyz, circle):
+    return xyz @ circle.center > np.cos(np.radians(min(circle.radius, 180.0)))
+
+
+def separation(a, b):
+    """Angle in deg between unit vectors, shapes (..., 3) and (3,)."""
+    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), a @ b))
+
+
+def make_part(data: str | MaskData, margin: float):
+    """The part that the data of a sky region or of a mask make, widened by a margin (deg)."""
+    if isinstance(data, MaskData):
+        return _mask_part(data, margin)
+    return _region_part(region_from_text(data), margin)
+
+
+def _region_part(item, margin):
+    if isinstance(item, (CircleSkyRegion, PointSkyRegion)):
+        radius = item.radius.to_value("deg") if isinstance(item, CircleSkyRegion) else 0.0
+        return Circle(_icrs_vector(item.center), radius + margin)
+    part = _compound_part(item) if isinstance(item, CompoundSkyRegion) else _plane_part(item)
+    if margin == 0:
+        return part
+    if isinstance(item, LineSkyRegion):
+        points, spacing = np.linspace(_icrs_vector(item.start), _icrs_vector(item.end), RASTER_SIZE), 0.0
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+    else:
+        points, spacing = _raster(part)
+    return _widened(part, points, spacing, margin)
+
+
+def _mask_part(data, margin):
+    mask = data.to_map()
+    geom = mask.geom
+    axes = SkyCoord([0, 90, 0] * u.deg, [0, 0, 90] * u.deg, frame="icrs").transform_to(geom.frame)
+    to_frame = axes.cartesian.xyz.value
+    excluded = ~mask.data
+    if not excluded.any():
+        return _Mask(data, to_frame, to_frame[0], -np.inf)
+    pixels = tuple(index[excluded] for index in geom.get_idx())
+    lon, lat = geom.pix_to_coord(pixels)
+    points = unit_vectors(lon.to_value("rad"), lat.to_value("rad")) @ to_frame
+    center, radius = _circle_around(points)
+    if isinstance(geom, WcsGeom):
+        pixel = geom.pixel_scales.to_value("deg").max()
+        points = points[_edge(excluded)[excluded]]
+    else:
+        pixel = np.degrees(np.sqrt(geom.solid_angle().to_value("sr").max()))
+        if margin > 0:
+            points = points[_healpix_edge(geom, pixels[0])]
+    return _widened(_Mask(data, to_frame, center, radius + pixel), points, pixel, margin)
+
+
+def _widened(part, points, spacing, margin):
+    """The part and all closer than a margin to its points, which stand for cells of a spacing (both in deg)."""
+    if margin == 0 or len(points) == 0:
+        return part
+    distance = margin + 0.5 * spacing
+    chord = 2 * np.sin(0.5 * np.radians(min(distance, 180.0)))
+    return _Widened(part, KDTree(points), chord, part.center, part.radius + distance)
+
+
+def _raster(part, edge=True):
+    """Points, shape (n, 3), that fill a part evenly, or its edge only, and their spacing in deg."""
+    if isinstance(part, _Compound):
+        # a hole has its edge in the inside of another part
+        first, second = _raster(part.first, edge=False), _raster(part.second, edge=False)
+        points = np.concatenate([first[0], second[0]])
+        return points[part.contains(points)], max(first[1], second[1])
+    # zenithal equal-area plane around the centre
+    reach = 2 * np.sin(0.5 * np.radians(min(part.radius, 180.0)))
+    n = int(np.clip(2 * np.degrees(reach) / RASTER, 2, RASTER_SIZE))
+    x, y = np.meshgrid(*2 * [np.linspace(-reach, reach, n)])
+    r = np.minimum(np.hypot(x, y), 2)[..., None]
+    plane = np.stack([x, y], axis=-1) @ null_space(part.center[None]).T
+    points = (1 - 0.5 * r**2) * part.center + np.sqrt(1 - 0.25 * r**2) * plane
+    inside = part.contains(points.reshape(-1, 3)).reshape(n, n) & (r[..., 0] <= reach)
+    return points[_edge(inside) if edge else inside], np.degrees(2 * reach / (n - 1))
+
+
+def _edge(inside):
+    """The pixels of a mask that touch what is outside."""
+    return inside & ~binary_erosion(inside, np.ones((3, 3)))
+
+
+def _healpix_edge(geom, pixels):
+    """Which of some HEALPix pixels touch others."""
+    from healpy import get_all_neighbours  # what gammapy needs for such a map
+
+    around = get_all_neighbours(int(geom.nside.flat[0]), pixels, nest=geom.nest)
+    # a pixel at the corner of a face has seven neighbours, and -1
+    return ~(np.isin(around, pixels) | (around < 0)).all(axis=0)
+
+
+def _circle_around(points):
+    """Centre and radius (deg) of a circle around unit vectors, shape (n, 3)."""
+    center = points.mean(0)
+    norm = np.linalg.norm(center)
+    center = center / norm if norm > 1e-6 else points[0]
+    return center, float(separation(points, center).max())
+
+
+def _icrs_vector(position):
+    return unit_vectors(position.icrs.ra.rad, position.icrs.dec.rad)
+
+
+def _some_position(region):
+    """A position in or near the region, where its tangential plane can touch the sky."""
+    if hasattr(region, "center"):
+        return region.center.icrs
+    for name in ("vertices", "start"):
+        if hasattr(region, name):
+            lon, lat = vectors_to_lonlat(_circle_around(np.atleast_2d(_icrs_vector(getattr(region, name))))[0])
+            return SkyCoord(lon * u.rad, lat * u.rad, frame="icrs")
+    raise InputError(f"exclusion: a {type(region).__name__} has no centre; draw it as a polygon or give a mask map")
+
+
+def _compound_part(region):
+    first, second = _region_part(region.region1, 0.0), _region_part(region.region2, 0.0)
+    radius = max(first.radius, separation(second.center, first.center) + second.radius)
+    return _Compound(first, second, region.operator, first.center, radius)
+
+
+def _plane_part(region):
+    wcs = WcsGeom.create(skydir=_some_position(region), binsz=RASTER, npix=(1, 1), proj="TAN", frame="icrs").wcs
+    pixel_region = region.to_pixel(wcs)
+    try:
+        box = pixel_region.bounding_box
+    except ValueError as error:  # a corner is not on the tangential plane
+        raise InputError(f"exclusion: {region} spans more than half of the sky; split it or give a mask map") from error
+    corners = np.array([[x, y] for x in (box.ixmin - 1, box.ixmax) for y in (box.iymin - 1, box.iymax)], dtype=float)
+    center, radius = _circle_around(unit_vectors(*np.radians(wcs.wcs_pix2world(corners, 0)).T))
+    return _PlaneRegion(pixel_region, wcs, center, radius)
 
 
 @dataclass(frozen=True)
@@ -218,3 +670,52 @@ def _in_words(data):
             words.append(f"{name.replace('_', ' ')} {value:.4g} deg")
     label = next((f" {value!r}" for key, value in data.items() if key in ("text", "label", "comment")), "")
     return f"{KINDS[data['kind']][0].__name__}{label}: {', '.join(words)}"
+
+
+MIN_SEPARATION = 0.05  # deg; of pointing and source, below which the halves are not defined
+
+
+def without_source_half(
+    observation, exclusion: Exclusion, source: SkyCoord | None, offset_max: float, location: EarthLocation | None = None
+) -> Exclusion:
+    """The exclusion and, for a run with the source in its field of view, the half of the field on the source's side.
+
+    The halves are divided by the great circle through the pointing at a right angle to the direction of the source, and
+    turn in the camera with the field.
+
+    Parameters
+    ----------
+    observation : `~gammapy.data.Observation`
+    exclusion : `Exclusion`
+    source : `~astropy.coordinates.SkyCoord` or None
+        None: the target in the header of the observation.
+    offset_max : float
+        Largest offset in deg of the field of view.
+    location : `~astropy.coordinates.EarthLocation`, optional
+        Site; it wins over that of the observation.
+
+    Raises
+    ------
+    ObservationError
+        For a run without a target, and for one that points at its source.
+    """
+    if source is None:
+        target = None if observation.meta is None else observation.meta.target
+        source = None if target is None else target.position
+        if source is None or not np.isfinite([source.icrs.ra.deg, source.icrs.dec.deg]).all():
+            raise ObservationError(
+                f"observation {observation.obs_id}: its header names no target position (RA_OBJ, DEC_OBJ); "
+                "give it as `exclusion: {wobble_half: {lon, lat, frame}}`"
+            )
+    pointing = pointing_icrs(observation, location)
+    separation = float(source.icrs.separation(pointing).deg)
+    if separation > offset_max:
+        return exclusion
+    if separation < MIN_SEPARATION:
+        raise ObservationError(
+            f"observation {observation.obs_id}: it points at the source ({separation:.3f} deg), so that no half of the "
+            "camera is free of it; exclude a region instead"
+        )
+    there, here = (unit_vectors(p.icrs.ra.rad, p.icrs.dec.rad) for p in (source, pointing))
+    pole = there - (there @ here) * here
+    return exclusion.with_half_sky(pole / np.linalg.norm(pole))

@@ -12,7 +12,7 @@ from scipy.signal import fftconvolve
 
 from gammapy_accmaker.data.counts import in_good_time, observation_track
 from gammapy_accmaker.data.exclusion import Exclusion
-from gammapy_accmaker.data.site import pointing_icrs
+from gammapy_accmaker.data.observations import pointing_icrs
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 

@@ -10,8 +10,8 @@ from gammapy.irf import Background2D, Background3D, FoVAlignment
 
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.models.pooled import ZenithInterpolated
 from gammapy_accmaker.models.tabulated import TabulatedModel
-from gammapy_accmaker.models.zenith import ZenithInterpolated
 
 __all__ = ["model_from_irfs", "table_from_irf"]
 

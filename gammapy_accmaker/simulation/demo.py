@@ -23,8 +23,8 @@ from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.simulation.store import SimulatedStore, simulate_data_store
-from gammapy_accmaker.validation.camera import expected_in_camera
 from gammapy_accmaker.validation.pictures import plot_significance_histogram, plot_sky_residuals
+from gammapy_accmaker.validation.stacks import expected_in_camera
 
 __all__ = ["DemoResult", "run_demo"]
 

@@ -22,15 +22,13 @@ from gammapy_accmaker.acceptance.reduction import by_place, make_bins, make_excl
 from gammapy_accmaker.camera.bins import FovBins, as_edges, as_number, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import CountsBins
-from gammapy_accmaker.data.files import find_unreadable
 from gammapy_accmaker.data.notes import warn_of_notes
-from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.observations import as_observations, find_unreadable
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.arguments import check_whole
 from gammapy_accmaker.utils.run_key import label_array, run_label, run_names
 from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
-from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_significance
-from gammapy_accmaker.validation.sky import make_sky_stack, sky_significance
+from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_significance, make_sky_stack, sky_significance
 
 __all__ = ["CrossValidation", "cross_validate"]
 

@@ -2,25 +2,684 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import html
+import importlib.metadata
+import io
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from string import Template
 
 import astropy.units as u
+import matplotlib as mpl
 import numpy as np
+from astropy.table import Table
+from matplotlib.figure import Figure
 
+from gammapy_accmaker.acceptance.fit import run_keys
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
-from gammapy_accmaker.acceptance.model import AcceptanceModel
+from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
+from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.camera.bins import as_edges
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.goodness import describe_goodness
+from gammapy_accmaker.products.plots import plot_radial
 from gammapy_accmaker.utils.files import as_path, write_atomically
-from gammapy_accmaker.validation import report_runs, report_sections
+from gammapy_accmaker.utils.run_key import find_runs
+from gammapy_accmaker.validation import report as report_runs
+from gammapy_accmaker.validation import report as report_sections
 from gammapy_accmaker.validation.cross_validation import cross_validate
-from gammapy_accmaker.validation.html import escape
+from gammapy_accmaker.validation.pictures import (
+    LABELS,
+    OUTLIER,
+    plot_camera_residuals,
+    plot_model_error,
+    plot_model_image,
+    plot_run_effect,
+    plot_significance_histogram,
+    plot_sky_residuals,
+    plot_spectrum_by_zenith,
+    run_outliers,
+)
 from gammapy_accmaker.validation.residuals import stack_residuals
+from gammapy_accmaker.validation.stacks import score_image
 
-__all__ = ["half_decades", "write_report"]
+__all__ = [
+    "escape",
+    "facts",
+    "folded",
+    "gallery",
+    "listing",
+    "paragraph",
+    "picture",
+    "section",
+    "table",
+    "camera",
+    "configuration",
+    "cross_validation",
+    "exclusion",
+    "model",
+    "plan",
+    "sky",
+    "with_reference",
+    "run_effects",
+    "runs",
+    "summary",
+    "with_covariates",
+    "half_decades",
+    "write_report",
+]
+
+
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 9,
+}
+SIZE, DPI = (4.6, 3.7), 150  # inches
+
+
+def escape(text) -> str:
+    """Text that is shown as it is, whatever it holds."""
+    return html.escape(str(text), quote=True)
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph of plain text."""
+    return f'<p class="{escape(kind)}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def section(anchor: str, title: str, *parts: str) -> str:
+    """A section with a heading; the parts are HTML."""
+    return f'<section id="{escape(anchor)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+
+
+def folded(summary: str, *parts: str) -> str:
+    """What is shown when the reader opens it; the parts are HTML."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
+
+
+def facts(items: Iterable[tuple[str, str]]) -> str:
+    """Tiles, each with a name and a value."""
+    tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in items)
+    return f'<dl class="facts">{tiles}</dl>'
+
+
+def listing(text: str) -> str:
+    """Text with its line breaks."""
+    return f'<pre class="scroll" tabindex="0">{escape(text)}</pre>'
+
+
+def table(header: list[str], rows: Iterable[Iterable], label: str) -> str:
+    """A table that scrolls by itself where it is wider than the page.
+
+    Parameters
+    ----------
+    header : list of str
+    rows : iterable of iterables
+        Cells, formatted. Columns of numbers are set to the right.
+    label : str
+        What the table holds, for those who hear the page.
+    """
+    rows = [[str(cell) for cell in row] for row in rows]
+    kinds = [' class="number"' if all(map(_is_number, column)) else "" for column in zip(*rows, strict=True)]
+    kinds = kinds or [""] * len(header)
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(header, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _is_number(text):
+    try:
+        float(text.split(" ± ")[0] or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = False, projection=None) -> str:
+    """A figure with a picture in it.
+
+    Parameters
+    ----------
+    draw : callable
+        Called with axes to draw on.
+    caption, alt : str
+        Below the picture, and in place of it.
+    has_colorbar : bool
+        Whether room for its numbers is left.
+    projection : `~astropy.wcs.WCS`, optional
+        Of the axes.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE)
+        # margins that suit all pictures: they line up side by side, and finding the margins of each takes twice the time
+        figure.subplots_adjust(left=0.17, right=0.93 if has_colorbar else 0.97, bottom=0.15, top=0.96)
+        draw(figure.add_subplot(projection=projection))
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=DPI)
+    width, height = (int(np.round(side * DPI)) for side in SIZE)
+    data = base64.b64encode(png.getvalue()).decode()
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def gallery(pictures: Iterable[str]) -> str:
+    """Pictures side by side, as many as the page is wide for."""
+    return f'<div class="gallery">{"".join(pictures)}</div>'
+
+
+FEW_COUNTS = 100  # a band with fewer has no picture
+MOST_FIELDS = 9  # that are drawn
+MOST_REGIONS = 60  # that are listed
+REFERENCE = "plain radial model"
+PACKAGES = ("gammapy_accmaker", "gammapy", "astropy", "numpy", "scipy", "iminuit", "regions", "pydantic", "matplotlib")
+DROPPED = {
+    "excluded": "inside the exclusion",
+    "out of range": "outside of the energies or offsets of the residuals",
+    "outside GTI": "outside of the good time intervals",
+    "not finite": "position, time or energy not finite",
+    "unexposed bin": "in pixels with next to no exposure",
+}
+
+
+def _bands_with_counts(residuals):
+    return [k for k, row in enumerate(residuals.counts) if row.sum() >= FEW_COUNTS]
+
+
+def _histograms(residuals, scores, bands, what, where):
+    """One picture for each band."""
+    return [
+        picture(
+            lambda ax, k=k: plot_significance_histogram(scores[k], ax),
+            f"{_band_name(residuals, k)}, {what}.",
+            f"Histogram of the significance {where}, {_band_name(residuals, k)}",
+        )
+        for k in bands
+    ]
+
+
+def _band_name(residuals, k):
+    return f"{residuals.bands[k]:.3g} to {residuals.bands[k + 1]:.3g} TeV"
+
+
+def plan(acceptance_model) -> str:
+    """How the runs were pooled or matched, for a model that says so."""
+    parts = []
+    if acceptance_model.plan is not None:
+        groups = acceptance_model.plan.table
+        text = f"Runs were pooled in {len(groups)} bins of zenith angle or azimuth; a model was fitted to each."
+        drawn = picture(
+            acceptance_model.plan.plot,
+            "Bins and the runs in them.",
+            "Bins of zenith angle and azimuth with the runs in them",
+        )
+        rows = [
+            (row["GROUP"], f"{row['AZIMUTH_MIN']:.0f} to {row['AZIMUTH_MAX']:.0f}",
+             f"{row['COS_ZENITH_MIN']:.2f} to {row['COS_ZENITH_MAX']:.2f}", row["N_RUNS"], f"{row['LIVETIME']:.1f}",
+             row["COUNTS"], row["RUNS"])
+            for row in groups
+        ]  # fmt: skip
+        header = ["bin", "azimuth [deg]", "cos zenith", "number of runs", "livetime [h]", "counts", "runs"]
+        parts += [paragraph(text), gallery([drawn]), table(header, rows, "Bins of zenith angle and azimuth")]
+    matches = acceptance_model.matches
+    if len(matches):
+        text = listing("\n".join(matches.pformat(max_lines=-1, max_width=-1)))
+        parts += ["<h3>OFF runs of each ON run</h3>", folded(f"{len(matches)} matches", text)]
+    return section("plan", "Plan", *parts) if parts else ""
+
+
+def model(rate_model, residuals, run_table) -> str:
+    """The model by energy and zenith angle."""
+    cos_zeniths = _cos_zeniths(rate_model, run_table)
+    bands = _bands_with_counts(residuals)
+    bands = [bands[0], bands[len(bands) // 2], bands[-1]] if len(bands) > 3 else bands
+    energies = [float(np.sqrt(residuals.bands[k] * residuals.bands[k + 1])) for k in bands]
+    typical = cos_zeniths[len(cos_zeniths) // 2]
+    curves = [
+        picture(
+            lambda ax: plot_spectrum_by_zenith(rate_model, cos_zeniths, ax),
+            "Background rate of the mean run at the centre of the camera.",
+            "Background rate at the centre of the camera against energy",
+        ),
+        picture(
+            lambda ax: plot_radial(rate_model, energies, ax),
+            "Background rate against offset, the mean over position angles, at the middle of the zenith angles.",
+            "Background rate against offset",
+        ),
+        picture(
+            lambda ax: plot_model_error(rate_model, typical, ax),
+            f"Error of the rate of a run whose own events have not adapted it{_at(typical, cos_zeniths)}.",
+            "Relative error of the model against energy",
+        ),
+    ]
+    images = []
+    for cos_zenith in cos_zeniths:
+        at = _at(cos_zenith, cos_zeniths)
+        for energy in energies:
+            images.append(
+                picture(
+                    lambda ax, energy=energy, z=cos_zenith: plot_model_image(rate_model, energy, z, ax),
+                    f"{energy:.2g} TeV{at}.",
+                    f"Image of the background rate in the camera at {energy:.2g} TeV{at}",
+                    has_colorbar=True,
+                )
+            )
+    text = "Rate of the mean run, over its value at the centre of the camera. FOV_LON grows with decreasing azimuth."
+    return section("model", "Model", gallery(curves), paragraph(text), gallery(images))
+
+
+def _at(cos_zenith, cos_zeniths):
+    return f" at {np.degrees(np.arccos(cos_zenith)):.0f} deg zenith angle" if len(cos_zeniths) > 1 else ""
+
+
+def _cos_zeniths(rate_model, run_table):
+    if rate_model.zenith_range is None:
+        return [np.nan]
+    low, high = rate_model.zenith_range
+    zenith = np.asarray(run_table["ZENITH"][np.asarray(run_table["USED"], dtype=bool)], dtype=float)
+    cos_zenith = np.cos(np.radians(zenith[np.isfinite(zenith)]))
+    if high - low < 0.02 or not len(cos_zenith):
+        return [0.5 * (low + high)]
+    return [float(np.clip(z, low, high)) for z in (np.max(cos_zenith), np.median(cos_zenith), np.min(cos_zenith))]
+
+
+def _trained_note(residuals, run_table):
+    """What the widths mean depends on whether the fit has seen the events."""
+    trained = run_keys(
+        run_table[np.array([bool(r["USED"]) and str(r["ROLE"]) == "fit" for r in run_table], dtype=bool)]
+    )
+    seen = sum(len(found) > 0 for found in find_runs([run.key for run in residuals.runs], trained))
+    if seen:
+        return (
+            f"{seen} of these {len(residuals.runs)} runs have trained the model, which makes the stacked residuals "
+            "narrower than those of unseen runs. A cross-validation shows how well unseen runs are predicted."
+        )
+    return f"None of these {len(residuals.runs)} runs has trained the model; their own events have adapted it to them."
+
+
+def camera(residuals, run_table) -> str:
+    """Residuals in the camera frame."""
+    scores, bands = residuals.camera_scores(), _bands_with_counts(residuals)
+    maps = [
+        picture(
+            lambda ax, k=k: plot_camera_residuals(scores[k], residuals.fov, ax),
+            f"{_band_name(residuals, k)}: {residuals.counts[k].sum():.0f} events.",
+            f"Map of the significance of the residuals in the camera frame, {_band_name(residuals, k)}",
+            has_colorbar=True,
+        )
+        for k in bands
+    ]
+    histograms = _histograms(residuals, scores, bands, "camera frame", "in the camera frame")
+    rows = [
+        (
+            _band_name(residuals, k),
+            f"{residuals.counts[k].sum():.0f}",
+            f"{residuals.expected[k].sum():.1f}",
+            *_mean_and_width(scores[k]),
+        )
+        for k in range(len(scores))
+    ]
+    return section(
+        "camera",
+        "Residuals in the camera frame",
+        paragraph("Significance of counts against expectation in discs of 0.2 deg, all runs stacked."),
+        paragraph(_trained_note(residuals, run_table), "note"),
+        gallery(maps),
+        gallery(histograms),
+        table(["energy", "counts", "expected", "mean", "width"], rows, "Significance in the camera frame by energy"),
+    )
+
+
+def _mean_and_width(scores):
+    scores = scores[np.isfinite(scores)]
+    return (f"{scores.mean():+.2f}", f"{scores.std():.2f}") if len(scores) else ("", "")
+
+
+def sky(residuals, observations) -> str:
+    """Residuals in the sky, field by field."""
+    fields = [f for f in residuals.fields if any(k not in residuals.failures for k in f.numbers)]
+    fields = sorted(fields, key=lambda f: -f.expected.data.sum())
+    maps = []
+    for field in fields[:MOST_FIELDS]:
+        image, center = score_image(field), field.counts.geom.center_skydir.icrs
+        seen = np.argwhere(np.isfinite(image.data))
+        if not len(seen):
+            continue
+        margin = min(seen.min(), (np.array(image.data.shape) - 1 - seen).min())
+        image = image.crop(max(margin - 2, 0))
+        n = len([k for k in field.numbers if k not in residuals.failures])
+        name = f"RA {center.ra.deg:.2f} deg, Dec {center.dec.deg:+.2f} deg: {n} run{'s' * (n > 1)}"
+        maps.append(
+            picture(
+                lambda ax, image=image: plot_sky_residuals(image, ax),
+                f"{name}, all energies.",
+                f"Map of the significance of the residuals in the sky around {name}",
+                has_colorbar=True,
+                projection=image.geom.wcs,
+            )
+        )
+    scores, bands = residuals.sky_scores(), _bands_with_counts(residuals)
+    histograms = _histograms(residuals, scores, bands, "all fields", "in the sky")
+    text = "Significance in discs of 0.2 deg, the runs of a field stacked, each with its own norm. Grey: excluded or not seen."
+    if len(fields) > MOST_FIELDS:
+        text += f" The {MOST_FIELDS} fields with the most events of {len(fields)} are drawn; the histograms hold all."
+    rows = [(_band_name(residuals, k), len(s), *_mean_and_width(s)) for k, s in enumerate(scores)]
+    return section(
+        "sky",
+        "Residuals in the sky",
+        paragraph(text),
+        gallery(maps),
+        gallery(histograms),
+        table(["energy", "discs", "mean", "width"], rows, "Significance in the sky by energy"),
+    )
+
+
+def with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
+    """The configurations of a cross-validation: a plain radial model first, to which the gain of this one refers."""
+    if config.exclusion.iterative is not None:  # what was found is given as an exclusion instead
+        config = config.update({"exclusion": config.exclusion.model_copy(update={"iterative": None})})
+    if config.model.type == "radial":
+        return {"this model": config}
+    shared = ("energy", "offset_max", "fov_alignment", "time_step", "exclusion", "observatory_location")
+    options = {name: getattr(config, name) for name in shared}
+    if config.zenith.type == "none":  # runs may have no zenith angle
+        options["zenith"] = {"type": "none"}
+    radial = AcceptanceConfig(model={"type": "radial"}, **options)
+    return {REFERENCE: radial, "this model": config}
+
+
+def cross_validation(result) -> str:
+    """Held-out scores and significance."""
+    if result is None:
+        return ""
+    scores = [
+        (row["CONFIG"], f"{row['SCORE']:.0f}", f"{row['GAIN']:+.0f} ± {row['GAIN_ERR']:.0f}",
+         f"{row['LOG_NORM_BIAS']:+.3f}", f"{row['LOG_NORM_STD']:.3f}", f"{row['FIT_TIME']:.1f}")
+        for row in result.table
+    ]  # fmt: skip
+    header = ["model", "log-likelihood", "gain", "mean log norm", "scatter of log norm", "time of a fit [s]"]
+    widths = {}
+    for row in result.significance:
+        band = f"{row['FRAME']}, {row['E_MIN']:.3g} to {row['E_MAX']:.3g} TeV"
+        widths.setdefault(band, []).append(f"{row['MEAN']:+.2f} / {row['WIDTH']:.2f}")
+    names = [str(name) for name in result.table["CONFIG"]]
+    return section(
+        "cross-validation",
+        "Cross-validation",
+        paragraph(
+            "Runs are left out of the fit in turn and predicted by it; what is fitted to the run itself is fitted to one half "
+            "of its events and scored on the other. A higher log-likelihood is better."
+        ),
+        table(header, scores, "Held-out scores"),
+        "<h3>Significance of the held-out runs</h3>",
+        table(["mean / width", *names], [(band, *found) for band, found in widths.items()], "Held-out significance"),
+    )
+
+
+def exclusion(maker, residuals) -> str:
+    """Regions and events that were not used."""
+    options = maker.config.exclusion
+    found_lines = Exclusion(maker.found_regions).lines()
+    items = [line for line in maker.exclusion.lines() if line not in found_lines]
+    if options.wobble_half is not False:
+        items.append("the half of the camera with the source, of each run")
+    found = maker.model.found
+    items += [
+        f"found in the data: circle around RA {row['RA']:.3f} deg, Dec {row['DEC']:+.3f} deg, radius {row['RADIUS']:.2f} deg, "
+        f"{row['SIGNIFICANCE']:.1f} sigma"
+        for row in found
+    ]
+    if len(found) and not found.meta.get("STABLE", True):
+        items.append("the search in the data did not come to an end")
+    unexcluded = np.array([run.unexcluded for run in residuals.runs])
+    parts = []
+    if items:
+        parts.append(
+            paragraph(
+                f"{100 * (1 - unexcluded.mean()):.1f} % of the exposure of the field of view is excluded in the mean, "
+                f"{100 * (1 - unexcluded.min()):.1f} % in the run where it is most. Margin: {options.margin}."
+            )
+        )
+        shown = items[:MOST_REGIONS]
+        if len(items) > MOST_REGIONS:
+            shown.append(f"and {len(items) - MOST_REGIONS} more")
+        parts.append(folded(f"List of what is excluded ({len(items)})", listing("\n".join(shown))))
+    else:
+        parts.append(paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
+    dropped = Counter()
+    for run in residuals.runs:
+        dropped.update(run.dropped)
+    rows = [(text, dropped[name]) for name, text in DROPPED.items() if dropped[name]]
+    if rows:
+        parts.append(table(["events not used", "number"], rows, "Events not used by reason"))
+    return section("exclusion", "What was excluded", *parts)
+
+
+def configuration(maker) -> str:
+    """Settings and versions."""
+    versions = [("Python", platform.python_version())]
+    versions += [(name, importlib.metadata.version(name)) for name in PACKAGES if _is_installed(name)]
+    return section(
+        "configuration",
+        "Configuration and versions",
+        listing(maker.config.to_yaml()),
+        table(["package", "version"], versions, "Versions"),
+    )
+
+
+def _is_installed(name):
+    try:
+        importlib.metadata.version(name)
+        return True
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+EFFECTS = ("NORM", "SHIFT")
+CONDITIONS = ("MJD", "ZENITH", "MUONEFF")
+HOUR = 3600.0
+# column of the run table -> heading, factor and form of its numbers
+COLUMNS = {
+    "OBS_ID": ("run", None, "s"),
+    "ROLE": ("role", None, "s"),
+    "ONTIME": ("ontime [min]", 1 / 60, ".1f"),
+    "ZENITH": ("zenith [deg]", 1, ".1f"),
+    "AZIMUTH": ("azimuth [deg]", 1, ".1f"),
+    "MJD": ("MJD", 1, ".3f"),
+    "MUONEFF": ("muon efficiency", 1, ".3f"),
+    "COUNTS": ("counts", 1, ".0f"),
+    "EXPECTED": ("expected", 1, ".0f"),
+    "NORM_EMIN": ("norm from [TeV]", 1, ".2f"),
+}
+
+
+def with_covariates(run_table: Table, residuals) -> Table:
+    """A copy of the run table with the covariates of the runs that were read, NaN for the others."""
+    run_table = run_table.copy()
+    for name in RUN_COLUMNS:
+        if name not in run_table.colnames:  # models that were made elsewhere have no runs
+            run_table[name] = np.zeros(len(run_table))
+    seen = [run.key for run in residuals.runs]
+    which = find_runs(run_keys(run_table), seen)
+    covariates = [residuals.runs[found[0]].covariates if len(found) == 1 else {} for found in which]
+    for name in sorted({name for run in residuals.runs for name in run.covariates}):
+        run_table[name] = [of_run.get(name, np.nan) for of_run in covariates]
+    return run_table
+
+
+def summary(maker, run_table: Table, residuals) -> str:
+    """The figures that come first."""
+    used, rate = _used(run_table), maker.model.rate_model
+    hours = np.sum(used["ONTIME"]) / HOUR
+    zenith = f"{np.min(used['ZENITH']):.0f} to {np.max(used['ZENITH']):.0f} deg" if len(used) else "none"
+    items = [
+        ("Runs used", f"{len(used)} of {len(run_table)}"),
+        ("Ontime", f"{hours:.1f} h"),
+        ("Events in the fit", f"{np.sum(used['COUNTS']):,.0f}".replace(",", " ")),
+        ("Model", maker.config.model.type),
+        ("Energy", f"{rate.energy_edges[0]:.3g} to {rate.energy_edges[-1]:.3g} TeV"),
+        ("Largest offset", f"{residuals.offset_max:.3g} deg"),
+        ("Zenith angle", f"{zenith}; {rate.describe_zenith()}"),
+        ("Fields", str(len(residuals.fields))),
+    ]
+    parts = [facts(items)]
+    if rate.not_converged:
+        parts.append(paragraph(f"{rate.not_converged[0].upper()}{rate.not_converged[1:]}.", "warn"))
+    left_out = len(run_table) - len(used)
+    if left_out:
+        parts.append(paragraph(f"{left_out} runs are left out of the fit; the reasons are below, under Runs.", "warn"))
+    if rate.goodness:
+        poor = any(fit.is_poor for fit in rate.goodness)
+        parts.append(paragraph(f"Goodness of fit: {describe_goodness(rate.goodness)}.", "warn" if poor else ""))
+    outliers = _outliers(used)
+    if outliers:
+        names = sorted({str(row[0]) for row in outliers})
+        shown = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "")
+        parts.append(paragraph(f"Runs to look at: {shown}; see Run effects.", "warn"))
+    return section("summary", "Summary", *parts)
+
+
+def runs(run_table: Table, residuals) -> str:
+    """Hours, the runs, and those that were left out."""
+    used = _used(run_table)
+    parts = []
+    if len(used):
+        parts.append(
+            gallery(
+                [
+                    picture(
+                        lambda ax: _plot_hours(ax, used["ZENITH"], used["ONTIME"], "zenith angle [deg]"),
+                        "Hours of ontime by zenith angle.",
+                        "Histogram of the hours of ontime over the zenith angle",
+                    ),
+                    picture(
+                        lambda ax: _plot_hours(ax, used["AZIMUTH"], used["ONTIME"], "azimuth [deg]"),
+                        "Hours of ontime by azimuth of the pointing.",
+                        "Histogram of the hours of ontime over the azimuth",
+                    ),
+                    picture(
+                        lambda ax: plot_run_effect(used, "COUNTS", "MJD", ax),
+                        "Events of each run in the fit, against time.",
+                        "Events of each run against its date",
+                    ),
+                ]
+            )
+        )
+    left_out = [(row["OBS_ID"], row["FLAG"]) for row in run_table if not row["USED"]]
+    if left_out:
+        parts += ["<h3>Left out of the fit</h3>", table(["run", "reason"], left_out, "Runs left out of the fit")]
+    else:
+        parts.append(paragraph("No run was left out of the fit."))
+    if residuals.failures:
+        parts.append("<h3>Left out of the residuals</h3>")
+        parts.append(
+            table(
+                ["run", "reason"],
+                [(f.name, f.reason) for f in residuals.failures.values()],
+                "Runs left out of the residuals",
+            )
+        )
+    columns = {name: spec for name, spec in COLUMNS.items() if name in used.colnames}
+    effects = [name for name in EFFECTS if _varies(used, name)]
+    header = [spec[0] for spec in columns.values()] + [LABELS[name] for name in effects] + ["deviance", "flag"]
+    rows = [
+        [
+            *(_number(row[name], factor, form) for name, (_, factor, form) in columns.items()),
+            *(f"{row[name]:.3f} ± {row[name + '_ERR']:.3f}" for name in effects),
+            _number(row["DEVIANCE"], 1, ".1f"),
+            row["FLAG"],
+        ]
+        for row in used
+    ]
+    shown = [*columns, *effects, *(name + "_ERR" for name in effects), "DEVIANCE", "FLAG"]
+    meaning = [(name, RUN_COLUMNS[name].description) for name in shown if name in RUN_COLUMNS]
+    described = table(["column of the run table", "what it holds"], meaning, "Meaning of the columns")
+    parts.append(folded(f"All {len(used)} runs", table(header, rows, "Runs of the fit") + described))
+    return section("runs", "Runs", *parts)
+
+
+def run_effects(run_table: Table) -> str:
+    """Effects of the runs against their conditions, and the runs that stand apart."""
+    used = _used(run_table)
+    effects = [name for name in EFFECTS if _varies(used, name)]
+    conditions = [name for name in CONDITIONS if name in used.colnames and _varies(used, name)]
+    if not effects or not conditions:
+        return section("run-effects", "Run effects", paragraph("This fit has no effects that differ from run to run."))
+    pictures = [
+        picture(
+            lambda ax, effect=effect, condition=condition: plot_run_effect(used, effect, condition, ax),
+            f"{LABELS[effect].capitalize()} of each run against {LABELS[condition].split(' [')[0]}.",
+            f"{LABELS[effect]} of each run against {LABELS[condition]}",
+        )
+        for effect in effects
+        for condition in conditions
+    ]
+    spreads = ", ".join(f"{LABELS[name]} {100 * np.nanstd(used[name]):.1f} %" for name in effects)
+    parts = [
+        paragraph(
+            f"What the events of each run say about it, beyond the model of the mean run. Scatter from run to run: {spreads}. "
+            f"Runs that lie more than {OUTLIER:.0f} standard deviations from the median are red and named."
+        ),
+        gallery(pictures),
+    ]
+    outliers = _outliers(used)
+    if outliers:
+        parts.append("<h3>Runs to look at</h3>")
+        parts.append(table(["run", "what", "value", "standard deviations"], outliers, "Runs that stand apart"))
+    else:
+        parts.append(paragraph("No run stands apart and none is flagged."))
+    return section("run-effects", "Run effects", *parts)
+
+
+def _outliers(used):
+    rows = []
+    for name in EFFECTS:
+        if not _varies(used, name):
+            continue
+        deviation = run_outliers(used, name)
+        for k in np.flatnonzero(np.abs(deviation) > OUTLIER):
+            rows.append((used["OBS_ID"][k], LABELS[name], f"{used[name][k]:.3f}", f"{deviation[k]:+.1f}"))
+    rows += [(row["OBS_ID"], row["FLAG"], "", "") for row in used if str(row["FLAG"])]
+    return rows
+
+
+def _plot_hours(ax, values, ontime, label):
+    values = np.asarray(values, dtype=float)
+    known = np.isfinite(values)
+    ax.hist(values[known], bins=12, weights=np.asarray(ontime, dtype=float)[known] / HOUR, color="C0", alpha=0.8)
+    ax.set(xlabel=label, ylabel="ontime [h]")
+
+
+def _used(run_table):
+    return run_table[np.asarray(run_table["USED"], dtype=bool)]
+
+
+def _varies(used, name):
+    values = np.asarray(used[name], dtype=float)
+    values = values[np.isfinite(values)]
+    return len(values) > 0 and (len(values) == 1 or np.ptp(values) > 0)
+
+
+def _number(value, factor, form):
+    return format(str(value) if form == "s" else value if factor is None else value * factor, form)
+
 
 N_SCORE_BINS = 24
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -10,15 +10,13 @@ import numpy as np
 from gammapy_accmaker.acceptance.reduction import reduce_one, run_exclusion
 from gammapy_accmaker.camera.bins import FovBins, as_edges, offset
 from gammapy_accmaker.data.counts import CountsBins, observation_track
-from gammapy_accmaker.data.files import find_unreadable
-from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.observations import as_observations, find_unreadable
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
-from gammapy_accmaker.validation.significance import DISC_RADIUS, disc_scores
-from gammapy_accmaker.validation.sky import make_sky_stack, whole_discs
+from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, whole_discs
 
 __all__ = ["Residuals", "RunSummary", "stack_residuals"]
 

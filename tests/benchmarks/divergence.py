@@ -17,7 +17,7 @@ from gammapy_accmaker import AcceptanceBackgroundMaker
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.simulation.store import BackgroundTruth, simulate_data_store
-from gammapy_accmaker.validation.camera import expected_in_camera
+from gammapy_accmaker.validation.stacks import expected_in_camera
 
 N_TEST = 10
 ENERGY = {"min": "0.15 TeV", "max": "30 TeV"}

@@ -33,7 +33,7 @@ from gammapy_accmaker import AcceptanceConfig, fit_acceptance  # noqa: E402
 from gammapy_accmaker.acceptance.fit import fit_runs, make_run_table  # noqa: E402
 from gammapy_accmaker.acceptance.reduction import make_bins  # noqa: E402
 from gammapy_accmaker.data.counts import RunCounts  # noqa: E402
-from gammapy_accmaker.simulation.truth import BackgroundTruth  # noqa: E402
+from gammapy_accmaker.simulation.irfs import BackgroundTruth  # noqa: E402
 from gammapy_accmaker.utils.run_key import RunKey
 
 CONFIGS = {

@@ -12,11 +12,11 @@ from scipy.interpolate import RegularGridInterpolator
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.goodness import GoodnessOfFit
-from gammapy_accmaker.models.log_table import LogTable, table_nodes
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.parametric.function import PYTHON, RateFunction, rate_function
 from gammapy_accmaker.models.parametric.likelihood import energy_nodes
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, linear_weights
+from gammapy_accmaker.models.tabulated import LogTable, table_nodes
 
 __all__ = ["ParametricModel", "ParametricResult", "error_nodes", "shape_of"]
 

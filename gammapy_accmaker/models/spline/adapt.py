@@ -13,6 +13,7 @@ from gammapy_accmaker.models.norm_energy import (
     given_energies,
     late_flags,
 )
+from gammapy_accmaker.models.spline.cells import CellCounts, RunCells, gather_counts
 from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EFFECT_KINDS, NormTails, RunEffect, RunPopulation, norm_row
 from gammapy_accmaker.models.spline.likelihood import (
@@ -23,7 +24,6 @@ from gammapy_accmaker.models.spline.likelihood import (
     sum_slices,
 )
 from gammapy_accmaker.models.spline.model import SplineModel, zenith_splines
-from gammapy_accmaker.models.spline.run_cells import CellCounts, RunCells, gather_counts
 from gammapy_accmaker.utils.run_key import RunKey, find_run
 from gammapy_accmaker.utils.statistics import deviance_moments, poisson_deviance, poisson_pulls
 

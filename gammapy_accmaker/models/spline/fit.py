@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, lapack
 
+from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.bsplines import (
+    BSplineAxis,
     difference_penalty,
     fit_tensor_spline,
 )
@@ -27,18 +29,393 @@ from gammapy_accmaker.models.norm_energy import (
     given_energies,
     late_flags,
 )
-from gammapy_accmaker.models.spline.adapt import THRESHOLD_BLIND, fit_run, mean_scaling, project_run
-from gammapy_accmaker.models.spline.cells import FovCells, asymmetry_orders
-from gammapy_accmaker.models.spline.effects import RunPopulation, update_population
-from gammapy_accmaker.models.spline.equations import RateCovariance, RateEquations, moving_directions
-from gammapy_accmaker.models.spline.likelihood import RunDesign
+from gammapy_accmaker.models.spline.adapt import (
+    THRESHOLD_BLIND,
+    UNUSUAL_NORM,
+    as_slices,
+    column_means,
+    fit_run,
+    mean_scaling,
+    project_run,
+    summarise_run,
+)
+from gammapy_accmaker.models.spline.cells import FovCells, RunCells, asymmetry_orders, gather_counts
+from gammapy_accmaker.models.spline.covariates import CovariateScale
+from gammapy_accmaker.models.spline.effects import EffectBasis, RunEffect, RunPopulation, norm_row, update_population
+from gammapy_accmaker.models.spline.equations import (
+    BATCH,
+    RateCovariance,
+    RateEquations,
+    moving_directions,
+    quadratic_form,
+)
+from gammapy_accmaker.models.spline.likelihood import (
+    RateTable,
+    RunDesign,
+    fit_effects,
+    fit_effects_and_weight,
+    shift_within_rate,
+    sum_slices,
+)
 from gammapy_accmaker.models.spline.model import SplineModel, zenith_splines
 from gammapy_accmaker.models.spline.penalty import RatePenalty
-from gammapy_accmaker.models.spline.round import FitRun, RateState, chunk_starts, finish_chunk, sum_chunk
-from gammapy_accmaker.models.spline.run_cells import gather_counts
-from gammapy_accmaker.models.spline.setup import SplineSetup, order_runs
+from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
+from gammapy_accmaker.utils.run_key import RunKey
 
-__all__ = ["fit_spline"]
+__all__ = [
+    "SplineSetup",
+    "order_runs",
+    "ChunkSums",
+    "FitRun",
+    "RateState",
+    "chunk_starts",
+    "finish_chunk",
+    "sum_chunk",
+    "fit_spline",
+]
+
+
+OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
+SHIFT_MARGIN = 0.15  # in log energy: a run that is shifted finds the spectrum continued, not a step in its slope
+MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
+
+
+def order_runs(runs, zenith) -> tuple[list, list[int]]:
+    """Runs with exposure, each a list of its slices, in an order that is theirs and not that of the input.
+
+    Parameters
+    ----------
+    runs : list of list of `CellCounts`
+    zenith : bool
+        Whether their zenith angles must be known.
+
+    Returns
+    -------
+    ordered : list of list of `CellCounts`
+    places : list of int
+        Of each of them in the input.
+    """
+    with_exposure = [sorted(as_slices(slices), key=_content) for slices in runs]
+    places = [place for place, slices in enumerate(with_exposure) if slices]
+    places.sort(key=lambda place: [_content(part) for part in with_exposure[place]])
+    ordered = [with_exposure[place] for place in places]
+    if not sum(s.counts.sum() for slices in ordered for s in slices) > 0:
+        raise InputError(f"runs: none of {len(with_exposure)} runs has both exposure and counts in the energy range")
+    unknown = [s[0].key.obs_id for s in ordered if not all(np.isfinite(r.cos_zenith) for r in s)]
+    if zenith and unknown:
+        raise InputError(
+            f"runs {unknown}: the zenith angle is not known; give `observatory_location`, or use `zenith: {{type: none}}`"
+        )
+    return ordered, places
+
+
+def _content(part):
+    """What slices are sorted by; those that are alike in it may come in any order."""
+    return float(np.nan_to_num(part.cos_zenith)), float(part.counts.sum()), float(part.exposure.sum())
+
+
+@dataclass(frozen=True)
+class SplineSetup:
+    """Axes and bases of a fit.
+
+    Attributes
+    ----------
+    design : `RunDesign`
+    scale : `CovariateScale`
+    zenith_range : tuple of float
+        Of cos zenith, as the runs have seen it.
+    zenith_axis : `BSplineAxis`
+        In the log of cos zenith.
+    asymmetry_energy_axis, asymmetry_offset_axis : `BSplineAxis`
+    """
+
+    design: RunDesign
+    scale: CovariateScale
+    zenith_range: tuple[float, float]
+    zenith_axis: BSplineAxis
+    asymmetry_energy_axis: BSplineAxis
+    asymmetry_offset_axis: BSplineAxis
+
+    @classmethod
+    def of(cls, grouped, energy_edges, cells, run_effects, gradient, zenith, covariates) -> SplineSetup:
+        """Choose them for these runs (from `order_runs`); the arguments are those of `fit_spline`."""
+        log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
+        slices = [s for run in grouped for s in run]
+        spectra = np.array([s.spectrum(len(log_energy)) for s in slices])
+        scale = _threshold_scaling(CovariateScale.of(slices, zenith, covariates), slices, spectra, log_energy)
+        scaled = np.array([log_energy + sum(scale.scaling(s.cos_zenith, s.covariates)) for s in slices])
+        ends = [sum(scale.scaling(z, s.covariates)) for s in slices for z in s.cos_zenith_range]
+        energy = _energy_axis(scaled, spectra, log_energy[0] + min(ends), log_energy[-1] + max(ends))
+        lo, hi = scale.zenith_range(slices) if zenith else (0.0, 1.0)
+        # a run tells of its mean zenith angle, however far its slices reach
+        by_run = [np.mean([s.cos_zenith for s in run]) for run in grouped]
+        if zenith and np.ptp(by_run) > MIN_ZENITH_RANGE:
+            # no more splines than the runs can tell apart
+            n_zenith = min(int(np.ceil((hi - lo) / ZENITH_STEP)) + 3, 3 + len(grouped) // 3, 9)
+            zenith_axis = BSplineAxis(np.log(lo), np.log(hi), max(n_zenith, 4))
+        else:
+            zenith_axis = BSplineAxis(-1.0, 0.0, 1)
+        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 2, 3), even=True)
+        lo_e, pivot, hi_e = _quantiles(log_energy, spectra.sum(0), (1e-3, 0.5, 1 - 1e-3))
+        if hi_e - lo_e < 0.1:
+            lo_e, hi_e = log_energy[0] - 0.1, log_energy[-1] + 0.1
+        effects = EffectBasis(run_effects, gradient, lo_e, hi_e, pivot, cells.offset_max)
+        n_energy = max(int(np.ceil((hi_e - lo_e) / ASYMMETRY_ENERGY_STEP)) + 3, 4)
+        n_offset = max(int(np.ceil(cells.offset_max / ASYMMETRY_OFFSET_STEP)) + 3, 4)
+        return cls(
+            RunDesign(energy_edges, cells, energy, offset, effects),
+            scale,
+            (lo, hi),
+            zenith_axis,
+            BSplineAxis(lo_e, hi_e, n_energy),
+            BSplineAxis(0.0, cells.offset_max, n_offset),
+        )
+
+
+def _quantiles(x, weights, shares):
+    """Positions below which the given shares of the weights lie; x need not be sorted."""
+    order = np.argsort(x, kind="stable")
+    total = np.cumsum(weights[order])
+    return [float(np.interp(share * total[-1], total, x[order])) for share in shares]
+
+
+def _threshold_scaling(scale, slices, spectra, log_energy):
+    """Energy scaling that moves the 5 % quantiles of the runs' log energies onto each other."""
+    seen = spectra.sum(1) > 0
+    if not seen.any() or not len(scale.center):
+        return scale
+    standard = np.array([scale.standard(s.cos_zenith, s.covariates) for s in slices])[seen]
+    weights = spectra[seen].sum(1)
+    quantile = np.array([_quantiles(log_energy, s, (0.05,))[0] for s in spectra[seen]])
+    mean = np.average(standard, axis=0, weights=weights)
+    centered = (standard - mean) * weights[:, None]
+    gram = centered.T @ standard + 1e-2 * weights.sum() * np.eye(standard.shape[1])
+    slope = np.linalg.solve(gram, centered.T @ (quantile - np.average(quantile, weights=weights)))
+    return scale.with_scaling(-slope)
+
+
+def _energy_axis(scaled, spectra, lowest, highest):
+    """Knots dense from the lowest counts to beyond the peak of the counts, where the threshold is."""
+    low, middle = _quantiles(scaled.ravel(), spectra.ravel(), (3e-4, 0.4))
+    return ScaledEnergyAxis(float(lowest) - SHIFT_MARGIN, float(highest) + SHIFT_MARGIN, low - 0.1, middle)
+
+
+CHUNKS = 8  # about; more of very many runs, fewer of few
+CHUNK_SIZES = 3 * BATCH, 16 * BATCH  # runs: enough to be worth handing out, and few enough for memory
+ROUND_TOLERANCE = 3e-3  # of the effects of a run, in standard deviations of the prior
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """A run of the fit.
+
+    Attributes
+    ----------
+    key : `RunKey`
+    slices : list of `RunCells`
+    zenith : `~numpy.ndarray`, shape (n_zenith,)
+        Splines in zenith angle, mean over the slices.
+    regressors : `~numpy.ndarray`, shape (n_regressor,)
+        What the mean effects of the run depend on.
+    scaling : float
+        Part of the energy scaling that comes from the covariates of the run.
+    norm_energy : tuple of float
+        First and last energy in TeV that tell of the effects.
+    flags : tuple of str
+        What there is to say of them.
+    """
+
+    key: RunKey
+    slices: list[RunCells]
+    zenith: np.ndarray
+    regressors: np.ndarray
+    scaling: float
+    norm_energy: tuple[float, float]
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RateState:
+    """The rate and the population of the run effects at the start of a round.
+
+    Attributes
+    ----------
+    design : `RunDesign`
+        One of fewer sectors than the runs have takes their sectors together.
+    coefficients : `~numpy.ndarray`, shape (n_energy, n_offset, n_zenith)
+    asymmetry : `~numpy.ndarray`
+        Log asymmetry in the bins and cells.
+    population : `RunPopulation`
+    covariance : `RateCovariance`, optional
+        Of the coefficients, once it is known.
+    """
+
+    design: RunDesign
+    coefficients: np.ndarray
+    asymmetry: np.ndarray
+    population: RunPopulation
+    covariance: RateCovariance | None = None
+
+
+@dataclass
+class ChunkSums:
+    """What a chunk of runs adds to a round.
+
+    Attributes
+    ----------
+    equations : `RateEquations`
+    known : `RateEquations`, optional
+        The same with the effects taken as known, where they are fitted to some of the energies.
+    expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+        Counts.
+    values : `~numpy.ndarray`, shape (n_run, n)
+        Effects of each run.
+    weights : `~numpy.ndarray`, shape (n_run,)
+        Of each run in the population of norms.
+    second_moments : `~numpy.ndarray`, shape (n, n)
+        Sum of their posterior covariances, shortened by `NormTails.shorten`.
+    norm_rows : `~numpy.ndarray`, shape (n_run, n)
+        See `norm_row`.
+    norm_variance : float
+        Sum of weight times posterior variance of the log of the norm.
+    gains : list of `~numpy.ndarray`, shape (n_energy * n_offset, n)
+        By how much the effects of each run fall as a coefficient of the rate at its zenith angle rises.
+    """
+
+    equations: RateEquations
+    expected: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+    second_moments: np.ndarray
+    norm_rows: np.ndarray
+    norm_variance: float = 0.0
+    gains: list[np.ndarray] = field(default_factory=list)
+    known: RateEquations | None = None
+
+
+def chunk_starts(n_run: int) -> range:
+    """Numbers of the first runs of the chunks: whole batches each."""
+    size = int(np.clip(BATCH * np.ceil(n_run / CHUNKS / BATCH), *CHUNK_SIZES))
+    return range(0, n_run, size)
+
+
+def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, n_steps: int) -> ChunkSums:
+    """Effects of runs at the present rate, and what is left to tell of the rate when they are integrated out.
+
+    Parameters
+    ----------
+    state : `RateState`
+    runs : list of `FitRun`
+    values : `~numpy.ndarray`, shape (n_run, n)
+        Their effects so far.
+    weights : `~numpy.ndarray`, shape (n_run,)
+        Their weights so far.
+    n_steps : int
+        Of the effects; 0 leaves them alone, and takes them as known.
+    """
+    design, population, adapt = state.design, state.population, n_steps > 0
+    values, weights, n, expected = values.copy(), weights.copy(), design.effects.n, 0.0
+    second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(runs), n)), 0.0, []
+    equations = _equations(state)
+    known = _equations(state) if adapt and design.effects.kind in THRESHOLD_BLIND else None
+    for i, (run, slices, tables, spread) in enumerate(_with_tables(state, runs, adapt)):
+        if adapt:
+            prior = population.tails.prior(weights[i])
+            precision = np.linalg.inv(prior)
+            mean = population.mean(run.regressors)
+            values[i], *_ = fit_effects(
+                design, tables, slices, mean, prior, start=values[i], max_steps=n_steps, tolerance=ROUND_TOLERANCE
+            )
+        sums = sum_slices(design, tables, slices, values[i], full=True)
+        expected = expected + sums.expected
+        information, gradient = sums.rate_information, sums.rate_gradient.ravel()
+        if known is not None:
+            known.add(run.zenith, information, gradient)
+        if adapt:
+            posterior = np.linalg.inv(sums.information + precision)
+            gain = sums.cross_information @ posterior
+            information = information - gain @ sums.cross_information.T
+            deviation = values[i] - mean
+            gradient = gradient - gain @ (sums.gradient - precision @ deviation)
+            gains.append(gain.astype(np.float32))
+            weights[i], _ = population.tails.weight(deviation, posterior, weights[i])
+            posterior = posterior + quadratic_form(spread, gain)
+            shorten = population.tails.shorten(weights[i])
+            second_moments += shorten @ posterior @ shorten.T
+            told = energies_between(design.energy_edges, run.norm_energy)
+            norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected * told[:, None]))
+            norm_variance += weights[i] * norm_rows[i] @ posterior @ norm_rows[i]
+        equations.add(run.zenith, information, gradient)
+    for own in (equations, known):
+        if own is not None:
+            own.take_batch()
+    return ChunkSums(equations, expected, values, weights, second_moments, norm_rows, norm_variance, gains, known)
+
+
+def finish_chunk(
+    state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, adapt: bool
+) -> tuple[RateEquations, list[RunEffect]]:
+    """Effects of runs at their maximum, with their errors, and what the runs tell of the rate at the end.
+
+    Parameters
+    ----------
+    state : `RateState`
+    runs : list of `FitRun`
+    values : `~numpy.ndarray`, shape (n_run, n)
+        Their effects so far.
+    weights : `~numpy.ndarray`, shape (n_run,)
+        Their weights so far.
+    adapt : bool
+        Whether there are any.
+    """
+    design, population, effects = state.design, state.population, []
+    equations, n = _equations(state), design.effects.n
+    for value, weight, (run, slices, tables, spread) in zip(
+        values, weights, _with_tables(state, runs, adapt), strict=True
+    ):
+        posterior, converged, flags = np.zeros((n, n)), True, run.flags
+        if adapt:
+            value, weight, unusual, converged = fit_effects_and_weight(
+                design, tables, slices, population.mean(run.regressors), population.tails, start=value, weight=weight
+            )
+            flags += UNUSUAL_NORM * unusual
+        sums = sum_slices(design, tables, slices, value, full=True)
+        information, of_rate = sums.rate_information, np.zeros((n, n))
+        if adapt:
+            within, cross = shift_within_rate(design, sums, state.coefficients @ run.zenith)
+            posterior = np.linalg.inv(within + np.linalg.inv(population.tails.prior(weight)))
+            gain = cross @ posterior
+            information = information - gain @ cross.T
+            of_rate = of_rate + quadratic_form(spread, gain)
+        equations.add(run.zenith, information, sums.rate_gradient.ravel())
+        effects.append(
+            summarise_run(
+                design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling, converged,
+                weight, flags, run.norm_energy,
+            )
+        )  # fmt: skip
+    equations.take_batch()
+    return equations, effects
+
+
+def _equations(state):
+    n_energy, n_offset, n_zenith = state.coefficients.shape
+    return RateEquations(n_energy * n_offset, n_zenith)
+
+
+def _with_tables(state: RateState, runs, adapt) -> Iterator:
+    """Each run, its slices, the tables of the rate for them, and the covariance of the rate at its zenith angle."""
+    for start in range(0, len(runs), BATCH):
+        batch = runs[start : start + BATCH]
+        spread = [None] * len(batch)
+        if adapt and state.covariance is not None:
+            spread = state.covariance.at(np.array([run.zenith for run in batch]))
+        for run, own in zip(batch, spread, strict=True):
+            together = len(run.slices[0].exposure) // state.design.cells.n_cell
+            slices = run.slices if together == 1 else [s.on_rings(together) for s in run.slices]
+            tables = [RateTable.at(state.design, state.coefficients, s.zenith_basis, state.asymmetry) for s in slices]
+            yield run, slices, tables, own
+
 
 MAX_BIN_WIDTH = 0.12  # in log energy; wider bins would need an integral within the bin
 START_INDEX = -2.7  # spectral index before anything is fitted

@@ -11,9 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
-from gammapy_accmaker.models.spline.cells import FovCells
+from gammapy_accmaker.models.spline.cells import FovCells, RunCells
 from gammapy_accmaker.models.spline.effects import EffectBasis, NormTails
-from gammapy_accmaker.models.spline.run_cells import RunCells
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 
 __all__ = [

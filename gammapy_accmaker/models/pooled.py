@@ -1,0 +1,329 @@
+"""A model of its own for each of some runs, as the fits to the OFF runs matched to each ON run give."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gammapy_accmaker.camera.bins import azimuth_sector
+from gammapy_accmaker.errors import ObservationError
+from gammapy_accmaker.models.base import RateModel, describe_cos_zenith, goodness_of_parts, nested_arrays, nested_models
+from gammapy_accmaker.utils.run_key import RunKey, label_array
+
+__all__ = [
+    "ZenithBinned",
+    "ZenithInterpolated",
+    "common_coverage",
+    "AzimuthBinned",
+    "ModelPerRun",
+]
+
+
+def common_coverage(model: RateModel, parts: list[RateModel]) -> None:
+    """Give a model the coverage of all its parts."""
+    model.energy_edges = np.unique(np.concatenate([part.energy_edges for part in parts]))
+    model.offset_max, model.half_width = (max(getattr(p, k) for p in parts) for k in ("offset_max", "half_width"))
+    model.is_radial = all(part.is_radial for part in parts)
+
+
+def _describe_bins(number, how, zenith_range):
+    bins = f"{how}, {number} bins" if number > 1 else f"one bin ({how} where runs differ and are enough)"
+    return f"{bins}, {describe_cos_zenith(zenith_range)}"
+
+
+class ZenithBinned(RateModel):
+    """One model for each bin of cos zenith; beyond the bins, that of the nearest.
+
+    Parameters
+    ----------
+    edges : `~numpy.ndarray`
+        Of cos zenith, increasing, shape (n + 1,).
+    models : list of `RateModel`
+        One for each bin.
+    trained_range : tuple of float, optional
+        Of cos zenith; that of the edges by default.
+    """
+
+    kind = "zenith binned"
+
+    def __init__(self, edges: np.ndarray, models: list[RateModel], trained_range=None):
+        self.edges, self.models = np.asarray(edges, dtype=float), list(models)
+        self.zenith_range = tuple(float(z) for z in (self.edges[[0, -1]] if trained_range is None else trained_range))
+        self.zenith_edges = self.edges[1:-1]
+        common_coverage(self, self.models)
+
+    def model_at(self, cos_zenith: float) -> RateModel:
+        """The model of a zenith angle."""
+        cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
+        return self.models[int(np.searchsorted(self.zenith_edges, cos_zenith, side="right"))]
+
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
+
+    def describe_zenith(self):
+        return _describe_bins(len(self.models), "binned", self.zenith_range)
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self.model_at(cos_zenith).rate_grid(energy, fov_lon, fov_lat, cos_zenith)
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self.model_at(cos_zenith).integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith)
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self.model_at(cos_zenith).relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+
+    def goodness_at(self, cos_zenith):
+        return self.model_at(cos_zenith).goodness_at(cos_zenith)
+
+    def run_scatter_at(self, cos_zenith):
+        return self.model_at(cos_zenith).run_scatter_at(cos_zenith)
+
+    def to_arrays(self):
+        own = {"edges": self.edges, "trained_range": np.array(self.zenith_range)}
+        return nested_arrays(self.models) | own
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(arrays["edges"], nested_models(arrays), arrays["trained_range"])
+
+
+class ZenithInterpolated(RateModel):
+    """Models at some zenith angles, between which the rate or its logarithm is linear in cos zenith; clamped at the ends.
+
+    Parameters
+    ----------
+    cos_zenith : `~numpy.ndarray`
+        Increasing, shape (n,).
+    models : list of `RateModel`
+        One for each.
+    log : bool
+        Interpolate the logarithm. Where one of the two rates is 0, it is the rate itself.
+    trained_range : tuple of float, optional
+        Of cos zenith; from the first to the last model by default.
+    """
+
+    kind = "zenith interpolated"
+
+    def __init__(self, cos_zenith: np.ndarray, models: list[RateModel], log: bool, trained_range=None):
+        self.cos_zenith, self.models, self.log = np.asarray(cos_zenith, dtype=float), list(models), bool(log)
+        ends = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
+        self.zenith_range = tuple(float(z) for z in ends)
+        common_coverage(self, self.models)
+
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
+
+    def describe_zenith(self):
+        return _describe_bins(len(self.models), "interpolated", self.zenith_range)
+
+    def _around(self, cos_zenith):
+        """The models on both sides of a zenith angle, and the share of the second."""
+        cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
+        z = np.clip(cos_zenith, *self.cos_zenith[[0, -1]])
+        right = int(np.clip(np.searchsorted(self.cos_zenith, z), min(1, len(self.models) - 1), len(self.models) - 1))
+        if self.cos_zenith[right] == z:
+            return self.models[right], self.models[right], 0.0
+        low, high = self.cos_zenith[right - 1], self.cos_zenith[right]
+        share = (z - low) / (high - low)
+        return self.models[right - 1], self.models[right], share
+
+    def _between(self, cos_zenith, evaluate):
+        first, second, share = self._around(cos_zenith)
+        low = evaluate(first)
+        if share == 0:
+            return low
+        high = evaluate(second)
+        linear = (1 - share) * low + share * high
+        if not self.log:
+            return linear
+        both = (low > 0) & (high > 0)
+        logarithm = (1 - share) * np.log(np.where(both, low, 1)) + share * np.log(np.where(both, high, 1))
+        return np.where(both, np.exp(logarithm), linear)
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._between(cos_zenith, lambda m: m.rate_grid(energy, fov_lon, fov_lat, cos_zenith))
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._between(cos_zenith, lambda m: m.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith))
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        first, second, share = self._around(cos_zenith)
+        low = first.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+        if share == 0:
+            return low
+        high = second.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+        if not self.log:
+            # errors of the rates add in quadrature, so each counts by its part of the rate
+            rates = [m.rate_grid(energy, fov_lon, fov_lat, cos_zenith) for m in (first, second)]
+            total = (1 - share) * rates[0] + share * rates[1]
+            share = np.divide(share * rates[1], total, out=np.full(total.shape, share), where=total > 0)
+        # the models at the two angles were fitted to different runs
+        return np.hypot((1 - share) * low, share * high)
+
+    def _used_at(self, cos_zenith):
+        first, second, share = self._around(cos_zenith)
+        return (first,) if share == 0 else (first, second)
+
+    def goodness_at(self, cos_zenith):
+        return goodness_of_parts(self._used_at(cos_zenith))
+
+    def run_scatter_at(self, cos_zenith):
+        return [scatter for model in self._used_at(cos_zenith) for scatter in model.run_scatter_at(cos_zenith)]
+
+    def to_arrays(self):
+        own = {"cos_zenith": self.cos_zenith, "log": np.array(self.log), "trained_range": np.array(self.zenith_range)}
+        return nested_arrays(self.models) | own
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(arrays["cos_zenith"], nested_models(arrays), bool(arrays["log"]), arrays["trained_range"])
+
+
+class AzimuthBinned(RateModel):
+    """One model for each sector of azimuth, see `at_azimuth`; without an azimuth, their mean by the time of the fit.
+
+    Parameters
+    ----------
+    azimuth_edges : `~numpy.ndarray`
+        In deg, increasing, in [0, 360), shape (n,); the last sector goes on through 360 deg to the first edge.
+    models : list of `RateModel`
+        One for each trained sector.
+    trained : sequence of int
+        The sectors of the models. Any other one takes the model of the nearest.
+    ontime : `~numpy.ndarray`
+        Of the fit in each trained sector.
+    """
+
+    kind = "azimuth binned"
+
+    def __init__(self, azimuth_edges: np.ndarray, models: list[RateModel], trained, ontime):
+        self.azimuth_edges, self.models = np.asarray(azimuth_edges, dtype=float), list(models)
+        self.trained, self.ontime = np.asarray(trained, dtype=int), np.asarray(ontime, dtype=float)
+        common_coverage(self, self.models)
+        ranges = [m.zenith_range for m in models if m.zenith_range is not None]
+        self.zenith_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
+        self.zenith_edges = np.unique(np.concatenate([m.zenith_edges for m in models]))
+        width = np.diff(np.append(self.azimuth_edges, self.azimuth_edges[0] + 360))
+        middle = self.azimuth_edges + 0.5 * width
+        apart = np.abs((middle[:, None] - middle[self.trained] + 180) % 360 - 180)
+        apart[self.trained, np.arange(len(models))] = -1.0  # a trained sector is its own
+        self._nearest = np.argmin(apart, axis=1)
+
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
+
+    def describe_zenith(self):
+        return "; ".join(dict.fromkeys(model.describe_zenith() for model in self.models))
+
+    def at_azimuth(self, azimuth):
+        return self.models[self._nearest[azimuth_sector(self.azimuth_edges, azimuth)]]
+
+    def _mean(self, evaluate):
+        return sum(t * evaluate(m) for t, m in zip(self.ontime / self.ontime.sum(), self.models, strict=True))
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._mean(lambda m: m.rate_grid(energy, fov_lon, fov_lat, cos_zenith))
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._mean(lambda m: m.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith))
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        """As at a single azimuth, in the mean."""
+        return self._mean(lambda m: m.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith))
+
+    def to_arrays(self):
+        own = {"azimuth_edges": self.azimuth_edges, "trained": self.trained, "ontime": self.ontime}
+        return nested_arrays(self.models) | own
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(arrays["azimuth_edges"], nested_models(arrays), arrays["trained"], arrays["ontime"])
+
+
+class ModelPerRun(RateModel):
+    """Models by run. Where no run is named, it stands for their mean.
+
+    Parameters
+    ----------
+    models : list of `RateModel`
+        One for each set of matches.
+    keys : list of `RunKey`
+        What the runs are recognised by, shape (n_run,).
+    which : `~numpy.ndarray`, shape (n_run,)
+        Number of each run's model: runs with the same matches share one.
+    """
+
+    kind = "per run"
+    differs_by_run = True
+
+    def __init__(self, models, keys, which):
+        self.models, self.keys, self.which = tuple(models), tuple(keys), np.asarray(which, dtype=int)
+        edges = [model.energy_edges for model in self.models]
+        self.energy_edges = np.array([min(e[0] for e in edges), max(e[-1] for e in edges)])
+        self.offset_max = max(model.offset_max for model in self.models)
+        self.half_width = max(model.half_width for model in self.models)
+        self.is_radial = all(model.is_radial for model in self.models)
+        ranges = [model.zenith_range for model in self.models if model.zenith_range is not None]
+        self.zenith_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
+
+    @property
+    def covariate_names(self):
+        return tuple(dict.fromkeys(name for model in self.models for name in model.covariate_names))
+
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
+
+    @property
+    def not_converged(self):
+        found = [model.not_converged for model in self.models if model.not_converged]
+        return f"{len(found)} of {len(self.models)} models: {found[0]}" if found else ""
+
+    def describe_zenith(self):
+        bins = dict.fromkeys(model.describe_zenith().split(",")[0] for model in self.models)
+        return f"{len(self.models)} models, each for the runs that it was matched to: {'; '.join(bins)}"
+
+    def for_run(self, key):
+        found = {which for which, other in zip(self.which.tolist(), self.keys, strict=True) if key.is_same_run(other)}
+        if not found:
+            raise ObservationError(
+                f"observation {key.obs_id}: no model was made for it (or for a run of this number that starts and points as "
+                "it does) from matched OFF runs; fit again with it among the observations, or widen the limits of `matching`"
+            )
+        if len(found) > 1:
+            raise ObservationError(
+                f"observation {key.obs_id}: the fit had several runs with this number, start and pointing, and gave them "
+                "different models; give each of them an `obs_id` of its own and fit again"
+            )
+        return self.models[found.pop()]
+
+    def _mean(self, method, *arguments):
+        return np.mean([getattr(model, method)(*arguments) for model in self.models], axis=0)
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._mean("rate_grid", energy, fov_lon, fov_lat, cos_zenith)
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._mean("integral_grid", energy_edges, fov_lon, fov_lat, cos_zenith)
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._mean("relative_error_grid", energy, fov_lon, fov_lat, cos_zenith)
+
+    def to_arrays(self):
+        of_runs = {
+            "obs_id": label_array(key.obs_id for key in self.keys),
+            "start": np.array([key.start for key in self.keys]),
+            "pointing": np.array([key.pointing for key in self.keys]),
+            "which": self.which,
+        }
+        return nested_arrays(self.models) | of_runs
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        labels, unknown = arrays["obs_id"].tolist(), np.full((len(arrays["obs_id"]), 2), np.nan)
+        # older files have the numbers alone
+        start, pointing = arrays.get("start", unknown[:, 0]), arrays.get("pointing", unknown)
+        keys = [RunKey(*of_run) for of_run in zip(labels, start.tolist(), map(tuple, pointing.tolist()), strict=True)]
+        return cls(nested_models(arrays), keys, arrays["which"])

@@ -16,7 +16,7 @@ from gammapy_accmaker.camera.bins import FovBins, axis_index, check_edges, offse
 from gammapy_accmaker.camera.track import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, find_reach
-from gammapy_accmaker.data.observations import REMEDY, named_site, observation_site
+from gammapy_accmaker.data.observations import SITE_REMEDY, named_site, observation_site
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, run_label
 
@@ -183,12 +183,12 @@ def _without_zenith(site, track, given):
     if site is None:
         return (
             "it has no observatory location (GEOLON, GEOLAT, ALTITUDE are missing, NaN or all 0), but the zenith angle, or the "
-            f"alignment 'altaz', needs one; {REMEDY}, or use `fov_alignment: radec` with `zenith: {{type: none}}`"
+            f"alignment 'altaz', needs one; {SITE_REMEDY}, or use `fov_alignment: radec` with `zenith: {{type: none}}`"
         )
     zenith = np.degrees(np.arccos(np.clip(track.cos_zenith, -1, 1)))
     where = f"lon {site.lon.deg:.4f} deg, lat {site.lat.deg:.4f} deg"
     named = "its own keywords" if given is None else "`observatory_location`"
-    remedy = REMEDY if given is None else "correct it"
+    remedy = SITE_REMEDY if given is None else "correct it"
     return (
         f"seen from the site that {named} give{'' if given is None else 's'} ({where}) it points {zenith.min():.1f} to "
         f"{zenith.max():.1f} deg from the zenith, below the horizon; {remedy}"

@@ -11,7 +11,7 @@ from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
 
 __all__ = [
-    "REMEDY",
+    "SITE_REMEDY",
     "file_site",
     "named_site",
     "observation_site",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-REMEDY = "give the site as `observatory_location: {lon, lat, height}` in the configuration"
+SITE_REMEDY = "give the site as `observatory_location: {lon, lat, height}` in the configuration"
 
 
 def named_site(observation) -> EarthLocation | None:
@@ -60,7 +60,7 @@ def pointing_icrs(observation, given: EarthLocation | None) -> SkyCoord:
     site = observation_site(observation, given)
     if pointing.fixed_icrs is None and site is None:
         raise ObservationError(
-            f"observation {observation.obs_id}: it has no observatory location, which a drift run needs; {REMEDY}"
+            f"observation {observation.obs_id}: it has no observatory location, which a drift run needs; {SITE_REMEDY}"
         )
     return pointing.get_icrs(observation.tmid, site)
 
@@ -105,7 +105,7 @@ def find_unreadable(observations, location=None) -> dict[int, str]:
     return reasons
 
 
-REMEDY = "take them from a data store: `data_store.get_observations(obs_ids, required_irf=[])`"
+LIST_REMEDY = "take them from a data store: `data_store.get_observations(obs_ids, required_irf=[])`"
 
 
 def as_observations(observations, argument: str = "observations") -> list[Observation]:
@@ -123,16 +123,18 @@ def as_observations(observations, argument: str = "observations") -> list[Observ
     except TypeError:  # some types can be looped over only where they are arrays
         found = None
     if found is None:
-        raise InputError(f"{argument}: got {type(observations).__name__}, {wanted}{REMEDY}")
+        raise InputError(f"{argument}: got {type(observations).__name__}, {wanted}{LIST_REMEDY}")
     if not found:
         raise InputError(f"{argument}: got none, but at least one is needed; check the selection of the data store")
     for one in found:
         if not isinstance(one, Observation):
-            raise InputError(f"{argument}: got {type(one).__name__} among them, {wanted}{REMEDY}")
+            raise InputError(f"{argument}: got {type(one).__name__} among them, {wanted}{LIST_REMEDY}")
     return found
 
 
 def check_observation(observation) -> None:
     """Raise an `InputError` for anything but one observation."""
     if not isinstance(observation, Observation):
-        raise InputError(f"observation: got {type(observation).__name__}, but one `Observation` is needed; {REMEDY}")
+        raise InputError(
+            f"observation: got {type(observation).__name__}, but one `Observation` is needed; {LIST_REMEDY}"
+        )

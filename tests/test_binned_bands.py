@@ -7,11 +7,11 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
+from dr1 import exclusion
 from gammapy.data import DataStore
 from regions import CircleSkyRegion
 from scipy.stats import binom, norm
 from stores import IRFS
-from test_dr1_spline import exclusion
 
 from gammapy_accmaker import AcceptanceConfig, fit_acceptance
 from gammapy_accmaker.acceptance.fit import adapt_to_run

@@ -7,11 +7,11 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
+from dr1 import SOURCES
 from gammapy.data import DataStore
 from gammapy.makers import MapDatasetMaker
 from gammapy.maps import MapAxis, WcsGeom
 from regions import CircleSkyRegion
-from test_dr1_spline import SOURCES
 
 from gammapy_accmaker import AcceptanceBackgroundMaker
 

@@ -44,7 +44,7 @@ from coverage import CoverageData
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "gammapy_accmaker"
-ROOMS = ("models", "reduction")
+ROOMS = ("camera", "data", "models", "products")
 BATCHES = (8.0, 30.0, float("inf"))  # s of tests that are run in one go
 MEMORY = 8 << 30
 APART = re.compile("Shift|Bit|Is")  # never put in place of an operator of the other kind
@@ -108,7 +108,7 @@ def mutated(mutant):
 
 def draw(number, seed):
     """That many mutants at random."""
-    files = sorted(p for room in ROOMS for p in (ROOT / PACKAGE / room).glob("*.py"))
+    files = sorted(p for room in ROOMS for p in (ROOT / PACKAGE / room).rglob("*.py"))
     everything = [mutant for path in files for mutant in mutants_of(path)]
     random.Random(seed).shuffle(everything)
     print(f"{len(everything)} mutants, of which {number} are drawn", flush=True)

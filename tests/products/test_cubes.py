@@ -7,12 +7,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from astropy.io import fits
+from background_irfs import irf_2d, irf_3d
 from gammapy.data import DataStore
 from gammapy.irf import Background2D, Background3D, FoVAlignment
 from gammapy.maps import Map, WcsNDMap
 from regions import CircleSkyRegion
 from stores import IRFS, observations, options, plain_store
-from test_from_irf import irf_2d, irf_3d
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel, fit_acceptance
 from gammapy_accmaker.errors import InputError

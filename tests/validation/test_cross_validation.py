@@ -18,7 +18,7 @@ from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
 from gammapy_accmaker.validation.cross_validation import _split
 from gammapy_accmaker.validation.stacks import disc_significance
 
-PROTOTYPE = Path(__file__).parent.parent.parent / "shared" / "prototype" / "heldout_score.py"
+PROTOTYPE = Path(__file__).parents[3] / "shared" / "prototype" / "heldout_score.py"
 
 
 @pytest.fixture(scope="module")

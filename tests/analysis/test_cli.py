@@ -28,7 +28,7 @@ from gammapy_accmaker.analysis.cli import cli
 from gammapy_accmaker.config.template import commented_yaml
 from gammapy_accmaker.validation import report as report_sections
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def code_blocks(language):

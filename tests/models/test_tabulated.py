@@ -3,11 +3,11 @@
 import astropy.units as u
 import numpy as np
 import pytest
+from background_irfs import ENERGY, irf_2d, irf_3d
 from gammapy.data import DataStore
 from gammapy.datasets import MapDataset
-from gammapy.irf import Background2D, Background3D, FoVAlignment
+from gammapy.irf import Background3D, FoVAlignment
 from gammapy.makers.utils import make_map_background_irf
-from gammapy.maps import MapAxis
 from helpers import make_observation, tracking
 from scipy.integrate import quad
 from stores import observations, plain_store, sky_geom
@@ -15,26 +15,6 @@ from stores import observations, plain_store, sky_geom
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.tabulated import TabulatedModel
-
-ENERGY = MapAxis.from_energy_bounds("0.1 TeV", "100 TeV", 20)
-
-
-def shape(energy, lon, lat):
-    """A smooth, asymmetric rate in s-1 MeV-1 sr-1; deg and TeV."""
-    return 1e-4 * energy**-2.7 * np.exp(-(lon**2 + lat**2) / 3 + 0.2 * lon - 0.1 * lat)
-
-
-def irf_3d(scale=1.0, alignment="ALTAZ", data=None, unit="s-1 MeV-1 sr-1", **more):
-    axes = [ENERGY, *(MapAxis.from_bounds(-3, 3, 30, unit="deg", name=n) for n in ("fov_lon", "fov_lat"))]
-    e, lon, lat = np.meshgrid(*(a.center.value for a in axes), indexing="ij")
-    data = scale * shape(e, lon, lat) if data is None else data
-    return Background3D(axes=axes, data=data, unit=unit, fov_alignment=alignment, **more)
-
-
-def irf_2d(scale=1.0, **more):
-    axes = [ENERGY, MapAxis.from_bounds(0, 3, 15, unit="deg", name="offset")]
-    e, theta = np.meshgrid(*(a.center.value for a in axes), indexing="ij")
-    return Background2D(axes=axes, data=scale * shape(e, theta, 0), unit="s-1 MeV-1 sr-1", **more)
 
 
 def by_gammapy(irf, observation, geom, oversampling=2):

@@ -27,6 +27,7 @@ __all__ = [
 
 MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
 NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
+OVERSHOOT = 0.5  # slope behind a step, over that before it, at which the maximum lies well within the step
 TEV_IN_MEV = 1e6
 FINAL_TOLERANCE = 1e-5  # of the effects of a run, in standard deviations of the prior
 WEIGHT_TOLERANCE = 1e-3
@@ -295,10 +296,13 @@ def fit_effects(
     *,
     directions: np.ndarray | None = None,
     start: np.ndarray | None = None,
-    max_steps: int = 30,
+    max_steps: int = 100,
     tolerance: float = 1e-4,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Effects of a run by penalised maximum likelihood (Newton steps with Fisher's information).
+
+    Along an energy shift the likelihood may be bent more than Fisher's information knows, and full steps would swing about the
+    maximum for ever: behind a step that went too far the zero of the slope between its ends is taken.
 
     Parameters
     ----------
@@ -312,6 +316,7 @@ def fit_effects(
     start : `~numpy.ndarray`, shape (n,), optional
         First values, the prior mean by default.
     max_steps : int
+        Most evaluations of the likelihood.
     tolerance : float
         Largest step at convergence, in standard deviations of the prior.
 
@@ -325,14 +330,20 @@ def fit_effects(
     effects = (mean if start is None else start).copy()
     free = np.eye(len(mean)) if directions is None else directions
     values = np.linalg.lstsq(free, effects - mean, rcond=None)[0] if directions is not None else effects - mean
-    converged = False
+    converged, taken, before = False, None, 0.0
     precision = np.linalg.inv(covariance)
     width = np.sqrt(np.diag(covariance))
     for _ in range(max_steps):
         sums = sum_slices(design, tables, slices, mean + free @ values)
+        gradient = free.T @ sums.gradient - precision @ values
+        if taken is not None and gradient @ taken < -OVERSHOOT * before:
+            behind = gradient @ taken
+            values, taken = values + behind / (before - behind) * taken, None
+            continue
         information = free.T @ sums.information @ free + precision
-        step = np.linalg.solve(information, free.T @ sums.gradient - precision @ values)
-        values = values + step / _excess_length(design, free @ step)
+        step = np.linalg.solve(information, gradient)
+        taken = step / _excess_length(design, free @ step)
+        before, values = gradient @ taken, values + taken
         if np.abs(step / width).max(initial=0) < tolerance:
             converged = True
             break

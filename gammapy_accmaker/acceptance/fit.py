@@ -1,4 +1,8 @@
-"""Configuration + observations -> `AcceptanceModel`."""
+"""Reduced runs -> `AcceptanceModel`: the fit of all runs together, or of a model for each group of a plan.
+
+From the top: the groups of a plan, put together to one model that follows zenith and azimuth; `fit_acceptance`, the public
+door, and `fit_runs` below it; the adaption of a model to one run; and the run table, in which every run has a row.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command line: `gammapy-accmaker`."""
+"""Command line `gammapy-accmaker`: its commands, and the files that `gammapy-accmaker run` writes."""
 
 from __future__ import annotations
 

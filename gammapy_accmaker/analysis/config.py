@@ -1,4 +1,8 @@
-"""gammapy's configuration of an analysis, with the acceptance among the background methods."""
+"""gammapy's configuration of an analysis, with the acceptance among the background methods.
+
+`AcceptanceBackground` holds what ``datasets.background`` has more for an acceptance; `ExtendedConfig` reads, updates and
+checks a configuration with it, for the analysis here and for the workflow.
+"""
 
 from __future__ import annotations
 

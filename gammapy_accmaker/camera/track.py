@@ -199,7 +199,7 @@ class FovTrack:
     def mean_azimuth(self) -> float:
         """Mean of the azimuth in deg over the good time, in [0, 360)."""
         seconds, weights = self._mean_nodes()
-        return float(np.average(np.interp(seconds, self.seconds, self.azimuth), weights=weights) % 360)
+        return float(np.average(self.azimuth_at(seconds), weights=weights) % 360)
 
     @property
     def cos_zenith_range(self) -> tuple[float, float]:
@@ -221,8 +221,8 @@ class FovTrack:
         return np.interp(seconds, self.seconds, self.cos_zenith)
 
     def azimuth_at(self, seconds: np.ndarray) -> np.ndarray:
-        """Azimuth of the pointing in deg, in [0, 360), at these times."""
-        return np.interp(seconds, self.seconds, self.azimuth) % 360
+        """Azimuth of the pointing in deg at these times, continuous through north."""
+        return np.interp(seconds, self.seconds, self.azimuth)
 
     def to_fov(self, xyz: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """FOV_LON and FOV_LAT in deg of ICRS unit vectors, shape (n, 3), each seen at its own time in s."""

@@ -1,4 +1,8 @@
-"""The other groups of options that an `AcceptanceConfig` holds."""
+"""The groups of options that an `AcceptanceConfig` holds, in the order of its keys: the model, its energy axis, how it follows
+zenith angle and azimuth, the exclusion, run effects, the renormalisation of a background, and matching with OFF runs.
+
+Several options are one of some kinds, told apart by ``type``; a kind has the options that it needs, and no others.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 One FITS file for each run and set of settings. Its name comes from paths and settings alone, and what it holds from
 their state: a run that has changed replaces its entry. Entries are numbers with a checksum; one that is damaged is
-thrown away.
+thrown away. `fingerprint` is one number for what a reduction depends on, the same in every process and session.
 """
 
 from __future__ import annotations

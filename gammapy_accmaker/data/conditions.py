@@ -187,7 +187,7 @@ def _from_observations(argument, observations, columns, same, location):
 def _of_observation(argument, observation, columns, same, location):
     track = observation_track(observation, "altaz", location, TRACK_STEP, turning=False)
     nodes, weights = time_nodes(track.intervals, TRACK_STEP)
-    azimuth = np.interp(nodes, track.seconds, track.azimuth)
+    azimuth = track.azimuth_at(nodes)
     row = {
         "cos_zenith": np.average(track.cos_zenith_at(nodes), weights=weights),
         "azimuth": np.average(azimuth, weights=weights) % 360,

@@ -1,4 +1,13 @@
-"""The half of the camera on the side of the source, as pybkgmodel leaves it out of wobble observations."""
+"""What is left out of a fit: sky regions and mask maps, each with a margin, and the half of the camera on the side of a source.
+
+From the top: regions and masks as plain data, numbers and text, from which they are made again exactly; the parts of an
+exclusion, which answer whether they hold a position; `Exclusion`, all of them together; and `without_source_half`, as
+pybkgmodel treats wobble observations.
+
+What is excluded is computed from the data, in memory and after they were read from a file alike: the two cannot differ.
+Each region is projected on a plane of its own, so that regions may lie anywhere on the sky, and circles, by far the most
+common, are answered by one scalar product.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +65,8 @@ __all__ = [
     "without_source_half",
 ]
 
+
+# ---- Regions and masks as data ----
 
 POSITIONS = ("center", "vertices", "start", "end")
 ANNULUS = ("center", "inner_width", "outer_width", "inner_height", "outer_height", "angle")
@@ -252,6 +263,8 @@ def mask_to_data(mask: Map) -> MaskData:
     header = geom.wcs.to_header(relax=True).tostring()
     return MaskData(header, image.shape, zlib.compress(np.packbits(image).tobytes()))
 
+
+# ---- Parts ----
 
 RASTER = 0.01  # deg; between the points of a region that is widened by a margin
 RASTER_SIZE = 1000  # points across the largest regions
@@ -475,6 +488,9 @@ def _plane_part(region):
     return _PlaneRegion(pixel_region, wcs, center, radius)
 
 
+# ---- All parts together ----
+
+
 @dataclass(frozen=True)
 class _Excluded:
     """A region or mask as data, its margin in deg, the name of the file it came from, and the part of the sky it makes."""
@@ -671,6 +687,8 @@ def _in_words(data):
     label = next((f" {value!r}" for key, value in data.items() if key in ("text", "label", "comment")), "")
     return f"{KINDS[data['kind']][0].__name__}{label}: {', '.join(words)}"
 
+
+# ---- The half of the camera on the side of a source ----
 
 MIN_SEPARATION = 0.05  # deg; of pointing and source, below which the halves are not defined
 

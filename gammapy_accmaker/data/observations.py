@@ -1,4 +1,8 @@
-"""Observations that a caller gives: a list of them, or what to do about what came instead."""
+"""Observations as a caller gives them: the list, its files, and where they were taken and point.
+
+What came instead of observations is refused with what to do about it; the headers of files are checked before anything is
+allocated for them; and site and pointing are found where gammapy's own properties fail without the keywords of a site.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Binned acceptance, `radial` (energy, offset) and `grid` (energy, fov_lon, fov_lat).
 
 The counts of a bin are Poisson with mean rate x exposure x solid angle, so the maximum likelihood rate of a bin is
-its counts over the exposure that was not excluded: `BinnedModel.bin_rate`. A rate that is read inside or between the
+its counts over the exposure that was not excluded. A rate that is read inside or between the
 bins is the product of a smooth spectrum of all counts and, at each energy, their profile over the field of view: linear
 between the bin centres, so that empty bins do no harm, with values there that give the counts of the bins back.
 """
@@ -101,21 +101,6 @@ class BinnedModel(RateModel):
     def filled(self) -> np.ndarray:
         """Field-of-view bins without exposure, whose rate comes from their neighbours, shape (fov.size,)."""
         return self.exposure <= 0
-
-    @cached_property
-    def bin_rate(self) -> np.ndarray:
-        """Maximum likelihood rate of each bin in s-1 MeV-1 sr-1, shape (nbin, fov.size); NaN without exposure."""
-        return self._per_volume(self.counts)
-
-    @cached_property
-    def bin_rate_error(self) -> np.ndarray:
-        """Its error, from the counts or from one count where there is none; NaN without exposure."""
-        return self._per_volume(np.sqrt(np.maximum(self.counts, 1)))
-
-    def _per_volume(self, counts):
-        volume = np.diff(self.bin_edges)[:, None] * TEV_IN_MEV * self.exposure * self.fov.solid_angle
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.filled, np.nan, counts / volume)
 
     @property
     def _node_energy(self):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+from scipy.stats import chi2
 
 from gammapy_accmaker.camera.bins import FovBins, offset
-from gammapy_accmaker.utils.statistics import deviance_moments, deviance_p_value, poisson_deviance
+from gammapy_accmaker.utils.statistics import deviance_moments, poisson_deviance
 
 __all__ = [
     "GoodnessOfFit",
@@ -195,17 +196,20 @@ def goodness_of_fit(
     counts, mu, edges, names = _cells(counts, mu, energy_edges, fov)
     seen = mu > 0
     n, m = counts[seen], mu[seen]
-    deviance, (mean, variance) = poisson_deviance(n, m), deviance_moments(m)
     left = 1 - min(n_parameters / max(len(n), 1), 0.9)
+    deviance, expected, variance = (x.sum() for x in (poisson_deviance(n, m), *deviance_moments(m)))
+    expected, variance = max(expected * left, 1e-12), max(variance * left, 1e-12)
+    # the deviance of few counts is no chi-square: a scaled one has its mean and variance
+    scale = variance / (2 * expected)
     pull = np.where(seen, (counts - mu) / np.sqrt(np.maximum(mu, 1.0)), 0)
     k, part = np.unravel_index(np.abs(pull).argmax(), pull.shape)
     return GoodnessOfFit(
-        deviance=float(deviance.sum()),
-        expected=float(mean.sum() * left),
-        error=float(np.sqrt(variance.sum() * left)),
+        deviance=float(deviance),
+        expected=float(expected),
+        error=float(np.sqrt(variance)),
         n_cells=len(n),
-        p_value=deviance_p_value(n, m, n_parameters),
-        misfit=float(np.sqrt(max(deviance.sum() - mean.sum() * left, 0) / max(m.sum(), 1e-300))),
+        p_value=float(chi2.sf(deviance / scale, expected / scale)),
+        misfit=float(np.sqrt(max(deviance - expected, 0) / max(m.sum(), 1e-300))),
         worst=f"{edges[k]:.3g} to {edges[k + 1]:.3g} TeV, {names[part]}: {counts[k, part]:.0f} events, {mu[k, part]:.0f} expected",
     )
 

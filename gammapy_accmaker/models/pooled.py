@@ -1,4 +1,8 @@
-"""A model of its own for each of some runs, as the fits to the OFF runs matched to each ON run give."""
+"""Models that are made of models, each from some of the runs: bins of cos zenith, one by one or interpolated between their
+means, sectors of azimuth, and the model that each ON run has from the OFF runs matched to it.
+
+Each is a `RateModel` over any other, and hands a question on to the part that it concerns.
+"""
 
 from __future__ import annotations
 

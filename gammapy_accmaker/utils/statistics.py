@@ -9,9 +9,8 @@ from functools import cache
 
 import numpy as np
 from scipy.special import gammainc, gammaincc, gammaln, ndtri, xlogy
-from scipy.stats import chi2
 
-__all__ = ["deviance_p_value", "free_norm_log_likelihood", "poisson_deviance", "poisson_pit", "poisson_pulls"]
+__all__ = ["deviance_moments", "free_norm_log_likelihood", "poisson_deviance", "poisson_pulls"]
 
 # A normal score is cut where the probability is no longer a number that 1 can be told from.
 SMALLEST_PROBABILITY = 1e-300
@@ -38,33 +37,16 @@ def poisson_deviance(counts, mu) -> np.ndarray:
     return np.maximum(2 * (xlogy(counts, ratio) - counts + mu), 0.0)
 
 
-def poisson_pit(counts, mu, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Probability integral transform of Poisson counts.
-
-    Parameters
-    ----------
-    counts, mu : array_like
-        Observed and expected counts; they broadcast.
-    rng : `~numpy.random.Generator`, optional
-        With it the transform is randomised inside the step of the observed count, and exactly uniform if ``mu`` is
-        true, at any number of counts. Without it the middle of the step is taken (mid-P).
-
-    Returns
-    -------
-    pit : `~numpy.ndarray`
-        Between 0 and 1; about 0 where far fewer events came than expected.
-    """
-    below, above = _tails(counts, mu, rng)
-    return np.where(below < above, below, 1 - above)
-
-
 def poisson_pulls(counts, mu, rng: np.random.Generator | None = None) -> np.ndarray:
     """Signed normal scores of Poisson counts, standard normal at few counts too if ``rng`` is given.
 
     Parameters
     ----------
-    counts, mu, rng
-        As in `poisson_pit`; both tails are kept, so that large excesses keep their significance.
+    counts, mu : array_like
+        Observed and expected counts; they broadcast. Both tails are kept, so that large excesses keep their significance.
+    rng : `~numpy.random.Generator`, optional
+        With it the score is drawn inside the step of the observed count, and is exactly normal if ``mu`` is true, at any
+        number of counts. Without it the middle of the step is taken (mid-P).
 
     Returns
     -------
@@ -86,29 +68,6 @@ def _tails(counts, mu, rng):
     step = np.exp(log_step)
     more = np.where(mu > 0, gammainc(counts + 1, mu), 0.0)
     return less + share * step, more + (1 - share) * step
-
-
-def deviance_p_value(counts, mu, n_parameters: float = 0.0) -> float:
-    """Probability of a larger Pearson-corrected deviance if ``mu`` is true.
-
-    The deviance of bins with few counts is not chi-square; its mean and variance are computed for each ``mu`` and a
-    scaled chi-square of the same mean and variance is used.
-
-    Parameters
-    ----------
-    counts, mu : array_like
-        Observed and expected counts.
-    n_parameters : float
-        Number of parameters that were fitted to the counts.
-    """
-    counts, mu = np.ravel(counts).astype(float), np.ravel(mu).astype(float)
-    if not len(counts):
-        return 1.0
-    mean, variance = (np.asarray(v) for v in deviance_moments(mu))
-    mean_sum = max(mean.sum() * (1 - min(n_parameters / len(counts), 0.9)), 1e-12)
-    variance_sum = max(variance.sum() * (1 - min(n_parameters / len(counts), 0.9)), 1e-12)
-    scale = variance_sum / (2 * mean_sum)
-    return float(chi2.sf(poisson_deviance(counts, mu).sum() / scale, mean_sum / scale))
 
 
 def deviance_moments(mu) -> tuple[np.ndarray, np.ndarray]:

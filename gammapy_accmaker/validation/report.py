@@ -1,4 +1,9 @@
-"""`write_report`: one self-contained HTML page about a fit."""
+"""`write_report`: one self-contained HTML page about a fit, without scripts.
+
+From the top: pieces of HTML (escaped text, tables, pictures as data); sections about model, residuals, validation and
+settings; sections about runs (summary, hours, effects, what was left out); and the page. A section returns HTML, "" where
+it has nothing to say.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +81,8 @@ __all__ = [
     "write_report",
 ]
 
+
+# ---- Pieces of HTML ----
 
 STYLE = {
     "font.size": 11,
@@ -184,6 +191,8 @@ def gallery(pictures: Iterable[str]) -> str:
     """Pictures side by side, as many as the page is wide for."""
     return f'<div class="gallery">{"".join(pictures)}</div>'
 
+
+# ---- Sections about model, residuals, validation and settings ----
 
 FEW_COUNTS = 100  # a band with fewer has no picture
 MOST_FIELDS = 9  # that are drawn
@@ -492,6 +501,8 @@ def _is_installed(name):
         return False
 
 
+# ---- Sections about runs ----
+
 EFFECTS = ("NORM", "SHIFT")
 CONDITIONS = ("MJD", "ZENITH", "MUONEFF")
 HOUR = 3600.0
@@ -680,6 +691,8 @@ def _varies(used, name):
 def _number(value, factor, form):
     return format(str(value) if form == "s" else value if factor is None else value * factor, form)
 
+
+# ---- The page ----
 
 N_SCORE_BINS = 24
 TEMPLATE = Path(__file__).with_name("report.html")

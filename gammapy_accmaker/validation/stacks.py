@@ -1,4 +1,6 @@
-"""Significance of held-out runs in the sky frame, field by field."""
+"""Counts against their prediction, in the camera frame and in the sky: what is expected in the bins, and the significance of
+the difference in discs around them, for runs that are stacked.
+"""
 
 from __future__ import annotations
 

@@ -4,10 +4,8 @@ from scipy.stats import kstest, norm, poisson
 
 from gammapy_accmaker.utils.statistics import (
     deviance_moments,
-    deviance_p_value,
     free_norm_log_likelihood,
     poisson_deviance,
-    poisson_pit,
     poisson_pulls,
 )
 
@@ -30,9 +28,8 @@ def test_deviance_is_twice_the_log_likelihood_ratio():
 def test_randomised_scores_are_standard_normal_at_any_number_of_counts(mu):
     rng = np.random.default_rng(1)
     counts = rng.poisson(mu, 4000)
-    pit = poisson_pit(counts, mu, rng)
-    assert kstest(pit, "uniform").pvalue > 1e-3
     pulls = poisson_pulls(counts, mu, rng)
+    assert kstest(pulls, "norm").pvalue > 1e-3
     assert abs(pulls.mean()) < 0.06
     assert abs(pulls.std() - 1) < 0.05
 
@@ -46,16 +43,13 @@ def test_pulls_sign_tails_and_gaussian_limit():
     assert one == pytest.approx(norm.isf(tail))
 
 
-def test_deviance_moments_and_p_value_hold_at_few_counts():
+def test_deviance_moments_hold_at_few_counts():
     rng = np.random.default_rng(2)
     mu = np.array([0.1, 1.0, 5.0, 40.0])
     deviance = poisson_deviance(rng.poisson(mu, (200_000, 4)), mu)
     mean, variance = deviance_moments(mu)
     assert np.allclose(mean, deviance.mean(0), rtol=0.02)
     assert np.allclose(variance, deviance.var(0), rtol=0.06)
-    values = [deviance_p_value(rng.poisson(0.3, 100), np.full(100, 0.3)) for _ in range(400)]
-    assert 0.4 < np.mean(values) < 0.6
-    assert deviance_p_value(np.full(50, 9), np.full(50, 3.0)) < 1e-10
 
 
 def test_free_norm_score_does_not_depend_on_the_norm_and_is_largest_for_the_truth():

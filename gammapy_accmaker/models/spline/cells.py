@@ -1,4 +1,8 @@
-"""Counts and exposure of runs in the polar cells: all that a fit of the spline model keeps of a run."""
+"""Polar cells of the field of view: all that a fit of the spline model keeps of a run is its counts and exposure there.
+
+`FovCells` are the cells, with the functions over the field that are averaged over them (modes of the camera, asymmetry);
+`gather_counts` sums a slice of a run over them, and `RunCells` prepares the sums for the likelihood.
+"""
 
 from __future__ import annotations
 

@@ -353,7 +353,8 @@ class RunEffect:
     covariance : `~numpy.ndarray`, shape (basis.n, basis.n)
         Posterior covariance, given the rate of the population: how well the run's own counts tell its effects.
     covariance_of_rate : `~numpy.ndarray`, shape (basis.n, basis.n)
-        What the uncertainty of the rate of the population adds to it, much of it common to all runs.
+        What the uncertainty of the rate of the population adds to it, much of it common to all runs: the sum of both is
+        that of the effects as deviations from the true population.
     response : `~numpy.ndarray`, shape (n_coefficient, basis.n)
         By how much each effect falls when a coefficient of the rate at the run's zenith angle rises; empty, shape (0, basis.n),
         for the runs of the fit.
@@ -401,11 +402,6 @@ class RunEffect:
     def key(self) -> RunKey:
         """What the run is recognised by."""
         return RunKey(self.obs_id, self.start, self.pointing)
-
-    @property
-    def total_covariance(self) -> np.ndarray:
-        """Covariance of the effects as deviations from the true population, whose rate is uncertain as well."""
-        return self.covariance + self.covariance_of_rate
 
     @property
     def norm(self) -> float:

@@ -4,6 +4,11 @@ The coefficients of the rate and the effects of all runs are fitted together: fo
 are brought to their maximum, and the step of the rate uses the information that is left when the effects are
 integrated out (a Schur complement for each run), so that scatter between runs is not taken for structure in zenith
 angle. Smoothing parameters follow Fellner-Schall updates, the population of the effects the EM algorithm.
+
+From the top: the axes are chosen from the runs (`SplineSetup`); one round over a chunk of runs (`sum_chunk`,
+`finish_chunk`), in functions of their arguments alone, so that other processes can work on chunks; and the rounds, up to
+convergence (`fit_spline`). Chunks do not depend on the number of processes, and their sums are added in one order: nor
+does the answer.
 """
 
 from __future__ import annotations
@@ -78,6 +83,9 @@ __all__ = [
 OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
 SHIFT_MARGIN = 0.15  # in log energy: a run that is shifted finds the spectrum continued, not a step in its slope
 MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
+
+
+# ---- Axes ----
 
 
 def order_runs(runs, zenith) -> tuple[list, list[int]]:
@@ -199,6 +207,8 @@ def _energy_axis(scaled, spectra, lowest, highest):
     low, middle = _quantiles(scaled.ravel(), spectra.ravel(), (3e-4, 0.4))
     return ScaledEnergyAxis(float(lowest) - SHIFT_MARGIN, float(highest) + SHIFT_MARGIN, low - 0.1, middle)
 
+
+# ---- One round over a chunk of runs ----
 
 CHUNKS = 8  # about; more of very many runs, fewer of few
 CHUNK_SIZES = 3 * BATCH, 16 * BATCH  # runs: enough to be worth handing out, and few enough for memory
@@ -416,6 +426,8 @@ def _with_tables(state: RateState, runs, adapt) -> Iterator:
             tables = [RateTable.at(state.design, state.coefficients, s.zenith_basis, state.asymmetry) for s in slices]
             yield run, slices, tables, own
 
+
+# ---- Rounds ----
 
 MAX_BIN_WIDTH = 0.12  # in log energy; wider bins would need an integral within the bin
 START_INDEX = -2.7  # spectral index before anything is fitted
@@ -807,7 +819,6 @@ class _JointFit:
             asymmetry=self.asymmetry,
             asymmetry_covariance=self.asymmetry_fit.covariance.astype(np.float32),
             smoothing=self.penalty.smoothing,
-            asymmetry_smoothing=self.asymmetry_fit.smoothing,
             population=population,
             effects=self.effects,
             converged=self.converged,

@@ -58,8 +58,8 @@ class SplineModel:
         Coefficients of g.
     asymmetry_covariance : `~numpy.ndarray`, shape (n_a n_b, n_a n_b)
         float32.
-    smoothing, asymmetry_smoothing : `~numpy.ndarray`, shapes (n,), (2,)
-        Smoothing parameters of f (see `RatePenalty`) and of g.
+    smoothing : `~numpy.ndarray`, shape (n,)
+        Smoothing parameters of f, see `RatePenalty`.
     population : `RunPopulation`
         Of the effects of runs.
     effects : tuple of `RunEffect`
@@ -85,7 +85,6 @@ class SplineModel:
     asymmetry: np.ndarray
     asymmetry_covariance: np.ndarray
     smoothing: np.ndarray
-    asymmetry_smoothing: np.ndarray
     population: RunPopulation
     effects: tuple[RunEffect, ...]
     converged: bool

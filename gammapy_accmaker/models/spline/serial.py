@@ -55,8 +55,6 @@ def unpack(kind: type, arrays: dict[str, np.ndarray], name: str = ""):
     values = {}
     for f in fields(kind):
         key = name + f.name
-        if key not in arrays and f.default is not MISSING:
-            continue  # an older file does not have it
         if key not in arrays and (f.default is not MISSING or f.default_factory is not MISSING):
             continue  # written before there was such a thing
         if key not in arrays:

@@ -128,7 +128,7 @@ def simulated_pulls(n_run, seeds):
             errors.append(model.relative_error_grid(PULL_ENERGY, lon, lat, z, part="coefficients"))
         for run in cut(simulate_runs(4, seed=seed + 500, obs_id=500, zenith=(0.72, 0.98))):
             effect = fit_run(model, run)
-            total = effect.total_covariance
+            total = effect.covariance + effect.covariance_of_rate
             norm_error = np.sqrt(effect.norm_row @ total @ effect.norm_row)
             of_runs.append(
                 [(np.log(effect.norm) - run.norm) / norm_error, (effect.shift - run.shift) / np.sqrt(total[0, 0])]

@@ -83,7 +83,7 @@ def energy_edges_from_axis(axis: MapAxis) -> np.ndarray:
 def split_bins(edges: np.ndarray, max_width: float) -> np.ndarray:
     """Edges (> 0, shape (n + 1,)) and more between them, so that no bin is wider than a number of decades."""
     parts = np.ceil(np.diff(np.log10(edges)) / max_width - 1e-6).astype(int)
-    pieces = [np.geomspace(*pair, n + 1)[:-1] for *pair, n in zip(edges[:-1], edges[1:], parts, strict=True)]
+    pieces = [np.geomspace(low, high, n + 1)[:-1] for low, high, n in zip(edges[:-1], edges[1:], parts, strict=True)]
     # the edges themselves to the last digit
     return np.concatenate(
         [np.append(low, piece[1:]) for low, piece in zip(edges[:-1], pieces, strict=True)] + [edges[-1:]]

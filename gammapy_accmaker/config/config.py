@@ -139,7 +139,7 @@ class AcceptanceConfig(Options):
             raise ValueError(
                 "exclusion.iterative: it cannot be used with matching; fit all runs first and give what is found"
             )
-        if self.time_step is not None and self.time_step_seconds < 1:
+        if self.time_step_seconds is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
         if self.model.type != "spline":
             for key in ("zenith", "run_effects"):

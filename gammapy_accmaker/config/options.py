@@ -258,10 +258,8 @@ class InterpolatedZenith(ZenithBins):
     scale: Literal["linear", "log"] = "log"
 
 
-class NoAzimuth(Options):
-    """The rate does not follow the azimuth."""
-
-    type: Literal["none"] = "none"
+class AzimuthOptions(Options):
+    """How runs are pooled in azimuth."""
 
     @property
     def edges(self) -> np.ndarray:
@@ -269,7 +267,13 @@ class NoAzimuth(Options):
         return np.zeros(0)
 
 
-class EastWestAzimuth(NoAzimuth):
+class NoAzimuth(AzimuthOptions):
+    """The rate does not follow the azimuth."""
+
+    type: Literal["none"] = "none"
+
+
+class EastWestAzimuth(AzimuthOptions):
     """One model for pointings east of the meridian, and one for west."""
 
     type: Literal["east_west"] = "east_west"
@@ -279,7 +283,7 @@ class EastWestAzimuth(NoAzimuth):
         return np.array([0.0, 180.0])
 
 
-class BinnedAzimuth(NoAzimuth):
+class BinnedAzimuth(AzimuthOptions):
     """One model for each sector of azimuth; ``bins``: a number, from north on, or edges, the last of which joins the first."""
 
     type: Literal["binned"] = "binned"

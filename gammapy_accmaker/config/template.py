@@ -97,7 +97,7 @@ def _summary(cls):
 
 def _attributes(cls):
     """Descriptions by name, from the numpydoc sections "Parameters" and "Attributes" of a class and its parents."""
-    described = {}
+    described: dict[str, str] = {}
     for parent in reversed(cls.__mro__):
         parts = re.split(r"(?:^|\n)(\w[\w ]*)\n-{3,}\n", inspect.cleandoc(parent.__doc__ or ""))
         sections = dict(zip(parts[1::2], parts[2::2], strict=True))

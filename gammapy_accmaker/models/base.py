@@ -6,6 +6,8 @@ Energies are in TeV, field-of-view coordinates in deg, rates in s-1 MeV-1 sr-1 p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -65,21 +67,36 @@ class RateModel(ABC):
         Keywords of the event header that the rate of a run depends on.
     """
 
+    if TYPE_CHECKING:  # for those who read them; a kind stores them, or computes them
+
+        @property
+        def energy_edges(self) -> np.ndarray: ...
+
+        @property
+        def offset_max(self) -> float: ...
+
+        @property
+        def half_width(self) -> float: ...
+
+        @property
+        def is_radial(self) -> bool: ...
+
+        @property
+        def zenith_range(self) -> tuple[float, float] | None: ...
+
     kind: str = ""
-    energy_edges: np.ndarray
-    offset_max: float
-    half_width: float
-    is_radial: bool
-    zenith_range: tuple[float, float] | None
     zenith_edges: np.ndarray = np.zeros(0)
     azimuth_edges: np.ndarray = np.zeros(0)
     run_scatter: RunScatter | None = None
     differs_by_run: bool = False
-    covariate_names: tuple[str, ...] = ()
 
     def __init_subclass__(cls):
         if cls.kind:
             MODEL_KINDS[cls.kind] = cls
+
+    @property
+    def covariate_names(self) -> tuple[str, ...]:
+        return ()
 
     def at_azimuth(self, azimuth: float) -> RateModel:
         """The model of runs that point to an azimuth in deg."""
@@ -201,6 +218,11 @@ class ScaledModel(RateModel):
     ``norm_spread``: relative error of the norm. ``tilt_spread``: of the spectral index, NaN since it is not fitted.
     """
 
+    energy_edges: np.ndarray
+    offset_max: float
+    half_width: float
+    is_radial: bool
+    zenith_range: tuple[float, float] | None
     tilt_spread = np.nan
 
     def __init__(self, model: RateModel, norm: float, norm_error: float = 0.0):
@@ -240,14 +262,14 @@ class ScaledModel(RateModel):
         raise TypeError("ScaledModel: one run's model is not stored; store the model and the run's norm")
 
 
-def goodness_of_parts(models: list[RateModel]) -> tuple[GoodnessOfFit, ...]:
+def goodness_of_parts(models: Sequence[RateModel]) -> tuple[GoodnessOfFit, ...]:
     """Goodness of each fit of models that are parts of another one."""
     return tuple(goodness for model in models for goodness in model.goodness)
 
 
-def nested_arrays(models: list[RateModel]) -> dict[str, np.ndarray]:
+def nested_arrays(models: Sequence[RateModel]) -> dict[str, np.ndarray]:
     """Serial form of models that are parts of another one: their arrays, behind the number of the part."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for k, model in enumerate(models):
         if not model.kind:
             raise TypeError(f"{type(model).__name__}: it has no serial form, but the parts of a stored model need one")
@@ -258,7 +280,7 @@ def nested_arrays(models: list[RateModel]) -> dict[str, np.ndarray]:
 
 def nested_models(arrays: dict[str, np.ndarray]) -> list[RateModel]:
     """The inverse of `nested_arrays`."""
-    models = []
+    models: list[RateModel] = []
     while f"{len(models)}/kind" in arrays:
         prefix = f"{len(models)}/"
         own = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}

@@ -45,10 +45,10 @@ class FitCounts:
 
 def add_up(parts) -> np.ndarray:
     """Sum of the ``counts`` of reduced runs, or slices of runs, shape (energy, field-of-view bin)."""
-    total = 0.0
+    total = np.zeros(())
     for part in parts:
         counts = part.counts
-        if np.ndim(total) == 0:
+        if not total.ndim:
             total = np.zeros(counts.shape)
         row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
         # a bin is there once; in a dense sum the time of a run does not grow with the runs before it

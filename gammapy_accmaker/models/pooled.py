@@ -6,6 +6,8 @@ Each is a `RateModel` over any other, and hands a question on to the part that i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gammapy_accmaker.camera.bins import azimuth_sector
@@ -22,7 +24,17 @@ __all__ = [
 ]
 
 
-def common_coverage(model: RateModel, parts: list[RateModel]) -> None:
+class _OfParts(RateModel):
+    """A model that is made of others, and stores what they cover together."""
+
+    energy_edges: np.ndarray
+    offset_max: float
+    half_width: float
+    is_radial: bool
+    zenith_range: tuple[float, float] | None
+
+
+def common_coverage(model: _OfParts, parts: Sequence[RateModel]) -> None:
     """Give a model the coverage of all its parts."""
     model.energy_edges = np.unique(np.concatenate([part.energy_edges for part in parts]))
     model.offset_max, model.half_width = (max(getattr(p, k) for p in parts) for k in ("offset_max", "half_width"))
@@ -34,7 +46,7 @@ def _describe_bins(number, how, zenith_range):
     return f"{bins}, {describe_cos_zenith(zenith_range)}"
 
 
-class ZenithBinned(RateModel):
+class ZenithBinned(_OfParts):
     """One model for each bin of cos zenith; beyond the bins, that of the nearest.
 
     Parameters
@@ -49,9 +61,10 @@ class ZenithBinned(RateModel):
 
     kind = "zenith binned"
 
-    def __init__(self, edges: np.ndarray, models: list[RateModel], trained_range=None):
+    def __init__(self, edges: np.ndarray, models: Sequence[RateModel], trained_range=None):
         self.edges, self.models = np.asarray(edges, dtype=float), list(models)
-        self.zenith_range = tuple(float(z) for z in (self.edges[[0, -1]] if trained_range is None else trained_range))
+        low, high = self.edges[[0, -1]] if trained_range is None else trained_range
+        self.zenith_range = float(low), float(high)
         self.zenith_edges = self.edges[1:-1]
         common_coverage(self, self.models)
 
@@ -91,7 +104,7 @@ class ZenithBinned(RateModel):
         return cls(arrays["edges"], nested_models(arrays), arrays["trained_range"])
 
 
-class ZenithInterpolated(RateModel):
+class ZenithInterpolated(_OfParts):
     """Models at some zenith angles, between which the rate or its logarithm is linear in cos zenith; clamped at the ends.
 
     Parameters
@@ -108,10 +121,10 @@ class ZenithInterpolated(RateModel):
 
     kind = "zenith interpolated"
 
-    def __init__(self, cos_zenith: np.ndarray, models: list[RateModel], log: bool, trained_range=None):
+    def __init__(self, cos_zenith: np.ndarray, models: Sequence[RateModel], log: bool, trained_range=None):
         self.cos_zenith, self.models, self.log = np.asarray(cos_zenith, dtype=float), list(models), bool(log)
-        ends = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
-        self.zenith_range = tuple(float(z) for z in ends)
+        low, high = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
+        self.zenith_range = float(low), float(high)
         common_coverage(self, self.models)
 
     @property
@@ -184,7 +197,7 @@ class ZenithInterpolated(RateModel):
         return cls(arrays["cos_zenith"], nested_models(arrays), bool(arrays["log"]), arrays["trained_range"])
 
 
-class AzimuthBinned(RateModel):
+class AzimuthBinned(_OfParts):
     """One model for each sector of azimuth, see `at_azimuth`; without an azimuth, their mean by the time of the fit.
 
     Parameters
@@ -201,7 +214,7 @@ class AzimuthBinned(RateModel):
 
     kind = "azimuth binned"
 
-    def __init__(self, azimuth_edges: np.ndarray, models: list[RateModel], trained, ontime):
+    def __init__(self, azimuth_edges: np.ndarray, models: Sequence[RateModel], trained, ontime):
         self.azimuth_edges, self.models = np.asarray(azimuth_edges, dtype=float), list(models)
         self.trained, self.ontime = np.asarray(trained, dtype=int), np.asarray(ontime, dtype=float)
         common_coverage(self, self.models)
@@ -246,7 +259,7 @@ class AzimuthBinned(RateModel):
         return cls(arrays["azimuth_edges"], nested_models(arrays), arrays["trained"], arrays["ontime"])
 
 
-class ModelPerRun(RateModel):
+class ModelPerRun(_OfParts):
     """Models by run. Where no run is named, it stands for their mean.
 
     Parameters

@@ -97,7 +97,7 @@ def make_error_map(model: RateModel, track: FovTrack, background: Map) -> Map:
     image = background.geom.to_image()
     position = image.center_skydir.icrs if image.is_region else None
     xyz = icrs_vectors(image) if position is None else unit_vectors(position.ra.rad, position.dec.rad)[None]
-    error = total = 0.0
+    error = total = np.zeros(())
     # the parts of a run between jumps of the rate share the error of the norm: they count as fully correlated
     for here, part in _parts(model, track):
         middle, _ = time_nodes(part.intervals, None)
@@ -209,7 +209,7 @@ def polar_average(model: RateModel, track: FovTrack, evaluate, time_step: float 
     (energy, position). The sum is weighted with the ontime in s, which is returned besides it.
     """
     lon, lat, shape = _polar_grid(model, OFFSET_STEP, ANGLE_STEPS)
-    average = 0.0
+    average = np.zeros(())
     for here, part in _parts(model, track):
         seconds, weights = time_nodes(part.intervals, time_step)
         turn = part.matrices_at(seconds) @ track.matrices[0].T

@@ -115,14 +115,14 @@ def _fitted(model, geom, cos_zenith):
 
 def cubes_to_hdulist(cubes: dict[str, Map], alignment: str):
     """FITS images with their energy tables, one after the other; the rate comes first, so that viewers show it."""
-    hdulist = None
-    for name in sorted(cubes, key=lambda n: n != "rate"):
-        hdus = cubes[name].to_hdulist(hdu=name.upper(), hdu_bands=f"{name.upper()}_BANDS", format="gadf")
-        for hdu in hdus[1:]:
-            hdu.header["FOVALIGN"] = (alignment.upper(), "axes of the camera: FOV_LON, FOV_LAT")
-        hdulist = hdus if hdulist is None else hdulist
-        if hdus is not hdulist:
-            hdulist.extend(hdus[1:])
+    hdulist, *others = (
+        cubes[name].to_hdulist(hdu=name.upper(), hdu_bands=f"{name.upper()}_BANDS", format="gadf")
+        for name in sorted(cubes, key=lambda n: n != "rate")
+    )
+    for hdus in others:
+        hdulist.extend(hdus[1:])
+    for hdu in hdulist[1:]:
+        hdu.header["FOVALIGN"] = (alignment.upper(), "axes of the camera: FOV_LON, FOV_LAT")
     for hdu in hdulist:
         if hdu.is_image and "UNIT" in hdu.header:
             hdu.header["BUNIT"] = u.Unit(hdu.header["UNIT"]).to_string("fits")

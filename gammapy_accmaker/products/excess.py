@@ -63,7 +63,7 @@ def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, di
 
 def _without_contained(rows):
     """The circles, in deg, that do not lie within a larger one."""
-    kept = []
+    kept: list[tuple[float, ...]] = []
     for row in sorted(rows, key=lambda row: -row[2]):
         centers = SkyCoord([k[0] for k in kept], [k[1] for k in kept], unit="deg")
         distance = centers.separation(SkyCoord(row[0], row[1], unit="deg")).deg if kept else np.zeros(0)

@@ -33,7 +33,7 @@ def plot_spectrum(model: RateModel, ax=None, offsets=None):
     """Rate against energy at offsets in deg, the mean over each ring; returns the axes."""
     ax = plt.gca() if ax is None else ax
     offsets = model.offset_max * np.array([0.1, 0.4, 0.7]) if offsets is None else np.atleast_1d(offsets)
-    energy = np.geomspace(*model.energy_edges[[0, -1]], 200)
+    energy = np.geomspace(model.energy_edges[0], model.energy_edges[-1], 200)
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(offsets)))
     for theta, rate, colour in zip(offsets, _ring_means(model, energy, offsets).T, colours, strict=True):
         ax.plot(energy, np.where(rate > 0, rate, np.nan), color=colour, label=f"offset {theta:.2g} deg")

@@ -86,7 +86,8 @@ class SkyStack:
         self._alignment, self._location, self._time_step = alignment, location, time_step
         axis = MapAxis.from_energy_edges(energy_edges, unit="TeV")
         pointings = {number: pointing_icrs(o, location) for number, o in observations.items()}
-        centers, self._field = [], {}
+        centers: list[SkyCoord] = []
+        self._field = {}
         for number, pointing in pointings.items():
             near = [i for i, c in enumerate(centers) if c.separation(pointing).deg < FIELD_RADIUS]
             self._field[number] = near[0] if near else len(centers)

@@ -64,6 +64,7 @@ def run_demo(path, n_jobs: int | None = None, overwrite: bool = False) -> DemoRe
     store = simulate_data_store(path / "dl3", overwrite=overwrite)
     data_store = DataStore.from_dir(path / "dl3")
     observations = data_store.get_observations(required_irf=["aeff", "edisp", "psf"])
+    assert store.source is not None  # it was asked for
     source = CircleSkyRegion(store.source.spatial_model.position, SOURCE_RADIUS)
 
     maker = AcceptanceBackgroundMaker(AcceptanceConfig(offset_max=OFFSET_MAX), exclusion=[source])
@@ -104,7 +105,7 @@ def _camera_bins():
 def _in_camera(store: SimulatedStore, maker, observations):
     """Expected counts of truth and fit, summed over runs, shape (energy, fov_lon, fov_lat)."""
     fov = _camera_bins()
-    truth, fit = 0.0, 0.0
+    truth = fit = np.zeros(())
     for observation in observations:
         truth = truth + store.expected_counts(observation.obs_id, BANDS, *fov.edges)
         track = observation_track(observation, "altaz")

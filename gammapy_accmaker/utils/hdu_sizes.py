@@ -7,7 +7,9 @@ import gzip
 import lzma
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
@@ -20,7 +22,7 @@ MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
 MAX_AXES = 999  # and columns, of the FITS standard
 BITS = (8, 16, 32, 64, -32, -64)
 COMPRESSION = 1100  # no gzip file grows more
-COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 BLOCK = 2880
 
 

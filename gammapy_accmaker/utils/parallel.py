@@ -26,6 +26,7 @@ from logging.handlers import QueueHandler
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from types import ModuleType
+from typing import Any
 
 from astropy.utils import data, iers
 from gammapy.utils import parallel
@@ -120,7 +121,9 @@ def _with_ray(function, inputs, n_jobs, task_name):
 
 def _in_processes(function, inputs, n_jobs, task_name):
     """Results in order; a few tasks ahead are handed out, so that a broken pool leaves few of them in doubt."""
-    waiting, done, pool, futures = deque(range(len(inputs))), {}, _pool(n_jobs), {}
+    waiting, pool = deque(range(len(inputs))), _pool(n_jobs)
+    done: dict[int, Any] = {}
+    futures: dict[Future, int] = {}
     warned = False
     try:
         for number in progress_bar(range(len(inputs)), desc=task_name):
@@ -229,7 +232,8 @@ def _repeat(message):
         if logger.isEnabledFor(message.levelno):
             logger.handle(message)
     else:
-        warnings.warn_explicit(*message, registry=_warned)
+        text, category, filename, line = message
+        warnings.warn_explicit(text, category, filename, line, registry=_warned)
 
 
 _warned: dict = {}

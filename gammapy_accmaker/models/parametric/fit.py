@@ -226,14 +226,14 @@ def _result(function, names, fitted, which, n_bins):
             jacobian[here, k] = (function.expand(above) - function.expand(below)) / (2 * step[k])
     # a parameter that is common to all groups is listed once
     kept = np.sort(np.unique(names, return_index=True)[1])
-    full = np.concatenate(full)[kept]
+    all_values = np.concatenate(full)[kept]
     everything = (
         jacobian @ covariance @ jacobian.T if np.isfinite(covariance).all() else np.full((len(names),) * 2, np.nan)
     )
     everything = everything[np.ix_(kept, kept)]
     errors = np.sqrt(np.maximum(np.diag(everything), 0))
     near = []
-    for k, value, error in zip(kept, full, errors, strict=True):
+    for k, value, error in zip(kept, all_values, errors, strict=True):
         p = k % len(function.names)
         low, high = function.bounds[p]
         if p in function.free and min(value - low, high - value) <= error:
@@ -243,7 +243,7 @@ def _result(function, names, fitted, which, n_bins):
         message += f"; within an error of a limit: {', '.join(near)}"
     return ParametricResult(
         tuple(names[k] for k in kept),
-        full,
+        all_values,
         errors,
         everything,
         deviance,
@@ -275,12 +275,12 @@ def _relative_error(function, values, covariance, energy, nodes):
     def log_rate(changed):
         return np.log(np.maximum(function.grid(function.expand(changed), energy, lon, lat), 1e-300)).ravel()
 
-    slopes = []
+    of_each = []
     limits = np.array(function.bounds)[function.free]
     for k, error in enumerate(np.sqrt(np.maximum(np.diag(covariance), 0))):
         below, above = values.copy(), values.copy()
         step = STEP_IN_ERRORS * error or 1e-9
         below[k], above[k] = np.clip([values[k] - step, values[k] + step], *limits[k])
-        slopes.append((log_rate(above) - log_rate(below)) / (above[k] - below[k]))
-    slopes = np.array(slopes)
+        of_each.append((log_rate(above) - log_rate(below)) / (above[k] - below[k]))
+    slopes = np.array(of_each)
     return np.sqrt(np.maximum(np.sum(slopes * (covariance @ slopes), axis=0), 0)).reshape(shape)

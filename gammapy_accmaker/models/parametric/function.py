@@ -6,7 +6,6 @@ Energies are in TeV, positions in deg, rates in s-1 MeV-1 sr-1.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,8 +94,8 @@ class RateFunction:
     def bounds(self) -> list[tuple[float, float]]:
         """Limits of all parameters, infinite where there are none."""
         return [
-            tuple(s if b is None else float(b) for b, s in zip(p.bounds, (-np.inf, np.inf), strict=True))
-            for p in self._parameters
+            (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+            for low, high in (p.bounds for p in self._parameters)
         ]
 
     def tie(self, values: np.ndarray) -> np.ndarray:
@@ -127,11 +126,9 @@ class RateFunction:
             )
         return np.broadcast_to(np.asarray(rate, dtype=float), inputs[0].shape).reshape(shape)
 
-    def factor_slopes(self, k: int, values: np.ndarray, energy, fov_lon, fov_lat) -> np.ndarray | None:
-        """Derivatives of factor k by its parameters, shape (parameter, ...); None where the model has none."""
+    def factor_slopes(self, k: int, values: np.ndarray, energy, fov_lon, fov_lat) -> np.ndarray:
+        """Derivatives by its parameters of a factor k that gives them (`has_slopes`), shape (parameter, ...)."""
         model = self.factors[k]
-        if not self.has_slopes(k):
-            return None
         inputs, shape = self._inputs(k, energy, fov_lon, fov_lat)
         with np.errstate(all="ignore"):
             slopes = model.fit_deriv(*inputs, *values[self._first[k] : self._first[k + 1]])
@@ -270,7 +267,7 @@ def _factor(part):
     if isinstance(part, Model):
         model = part.copy()
         _check_order(_name_of(part), model.n_inputs, [n for n in model.inputs if n in INPUTS], model.inputs)
-    elif isinstance(part, Callable):
+    elif callable(part):
         model = _from_plain(part)
     else:
         raise InputError(f"function: got {part!r}, but a name, an astropy model or a plain function is needed")

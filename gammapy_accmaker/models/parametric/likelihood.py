@@ -79,11 +79,12 @@ class BinNodes:
         lat = np.degrees(np.arcsin(sin_lat))
         shape = (len(lon), len(lat), lon.shape[1], lat.shape[1])
         weight = lon_weight[:, None, :, None] * lat_weight[None, :, None, :]
-        grids = [
+        fov_lon, fov_lat, fov_weight = (
             np.broadcast_to(x, shape).reshape(fov.size, -1)[seen]
             for x in (lon[:, None, :, None], lat[None, :, None, :], weight)
-        ]
-        return cls(*energy_nodes(energy_edges), *grids[:2], grids[2] / grids[2].sum(1, keepdims=True))
+        )
+        energy, energy_weight = energy_nodes(energy_edges)
+        return cls(energy, energy_weight, fov_lon, fov_lat, fov_weight / fov_weight.sum(1, keepdims=True))
 
     def integrate(self, factors: list[np.ndarray]) -> np.ndarray:
         """Integral of a product of factors of shapes (n, 1), (1, m) or (n, m) at the nodes, shape (nbin, npixel)."""
@@ -157,13 +158,13 @@ class Likelihood:
 
     def information(self, values: np.ndarray) -> np.ndarray:
         """Expected information on the free parameters (Fisher), shape (n_free, n_free), from the slopes of the counts."""
-        function, slopes = self.function, []
+        function, of_each = self.function, []
         for k in function.free:
             step = max(abs(values[k]), 1e-3) * SLOPE_STEP
             pair = [np.clip(values[k] + sign * step, *function.bounds[k]) for sign in (1, -1)]
             above, below = (self.expected(function.tie(np.where(np.arange(len(values)) == k, v, values))) for v in pair)
-            slopes.append((above - below).ravel() / (pair[0] - pair[1]))
-        slopes, mu = np.array(slopes), np.maximum(self.expected(values).ravel(), TINY)
+            of_each.append((above - below).ravel() / (pair[0] - pair[1]))
+        slopes, mu = np.array(of_each), np.maximum(self.expected(values).ravel(), TINY)
         return (slopes / mu) @ slopes.T
 
     def start(self, guess: np.ndarray | None = None) -> np.ndarray:
@@ -249,8 +250,10 @@ def fit_likelihoods(
         minuit.hesse()
         # at a limit the likelihood has no parabola in a parameter: it stays there, the others are fitted
         near = AT_LIMIT if minuit.valid and minuit.accurate else AT_LIMIT_IF_INVALID
-        stuck = np.flatnonzero([_is_at_limit(v, *pair, near) for v, pair in zip(minuit.values, bounds, strict=True)])
-        if len(stuck):
+        stuck = np.flatnonzero(
+            [_is_at_limit(v, low, high, near) for v, (low, high) in zip(minuit.values, bounds, strict=True)]
+        ).tolist()
+        if stuck:
             for k in stuck:
                 minuit.values[k] = bounds[k][np.argmin(np.abs(bounds[k] - minuit.values[k]))]
                 minuit.fixed[k] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -105,8 +105,8 @@ class ParametricModel(RateModel):
         Standard deviation of the log of the rate on a coarse grid, shape (energy, fov_lon, fov_lat).
     spectrum : `SmoothSpectrum` or None
         Counts per TeV of all of the fit, for a function of position alone.
-    group_energy, group_counts : `~numpy.ndarray` or None
-        For such a function, mean energy in TeV of each group, and the counts per s-1 sr-1 of its shape.
+    group_energy, group_counts : `~numpy.ndarray`
+        For such a function, mean energy in TeV of each group, and the counts per s-1 sr-1 of its shape; else empty.
     run_scatter : `RunScatter`, optional
         How the runs of the fit differ.
     """
@@ -119,8 +119,8 @@ class ParametricModel(RateModel):
     result: ParametricResult
     relative_error: np.ndarray
     spectrum: SmoothSpectrum | None = None
-    group_energy: np.ndarray | None = None
-    group_counts: np.ndarray | None = None
+    group_energy: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    group_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
     run_scatter: RunScatter | None = None
 
     kind = "parametric"
@@ -285,4 +285,5 @@ def _check_table(function, values, tables, nodes):
 
 def error_nodes(energy_edges, fov):
     lon, lat = (np.linspace(e[0], e[-1], ERROR_POSITIONS) for e in fov.edges)
-    return np.linspace(*np.log(energy_edges[[0, -1]]), ERROR_ENERGIES), lon, lat
+    low, high = np.log(energy_edges[[0, -1]])
+    return np.linspace(low, high, ERROR_ENERGIES), lon, lat

@@ -169,12 +169,13 @@ def fit_run(
     )
     sums = sum_slices(design, tables, taken, values, full=True)
     expected = sums.expected if used is None else sum_slices(design, tables, cells, values).expected
-    zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
-    information, cross = shift_within_rate(design, sums, model.coefficients @ zenith)
+    exposures = [c.exposure.sum() for c in cells]
+    zenith_basis = np.average([c.zenith_basis for c in cells], axis=0, weights=exposures)
+    information, cross = shift_within_rate(design, sums, model.coefficients @ zenith_basis)
     free = np.eye(design.effects.n) if directions is None else directions
     covariance = free @ np.linalg.inv(free.T @ information @ free + np.linalg.inv(tails.prior(weight))) @ free.T
     response = cross @ covariance
-    spread = model.rate_rows(zenith).T @ response
+    spread = model.rate_rows(zenith_basis).T @ response
     effect = summarise_run(
         design, cells, values, covariance, spread.T @ spread, expected, model.population, first.key, scaling, converged,
         weight, (*flags, *UNUSUAL_NORM * unusual), energies,
@@ -224,27 +225,28 @@ def summarise_run(
     spectrum = counts.reshape(expected.shape).sum(1)
     # rings in thirds of the position angle: enough counts in a bin to see a misfit, fine enough to place it
     shape = (n_energy, n_ring, 3, design.cells.n_sector // 3)
-    counts, mu = (np.add.reduceat(a.reshape(shape).sum(3), starts).reshape(len(starts), -1) for a in (counts, expected))
+    in_groups, mu = (
+        np.add.reduceat(a.reshape(shape).sum(3), starts).reshape(len(starts), -1) for a in (counts, expected)
+    )
     seen = mu > 0
     moments = [np.zeros(mu.shape), np.zeros(mu.shape)]
     for out, moment in zip(moments, deviance_moments(mu[seen]), strict=True):
         out[seen] = moment
-    excess = np.where(seen, poisson_deviance(counts, np.where(seen, mu, 1)) - moments[0], 0).sum(1)
+    excess = np.where(seen, poisson_deviance(in_groups, np.where(seen, mu, 1)) - moments[0], 0).sum(1)
     deviance = excess / np.sqrt(np.maximum(moments[1].sum(1), 1e-12))
     told = energies_between(design.energy_edges, norm_energy) if np.isfinite(norm_energy[0]) else np.ones(n_energy)
     weights = column_means(design, expected * told[:, None])
-    total = counts.sum()
-    flags = list(flags)
-    if total < FEW_COUNTS:
-        flags.append("few counts")
+    found = list(flags)
+    if in_groups.sum() < FEW_COUNTS:
+        found.append("few counts")
     if design.effects.n and not spectrum @ told:
-        flags.append("no counts for the norm")
+        found.append("no counts for the norm")
     if not converged:
-        flags.append(NOT_CONVERGED)
+        found.append(NOT_CONVERGED)
     if np.any(deviance > POOR_FIT):
-        flags.append("poor fit")
+        found.append("poor fit")
     if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * population.shift_spread > 0:
-        flags.append("unusual energy shift")
+        found.append("unusual energy shift")
     return RunEffect(
         obs_id=key.obs_id,
         basis=design.effects,
@@ -255,13 +257,13 @@ def summarise_run(
         scaling=float(scaling),
         norm_row=norm_row(design.effects, weights),
         group_edges=np.append(design.energy_edges[:-1][starts], design.energy_edges[-1]),
-        counts=counts.sum(1),
+        counts=in_groups.sum(1),
         expected=mu.sum(1),
         deviance=deviance,
-        pulls=poisson_pulls(counts.sum(1), mu.sum(1)),
+        pulls=poisson_pulls(in_groups.sum(1), mu.sum(1)),
         converged=bool(converged),
-        flags=tuple(flags),
-        norm_energy=tuple(norm_energy),
+        flags=tuple(found),
+        norm_energy=norm_energy,
         start=key.start,
         pointing=key.pointing,
         weight=float(weight),

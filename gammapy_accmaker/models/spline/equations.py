@@ -31,7 +31,8 @@ class RateEquations:
         self._pairs, self._triangle = np.tril_indices(n_zenith), np.tril_indices(n_space)
         self._information = np.zeros((len(self._pairs[0]), len(self._triangle[0])))
         self._gradient = np.zeros((n_space, n_zenith))
-        self._weights, self._batch = [], []
+        self._weights: list[np.ndarray] = []
+        self._batch: list[np.ndarray] = []
 
     def add(self, zenith: np.ndarray, information: np.ndarray, gradient: np.ndarray) -> None:
         """Add a run: its zenith splines, shape (n_zenith,), and what it tells of the splines in space there."""

@@ -324,7 +324,7 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights:
         Of the effects; 0 leaves them alone, and takes them as known.
     """
     design, population, adapt = state.design, state.population, n_steps > 0
-    values, weights, n, expected = values.copy(), weights.copy(), design.effects.n, 0.0
+    values, weights, n, expected = values.copy(), weights.copy(), design.effects.n, np.zeros(())
     second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(runs), n)), 0.0, []
     equations = _equations(state)
     known = _equations(state) if adapt and design.effects.kind in THRESHOLD_BLIND else None
@@ -417,9 +417,9 @@ def _with_tables(state: RateState, runs, adapt) -> Iterator:
     """Each run, its slices, the tables of the rate for them, and the covariance of the rate at its zenith angle."""
     for start in range(0, len(runs), BATCH):
         batch = runs[start : start + BATCH]
-        spread = [None] * len(batch)
+        spread: list[np.ndarray | None] = [None] * len(batch)
         if adapt and state.covariance is not None:
-            spread = state.covariance.at(np.array([run.zenith for run in batch]))
+            spread = list(state.covariance.at(np.array([run.zenith for run in batch])))
         for run, own in zip(batch, spread, strict=True):
             together = len(run.slices[0].exposure) // state.design.cells.n_cell
             slices = run.slices if together == 1 else [s.on_rings(together) for s in run.slices]
@@ -498,7 +498,8 @@ def fit_spline(
         raise ValueError("energy_edges: bins of the spline fit must not be wider than 0.05 dex; use finer bins")
     if max_rounds <= RATE_ONLY_ROUNDS:
         raise ValueError(f"max_rounds: got {max_rounds}, but more than {RATE_ONLY_ROUNDS} are needed")
-    cells = FovCells(*(np.asarray(a, dtype=float) for a in (fov_lon, fov_lat, solid_angle)))
+    lon, lat, angle = (np.asarray(a, dtype=float) for a in (fov_lon, fov_lat, solid_angle))
+    cells = FovCells(lon, lat, angle)
     gathered = [
         [
             gather_counts(cells, len(energy_edges) - 1, part)
@@ -551,9 +552,14 @@ class _JointFit:
         n = setup.asymmetry_energy_axis.n
         self.asymmetry_penalties = [difference_penalty(n, 1) + 1e-3 * np.eye(n), np.diag(orders**2)]
         self.asymmetry = np.zeros((n, len(orders)))
-        self.asymmetry_fit = None
-        self.last, self.bend = None, 1.0
-        self.rate_covariance, self.factor, self.effects, self.converged = None, None, (), False
+        self.asymmetry_covariance: np.ndarray  # known once it is fitted
+        self.asymmetry_smoothing = np.full(2, 10.0)
+        self.last: tuple[float, np.ndarray, float] | None = None
+        self.bend = 1.0
+        self.rate_covariance: RateCovariance | None = None
+        self.factor: np.ndarray  # known when all is fitted
+        self.effects: tuple[RunEffect, ...] = ()
+        self.converged = False
 
     def _norm_energies(self, grouped, given):
         """How the runs differ, and for each the energies that tell of its effects and what there is to say of them."""
@@ -583,9 +589,9 @@ class _JointFit:
         return FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling, norm_energy, flags)
 
     def _project(self, part, effect_energies):
-        zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
+        cos_zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
         scaling = sum(self.setup.scale.scaling(part.cos_zenith, part.covariates))
-        zenith = zenith_splines(self.setup.zenith_axis, zenith)
+        zenith = zenith_splines(self.setup.zenith_axis, cos_zenith)
         return project_run(self.design, part, zenith, scaling, effect_energies=effect_energies)
 
     def _all_counts(self):
@@ -650,13 +656,13 @@ class _JointFit:
         """
         adapt, n = n_steps > 0, self.design.effects.n
         state = self._state(self.ring_design, np.zeros((1, 1))) if rings else self._state()
-        equations, expected = RateEquations(*self._sizes), 0.0
+        equations, expected = RateEquations(*self._sizes), np.zeros(())
         blind = adapt and self.design.effects.kind in THRESHOLD_BLIND
         known = RateEquations(*self._sizes) if blind else None
         second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(self.runs), n)), 0.0, []
         for here, sums in self._each_chunk(sum_chunk, state, n_steps):
             equations.add_all(sums.equations)
-            if blind:
+            if known is not None:
                 known.add_all(sums.known)
             expected = expected + sums.expected
             self.values[here], self.weights[here] = sums.values, sums.weights
@@ -668,7 +674,7 @@ class _JointFit:
         values, penalty = self.coefficients.ravel(), self.penalty.matrix()
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
         system, right = lower, equations.gradient()
-        if blind:
+        if known is not None:
             # the energies below those of the norms do not tell of them: rate and norms step by turns, see _share_effects
             system, right = cholesky(known.information() + penalty, lower=True, overwrite_a=True), known.gradient()
         gradient = right - penalty @ values + self.penalty.pull
@@ -788,16 +794,17 @@ class _JointFit:
 
     def _fit_asymmetry(self, expected):
         without = expected / np.exp(self._log_asymmetry())
-        self.asymmetry_fit = fit_tensor_spline(
+        fit = fit_tensor_spline(
             self.counts,
             np.maximum(without, 1e-12),
             self.asymmetry_bases,
             self.asymmetry_penalties,
-            smoothing=None if self.asymmetry_fit is None else self.asymmetry_fit.smoothing,
+            smoothing=self.asymmetry_smoothing,
             start=self.asymmetry,
             max_rounds=8,
         )
-        self.asymmetry = self.asymmetry_fit.coefficients
+        self.asymmetry, self.asymmetry_covariance = fit.coefficients, fit.covariance
+        self.asymmetry_smoothing = fit.smoothing
 
     def model(self) -> SplineModel:
         """The fitted model."""
@@ -817,7 +824,7 @@ class _JointFit:
             coefficients=self.coefficients,
             covariance_factor=self.factor[np.triu_indices(len(self.factor))].astype(np.float32),
             asymmetry=self.asymmetry,
-            asymmetry_covariance=self.asymmetry_fit.covariance.astype(np.float32),
+            asymmetry_covariance=self.asymmetry_covariance.astype(np.float32),
             smoothing=self.penalty.smoothing,
             population=population,
             effects=self.effects,

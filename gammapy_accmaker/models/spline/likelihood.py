@@ -5,7 +5,7 @@ Per run, only sums over polar cells are formed; their size does not depend on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -149,8 +149,11 @@ class RateTable:
     def at(cls, design: RunDesign, coefficients: np.ndarray, zenith_basis: np.ndarray, asymmetry: np.ndarray):
         """Tabulate; ``asymmetry`` is the log asymmetry, shape (n_energy, n_cell)."""
         rings = (coefficients @ zenith_basis) @ design.ring_basis.T
-        at_nodes = (basis @ rings for basis in (design.energy.grid_basis, design.energy.grid_derivative))
-        return cls(*((values, np.diff(values, axis=0, append=values[-1:])) for values in at_nodes), asymmetry)
+        log_rate, slope = (
+            (values, np.diff(values, axis=0, append=values[-1:]))
+            for values in (design.energy.grid_basis @ rings, design.energy.grid_derivative @ rings)
+        )
+        return cls(log_rate, slope, asymmetry)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class RunSums:
         By the effects, without their prior.
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
     rate_gradient : `~numpy.ndarray`, shape (n_spline_energy, n_spline_offset)
-        By the coefficients of the rate at the run's zenith angle; None unless asked for, as the next two.
+        By the coefficients of the rate at the run's zenith angle; empty unless asked for, as the next two.
     rate_information : `~numpy.ndarray`, shape (k, k), k = n_spline_energy * n_spline_offset
     cross_information : `~numpy.ndarray`, shape (k, n)
     """
@@ -171,9 +174,9 @@ class RunSums:
     gradient: np.ndarray
     information: np.ndarray
     expected: np.ndarray
-    rate_gradient: np.ndarray | None = None
-    rate_information: np.ndarray | None = None
-    cross_information: np.ndarray | None = None
+    rate_gradient: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    rate_information: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    cross_information: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def of(cls, design: RunDesign, table: RateTable, run: RunCells, effects: np.ndarray, *, full: bool = False):
@@ -240,11 +243,14 @@ class RunSums:
 
     def __add__(self, other: RunSums) -> RunSums:
         """Sum over the slices of a run."""
-        own, others = (
-            (x.gradient, x.information, x.expected, x.rate_gradient, x.rate_information, x.cross_information)
-            for x in (self, other)
+        return RunSums(
+            self.gradient + other.gradient,
+            self.information + other.information,
+            self.expected + other.expected,
+            self.rate_gradient + other.rate_gradient,
+            self.rate_information + other.rate_information,
+            self.cross_information + other.cross_information,
         )
-        return RunSums(*(None if a is None else a + b for a, b in zip(own, others, strict=True)))
 
 
 def _banded_information(at_energy, by_offset):
@@ -380,7 +386,7 @@ def fit_effects_and_weight(
         Whether its norm is rather one of those far out.
     converged : bool
     """
-    effects = start
+    effects = mean if start is None else start
     free = np.eye(len(mean)) if directions is None else directions
     for _ in range(WEIGHT_ROUNDS):
         effects, covariance, _, converged = fit_effects(

@@ -72,16 +72,16 @@ class SplineRate(RateModel):
     @property
     def norm_spread(self) -> float:
         """Relative error of the norm of the run, or its spread over the runs where it is not fitted."""
-        fitted = self.effect is not None and self.effect.basis.n > 0
-        return self.effect.norm_error / self.effect.norm if fitted else self.model.population.norm_spread
+        if self.effect is None or not self.effect.basis.n:
+            return self.model.population.norm_spread
+        return self.effect.norm_error / self.effect.norm
 
     @property
     def tilt_spread(self) -> float:
         """Standard deviation of the spectral index that the effects of the run leave, over TILT_RANGE."""
-        fitted = self.effect is not None and self.effect.basis.n > 0
-        basis = self.effect.basis if fitted else self.model.population.basis
-        covariance = self.effect.covariance if fitted else self.model.population.covariance
-        log_energy = np.linspace(*np.log(TILT_RANGE), 20)
+        fitted = self.model.population if self.effect is None or not self.effect.basis.n else self.effect
+        basis, covariance = fitted.basis, fitted.covariance
+        log_energy = np.linspace(np.log(TILT_RANGE[0]), np.log(TILT_RANGE[1]), 20)
         slope = (log_energy - log_energy.mean()) / ((log_energy - log_energy.mean()) ** 2).sum()
         modes = basis.mode_values(np.zeros(1), np.zeros(1))[0]
         additive = slope @ (basis.energy_columns(log_energy) * modes[basis.mode_of_column])

@@ -1,7 +1,11 @@
-"""Real data are used where they are, and only there."""
+"""Real data are used where they are, and only there; all tests run in parallel, those of a few files in one process."""
 
 import os
 from pathlib import Path
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before numpy: each process of pytest-xdist is one of as many as there are cores
 
 import matplotlib as mpl
 import pytest
@@ -14,6 +18,13 @@ iers.conf.auto_download = False
 
 DATA = Path(os.environ.get("GAMMAPY_DATA", ""))
 DR1 = "hess-dl3-dr1"  # what the mark asks for where it names no folder below $GAMMAPY_DATA
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config):
+    """None of its own for files and single tests, which would wait for it to start; as many as usual for folders."""
+    files = [Path(argument.split("::")[0]).is_file() for argument in config.args]
+    return 0 if all(files) else None
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,7 @@
 """Mutants of the numerical rooms: a random sample, each against the tests that run the line that is changed.
 
     pip install cosmic-ray pytest-cov
-    python -m pytest --cov=gammapy_accmaker --cov-context=test --cov-report= --junitxml=junit.xml -o junit_family=xunit1
+    python -m pytest -n 0 --cov=gammapy_accmaker --cov-context=test --cov-report= --junitxml=junit.xml -o junit_family=xunit1
     python tests/benchmarks/mutation.py [--sample 340] [--seed 6] [--results mutants.jsonl]
 
 The second line tells which tests run which line, and how long they take. Tests added later: run their files the same way with
@@ -215,7 +215,7 @@ def run_tests(tree, tests, seconds, limit):
         files = list(dict.fromkeys(t.split("::")[0] for t in tests))
         code = 3
         try:
-            code = pytest.main(["-x", "-q", "--tb=short", *files], plugins=[Chosen(tests, seconds, report)])
+            code = pytest.main(["-x", "-q", "--tb=short", "-n0", *files], plugins=[Chosen(tests, seconds, report)])
         finally:
             os._exit(int(code))
     status, end = None, time.monotonic() + limit

@@ -17,6 +17,7 @@ from gammapy_accmaker.acceptance.fit import (
     adapt_to_run,
     fit_acceptance,
     make_run_table,
+    run_keys,
     stack_run_tables,
     warn_of_covariates,
     warn_outside_zenith,
@@ -33,9 +34,9 @@ from gammapy_accmaker.acceptance.reduction import (
 )
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.data.counts import check_zenith, observation_track
+from gammapy_accmaker.data.counts import check_zenith, header_number, in_good_time, observation_track
 from gammapy_accmaker.data.exclusion import Exclusion
-from gammapy_accmaker.data.notes import warn_of_notes
+from gammapy_accmaker.data.notes import RunNotes, warn_of_notes, warn_outside_gti
 from gammapy_accmaker.data.observations import as_observations, check_files, check_observation
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
@@ -44,7 +45,7 @@ from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.products.rad_max import make_rad_max_background
-from gammapy_accmaker.utils.run_key import run_label
+from gammapy_accmaker.utils.run_key import find_runs, run_label
 
 __all__ = ["AcceptanceBackgroundMaker"]
 
@@ -78,7 +79,7 @@ class AcceptanceBackgroundMaker(Maker):
     tag = "AcceptanceBackgroundMaker"
 
     def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None):
-        self._model = None if model is None else _checked_model(model)
+        self._model = self._given_model = None if model is None else _checked_model(model)
         if config is None and model is not None:
             config = AcceptanceConfig.from_yaml(model.config)
         self.config = AcceptanceConfig.coerce(config)
@@ -102,7 +103,11 @@ class AcceptanceBackgroundMaker(Maker):
 
     @model.setter
     def model(self, model):
-        self._model = _checked_model(model)
+        self._given_model = _checked_model(model)
+        self._set_model(model)
+
+    def _set_model(self, model):
+        self._model = model
         self._read_covariates()
 
     def _read_covariates(self):
@@ -154,14 +159,15 @@ class AcceptanceBackgroundMaker(Maker):
         if off_observations is not None:
             off_observations = as_observations(off_observations, "off_observations")
         config = self.config.without_files()  # they were read when the maker was made
+        given = self._with_that_of(self._given_model)  # what an earlier fit of this maker found is looked for again
         reading = {"n_jobs": n_jobs, "parallel_backend": parallel_backend, "cache": cache, "on_error": on_error}
         if matched:
-            self.model = fit_matched(
-                observations, off_observations, config, exclusion=self.exclusion, matches=matches, **reading
+            self._set_model(
+                fit_matched(observations, off_observations, config, exclusion=given, matches=matches, **reading)
             )
         else:
             fitted = observations if off_observations is None else off_observations
-            self.model = fit_acceptance(fitted, config, exclusion=self.exclusion, **reading)
+            self._set_model(fit_acceptance(fitted, config, exclusion=given, **reading))
             if off_observations is not None:
                 self._add_to_run_table(observations, reading)
         return self
@@ -173,7 +179,7 @@ class AcceptanceBackgroundMaker(Maker):
         warn_of_notes(runs, self.config.offset_max.deg)
         warn_of_covariates(runs, self.config)
         table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
-        self.model = replace(self.model, run_table=stack_run_tables([self.model.run_table, table]))
+        self._set_model(replace(self.model, run_table=stack_run_tables([self.model.run_table, table])))
 
     @property
     def found_regions(self):
@@ -183,9 +189,11 @@ class AcceptanceBackgroundMaker(Maker):
     @property
     def exclusion(self) -> Exclusion:
         """All that is left out of a run's effects and of the renormalisation: what was given, and what the fit left out."""
-        if not self.is_fitted:
-            return self._given
-        return self._given.with_regions([self.model.exclusion, self.model.found_regions])
+        return self._with_that_of(self._model)
+
+    def _with_that_of(self, model):
+        """What was given, and what the fit of a model left out."""
+        return self._given if model is None else self._given.with_regions([model.exclusion, model.found_regions])
 
     @property
     def run_table(self):
@@ -299,6 +307,7 @@ class AcceptanceBackgroundMaker(Maker):
         geom = dataset.counts.geom
         try:
             dataset.background = self.make_background(geom, observation)
+            self._warn_of_new_run(observation)
         except ObservationError as error:
             log.warning(f"{error}. Its dataset {dataset.name} has no background and is masked.")
             dataset.background = Map.from_geom(geom, unit="")
@@ -309,6 +318,20 @@ class AcceptanceBackgroundMaker(Maker):
         if not covered.any():
             return dataset
         return self._renormalized(dataset, observation)
+
+    def _warn_of_new_run(self, observation):
+        """Of a run that the model does not know: what a fit says of its own runs."""
+        if find_runs([recognise(observation, self.config)], run_keys(self.run_table))[0]:
+            return
+        name, outside = run_label(observation.obs_id), ~in_good_time(observation, self._track(observation))
+        warn_outside_gti({name: RunNotes(n_events=len(outside), outside_gti=int(outside.sum()))})
+        header = observation.events.table.meta
+        lacking = [key for key in self.model.rate_model.covariate_names if header_number(header, key) is None]
+        if lacking:
+            log.warning(
+                f"observation {name}: the header of its events has no number for {', '.join(lacking)}, which the model follows: "
+                "it counts as the mean of the runs of the fit; fill it in"
+            )
 
     def _renormalized(self, dataset, observation):
         options = self.config.renormalization

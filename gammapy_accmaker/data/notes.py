@@ -10,7 +10,7 @@ import numpy as np
 
 from gammapy_accmaker.utils.run_key import run_names
 
-__all__ = ["RunNotes", "find_reach", "warn_of_notes"]
+__all__ = ["RunNotes", "find_reach", "warn_of_notes", "warn_outside_gti"]
 
 log = logging.getLogger(__name__)
 
@@ -74,14 +74,7 @@ def warn_of_notes(runs, offset_max: float) -> None:
             f"observatory_location: it is used in place of the site in the headers of {_some(moved)}, which is up to "
             f"{max(moved.values()):.0f} km away"
         )
-    outside = {k: one for k, one in notes.items() if one.outside_gti > MAX_OUTSIDE_GTI * one.n_events}
-    if outside:
-        n, of = (sum(getattr(one, name) for one in outside.values()) for name in ("outside_gti", "n_events"))
-        log.warning(
-            f"{n} of {of} events of {_some(outside)} lie outside of the good time intervals. They are left out of the fit, but "
-            "gammapy keeps them in the counts of datasets, whose exposure and background are for the good time alone: give "
-            "the makers observations without them, as `observations.select_time(...)` makes, or mend the GTI tables"
-        )
+    warn_outside_gti(notes)
     overlap = {k: one for k, one in notes.items() if one.overlap > 0}
     if overlap:
         log.warning(
@@ -95,6 +88,18 @@ def warn_of_notes(runs, offset_max: float) -> None:
         log.warning(
             f"{_some(short)} have no events beyond an offset of {beyond}, but offset_max is {offset_max:g} deg: their field of view "
             "is smaller, or was cut, and the model spreads what they have over what they do not see; set `offset_max` to it"
+        )
+
+
+def warn_outside_gti(notes: dict[int | str, RunNotes]) -> None:
+    """One warning where events of runs, by their names, lie outside of the good time intervals, which gammapy does not look at."""
+    outside = {k: one for k, one in notes.items() if one.outside_gti > MAX_OUTSIDE_GTI * one.n_events}
+    if outside:
+        n, of = (sum(getattr(one, name) for one in outside.values()) for name in ("outside_gti", "n_events"))
+        log.warning(
+            f"{n} of {of} events of {_some(outside)} lie outside of the good time intervals. They are left out here, but "
+            "gammapy keeps them in the counts of datasets, whose exposure and background are for the good time alone: give "
+            "the makers observations without them, as `observations.select_time(...)` makes, or mend the GTI tables"
         )
 
 

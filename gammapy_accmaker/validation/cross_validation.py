@@ -96,7 +96,7 @@ def cross_validate(
     band_edges : `~astropy.units.Quantity`, optional
         Energy bands of the significance; four a decade from 0.32 to 10 TeV by default.
     offset_max : `~astropy.units.Quantity`
-        Largest offset of the score.
+        Largest offset of the score, or that of the smallest model where that is less.
     sky : bool
         Whether significance is found in the sky frame too, stacked field by field.
     n_jobs, parallel_backend
@@ -135,7 +135,7 @@ def cross_validate(
     observations = [o for k, o in enumerate(observations) if k not in unreadable]
     rng = np.random.default_rng(split_seed)
     halves = [_split(observation, rng) for observation in progress_bar(observations, desc="Splitting of runs")]
-    scoring = _Scoring(edges, bands, as_number(offset_max, "deg", "offset_max"))
+    scoring = _Scoring(edges, bands, _common_offset(as_number(offset_max, "deg", "offset_max"), configs))
     reduced = {
         name: _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend)
         for name, config in configs.items()
@@ -189,6 +189,21 @@ def cross_validate(
     )
     names = ["CONFIG", "FRAME", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
     return CrossValidation(table, scores, Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"}))
+
+
+def _common_offset(offset_max, configs):
+    """Largest offset in deg of the score: where one of the models ends, it expects nothing of the events beyond."""
+    reach = {}
+    for name, config in configs.items():
+        bins = make_bins(config)
+        reach[name] = min(bins.offset_max, *(float(edges[-1]) for edges in bins.fov.edges))
+    smallest = min(reach, key=reach.get)
+    if reach[smallest] > offset_max - 1e-6:
+        return offset_max
+    log.warning(
+        f"offset_max: got {offset_max:g} deg, but the model of {smallest!r} ends at {reach[smallest]:g} deg; all are scored within that"
+    )
+    return reach[smallest]
 
 
 def _split(observation, rng):
@@ -293,4 +308,5 @@ def _summary(stacks):
     """Mean and width of the scores of all discs, and the counts, by band."""
     for band in zip(*stacks, strict=True):
         values = np.concatenate([found for found, _ in band])
-        yield values.mean(), values.std(), int(sum(n for _, n in band))
+        mean, width = (values.mean(), values.std()) if len(values) else (np.nan, np.nan)  # beyond the model's energies
+        yield mean, width, int(sum(n for _, n in band))

@@ -110,6 +110,20 @@ def test_found_regions_are_left_out_wherever_the_model_is_used(maker, spoilt, tm
     assert plain.adapt(spoilt[0][0]).norm > norms[0] + 0.02
 
 
+def test_a_second_fit_starts_from_what_was_given(maker, spoilt):
+    """What the first one found is looked for again, and what a model that was given leaves out stays out."""
+    again = AcceptanceBackgroundMaker(config()).fit(spoilt[0][:2])
+    again.fit(spoilt[0])
+    for name in maker.model.found.colnames:
+        assert np.array_equal(again.model.found[name], maker.model.found[name])
+    assert again.exclusion.lines() == maker.exclusion.lines() and len(maker.found_regions)
+    for name in ("counts", "exposure"):
+        assert np.array_equal(getattr(again.model.rate_model, name), getattr(maker.model.rate_model, name))
+    assert list(again.run_table["NORM"]) == list(maker.run_table["NORM"])
+    given = AcceptanceBackgroundMaker(options("grid"), model=maker.model).fit(spoilt[0])
+    assert np.array_equal(given.model.rate_model.counts, maker.model.rate_model.counts)
+
+
 def test_on_runs_are_spared_what_is_found_in_off_runs(store, spoilt):
     off = AcceptanceBackgroundMaker(config()).fit(
         observations(store, store.off_obs_ids[:2]), off_observations=spoilt[0]

@@ -482,6 +482,32 @@ def test_a_run_that_cannot_be_used_is_masked_and_the_others_go_on(on_runs, caplo
     assert np.isfinite(stacked.background.data).all() and stacked.background.data.sum() > 0
 
 
+def test_events_of_a_new_run_outside_of_its_good_time_are_said(store, on_runs, tmp_path, caplog):
+    """They are in the dataset that gammapy made. Of runs that the fit has seen the fit has said so."""
+    fitted_maker().model.write(tmp_path / "model.fits")
+    maker = AcceptanceBackgroundMaker(model=AcceptanceModel.read(tmp_path / "model.fits"))
+    start, stop = on_runs[1].gti.time_start, on_runs[1].gti.time_stop
+    short = GTI.create(0 * u.s, (stop - start).to("s") - 5 * u.min, reference_time=start[0])
+    for number, expected in ((990001, 1), (on_runs[1].obs_id, 0)):
+        run = altered(on_runs[1], gti=short, obs_id=number)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(expected + 1):
+                maker.run(empty(run), run)
+        said = [r.getMessage() for r in caplog.records if "good time" in r.getMessage()]
+        assert len(said) == 2 * expected and all(f"1 run ({number})" in text for text in said)
+    n = int((on_runs[1].events.time > short.time_stop[-1]).sum())
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run = altered(on_runs[1], gti=short, obs_id=990001)
+        plain = AcceptanceBackgroundMaker({**options("grid"), "run_effects": {"type": "none"}}, model=maker.model)
+        plain.run(empty(run), run)
+        new = altered(on_runs[1], obs_id=990001)
+        plain.run(empty(new), new)
+    (text,) = [r.getMessage() for r in caplog.records if r.name.startswith("gammapy_accmaker")]
+    assert f"{n} of {len(run.events.table)} events" in text
+
+
 def test_a_run_without_good_time_is_masked(on_runs, caplog):
     lost = altered(on_runs[0], gti=GTI(on_runs[0].gti.table[:0]))
     with caplog.at_level(logging.WARNING):

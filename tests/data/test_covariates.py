@@ -6,6 +6,8 @@ import astropy.units as u
 import numpy as np
 import pytest
 from gammapy.data import EventList
+from gammapy.datasets import MapDataset
+from gammapy.maps import MapAxis, WcsGeom
 from regions import CircleSkyRegion
 from stores import altered, observations, plain_store
 
@@ -128,6 +130,20 @@ def test_keywords_that_runs_lack_are_named_once(runs, region, caplog):
     with caplog.at_level(logging.WARNING):
         cross_validate(runs[:4], settings, exclusion=region, n_folds=2, offset_max=1.8 * u.deg)
     assert len(caplog.records) == 1 and "NOTHING" in caplog.text
+
+
+def test_a_new_run_that_lacks_what_the_model_follows_is_named(runs, region, caplog):
+    model = fit_acceptance(runs[:6], config("NSBLEVEL"), exclusion=region)
+    maker = AcceptanceBackgroundMaker(model=model)
+    bare = with_header(runs[6])
+    del bare.events.table.meta["NSBLEVEL"]
+    axis = MapAxis.from_energy_bounds("0.5 TeV", "5 TeV", 2)
+    with caplog.at_level(logging.WARNING):
+        for run in (runs[6], bare, with_header(runs[0], NSBLEVEL="")):  # the last is of the fit
+            geom = WcsGeom.create(skydir=run.pointing.fixed_icrs, width=3, binsz=0.2, axes=[axis])
+            maker.run(MapDataset.create(geom), run)
+    assert len(caplog.records) == 1
+    assert f"observation {runs[6].obs_id}: the header of its events has no number for NSBLEVEL" in caplog.text
 
 
 def test_the_cache_knows_which_keywords_were_read(runs, tmp_path):

@@ -91,6 +91,24 @@ def test_folds_need_runs(observations):
         cross_validate(observations, {"radial": {"model": {"type": "radial"}}}, n_folds=7)
 
 
+def test_the_score_ends_where_the_smallest_model_does(observations, caplog):
+    narrow, wide = {"model": {"type": "radial"}, "offset_max": "1.5 deg"}, {"model": {"type": "radial"}}
+    some = list(observations)[:4]
+    clipped = cross_validate(some, {"wide": wide, "narrow": narrow}, n_folds=2)
+    assert caplog.text.count("'narrow' ends at 1.5 deg") == 1 and np.all(np.isfinite(clipped.table["SCORE"]))
+    caplog.clear()
+    asked = cross_validate(some, {"wide": wide, "narrow": narrow}, n_folds=2, offset_max=1.5 * u.deg)
+    assert "offset_max" not in caplog.text
+    assert np.array_equal(asked.table["SCORE"], clipped.table["SCORE"])
+    assert asked.table["GAIN"][1] == pytest.approx(0, abs=30)  # the same rate but for the ends of the rings
+
+
+def test_bands_beyond_the_energies_of_a_model_have_no_significance(observations):
+    config = {"model": {"type": "radial"}, "energy": {"min": "1 TeV", "max": "10 TeV"}}
+    found = cross_validate(list(observations)[:4], {"a": config}, n_folds=2).significance
+    assert np.array_equal(np.isfinite(found["WIDTH"]), np.array(found["E_MIN"]) > 0.99)
+
+
 def test_disc_sums_equal_a_plain_sum():
     rng = np.random.default_rng(3)
     image = rng.random((2, 12, 9))

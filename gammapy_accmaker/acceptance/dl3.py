@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,9 @@ def _checked_folder(data_store, path, overwrite):
 
 def _rows_with_files(data_store, obs_ids):
     """Index entries with their files, by run, without those of the backgrounds; and files that are missing."""
-    table, rows, missing = data_store.hdu_table, {}, {}
+    table = data_store.hdu_table
+    rows: dict[int, list] = {}
+    missing: dict[int, set] = {}
     exists = {}
     for k, obs_id in enumerate(table["OBS_ID"]):
         obs_id = int(obs_id)
@@ -295,7 +298,7 @@ def _write_index(data_store, path, index, reasons):
         obs_table.meta["EXTNAME"] = "OBS_INDEX"
         tables[OBS_INDEX] = obs_table
     for name, table in tables.items():
-        write_atomically(path / name, lambda t, table=table: table.write(t, format="fits"), overwrite=True)
+        write_atomically(path / name, partial(table.write, format="fits"), overwrite=True)
 
 
 def _warn(missing, reasons):

@@ -7,7 +7,7 @@ door, and `fit_runs` below it; the adaption of a model to one run; and the run t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import astropy.units as u
@@ -97,7 +97,7 @@ def fit_groups(
             raise FitError(f"group {number} of the plan, runs {ids}: {error}") from error
     mean, ranges = plan.mean_cos_zenith(), [_seen_range(group) for group in assigned]
     sectors = np.unique(plan.sector)
-    by_sector = []
+    by_sector: list[RateModel] = []
     for k in sectors:
         groups = np.flatnonzero(plan.sector == k)
         own, trained = (
@@ -222,7 +222,7 @@ def fit_acceptance(
         return _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend)
 
     if config.exclusion.iterative is not None:
-        return fit_until_stable(fit, observations, config, excluded)
+        return fit_until_stable(fit, observations, config, config.exclusion.iterative, excluded)
     return fit(excluded)[0]
 
 
@@ -328,20 +328,23 @@ def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricMo
         used = energies_between(bins.energy_edges, energies)
         norms = fit_run_norms(np.array([used @ run.counts for run in whole]), exposure)
         scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
-    summed = add_up(whole), norms @ exposure, bins.energy_edges, bins.fov
+    counts, exposure = add_up(whole), norms @ exposure
     if config.model.type != "parametric":
-        model = fit_binned(*summed, profile_edges=profile_edges)
+        model = fit_binned(counts, exposure, bins.energy_edges, bins.fov, profile_edges=profile_edges)
     else:
-        model = _fit_parametric(summed, config, profile_edges)
+        model = _fit_parametric(counts, exposure, bins, config, profile_edges)
     if isinstance(config.fit_energy, u.Quantity) and profile_edges is not None:
         # the bins that were asked for are those of the fit; within them events were counted finely
         model = model.in_bins(profile_edges)
     return replace(model, run_scatter=scatter)
 
 
-def _fit_parametric(summed, config, profile_edges):
+def _fit_parametric(counts, exposure, bins, config, profile_edges):
     return fit_parametric(
-        *summed,
+        counts,
+        exposure,
+        bins.energy_edges,
+        bins.fov,
         config.model.function,
         parameters=config.model.given_parameters(),
         shared=tuple(config.model.shared),
@@ -504,7 +507,7 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=
     labels |= {place: left_out.obs_id for place, left_out in failures.items()}
     names = dict(zip(sorted(labels), run_names(labels[place] for place in sorted(labels)), strict=True))
     warn_outside_zenith(rate_model, {names[place]: _mean_cos_zenith(slices) for place, slices in used.items()})
-    effects = [None] * len(runs)
+    effects: Sequence[RunEffect | None] = [None] * len(runs)
     if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
         effects = rate_model.model.effects
     models = [rate_model] * len(runs) if models is None else models

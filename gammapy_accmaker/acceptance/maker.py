@@ -246,7 +246,7 @@ class AcceptanceBackgroundMaker(Maker):
         )
         return irf, track.mean_cos_zenith
 
-    def warn_of_zenith(self, cos_zenith: dict[int, float]) -> None:
+    def warn_of_zenith(self, cos_zenith: dict[int | str, float]) -> None:
         """One warning for runs whose mean cos zenith, by their numbers, is outside of what the model was trained for."""
         warn_outside_zenith(self.model.rate_model, cos_zenith)
 

@@ -121,9 +121,11 @@ def fit_matched(
         config,
         models=[models[first[k]] for k in sorted(first)],
     )
-    taken = np.array([k in usable for k in matches["OFF_PLACE"]], dtype=bool)
+    is_used = np.array([k in usable for k in matches["OFF_PLACE"]], dtype=bool)
     run_table = stack_run_tables([off_table, on_table])
-    return AcceptanceModel(rate_model, config.without_files().to_yaml(), run_table, matches[taken], exclusion=excluded)
+    return AcceptanceModel(
+        rate_model, config.without_files().to_yaml(), run_table, matches[is_used], exclusion=excluded
+    )
 
 
 def _key(observation, slices, config):
@@ -154,7 +156,7 @@ def _pairs(matches, on, off):
 
 def _places(matches, side, observations):
     """Where in a list of observations the runs of the matches stand; -1 for one that is not there."""
-    by_label = {}
+    by_label: dict[str, list[int]] = {}
     for place, observation in enumerate(observations):
         by_label.setdefault(str(run_label(observation.obs_id)), []).append(place)
     column, found = f"{side}_PLACE", []

@@ -218,8 +218,7 @@ class AcceptanceModel:
                 exclusion = Exclusion.from_arrays(texts["exclusion"], masks)
             else:
                 config, exclusion = _without_files(config, path), Exclusion()
-            parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": exclusion}
-            return cls(rate_model, config, run_table, **parts, **extra)
+            return cls(rate_model, config, run_table, plan=plan, fit_counts=fit_counts, exclusion=exclusion, **extra)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 

@@ -163,7 +163,7 @@ class GroupPlan:
                 f"plan: it was made of other observations or with another exclusion ({what}); make it with plan_groups "
                 "from the observations that are fitted"
             )
-        groups = [{} for _ in range(self.n_groups)]
+        groups: list[dict[int, list[RunCounts]]] = [{} for _ in range(self.n_groups)]
         for part, k, run in zip(parts.slices, self.group, self.run.tolist(), strict=True):
             groups[k].setdefault(run, []).append(part)
         return [list(by_run.values()) for by_run in groups]
@@ -176,8 +176,8 @@ class GroupPlan:
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> GroupPlan:
         """The inverse of `to_arrays`."""
         arrays = {"run": np.unique(arrays["obs_id"], return_inverse=True)[1], **arrays}  # older files do not have it
-        given = {field.name: arrays[field.name] for field in fields(cls)}
-        return cls(**given | {"settings": str(given["settings"])})
+        given = {field.name: arrays[field.name] for field in fields(cls) if field.name != "settings"}
+        return cls(str(arrays["settings"]), **given)
 
     def plot(self, ax=None):
         """Draw the bins, zenith angle against azimuth, or against hours where all azimuths are pooled; returns the axes."""
@@ -263,15 +263,21 @@ def warn_missed(plan: GroupPlan, config: AcceptanceConfig) -> None:
 def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPlan:
     """Plan of reduced runs, each a list of slices."""
     parts, pooled = _Parts(runs, config), config.zenith_bins
-    sector, low, high = [], [], []
+    sector: list[int] = []
+    low: list[float] = []
+    high: list[float] = []
     group = np.empty(len(parts.obs_id), dtype=int)
     for k in np.unique(parts.sector):
         inside = parts.sector == k
         if pooled is None:
             edges = np.array([parts.pooled_zenith[inside].min(), parts.pooled_zenith[inside].max()])
         else:
-            given = [x[inside] for x in (parts.livetime, parts.share, parts.counts, parts.wobble)]
-            edges = grow_zenith_bins(parts.pooled_zenith[inside], *given, pooled.initial_width, _minimum(pooled))
+            livetime, share, counts, wobble = (
+                x[inside] for x in (parts.livetime, parts.share, parts.counts, parts.wobble)
+            )
+            edges = grow_zenith_bins(
+                parts.pooled_zenith[inside], livetime, share, counts, wobble, pooled.initial_width, _minimum(pooled)
+            )
         # a run that is pooled as a whole can reach beyond its bin
         edges[0], edges[-1] = (
             min(edges[0], parts.cos_zenith[inside].min()),
@@ -282,7 +288,7 @@ def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPla
         sector += [k] * (len(edges) - 1)
         low, high = [*low, *edges[:-1]], [*high, *edges[1:]]
     return GroupPlan(
-        _settings(config), config.azimuth.edges, sector, low, high, parts.positions, parts.obs_id, group, parts.wobble,
+        _settings(config), config.azimuth.edges, np.array(sector), np.array(low), np.array(high), parts.positions, parts.obs_id, group, parts.wobble,
         parts.cos_zenith, parts.azimuth, parts.ontime, parts.livetime, parts.counts, parts.run,
     )  # fmt: skip
 
@@ -304,7 +310,7 @@ class _Parts:
         self.sector = azimuth_sector(edges, self.azimuth) if len(edges) else np.zeros(len(self.slices), dtype=int)
         pointing = np.array([part.pointing for part in self.slices])
         separation = 0.4 if pooled is None else pooled.max_wobble_separation.deg
-        self.wobble, self.positions = wobble_positions(*pointing.T, separation)
+        self.wobble, self.positions = wobble_positions(pointing[:, 0], pointing[:, 1], separation)
         self.share = self.ontime / np.bincount(run, self.ontime)[run]
         self.pooled_zenith = self.cos_zenith
         if pooled is None or not pooled.split_runs:

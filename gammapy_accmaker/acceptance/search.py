@@ -10,6 +10,7 @@ from astropy.table import Table, vstack
 
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.config.options import IterativeOptions
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.excess import excess_regions, find_excess
@@ -26,6 +27,7 @@ def fit_until_stable(
     fit: Callable[[Exclusion], tuple[AcceptanceModel, dict[int, RateModel]]],
     observations,
     config: AcceptanceConfig,
+    options: IterativeOptions,
     exclusion: Exclusion,
 ) -> AcceptanceModel:
     """Repeat a fit, with the significant excess of the runs left out, until no more is found.
@@ -36,6 +38,8 @@ def fit_until_stable(
         Fits outside of an exclusion, and returns the model and, by place in the list of observations, what it is adapted to each run.
     observations : list of `~gammapy.data.Observation`
     config : `AcceptanceConfig`
+    options : `IterativeOptions`
+        Of the search.
     exclusion : `Exclusion`
         Left out from the beginning.
 
@@ -44,7 +48,6 @@ def fit_until_stable(
     model : `AcceptanceModel`
         With what was found in ``found``; a search that did not end is named in a warning and in ``found.meta["STABLE"]``.
     """
-    options = config.exclusion.iterative
     found, stable = Table(), False
     model, adapted = fit(exclusion)
     for iteration in range(1, options.max_iterations + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import yaml
 from astropy.io import fits
@@ -135,7 +136,10 @@ def _holds_regions(path):
         raise InputError(f"{BACKGROUND}.exclusion: {path} cannot be read ({error})") from error
 
 
-class AcceptanceReduction(ABC):
+REDUCTION: Any = object  # gammapy's class, which only the child of both names
+
+
+class AcceptanceReduction(ABC, REDUCTION):
     """Goes before gammapy's class that makes datasets: the acceptance stands in the place of a background maker.
 
     That class has ``config``; the child of both says how the maker is made.

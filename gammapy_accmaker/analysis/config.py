@@ -53,8 +53,8 @@ __all__ = [
 
 BACKGROUND = "datasets.background"
 
-# gammapy's set of methods is closed
-AcceptanceMethodEnum = Enum(
+# gammapy's set of methods is closed, and of it types know nothing
+AcceptanceMethodEnum = Enum(  # type: ignore[misc]
     "AcceptanceMethodEnum", {m.name: m.value for m in BackgroundMethodEnum} | {"acceptance": "acceptance"}, type=str
 )
 
@@ -368,7 +368,7 @@ def _options_of(text) -> Mapping:
     return options
 
 
-def _background_of(options) -> dict:
+def _background_of(options):
     datasets = options.get("datasets")
     background = datasets.get("background") if isinstance(datasets, Mapping) else None
     return background if isinstance(background, Mapping) else {}

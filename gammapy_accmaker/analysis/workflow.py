@@ -117,7 +117,7 @@ class AcceptanceDataSelectionStep(DataSelectionWorkflowStep):
 
 
 # what runs in the place of a step of gammapy
-STEPS = {
+STEPS: dict[str, type[WorkflowStepBase]] = {
     "data-selection": AcceptanceDataSelectionStep,
     "observations": AcceptanceObservationsStep,
     "datasets": AcceptanceDatasetsStep,

@@ -252,6 +252,11 @@ def _from_arrays(arrays, label, shape):
         row, column = np.divmod(index[start:stop], shape[1])
         matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
         *numbers, lon, lat, low, high = map(float, values)
-        numbers = dict(zip(NUMBERS, numbers, strict=True)) | {"pointing": (lon, lat), "cos_zenith_range": (low, high)}
-        slices.append(RunCounts(key=key, counts=matrix, exposure=exposure.copy(), **numbers, **texts, notes=notes))
+        given = {
+            "pointing": (lon, lat),
+            "cos_zenith_range": (low, high),
+            **dict(zip(NUMBERS, numbers, strict=True)),
+            **texts,
+        }
+        slices.append(RunCounts(key=key, counts=matrix, exposure=exposure.copy(), notes=notes, **given))
     return slices

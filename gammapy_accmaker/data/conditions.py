@@ -99,7 +99,7 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
 
 
 def _from_table(argument, table, names, columns):
-    needed = {"OBS_ID": (), "ONTIME": ()}
+    needed: dict[str, tuple[str, ...]] = {"OBS_ID": (), "ONTIME": ()}
     if {"zenith", "cos_zenith", "pointing"} & set(names):
         needed["zenith"] = ("ZEN_PNT", "ALT_PNT")
     if {"azimuth", "pointing"} & set(names):
@@ -141,7 +141,8 @@ def _starts(table):
 def _plain(column):
     """Values of a column; NaN where a number is masked."""
     values = np.ma.asarray(getattr(column, "value", column) if isinstance(column, u.Quantity) else column)
-    return np.asarray(values.astype(float).filled(np.nan) if values.dtype.kind in "iuf" else values.filled())
+    is_number = values.dtype.kind in "iuf"
+    return np.asarray(np.ma.filled(values.astype(float), np.nan) if is_number else np.ma.filled(values))
 
 
 def _angle(column):
@@ -179,8 +180,8 @@ def _from_observations(argument, observations, columns, same, location):
         raise InputError(f"{argument}: none of the {len(unusable)} observations can be matched\n{reasons}")
     if unusable:
         log.warning(f"{argument}: {len(unusable)} observations cannot be matched:\n{reasons}")
-    keys, hours, values = zip(*rows, strict=True)
-    values = {name: np.array([row[name] for row in values]) for name in values[0]}
+    keys, hours, by_run = zip(*rows, strict=True)
+    values = {name: np.array([row[name] for row in by_run]) for name in by_run[0]}
     return RunConditions(list(keys), [names[k] for k in places], places, np.array(hours), values, {}, unusable)
 
 

@@ -197,8 +197,13 @@ def _without_zenith(site, track, given):
 
 def run_key(observation, track: FovTrack) -> RunKey:
     """What an observation with this track is recognised by where it comes alone."""
-    pointing = np.degrees(vectors_to_lonlat(track.matrices[0, 0]))
-    return RunKey(run_label(observation.obs_id), float(track.start.tt.mjd), tuple(float(x) for x in pointing))
+    return RunKey(run_label(observation.obs_id), float(track.start.tt.mjd), _pointing(track))
+
+
+def _pointing(track):
+    """Right ascension and declination in deg at the start."""
+    lon, lat = np.degrees(vectors_to_lonlat(track.matrices[0, 0]))
+    return float(lon), float(lat)
 
 
 def reduce_observation(
@@ -316,7 +321,7 @@ def _run_counts(key, track, counts, fraction, live, covariates, dropped, notes):
         azimuth=track.mean_azimuth,
         cos_zenith_range=track.cos_zenith_range,
         mjd=float(track.start.mjd + mean_time / 86400),
-        pointing=tuple(float(x) for x in np.degrees(vectors_to_lonlat(track.matrices[0, 0]))),
+        pointing=_pointing(track),
         covariates=covariates,
         dropped=dropped,
         notes=notes,
@@ -395,7 +400,7 @@ def _notes(observation, track, location, n_events, outside_gti, reach):
     ontime = (observation.gti.time_stop - observation.gti.time_start).to_value("s")
     return RunNotes(
         instrument=" ".join(str(meta[key]).strip() for key in ("TELESCOP", "INSTRUME") if meta.get(key)),
-        site=None if site is None else tuple(float(x) for x in (site.lon.deg, site.lat.deg, site.height.to_value("m"))),
+        site=None if site is None else (float(site.lon.deg), float(site.lat.deg), float(site.height.to_value("m"))),
         site_moved=0.0 if own is None or location is None else float(np.nan_to_num(_distance(own, location))),
         n_events=n_events,
         outside_gti=outside_gti,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import astropy.units as u
 import numpy as np
@@ -110,7 +111,7 @@ def _region_to_dict(region):
         raise InputError(
             f"exclusion: {region} has a minus sign (all but the region); list the excluded regions without it"
         )
-    data = {key: str(region.meta[key]) for key in LABELS if isinstance(region.meta.get(key), str)}
+    data: dict[str, Any] = {key: str(region.meta[key]) for key in LABELS if isinstance(region.meta.get(key), str)}
     if isinstance(region, CompoundSkyRegion):
         regions = [_region_to_dict(part) for part in (region.region1, region.region2)]
         return data | {"kind": "compound", "operator": _operator_name(region), "regions": regions}
@@ -270,7 +271,19 @@ RASTER = 0.01  # deg; between the points of a region that is widened by a margin
 RASTER_SIZE = 1000  # points across the largest regions
 
 
-# Each part of an exclusion has `contains`, and a circle around it: `center` (ICRS vector) and `radius` (deg).
+class Part(Protocol):
+    """Part of an exclusion, and a circle around it: ICRS vector and deg."""
+
+    @property
+    def center(self) -> np.ndarray: ...
+
+    @property
+    def radius(self) -> float: ...
+
+    def contains(self, xyz: np.ndarray) -> np.ndarray:
+        """Whether ICRS unit vectors, shape (n, 3), lie in it."""
+
+
 @dataclass(frozen=True)
 class Circle:
     """All closer than a radius (deg) to an ICRS unit vector; half of the sky at 90 deg."""
@@ -303,8 +316,8 @@ class _PlaneRegion:
 class _Compound:
     """Two parts, each on a plane of its own, and how they are combined."""
 
-    first: object
-    second: object
+    first: Part
+    second: Part
     operator: Callable
     center: np.ndarray
     radius: float
@@ -340,7 +353,7 @@ class _Mask:
 class _Widened:
     """A part and everything closer than a distance to its points."""
 
-    part: object
+    part: Part
     points: KDTree
     distance: float  # chord on the unit sphere
     center: np.ndarray
@@ -498,7 +511,7 @@ class _Excluded:
     data: str | MaskData
     margin: float
     origin: str
-    part: object
+    part: Part
 
     @classmethod
     def of(cls, item, margin: float, origin: str) -> _Excluded:
@@ -545,7 +558,8 @@ class Exclusion(Sequence):
     def __len__(self):
         return len(self._items)
 
-    def __getitem__(self, number: int) -> SkyRegion | Map:
+    # one at a time
+    def __getitem__(self, number: int) -> SkyRegion | Map:  # type: ignore[override]
         data = self._items[number].data
         return data.to_map() if isinstance(data, MaskData) else region_from_text(data)
 
@@ -595,7 +609,8 @@ class Exclusion(Sequence):
 
     def to_arrays(self) -> tuple[str, dict[str, np.ndarray]]:
         """Serial form, exact: text, and the pixels of the masks as bytes."""
-        found, arrays = [], {}
+        found = []
+        arrays: dict[str, np.ndarray] = {}
         for item in self._items:
             entry = {"margin": item.margin, "origin": item.origin}
             if isinstance(item.data, MaskData):
@@ -619,6 +634,7 @@ class Exclusion(Sequence):
         try:
             items = []
             for entry in json.loads(text):
+                data: str | MaskData
                 if "mask" in entry:
                     shape = tuple(int(n) for n in entry["shape"])
                     data = MaskData(str(entry["header"]), shape, arrays[entry["mask"]].astype(np.uint8).tobytes())

@@ -134,7 +134,7 @@ def _checked_weights(weights):
     weights = (
         DEFAULT_WEIGHTS if weights is None else check_kind(weights, dict, "weights", "a dict of weights by criterion")
     )
-    if not weights or not all(isinstance(w, Real) and w > 0 and np.isfinite(w) for w in weights.values()):
+    if not weights or not all(isinstance(w, Real) and 0 < float(w) < np.inf for w in weights.values()):
         raise InputError(
             f"weights: got {weights}, but at least one weight and all > 0 are needed; leave out a criterion"
         )

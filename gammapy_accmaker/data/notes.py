@@ -109,7 +109,7 @@ def _warn_of_instruments(notes):
         named = ", ".join(f"{name} ({n} runs)" for name, n in found.most_common())
         log.warning(f"the runs are of {len(found)} instruments, {named}, but get one acceptance: fit each alone")
         return
-    sites = []
+    sites: list[tuple[float, float, float]] = []
     for one in notes.values():
         if one.site is not None and not any(_near(one.site, other) for other in sites):
             sites.append(one.site)

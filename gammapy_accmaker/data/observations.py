@@ -6,6 +6,8 @@ allocated for them; and site and pointing are found where gammapy's own properti
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from astropy.coordinates import EarthLocation, SkyCoord
 from gammapy.data import DataStore, Observation
@@ -84,7 +86,7 @@ def event_locations(observation) -> list[HDULocation]:
 def check_files(observation) -> None:
     """That it is an observation; and the headers of what will be read, before anything is allocated for it."""
     check_observation(observation)
-    names = {}
+    names: dict[Path, set[str]] = {}
     for location in event_locations(observation):
         names.setdefault(location.path(), set()).add(str(location.hdu_name).strip().upper())
     for path, hdus in names.items():

@@ -97,9 +97,7 @@ def catalog_regions(
         # a star of unknown magnitude is taken for a faint one
         table = table[np.ma.filled(np.ma.asarray(table[magnitude], dtype=float), np.inf) <= magnitude_max]
     lon, lat = (_degrees(path, table, name) for name in (ra, dec))
-    radii = (
-        np.full(len(table), radius.to_value("deg")) if radius_column is None else _degrees(path, table, radius_column)
-    )
+    radii = _degrees(path, table, radius_column) if radius is None else np.full(len(table), radius.to_value("deg"))
     if not np.all(radii >= 0):
         raise InputError(f"exclusion.catalog: {path} has radii < 0 in {radius_column!r}, but a radius is >= 0 deg")
     centers = SkyCoord(lon, lat, unit="deg", frame="icrs")

@@ -63,8 +63,6 @@ class RateModel(ABC):
         How the runs of the fit differ; None where it is not known, or depends on the zenith angle.
     differs_by_run : bool
         Whether `for_run` gives other models to other runs.
-    covariate_names : tuple of str
-        Keywords of the event header that the rate of a run depends on.
     """
 
     if TYPE_CHECKING:  # for those who read them; a kind stores them, or computes them
@@ -95,7 +93,18 @@ class RateModel(ABC):
             MODEL_KINDS[cls.kind] = cls
 
     @property
+    def norm_spread(self) -> float:
+        """Relative error of the norm, for the model of one run; NaN for others."""
+        return np.nan
+
+    @property
+    def tilt_spread(self) -> float:
+        """Error of the spectral index, for the model of one run; NaN where it is not fitted."""
+        return np.nan
+
+    @property
     def covariate_names(self) -> tuple[str, ...]:
+        """Keywords of the event header that the rate of a run depends on."""
         return ()
 
     def at_azimuth(self, azimuth: float) -> RateModel:
@@ -213,17 +222,13 @@ class RateModel(ABC):
 
 
 class ScaledModel(RateModel):
-    """A model times the norm of one run.
-
-    ``norm_spread``: relative error of the norm. ``tilt_spread``: of the spectral index, NaN since it is not fitted.
-    """
+    """A model times the norm of one run."""
 
     energy_edges: np.ndarray
     offset_max: float
     half_width: float
     is_radial: bool
     zenith_range: tuple[float, float] | None
-    tilt_spread = np.nan
 
     def __init__(self, model: RateModel, norm: float, norm_error: float = 0.0):
         self.model, self.norm, self.norm_error = model, norm, norm_error

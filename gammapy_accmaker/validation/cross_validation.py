@@ -149,8 +149,8 @@ def cross_validate(
         raise InputError(
             f"observations: only {len(used)} can be used by all configurations, but {n_folds} folds need as many"
         )
-    folds = np.array_split(np.random.default_rng(seed).permutation(len(observations)), n_folds)
-    folds = [[k for k in fold if k in set(used)] for fold in folds]
+    shuffled = np.random.default_rng(seed).permutation(len(observations))
+    folds = [[k for k in fold if k in set(used)] for fold in np.array_split(shuffled, n_folds)]
 
     rows, significance = [], []
     scores = Table({"OBS_ID": label_array(run_label(observations[k].obs_id) for k in used)})
@@ -280,7 +280,7 @@ class _HeldOut:
             rest = [reduced[k][0] for k in sorted(set(reduced) - set(fold))]
             model = fit_runs(rest, bins, config, n_jobs=n_jobs, parallel_backend=parallel_backend)
             seconds.append(time.monotonic() - start)
-            stack = 0.0
+            stack = np.zeros(())
             for k in fold:
                 run, to_adapt, whole, to_score = reduced[k]
                 all_counts, counts = (scoring.counts(slices) for slices in (whole, to_score))
@@ -297,7 +297,8 @@ class _HeldOut:
                 stack = stack + np.stack([scoring.in_band @ all_counts, norm * (scoring.in_band @ mu)])
                 if sky is not None:
                     sky.add(k, adapted, norm)
-            pulls.append(disc_significance(*stack, scoring.fov.shape, PIXEL, scoring.whole_discs))
+            counted, expected = stack
+            pulls.append(disc_significance(counted, expected, scoring.fov.shape, PIXEL, scoring.whole_discs))
         significance = [("camera", k, *found) for k, found in enumerate(_summary(pulls))]
         if sky is not None:
             significance += [("sky", k, *found) for k, found in enumerate(_summary(sky_significance(sky)))]

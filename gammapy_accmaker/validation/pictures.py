@@ -248,7 +248,7 @@ def plot_spectrum_by_zenith(model: RateModel, cos_zeniths, ax=None):
     ax : `~matplotlib.axes.Axes`
     """
     ax = plt.gca() if ax is None else ax
-    energy, center = np.geomspace(*model.energy_edges[[0, -1]], 200), np.zeros(1)
+    energy, center = np.geomspace(model.energy_edges[0], model.energy_edges[-1], 200), np.zeros(1)
     colors = plt.get_cmap(RATE_MAP)(np.linspace(0.1, 0.8, len(cos_zeniths)))
     for cos_zenith, color in zip(cos_zeniths, colors, strict=True):
         rate = model.rate_grid(energy, center, center, cos_zenith)[:, 0]
@@ -274,7 +274,8 @@ def plot_model_error(model: RateModel, cos_zenith: float = np.nan, ax=None):
     ax : `~matplotlib.axes.Axes`
     """
     ax = plt.gca() if ax is None else ax
-    energy, offsets = np.geomspace(*model.energy_edges[[0, -1]], 62)[1:-1], np.array([0, 0.4, 0.8]) * model.offset_max
+    energy = np.geomspace(model.energy_edges[0], model.energy_edges[-1], 62)[1:-1]
+    offsets = np.array([0, 0.4, 0.8]) * model.offset_max
     error = model.relative_error_grid(energy, offsets, np.zeros(3), cos_zenith)
     colors = plt.get_cmap(RATE_MAP)(np.linspace(0.1, 0.8, len(offsets)))
     for at, row, color in zip(offsets, error.T, colors, strict=True):

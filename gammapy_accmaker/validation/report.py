@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import astropy.units as u
 import matplotlib as mpl
@@ -30,6 +31,7 @@ from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.camera.bins import as_edges
 from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.config.options import RadialOptions
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
@@ -84,7 +86,7 @@ __all__ = [
 
 # ---- Pieces of HTML ----
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -410,7 +412,7 @@ def with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
     options = {name: getattr(config, name) for name in shared}
     if config.zenith.type == "none":  # runs may have no zenith angle
         options["zenith"] = {"type": "none"}
-    radial = AcceptanceConfig(model={"type": "radial"}, **options)
+    radial = AcceptanceConfig(model=RadialOptions(), **options)
     return {REFERENCE: radial, "this model": config}
 
 
@@ -424,7 +426,7 @@ def cross_validation(result) -> str:
         for row in result.table
     ]  # fmt: skip
     header = ["model", "log-likelihood", "gain", "mean log norm", "scatter of log norm", "time of a fit [s]"]
-    widths = {}
+    widths: dict[str, list[str]] = {}
     for row in result.significance:
         band = f"{row['FRAME']}, {row['E_MIN']:.3g} to {row['E_MAX']:.3g} TeV"
         widths.setdefault(band, []).append(f"{row['MEAN']:+.2f} / {row['WIDTH']:.2f}")
@@ -472,7 +474,7 @@ def exclusion(maker, residuals) -> str:
         parts.append(folded(f"List of what is excluded ({len(items)})", listing("\n".join(shown))))
     else:
         parts.append(paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
-    dropped = Counter()
+    dropped: Counter[str] = Counter()
     for run in residuals.runs:
         dropped.update(run.dropped)
     rows = [(text, dropped[name]) for name, text in DROPPED.items() if dropped[name]]
@@ -768,7 +770,7 @@ def write_report(
             report_sections.with_reference(maker.config),
             exclusion=maker.exclusion,
             n_folds=min(5, len(observations)),
-            energy_edges=np.geomspace(*residuals.bands[[0, -1]], 1 + N_SCORE_BINS) * u.TeV,
+            energy_edges=np.geomspace(residuals.bands[0], residuals.bands[-1], 1 + N_SCORE_BINS) * u.TeV,
             band_edges=residuals.bands * u.TeV,
             offset_max=0.92 * maker.config.offset_max,
             sky=True,

@@ -171,7 +171,7 @@ def _residuals_of_run(observation, maker, bins, exclusion, geom):
         in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
     counts = sum(part.counts for part in slices).toarray()
     expected = model.expected_counts(slices, bins.energy_edges, bins.fov)
-    exposure, ontime = sum(part.exposure for part in slices), sum(part.ontime for part in slices)
+    exposure, ontime = np.sum([part.exposure for part in slices], axis=0), sum(part.ontime for part in slices)
     unexcluded = np.average(exposure[bins.inside], weights=bins.fov.solid_angle[bins.inside]) / ontime
     first = slices[0]
     summary = RunSummary(first.key, first.covariates, first.dropped, float(unexcluded))

@@ -197,7 +197,7 @@ def _common_offset(offset_max, configs):
     for name, config in configs.items():
         bins = make_bins(config)
         reach[name] = min(bins.offset_max, *(float(edges[-1]) for edges in bins.fov.edges))
-    smallest = min(reach, key=reach.get)
+    smallest = min(reach, key=reach.__getitem__)
     if reach[smallest] > offset_max - 1e-6:
         return offset_max
     log.warning(

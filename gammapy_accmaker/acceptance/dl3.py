@@ -23,7 +23,7 @@ from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
 
-__all__ = ["HDU_INDEX", "attach_background"]
+__all__ = ["HDU_INDEX", "OBS_INDEX", "attach_background"]
 
 log = logging.getLogger(__name__)
 
@@ -241,10 +241,8 @@ def _make_link(link, file):
         return
     if link.exists() and not link.is_symlink():
         raise InputError(f"path: {link} is a file, but a link would take its place; give another folder")
-    temporary = link.with_name(f".{os.getpid()}-{link.name}")
     try:
-        temporary.symlink_to(target)
-        os.replace(temporary, link)
+        write_atomically(link, lambda temporary: temporary.symlink_to(target), overwrite=True)
     except OSError as error:
         raise InputError(f"path: no link can be made at {link} ({error}); pass copy=True") from error
 

@@ -50,7 +50,7 @@ from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.parallel import make_starmap
-from gammapy_accmaker.utils.run_key import RunKey, label_array, run_names
+from gammapy_accmaker.utils.run_key import RunKey, label_array, require_runs, run_names
 
 __all__ = [
     "fit_groups",
@@ -270,9 +270,7 @@ def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) ->
 
 def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend):
     """The fit of reduced runs, and the model adapted to each of them where that is needed, by place in the list."""
-    if not runs:
-        reasons = "; ".join(str(left_out) for left_out in list(failures.values())[:5])
-        raise InputError(f"observations: none of the {len(failures)} can be used ({reasons})")
+    require_runs(runs, failures.values())
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
         warn_missed(plan, config)

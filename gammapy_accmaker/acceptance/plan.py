@@ -17,7 +17,7 @@ from gammapy_accmaker.data.grouping import BinMinimum, grow_zenith_bins, wobble_
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.utils.run_key import label_array
+from gammapy_accmaker.utils.run_key import label_array, require_runs
 
 __all__ = ["GroupPlan", "make_plan", "plan_groups", "warn_missed"]
 
@@ -242,9 +242,7 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     bins, excluded = make_bins(config), make_exclusion(config, exclusion)
     runs, failures = reduce_observations(observations, bins, config, excluded, n_jobs, parallel_backend)
     warn_of_notes(runs, config.offset_max.deg)
-    if not runs:
-        reasons = "; ".join(str(left_out) for left_out in list(failures.values())[:5])
-        raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
+    require_runs(runs, failures.values())
     plan = make_plan(runs, config)
     warn_missed(plan, config)
     return plan

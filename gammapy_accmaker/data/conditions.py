@@ -15,7 +15,7 @@ from gammapy_accmaker.camera.track import time_nodes
 from gammapy_accmaker.data.counts import MUON_EFFICIENCY, header_number, observation_track, run_key
 from gammapy_accmaker.data.observations import as_observations, check_files
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.utils.run_key import RunKey, run_label, run_names
+from gammapy_accmaker.utils.run_key import RunKey, require_runs, run_label, run_names
 
 __all__ = ["CRITERIA", "RunConditions", "difference", "run_conditions"]
 
@@ -175,10 +175,9 @@ def _from_observations(argument, observations, columns, same, location):
             unusable[names[place]] = str(error)
         else:
             places.append(place)
-    reasons = "\n".join(f"  {reason}" for reason in unusable.values())
-    if not rows:
-        raise InputError(f"{argument}: none of the {len(unusable)} observations can be matched\n{reasons}")
+    require_runs(rows, unusable.values(), argument)
     if unusable:
+        reasons = "\n".join(f"  {reason}" for reason in unusable.values())
         log.warning(f"{argument}: {len(unusable)} observations cannot be matched:\n{reasons}")
     keys, hours, by_run = zip(*rows, strict=True)
     values = {name: np.array([row[name] for row in by_run]) for name in by_run[0]}

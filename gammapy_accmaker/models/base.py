@@ -212,12 +212,17 @@ class RateModel(ABC):
         arrays = np.broadcast_arrays(energy, fov_lon, fov_lat, cos_zenith)
         energy, lon, lat, cos_zenith = (np.ravel(a).astype(float) for a in arrays)
         out = np.empty(energy.shape)
-        energies, which = np.unique(energy, return_inverse=True)
         angles, angle = np.unique(cos_zenith, return_inverse=True)  # NaN is one of them where it is not known
         for i, z in enumerate(angles):
-            for k in np.unique(which[angle == i]):
-                here = (which == k) & (angle == i)
-                out[here] = self.rate_grid(energies[k : k + 1], lon[here], lat[here], float(z))[0]
+            here = np.flatnonzero(angle == i)
+            energies, row = np.unique(energy[here], return_inverse=True)
+            places, column = np.unique(np.stack([lon[here], lat[here]]), axis=1, return_inverse=True)
+            if len(energies) * places.shape[1] <= 4 * len(here):
+                out[here] = self.rate_grid(energies, *places, float(z))[row, column.ravel()]
+                continue
+            for k in range(len(energies)):  # most pairs of an energy and a place were not asked for
+                some = here[row == k]
+                out[some] = self.rate_grid(energies[k : k + 1], lon[some], lat[some], float(z))[0]
         return out.reshape(arrays[0].shape)
 
 

@@ -8,7 +8,6 @@ astropy's frames: nothing here shares code with the reduction that is to be test
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from gammapy.utils.coordinates import FoVAltAzFrame
 from gammapy.utils.pbar import progress_bar
 from scipy.special import gammainc, gammaincinv
 
+from gammapy_accmaker.acceptance.dl3 import OBS_INDEX
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.simulation.irfs import (
     REFERENCE_TIME,
@@ -37,6 +37,7 @@ from gammapy_accmaker.simulation.irfs import (
     write_index,
     write_run,
 )
+from gammapy_accmaker.utils.files import check_free, write_folder_atomically
 
 __all__ = [
     "FIRST_OFF_ID",
@@ -318,16 +319,6 @@ def _simulate_run(
     return {**header, "ZEN_PNT": 90 - altaz.alt.deg, "QUALITY": 0, "EVENT_COUNT": len(time)}
 
 
-def _check_path(path: Path, overwrite: bool) -> None:
-    """Refuse a path that is taken, and with ``overwrite`` one that holds anything but a data store."""
-    if not path.exists():
-        return
-    if not overwrite:
-        raise FileExistsError(f"path: {path} exists; give another, or overwrite=True to replace the data store")
-    if not (path / "obs-index.fits.gz").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"path: {path} exists and is no data store, so overwrite=True does not replace it")
-
-
 def simulate_data_store(
     path: str | Path,
     *,
@@ -381,10 +372,9 @@ def simulate_data_store(
 
     Raises
     ------
-    FileExistsError
-        If the path is taken and ``overwrite`` is False, or holds something else than a data store.
     InputError
-        If a value cannot be simulated.
+        If a value cannot be simulated; if the path is taken and ``overwrite`` is False, or holds something else than a data
+        store.
     """
     path, truth = Path(path).absolute(), truth or BackgroundTruth()
     seconds, zenith = u.Quantity(ontime).to_value("s"), u.Quantity(zenith_range).to_value("deg")
@@ -398,7 +388,8 @@ def simulate_data_store(
         raise InputError(f"dead_time: got {dead_time}, but a fraction of the ontime, 0 <= dead_time < 1, is needed")
     if not min(norm_scatter, shift_scatter) >= 0:
         raise InputError(f"norm_scatter, shift_scatter: got {norm_scatter} and {shift_scatter}, but they must be >= 0")
-    _check_path(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_free(path, overwrite, holds=OBS_INDEX)
 
     model = None
     if source:
@@ -411,11 +402,10 @@ def simulate_data_store(
     on_obs_ids = tuple(range(FIRST_ON_ID, FIRST_ON_ID + n_wobble))
     off_obs_ids = tuple(range(FIRST_OFF_ID, FIRST_OFF_ID + n_off))
     numbers = [*enumerate(on_obs_ids), *enumerate(off_obs_ids)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        folder = Path(scratch) / path.name
-        (folder / "data").mkdir(parents=True)
-        rows, norm, shift = [], {}, {}
+    rows, norm, shift = [], {}, {}
+
+    def write(folder):
+        (folder / "data").mkdir()
         for number, obs_id in progress_bar(numbers, desc="Simulate runs"):
             rng = np.random.default_rng([seed, obs_id])
             has_gap = gap and obs_id == numbers[0][1]
@@ -423,7 +413,6 @@ def simulate_data_store(
             rows.append(_simulate_run(folder / run_file(obs_id), rng, run, truth, model, dead_time))
             norm[obs_id], shift[obs_id] = run.norm, run.shift
         write_index(folder, rows)
-        if path.exists():
-            path.rename(Path(scratch) / "replaced")
-        folder.rename(path)
+
+    write_folder_atomically(path, write, overwrite, holds=OBS_INDEX)
     return SimulatedStore(path, DataStore.from_dir(path), truth, model, norm, shift, on_obs_ids, off_obs_ids)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
 
-__all__ = ["LeftOut", "RunKey", "find_run", "find_runs", "label_array", "run_label", "run_names"]
+from gammapy_accmaker.errors import InputError
+
+__all__ = ["LeftOut", "RunKey", "find_run", "find_runs", "label_array", "require_runs", "run_label", "run_names"]
 
 START_TOLERANCE = 0.1  # s; a time that was written to a file and read again is rounded
 POINTING_TOLERANCE = 0.01  # deg
@@ -111,3 +113,10 @@ class LeftOut:
 
     def __str__(self):
         return f"{self.name}: {self.reason}"
+
+
+def require_runs(runs: Sequence, failures: Collection, argument: str = "observations") -> None:
+    """Raise an `InputError` with the first of the failures (`LeftOut`, or texts) where there are no runs."""
+    if not runs:
+        reasons = "; ".join(map(str, list(failures)[:5]))
+        raise InputError(f"{argument}: none of the {len(failures)} can be used ({reasons})")

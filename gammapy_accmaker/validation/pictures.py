@@ -1,7 +1,7 @@
-"""Pictures of a fit: run effects, residuals in the camera frame and in the sky, significance, model images.
+"""Pictures of how well a fit describes its runs: run effects, residuals in the camera frame and in the sky, significance.
 
-Each draws on the axes it is given, or on the current ones, and returns them. Rates are drawn in a perceptually uniform
-colour scale, residuals in one that diverges around 0.
+Each draws on the axes it is given, or on the current ones, and returns them. Residuals are drawn in a colour scale that
+diverges around 0. The pictures of the model itself are in `~gammapy_accmaker.products.plots`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,18 @@ import numpy as np
 from astropy.table import Table
 from gammapy.maps import Map
 
-from gammapy_accmaker.camera.bins import FovBins, offset
-from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.camera.bins import FovBins
 
 __all__ = [
     "label_sky_axes",
     "plot_camera_residuals",
-    "plot_model_error",
-    "plot_model_image",
     "plot_run_effect",
     "plot_significance_histogram",
     "plot_sky_residuals",
-    "plot_spectrum_by_zenith",
     "run_outliers",
 ]
 
-RESIDUAL_MAP, RATE_MAP = "RdBu_r", "viridis"
+RESIDUAL_MAP = "RdBu_r"
 SCORE_LIMIT = 4.0  # of the colour scale
 OUTLIER = 4.0  # standard deviations
 NAMED = 5  # outliers that are named in a picture
@@ -111,7 +107,7 @@ def plot_run_effect(run_table: Table, column: str = "NORM", against: str = "MJD"
     return ax
 
 
-def plot_camera_residuals(scores: np.ndarray, fov: FovBins, ax=None, *, colorbar: bool = True):
+def plot_camera_residuals(scores: np.ndarray, fov: FovBins, ax=None):
     """Significance of discs in the camera frame.
 
     Parameters
@@ -121,8 +117,6 @@ def plot_camera_residuals(scores: np.ndarray, fov: FovBins, ax=None, *, colorbar
     fov : `FovBins`
         Grid of pixels.
     ax : `~matplotlib.axes.Axes`, optional
-    colorbar : bool
-        Whether a colour bar is drawn.
 
     Returns
     -------
@@ -131,13 +125,12 @@ def plot_camera_residuals(scores: np.ndarray, fov: FovBins, ax=None, *, colorbar
     ax = plt.gca() if ax is None else ax
     limits = {"vmin": -SCORE_LIMIT, "vmax": SCORE_LIMIT}
     image = ax.pcolormesh(*fov.edges, np.reshape(scores, fov.shape).T, cmap=RESIDUAL_MAP, rasterized=True, **limits)
-    if colorbar:
-        ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
+    ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
     ax.set(xlabel="FOV_LON [deg]", ylabel="FOV_LAT [deg]", aspect="equal", facecolor="0.85")
     return ax
 
 
-def plot_sky_residuals(scores: Map, ax=None, *, colorbar: bool = True):
+def plot_sky_residuals(scores: Map, ax=None):
     """Significance of discs in the sky.
 
     Parameters
@@ -146,8 +139,6 @@ def plot_sky_residuals(scores: Map, ax=None, *, colorbar: bool = True):
         An image; NaN is left grey.
     ax : `~astropy.visualization.wcsaxes.WCSAxes`, optional
         Of the projection of the map.
-    colorbar : bool
-        Whether a colour bar is drawn.
 
     Returns
     -------
@@ -157,8 +148,7 @@ def plot_sky_residuals(scores: Map, ax=None, *, colorbar: bool = True):
     image = ax.imshow(
         np.squeeze(scores.data), origin="lower", cmap=RESIDUAL_MAP, vmin=-SCORE_LIMIT, vmax=SCORE_LIMIT
     )  # fmt: skip
-    if colorbar:
-        ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
+    ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
     ax.set(facecolor="0.85")
     label_sky_axes(ax, scores.geom)
     return ax
@@ -200,86 +190,4 @@ def plot_significance_histogram(scores: np.ndarray, ax=None, *, label: str | Non
     ax.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color="0.2", lw=1.2, label="standard normal")
     ax.set(xlabel="significance", ylabel="density of discs", yscale="log", xlim=(-6, 6), ylim=(1e-4, 3))
     ax.legend(loc="upper center", frameon=False, fontsize="small")
-    return ax
-
-
-def plot_model_image(model: RateModel, energy: float, cos_zenith: float = np.nan, ax=None, *, colorbar: bool = True):
-    """Rate over its value at the centre in the camera frame.
-
-    Parameters
-    ----------
-    model : `RateModel`
-    energy : float
-        In TeV.
-    cos_zenith : float
-    ax : `~matplotlib.axes.Axes`, optional
-    colorbar : bool
-        Whether a colour bar is drawn.
-
-    Returns
-    -------
-    ax : `~matplotlib.axes.Axes`
-    """
-    ax = plt.gca() if ax is None else ax
-    x = np.linspace(-model.offset_max, model.offset_max, 121)
-    lon, lat = (a.ravel() for a in np.meshgrid(x, x, indexing="ij"))
-    rate = model.rate_grid(np.array([energy]), lon, lat, cos_zenith)[0]
-    center = model.rate_grid(np.array([energy]), np.array([0.0]), np.array([0.0]), cos_zenith)[0, 0]
-    seen = (rate > 0) & (offset(lon, lat) <= model.offset_max) & (center > 0)
-    relative = np.where(seen, rate / (center if center > 0 else 1), np.nan).reshape(len(x), len(x))
-    image = ax.pcolormesh(x, x, relative.T, cmap=RATE_MAP, vmin=0, shading="nearest", rasterized=True)
-    if colorbar:
-        ax.figure.colorbar(image, ax=ax, label="rate relative to the centre")
-    ax.set(xlabel="FOV_LON [deg]", ylabel="FOV_LAT [deg]", aspect="equal", facecolor="0.85")
-    return ax
-
-
-def plot_spectrum_by_zenith(model: RateModel, cos_zeniths, ax=None):
-    """Rate at the centre of the camera against energy, at several zenith angles.
-
-    Parameters
-    ----------
-    model : `RateModel`
-    cos_zeniths : list of float
-    ax : `~matplotlib.axes.Axes`, optional
-
-    Returns
-    -------
-    ax : `~matplotlib.axes.Axes`
-    """
-    ax = plt.gca() if ax is None else ax
-    energy, center = np.geomspace(model.energy_edges[0], model.energy_edges[-1], 200), np.zeros(1)
-    colors = plt.get_cmap(RATE_MAP)(np.linspace(0.1, 0.8, len(cos_zeniths)))
-    for cos_zenith, color in zip(cos_zeniths, colors, strict=True):
-        rate = model.rate_grid(energy, center, center, cos_zenith)[:, 0]
-        label = f"{np.degrees(np.arccos(cos_zenith)):.0f} deg" if len(cos_zeniths) > 1 else None
-        ax.plot(energy, np.where(rate > 0, rate, np.nan), color=color, label=label)
-    ax.set(xscale="log", yscale="log", xlabel="energy [TeV]", ylabel=r"rate [s$^{-1}$ MeV$^{-1}$ sr$^{-1}$]")
-    if len(cos_zeniths) > 1:
-        ax.legend(title="zenith angle", frameon=False)
-    return ax
-
-
-def plot_model_error(model: RateModel, cos_zenith: float = np.nan, ax=None):
-    """Relative error of the rate against energy, at three offsets.
-
-    Parameters
-    ----------
-    model : `RateModel`
-    cos_zenith : float
-    ax : `~matplotlib.axes.Axes`, optional
-
-    Returns
-    -------
-    ax : `~matplotlib.axes.Axes`
-    """
-    ax = plt.gca() if ax is None else ax
-    energy = np.geomspace(model.energy_edges[0], model.energy_edges[-1], 62)[1:-1]
-    offsets = np.array([0, 0.4, 0.8]) * model.offset_max
-    error = model.relative_error_grid(energy, offsets, np.zeros(3), cos_zenith)
-    colors = plt.get_cmap(RATE_MAP)(np.linspace(0.1, 0.8, len(offsets)))
-    for at, row, color in zip(offsets, error.T, colors, strict=True):
-        ax.plot(energy, 100 * np.where(np.isfinite(row) & (row > 0), row, np.nan), color=color, label=f"{at:.1f} deg")
-    ax.set(xscale="log", xlabel="energy [TeV]", ylabel="error of the rate [%]", ylim=(0, None))
-    ax.legend(title="offset", frameon=False)
     return ax

@@ -36,7 +36,7 @@ from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.goodness import describe_goodness
-from gammapy_accmaker.products.plots import plot_radial
+from gammapy_accmaker.products.plots import plot_error, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.run_key import find_runs
 from gammapy_accmaker.validation import report as report_runs
@@ -46,12 +46,9 @@ from gammapy_accmaker.validation.pictures import (
     LABELS,
     OUTLIER,
     plot_camera_residuals,
-    plot_model_error,
-    plot_model_image,
     plot_run_effect,
     plot_significance_histogram,
     plot_sky_residuals,
-    plot_spectrum_by_zenith,
     run_outliers,
 )
 from gammapy_accmaker.validation.residuals import stack_residuals
@@ -265,7 +262,7 @@ def model(rate_model, residuals, run_table) -> str:
     typical = cos_zeniths[len(cos_zeniths) // 2]
     curves = [
         picture(
-            lambda ax: plot_spectrum_by_zenith(rate_model, cos_zeniths, ax),
+            lambda ax: plot_spectrum(rate_model, ax, cos_zeniths=cos_zeniths),
             "Background rate of the mean run at the centre of the camera.",
             "Background rate at the centre of the camera against energy",
         ),
@@ -275,7 +272,7 @@ def model(rate_model, residuals, run_table) -> str:
             "Background rate against offset",
         ),
         picture(
-            lambda ax: plot_model_error(rate_model, typical, ax),
+            lambda ax: plot_error(rate_model, typical, ax),
             f"Error of the rate of a run whose own events have not adapted it{_at(typical, cos_zeniths)}.",
             "Relative error of the model against energy",
         ),
@@ -286,7 +283,9 @@ def model(rate_model, residuals, run_table) -> str:
         for energy in energies:
             images.append(
                 picture(
-                    lambda ax, energy=energy, z=cos_zenith: plot_model_image(rate_model, energy, z, ax),
+                    lambda ax, energy=energy, z=cos_zenith: plot_rate_image(
+                        rate_model, energy, ax, cos_zenith=z, relative=True
+                    ),
                     f"{energy:.2g} TeV{at}.",
                     f"Image of the background rate in the camera at {energy:.2g} TeV{at}",
                     has_colorbar=True,

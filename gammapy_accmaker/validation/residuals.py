@@ -11,11 +11,11 @@ from gammapy_accmaker.acceptance.reduction import reduce_one, run_exclusion
 from gammapy_accmaker.camera.bins import FovBins, as_edges, offset
 from gammapy_accmaker.data.counts import CountsBins, observation_track
 from gammapy_accmaker.data.observations import as_observations, find_unreadable
-from gammapy_accmaker.errors import AcceptanceError, InputError
+from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
-from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
+from gammapy_accmaker.utils.run_key import LeftOut, RunKey, require_runs, run_label, run_names
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, whole_discs
 
 __all__ = ["Residuals", "RunSummary", "stack_residuals"]
@@ -143,9 +143,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
             counts += in_camera[0]
             expected += in_camera[1]
             sky.add_arrays(k, *in_sky)
-    if not runs:
-        reasons = "; ".join(str(left_out) for left_out in list(failures.values())[:5])
-        raise InputError(f"observations: none of the {len(observations)} can be used ({reasons})")
+    require_runs(runs, failures.values())
     return Residuals(bands, bins.fov, offset_max, counts, expected, sky.fields, runs, failures)
 
 

@@ -347,13 +347,13 @@ def test_existing_path_is_safe(tmp_path):
     tiny = {"ontime": 1 * u.min, "n_wobble": 1, "n_off": 0}
     path = tmp_path / "store"
     simulate_data_store(path, **tiny)
-    with pytest.raises(FileExistsError, match="overwrite=True"):
+    with pytest.raises(InputError, match="overwrite=True"):
         simulate_data_store(path, **tiny)
     replaced = simulate_data_store(path, seed=1, overwrite=True, **tiny)
     assert len(replaced.data_store.obs_ids) == 1
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="no data store"):
+    with pytest.raises(InputError, match="no earlier output"):
         simulate_data_store(tmp_path / "thesis", overwrite=True, **tiny)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "thesis"]

@@ -16,6 +16,7 @@ from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, Accept
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError, NotFittedError
+from gammapy_accmaker.products import plots
 from gammapy_accmaker.validation import pictures
 from gammapy_accmaker.validation import report as report_sections
 from gammapy_accmaker.validation.cross_validation import CrossValidation
@@ -257,7 +258,7 @@ def test_residual_colours_diverge_around_zero_and_rates_are_uniform(maker):
     assert mesh.norm.vmin == -mesh.norm.vmax and mesh.get_cmap().name == "RdBu_r"
     white = mesh.get_cmap()(mesh.norm(0.0))
     assert min(white[:3]) > 0.95
-    ax = pictures.plot_model_image(maker.model.rate_model, 1.0, 0.9, axes[1])
+    ax = plots.plot_rate_image(maker.model.rate_model, 1.0, axes[1], cos_zenith=0.9, relative=True)
     (mesh,) = ax.collections
     assert mesh.get_cmap().name == "viridis" and mesh.norm.vmin == 0
     assert "deg" in ax.get_xlabel() and "deg" in ax.get_ylabel()
@@ -269,8 +270,8 @@ def test_pictures_draw_on_the_current_axes_too(maker):
     with mpl.rc_context({"figure.max_open_warning": 0}):
         for draw in (
             lambda: pictures.plot_significance_histogram(scores),
-            lambda: pictures.plot_spectrum_by_zenith(model, [1.0, 0.9]),
-            lambda: pictures.plot_model_error(model),
+            lambda: plots.plot_spectrum(model, cos_zeniths=[1.0, 0.9]),
+            lambda: plots.plot_error(model),
         ):
             plt.figure()
             ax = draw()

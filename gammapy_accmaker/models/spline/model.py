@@ -232,31 +232,6 @@ class SplineModel:
         )
         return np.exp(np.clip(log_rate, -300, 300))
 
-    def rate(self, energy, fov_lon, fov_lat, cos_zenith, azimuth=None, *, covariates=None, effect=None) -> np.ndarray:
-        """Rate at energies, positions and zenith angles that broadcast against each other, see `rate_grid`."""
-        return self._broadcast(
-            lambda e, x, y, z: self.rate_grid(e, x, y, z, azimuth=azimuth, covariates=covariates, effect=effect),
-            (energy, fov_lon, fov_lat, cos_zenith),
-        )
-
-    @staticmethod
-    def _broadcast(on_grid, arguments):
-        arrays = np.broadcast_arrays(*arguments)
-        energy, lon, lat, cos_zenith = (np.ravel(a).astype(float) for a in arrays)
-        out = np.empty(energy.shape)
-        angles, angle = np.unique(cos_zenith, return_inverse=True)
-        for i, z in enumerate(angles):
-            here = np.flatnonzero(angle == i)
-            energies, row = np.unique(energy[here], return_inverse=True)
-            places, column = np.unique(np.stack([lon[here], lat[here]]), axis=1, return_inverse=True)
-            if len(energies) * places.shape[1] <= 4 * len(here):
-                out[here] = on_grid(energies, *places, z)[row, column.ravel()]
-                continue
-            for k in range(len(energies)):
-                some = here[row == k]
-                out[some] = on_grid(energies[k : k + 1], lon[some], lat[some], z)[0]
-        return out.reshape(arrays[0].shape)
-
     @cached_property
     def _factor(self):
         p = self.coefficients.size

@@ -54,7 +54,9 @@ def test_recovers_the_simulated_rate_within_its_error(model):
 def test_recovers_the_threshold(model):
     for z in (0.75, 0.95):
         energy = 0.35 * z**-2.3 * np.array([1.05, 1.3])
-        ratio = model.rate(energy, 0.3, -0.2, z) / true_rate(energy, np.array([0.3]), np.array([-0.2]), z)[:, 0]
+        ratio = (
+            SplineRate(model).rate(energy, 0.3, -0.2, z) / true_rate(energy, np.array([0.3]), np.array([-0.2]), z)[:, 0]
+        )
         assert np.abs(np.log(ratio)).max() < 0.35
 
 
@@ -191,24 +193,27 @@ def test_outside_the_trained_range_values_are_clamped(model):
     lon = np.array([0.5])
     assert np.array_equal(model.rate_grid(ENERGY, lon, lon, 0.2), model.rate_grid(ENERGY, lon, lon, lo))
     assert np.array_equal(model.rate_grid(ENERGY, lon, lon, 1.0), model.rate_grid(ENERGY, lon, lon, max(hi, 1.0)))
-    assert np.allclose(model.rate(50.0, 0, 0, 0.9), model.rate(EDGES[-1], 0, 0, 0.9))
-    assert np.allclose(model.rate(1.0, 7.0, 0, 0.9), model.rate(1.0, model.offset_max, 0, 0.9))
+    beyond, last = model.rate_grid([50.0, EDGES[-1]], [0.0], [0.0], 0.9)[:, 0]
+    assert np.allclose(beyond, last)
+    beyond, last = model.rate_grid([1.0], [7.0, model.offset_max], [0.0, 0.0], 0.9)[0]
+    assert np.allclose(beyond, last)
     wide = model.rate_grid(np.geomspace(0.001, 1000, 50), np.linspace(-9, 9, 30), np.linspace(9, -9, 30), np.nan)
     assert np.all(np.isfinite(wide))
     assert np.all(wide >= 0)
 
 
 def test_rate_broadcasts_and_equals_the_grid(model):
-    rate = model.rate(ENERGY[:, None], *POSITIONS, 0.8)
+    of_user = SplineRate(model)
+    rate = of_user.rate(ENERGY[:, None], *POSITIONS, 0.8)
     assert rate.shape == (4, 4)
     assert np.allclose(rate, model.rate_grid(ENERGY, *POSITIONS, 0.8), rtol=1e-12)
-    scattered = model.rate(ENERGY, *POSITIONS, np.array([0.7, 0.8, 0.8, 0.9]))
-    each = [model.rate(e, x, y, z) for e, x, y, z in zip(ENERGY, *POSITIONS, [0.7, 0.8, 0.8, 0.9], strict=True)]
+    scattered = of_user.rate(ENERGY, *POSITIONS, np.array([0.7, 0.8, 0.8, 0.9]))
+    each = [of_user.rate(e, x, y, z) for e, x, y, z in zip(ENERGY, *POSITIONS, [0.7, 0.8, 0.8, 0.9], strict=True)]
     assert np.allclose(scattered, each, rtol=1e-12)
     # many energies and positions, few pairs
     energy, lon, lat = np.geomspace(0.5, 5, 12), np.linspace(-1, 1, 12), np.linspace(0.5, -0.7, 12)
     whole = model.rate_grid(energy, lon, lat, 0.8)
-    assert np.allclose(model.rate(energy, lon, lat, 0.8), np.diag(whole), rtol=1e-12)
+    assert np.allclose(of_user.rate(energy, lon, lat, 0.8), np.diag(whole), rtol=1e-12)
 
 
 def test_the_model_of_a_run_is_integrated_and_ends_at_its_coverage(model):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
+from astropy.stats import circmean
 from astropy.table import Table, vstack
 
 from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
@@ -490,8 +491,8 @@ def _mean_cos_zenith(slices):
 def _mean_azimuth(slices):
     if len(slices) == 1:
         return slices[0].azimuth
-    around = sum(part.ontime * np.exp(1j * np.radians(part.azimuth)) for part in slices)
-    return float(np.degrees(np.angle(around)) % 360)
+    azimuth = np.radians([part.azimuth for part in slices])
+    return float(np.degrees(circmean(azimuth, weights=[part.ontime for part in slices])) % 360)
 
 
 def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=None) -> Table:

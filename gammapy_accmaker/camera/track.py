@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import astropy.units as u
+import erfa
 import numpy as np
 from astropy.coordinates import AltAz, EarthLocation, SkyCoord
 from astropy.time import Time, TimeDelta
@@ -38,8 +39,7 @@ MEAN_STEP = 60.0  # s, between the nodes over which the conditions of a run are 
 
 def unit_vectors(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
     """Unit vectors, shape (..., 3), of longitudes and latitudes in rad."""
-    cos = np.cos(lat)
-    return np.stack([cos * np.cos(lon), cos * np.sin(lon), np.broadcast_to(np.sin(lat), np.shape(cos * lon))], axis=-1)
+    return erfa.s2c(lon, lat)
 
 
 def vectors_to_lonlat(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

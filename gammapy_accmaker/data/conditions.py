@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
+from astropy.coordinates import angular_separation
 from astropy.table import Table
 from astropy.time import Time
 from gammapy.data import Observations
@@ -220,8 +221,7 @@ def difference(name: str, on: RunConditions, i: int, off: RunConditions) -> np.n
         return np.abs((a - b + 180) % 360 - 180)
     if name == "pointing":
         (z, zs), (a, b) = pair("cos_zenith"), pair("azimuth")
-        cos = z * zs + np.sqrt((1 - z**2) * (1 - zs**2)) * np.cos(np.radians(a - b))
-        return np.degrees(np.arccos(np.clip(cos, -1, 1)))
+        return np.degrees(angular_separation(np.radians(a), np.arcsin(z), np.radians(b), np.arcsin(zs)))
     if name == "muon_efficiency":
         a, b = pair(MUON_EFFICIENCY)
         return np.abs(a - b) / (0.5 * (a + b))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
+from scipy.interpolate import BSpline
 from scipy.linalg import cho_factor, cho_solve
 
 __all__ = [
@@ -83,33 +84,33 @@ class BSplineAxis:
         -------
         basis : `numpy.ndarray`, shape (m, n)
         """
-        return self._spread(x, derivative=False)
-
-    def derivative(self, x) -> np.ndarray:
-        """First derivative of all splines, zero outside the range, shape (m, n)."""
-        return self._spread(x, derivative=True)
-
-    def _spread(self, x, derivative):
         x = np.asarray(x, dtype=float)
         if self.n == 1:
-            return np.zeros((len(x), 1)) if derivative else np.ones((len(x), 1))
+            return np.ones((len(x), 1))
+        # many times faster than scipy's at many positions
         position = (np.clip(x, self.lo, self.hi) - self.lo) / self.step
         first = np.clip(position.astype(int), 0, self._n_spline - 4)
         u = position - first
         v = 1 - u
-        if derivative:
-            inside = ((x >= self.lo) & (x <= self.hi)) / self.step
-            weights = [-v * v / 2 * inside, (1.5 * u * u - 2 * u) * inside, (2 * v - 1.5 * v * v) * inside]
-            weights.append(u * u / 2 * inside)
-        else:
-            weights = [v**3 / 6, 2 / 3 - u * u * (2 - u) / 2, 2 / 3 - v * v * (2 - v) / 2, u**3 / 6]
         out = np.zeros((len(x), self._n_spline))
         rows = np.arange(len(x))
-        for k, weight in enumerate(weights):
+        for k, weight in enumerate([v**3 / 6, 2 / 3 - u * u * (2 - u) / 2, 2 / 3 - v * v * (2 - v) / 2, u**3 / 6]):
             out[rows, first + k] = weight
         if self.even:
             out[:, 2] += out[:, 0]
         return out[:, -self.n :]
+
+    def derivative(self, x) -> np.ndarray:
+        """First derivative of all splines, zero outside the range, shape (m, n)."""
+        x = np.asarray(x, dtype=float)
+        if self.n == 1:
+            return np.zeros((len(x), 1))
+        knots = self.lo + self.step * np.arange(-3, self._n_spline + 1)
+        splines = np.eye(self._n_spline)
+        if self.even:
+            splines[0, 2] = 1
+        inside = (x >= self.lo) & (x <= self.hi)
+        return inside[:, None] * BSpline(knots, splines[:, -self.n :], 3).derivative()(x)
 
 
 def difference_penalty(n: int, order: int = 2) -> np.ndarray:

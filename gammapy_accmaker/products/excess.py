@@ -7,9 +7,9 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from gammapy.maps import Map
+from gammapy.stats import CashCountsStatistic
 from regions import CircleSkyRegion
 from scipy.ndimage import label
-from scipy.special import xlogy
 
 from gammapy_accmaker.camera.track import vectors_to_lonlat
 from gammapy_accmaker.products.background import icrs_vectors
@@ -83,8 +83,7 @@ def significance_map(field: SkyField, pixel: float, correlation_radius: float) -
     whole = Map.from_geom(image, data=field.covered).binary_erode(correlation_radius * u.deg).data
     searched = whole & field.kept & (expected > MIN_EXPECTED)
     mu = np.where(searched, expected, 1.0)
-    deviance = 2 * np.maximum(xlogy(counts, counts / mu) - (counts - mu), 0)
-    significance = np.where(searched, np.sign(counts - mu) * np.sqrt(deviance), 0.0)
+    significance = np.where(searched, CashCountsStatistic(counts, mu).sqrt_ts, 0.0)
     many = significance[searched & (expected > WIDTH_EXPECTED)]
     width = 0.5 * np.subtract(*np.percentile(many, [84.13, 15.87])) if len(many) > 100 else 1.0
     return Map.from_geom(image, data=significance / max(width, 1.0))

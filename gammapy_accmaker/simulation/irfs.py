@@ -11,7 +11,7 @@ from pathlib import Path
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import EarthLocation, SkyCoord
+from astropy.coordinates import EarthLocation, SkyCoord, angular_separation
 from astropy.io import fits
 from astropy.table import Table
 from astropy.time import Time
@@ -24,10 +24,10 @@ __all__ = [
     "BackgroundTruth",
     "TEV_IN_MEV",
     "energy_quadrature",
-    "offset_of",
     "SITE",
     "REFERENCE_TIME",
     "make_irfs",
+    "offset_of",
     "draw_source_events",
     "run_file",
     "write_run",
@@ -57,9 +57,7 @@ def energy_quadrature(edges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def offset_of(fov_lon, fov_lat) -> np.ndarray:
     """Offset in deg of positions in deg."""
-    lon, lat = np.deg2rad(fov_lon), np.deg2rad(fov_lat)
-    # Not arccos(cos cos): that loses all digits at the centre.
-    return np.rad2deg(np.arctan2(np.hypot(np.cos(lat) * np.sin(lon), np.sin(lat)), np.cos(lat) * np.cos(lon)))
+    return np.rad2deg(angular_separation(0.0, 0.0, np.deg2rad(fov_lon), np.deg2rad(fov_lat)))
 
 
 @dataclass(frozen=True)

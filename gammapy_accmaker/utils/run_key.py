@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
+from astropy.coordinates import angular_separation
 
 from gammapy_accmaker.errors import InputError
 
@@ -41,16 +42,8 @@ class RunKey:
             return False
         if abs(self.start - other.start) * 86400 > START_TOLERANCE:
             return False
-        return not _separation(self.pointing, other.pointing) > POINTING_TOLERANCE
-
-
-def _separation(first, second):
-    """Angle in deg between two positions in deg; good for small ones."""
-    (lon, lat), (other_lon, other_lat) = np.radians(first), np.radians(second)
-    haversine = (
-        np.sin((lat - other_lat) / 2) ** 2 + np.cos(lat) * np.cos(other_lat) * np.sin((lon - other_lon) / 2) ** 2
-    )
-    return np.degrees(2 * np.arcsin(np.sqrt(np.minimum(haversine, 1))))
+        separation = angular_separation(*np.radians(self.pointing), *np.radians(other.pointing))
+        return not separation > np.radians(POINTING_TOLERANCE)
 
 
 def find_runs(keys: Iterable[RunKey], among: Iterable[RunKey]) -> list[list[int]]:

@@ -218,7 +218,7 @@ class RateModel(ABC):
             energies, row = np.unique(energy[here], return_inverse=True)
             places, column = np.unique(np.stack([lon[here], lat[here]]), axis=1, return_inverse=True)
             if len(energies) * places.shape[1] <= 4 * len(here):
-                out[here] = self.rate_grid(energies, *places, float(z))[row, column.ravel()]
+                out[here] = self.rate_grid(energies, places[0], places[1], float(z))[row, column.ravel()]
                 continue
             for k in range(len(energies)):  # most pairs of an energy and a place were not asked for
                 some = here[row == k]

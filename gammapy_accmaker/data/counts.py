@@ -269,8 +269,7 @@ def reduce_slices(
     track = observation_track(observation, bins.alignment, location, step, turning=not bins.fov.is_radial)
     if needs_zenith or len(cos_zenith_edges) + len(azimuth_edges):
         check_zenith(observation, track, location)
-    xyz, energy, seconds, dropped = _read_events(observation, track)
-    header = observation.events.table.meta
+    xyz, energy, seconds, dropped, header = _read_events(observation, track)
     numbers = {name: header_number(header, name) for name in covariates}
     numbers = {name: number for name, number in numbers.items() if number is not None}
     if exclusion is None:
@@ -279,7 +278,9 @@ def reduce_slices(
     fov_lon, fov_lat = track.to_fov(xyz, seconds)
     # of a square grid the half side: its corners are no part of a round field
     reach = find_reach(offset(fov_lon, fov_lat), min(float(edges[-1]) for edges in bins.fov.edges))
-    notes = _notes(observation, track, location, len(xyz) + dropped["outside GTI"], dropped["outside GTI"], reach)
+    notes = _notes(
+        observation, header, track, location, len(xyz) + dropped["outside GTI"], dropped["outside GTI"], reach
+    )
     keep = ~exclusion.contains(xyz)
     dropped["excluded"] = int((~keep).sum())
     xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
@@ -338,9 +339,9 @@ def _live_fraction(observation):
 
 
 def _read_events(observation, track):
-    """ICRS unit vectors, energies in TeV and seconds after the start of the track of the usable events."""
+    """ICRS unit vectors, energies in TeV and seconds after the start of the track of the usable events, and their header."""
     try:
-        events = observation.events
+        events = observation.events  # once: gammapy reads the file at each access
         if events is None:
             raise ValueError("there is no event list")
         table = events.table
@@ -361,12 +362,12 @@ def _read_events(observation, track):
             f"observation {observation.obs_id}: none of its {len(keep)} events can be used ({dropped['not finite']} "
             f"masked, with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); leave the run out"
         )
-    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped
+    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped, table.meta
 
 
-def in_good_time(observation, track: FovTrack) -> np.ndarray:
+def in_good_time(events, track: FovTrack) -> np.ndarray:
     """Whether each event lies within the good time intervals."""
-    return _within(track.intervals, _event_seconds(observation.events, track))
+    return _within(track.intervals, _event_seconds(events, track))
 
 
 def _event_seconds(events, track):
@@ -394,8 +395,7 @@ def _filled(values):
     return np.where(mask, np.nan, np.asarray(getattr(plain, "value", plain), dtype=float))
 
 
-def _notes(observation, track, location, n_events, outside_gti, reach):
-    meta = observation.events.table.meta
+def _notes(observation, meta, track, location, n_events, outside_gti, reach):
     own, site = named_site(observation), observation_site(observation, location)
     ontime = (observation.gti.time_stop - observation.gti.time_start).to_value("s")
     return RunNotes(

@@ -146,7 +146,8 @@ def fill_sky(
         Site; it wins over that of the observation.
     """
     counts = Map.from_geom(geom)
-    counts.fill_events(observation.events.select_row_subset(in_good_time(observation, track)))
+    events = observation.events
+    counts.fill_events(events.select_row_subset(in_good_time(events, track)))
     near = _seen(pointing_icrs(observation, location), geom, offset_max)
     return counts.data * near, make_background_map(model, track, geom, time_step).data * near
 

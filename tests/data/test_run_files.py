@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from astropy.table import Table
-from gammapy.data import DataStore, Observations
+from gammapy.data import DataStore, EventList, Observations
 from stores import IRFS, options, plain_store
 
 from gammapy_accmaker import (
@@ -137,3 +137,16 @@ def test_an_analysis_of_an_older_version(folder, tmp_path, caplog):
     settings = {"datastore": str(folder), "required_irf": ["aeff", "edisp", "psf"]}
     config = AcceptanceAnalysisConfig.from_options({"observations": settings, "datasets": {"background": background}})
     assert make_maker(config).config == AcceptanceConfig.coerce(CONFIG) and len(warned(caplog)) == 1
+
+
+def test_the_events_of_a_run_are_read_once(monkeypatch):
+    """gammapy reads them from the file whenever they are asked for."""
+    observations, reads, read_events = read(plain_store().path)[:3], [], EventList.read
+
+    def counting(path, **kwargs):
+        reads.append(path)
+        return read_events(path, **kwargs)
+
+    monkeypatch.setattr(EventList, "read", counting)
+    fit_acceptance(observations, CONFIG)
+    assert len(reads) == len(set(reads)) == 3

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from gammapy.data import Observation
 from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
 from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
 from gammapy.maps import Map, RegionGeom
@@ -25,19 +26,20 @@ from gammapy_accmaker.acceptance.fit import (
 from gammapy_accmaker.acceptance.matched import fit_matched
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.acceptance.reduction import (
+    camera_track,
     make_bins,
     make_exclusion,
-    recognise,
     reduce_observations,
     reduce_one,
     run_exclusion,
 )
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
+from gammapy_accmaker.camera.track import FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.data.counts import check_zenith, header_number, in_good_time, observation_track
+from gammapy_accmaker.data.counts import RunCounts, in_good_time, run_key
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, warn_of_notes, warn_outside_gti
-from gammapy_accmaker.data.observations import as_observations, check_files, check_observation
+from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline.adapt import NOT_CONVERGED
@@ -205,21 +207,25 @@ class AcceptanceBackgroundMaker(Maker):
 
     def adapt(self, observation) -> RateModel:
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
-        check_observation(observation)
-        rate_model = self.model.rate_model
+        return self._apply(observation).model
+
+    def _apply(self, observation) -> _AppliedModel:
+        """The model on one run: its events are read once, and its track is made once."""
+        config, rate_model = self.config, self.model.rate_model
+        track = camera_track(observation, config)
         if rate_model.differs_by_run:
-            rate_model = rate_model.for_run(recognise(observation, self.config))
-        if self.config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
-            return ScaledModel(rate_model, 1.0)
-        bins = make_bins(self.config)
-        slices = reduce_one(observation, bins, self.config, self.exclusion)
-        adapted, row = adapt_to_run(rate_model, bins, slices, self.config)
+            rate_model = rate_model.for_run(run_key(observation, track))
+        if config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
+            return _AppliedModel(observation, ScaledModel(rate_model, 1.0), track, config.time_step_seconds)
+        bins = make_bins(config)
+        slices = reduce_one(observation, bins, config, self.exclusion, track)
+        adapted, row = adapt_to_run(rate_model, bins, slices, config)
         if NOT_CONVERGED in row["FLAG"]:
             log.warning(
                 f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its residuals, "
                 "or use run_effects 'norm' or 'none'"
             )
-        return adapted
+        return _AppliedModel(observation, adapted, track, config.time_step_seconds, slices)
 
     def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
@@ -240,11 +246,8 @@ class AcceptanceBackgroundMaker(Maker):
 
     def make_irf_with_zenith(self, observation, fov_alignment=None):
         """`make_irf` and the mean cos zenith of the run, of which nothing is said: for loops that warn once for all runs."""
-        adapted, track = self.adapt(observation), self._track(observation)
-        irf = make_background_irf(
-            adapted, track, self.config.fov_alignment, self.config.time_step_seconds, fov_alignment
-        )
-        return irf, track.mean_cos_zenith
+        applied = self._apply(observation)
+        return applied.irf(self.config.fov_alignment, fov_alignment), applied.track.mean_cos_zenith
 
     def warn_of_zenith(self, cos_zenith: dict[int | str, float]) -> None:
         """One warning for runs whose mean cos zenith, by their numbers, is outside of what the model was trained for."""
@@ -270,18 +273,17 @@ class AcceptanceBackgroundMaker(Maker):
         InputError, ObservationError
             Where the geometry or the observation cannot be used.
         """
-        return self._background(self.adapt(observation), self._checked_track(observation), geom, observation)
+        applied = self._apply(observation)
+        self._warn_of_zenith_of(applied)
+        return applied.background(geom)
 
-    def _background(self, model, track, geom, observation):
-        time_step = self.config.time_step_seconds
-        if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):
-            return make_rad_max_background(model, track, geom, observation, time_step)
-        return make_background_map(model, track, geom, time_step)
+    def _warn_of_zenith_of(self, applied):
+        self.warn_of_zenith({run_label(applied.observation.obs_id): applied.track.mean_cos_zenith})
 
     def make_background_error(self, geom, observation) -> Map:
         """Standard deviation of each bin of `make_background`, from the fit and from the effects of the run."""
-        model, track = self.adapt(observation), self._track(observation)
-        return make_error_map(model, track, self._background(model, track, geom, observation))
+        applied = self._apply(observation)
+        return applied.error(applied.background(geom))
 
     def run(self, dataset, observation):
         """Fill the background of a dataset.
@@ -305,9 +307,12 @@ class AcceptanceBackgroundMaker(Maker):
         # a renormalisation changes the parameters of a background model that is there already
         dataset.models = None if models is None else models.copy()
         geom = dataset.counts.geom
+        applied = None
         try:
-            dataset.background = self.make_background(geom, observation)
-            self._warn_of_new_run(observation)
+            applied = self._apply(observation)
+            self._warn_of_zenith_of(applied)
+            dataset.background = applied.background(geom)
+            self._warn_of_new_run(applied)
         except ObservationError as error:
             log.warning(f"{error}. Its dataset {dataset.name} has no background and is masked.")
             dataset.background = Map.from_geom(geom, unit="")
@@ -315,26 +320,31 @@ class AcceptanceBackgroundMaker(Maker):
         if dataset.mask_safe is not None:
             covered = covered & dataset.mask_safe.data
         dataset.mask_safe = Map.from_geom(geom, data=covered)
-        if not covered.any():
+        if applied is None or not covered.any():
             return dataset
-        return self._renormalized(dataset, observation)
+        return self._renormalized(dataset, applied)
 
-    def _warn_of_new_run(self, observation):
+    def _warn_of_new_run(self, applied):
         """Of a run that the model does not know: what a fit says of its own runs."""
-        if find_runs([recognise(observation, self.config)], run_keys(self.run_table))[0]:
+        observation = applied.observation
+        if find_runs([run_key(observation, applied.track)], run_keys(self.run_table))[0]:
             return
-        name, outside = run_label(observation.obs_id), ~in_good_time(observation, self._track(observation))
-        warn_outside_gti({name: RunNotes(n_events=len(outside), outside_gti=int(outside.sum()))})
-        header = observation.events.table.meta
-        lacking = [key for key in self.model.rate_model.covariate_names if header_number(header, key) is None]
+        name, keywords = run_label(observation.obs_id), {}
+        if applied.slices:
+            notes, keywords = applied.slices[0].notes, applied.slices[0].covariates
+        else:  # a model without effects of the run, and so without covariates, did not read it
+            outside = ~in_good_time(observation.events, applied.track)
+            notes = RunNotes(n_events=len(outside), outside_gti=int(outside.sum()))
+        warn_outside_gti({name: notes})
+        lacking = [key for key in self.model.rate_model.covariate_names if key not in keywords]
         if lacking:
             log.warning(
                 f"observation {name}: the header of its events has no number for {', '.join(lacking)}, which the model follows: "
                 "it counts as the mean of the runs of the fit; fill it in"
             )
 
-    def _renormalized(self, dataset, observation):
-        options = self.config.renormalization
+    def _renormalized(self, dataset, applied):
+        options, observation = self.config.renormalization, applied.observation
         if options.type == "none":
             return dataset
         image = dataset.counts.geom.to_image()
@@ -348,7 +358,7 @@ class AcceptanceBackgroundMaker(Maker):
             maker = FoVBackgroundMaker(
                 method=options.method,
                 exclusion_mask=mask,
-                spectral_model=self._norm_model(options, observation),
+                spectral_model=_norm_model(options, applied.model),
                 spatial_model=options.spatial_model,
                 min_counts=options.min_counts,
                 min_npred_background=options.min_npred_background,
@@ -360,16 +370,6 @@ class AcceptanceBackgroundMaker(Maker):
         given = options.model_dump(exclude={"type"})
         cls = RingBackgroundMaker if options.type == "ring" else AdaptiveRingBackgroundMaker
         return cls(exclusion_mask=mask, **given).run(dataset, observation)
-
-    def _norm_model(self, options, observation):
-        """Norm spectral model of the renormalisation, with the prior that the fit of the run leaves."""
-        model = options.spectral_model.copy()
-        if options.prior:
-            adapted = self.adapt(observation)
-            for name, mean, sigma in (("norm", 1, adapted.norm_spread), ("tilt", 0, adapted.tilt_spread)):
-                if name in model.parameters.names and np.isfinite(sigma) and sigma > 0:
-                    model.parameters[name].prior = GaussianPrior(mu=mean, sigma=sigma)
-        return model
 
     def _check_dataset(self, dataset):
         if not isinstance(dataset, MapDataset) or isinstance(dataset, (MapDatasetOnOff, SpectrumDatasetOnOff)):
@@ -399,24 +399,42 @@ class AcceptanceBackgroundMaker(Maker):
             )
         return inside
 
-    def _track(self, observation):
-        check_files(observation)
-        location = self.config.observatory_location
-        track = observation_track(observation, self.config.fov_alignment, location)
-        if self.config.needs_zenith:
-            check_zenith(observation, track, location)
-        return track
-
-    def _checked_track(self, observation):
-        """The track, and a warning where its mean zenith angle is outside of what the model was trained for."""
-        track = self._track(observation)
-        self.warn_of_zenith({run_label(observation.obs_id): track.mean_cos_zenith})
-        return track
-
     def __str__(self):
         lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())
         fitted = str(self.model).split("\n\n", 1)[1].strip() if self.is_fitted else "none yet: call fit"
         return f"{type(self).__name__}\n{'-' * len(type(self).__name__)}\n\n{lines}\n\n  model: {fitted}\n"
+
+
+@dataclass(frozen=True)
+class _AppliedModel:
+    """The acceptance on one run: the model with the effects of the run, and the track over which it is integrated."""
+
+    observation: Observation
+    model: RateModel
+    track: FovTrack
+    time_step: float | None
+    slices: list[RunCounts] = field(default_factory=list)  # empty where the run was not read
+
+    def background(self, geom) -> Map:
+        if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):
+            return make_rad_max_background(self.model, self.track, geom, self.observation, self.time_step)
+        return make_background_map(self.model, self.track, geom, self.time_step)
+
+    def error(self, background: Map) -> Map:
+        return make_error_map(self.model, self.track, background)
+
+    def irf(self, model_alignment, fov_alignment=None):
+        return make_background_irf(self.model, self.track, model_alignment, self.time_step, fov_alignment)
+
+
+def _norm_model(options, adapted):
+    """Norm spectral model of the renormalisation, with the prior that the fit of the run leaves."""
+    model = options.spectral_model.copy()
+    if options.prior:
+        for name, mean, sigma in (("norm", 1, adapted.norm_spread), ("tilt", 0, adapted.tilt_spread)):
+            if name in model.parameters.names and np.isfinite(sigma) and sigma > 0:
+                model.parameters[name].prior = GaussianPrior(mu=mean, sigma=sigma)
+    return model
 
 
 def _checked_model(model):

@@ -11,13 +11,14 @@ from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
 
 from gammapy_accmaker.camera.bins import FovBins, energy_edges_per_decade, split_bins
-from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE
+from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE, FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.cache import RunCache, in_memory
 from gammapy_accmaker.data.counts import (
     MUON_EFFICIENCY,
     CountsBins,
     RunCounts,
+    check_zenith,
     observation_track,
     reduce_slices,
     run_key,
@@ -33,6 +34,7 @@ from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
 
 __all__ = [
     "by_place",
+    "camera_track",
     "in_own_order",
     "make_bins",
     "make_exclusion",
@@ -102,7 +104,6 @@ def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -
 @contextmanager
 def _explained(observation):
     """Reading of an observation, whose errors name it."""
-    check_files(observation)
     try:
         yield
     except AcceptanceError:
@@ -115,14 +116,33 @@ def _explained(observation):
 
 def recognise(observation, config: AcceptanceConfig) -> RunKey:
     """What an observation that comes alone is recognised by; its events are not read."""
+    check_files(observation)
     with _explained(observation):
         site = config.observatory_location
         return run_key(observation, observation_track(observation, "radec", site, turning=False))
 
 
-def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> list[RunCounts]:
-    """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle."""
+def camera_track(observation, config: AcceptanceConfig) -> FovTrack:
+    """Track of an observation in the camera, with a zenith angle where the model follows it; its events are not read."""
+    check_files(observation)
+    location = config.observatory_location
+    with _explained(observation):
+        track = observation_track(observation, config.fov_alignment, location)
+        if config.needs_zenith:
+            check_zenith(observation, track, location)
+        return track
+
+
+def reduce_one(
+    observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion, track: FovTrack | None = None
+) -> list[RunCounts]:
+    """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle.
+
+    ``track``: its `camera_track`, where that is known already.
+    """
     pooled = config.zenith_bins
+    if track is None:
+        check_files(observation)
     with _explained(observation):
         slices = reduce_slices(
             observation,
@@ -135,6 +155,7 @@ def reduce_one(observation, bins: CountsBins, config: AcceptanceConfig, exclusio
             location=config.observatory_location,
             needs_zenith=config.needs_zenith,
             covariates=_keywords(config),
+            track=track,
         )
     if not any(part.exposure.any() for part in slices):
         raise ObservationError(

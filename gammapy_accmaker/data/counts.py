@@ -230,6 +230,7 @@ def reduce_slices(
     location: EarthLocation | None = None,
     needs_zenith: bool = False,
     covariates=(MUON_EFFICIENCY,),
+    track: FovTrack | None = None,
 ) -> list[RunCounts]:
     """Counts and exposure of an observation in the field of view, slice by slice in time.
 
@@ -253,6 +254,8 @@ def reduce_slices(
         Whether a run whose zenith angle is not known is an error; with edges and the alignment "altaz" it always is.
     covariates : sequence of str
         Keywords of the event header whose numbers are kept.
+    track : `FovTrack`, optional
+        `observation_track` of the observation, where it is known already. Rings, which do not turn, make a coarser one.
 
     Returns
     -------
@@ -264,9 +267,12 @@ def reduce_slices(
     ObservationError
         Where the observation has no good time, no location that is needed, or no usable events.
     """
-    # rings do not notice how the field turns: what it costs to follow it is saved
-    step = RING_TRACK_STEP if bins.fov.is_radial and len(azimuth_edges) == 0 else POINTING_STEP
-    track = observation_track(observation, bins.alignment, location, step, turning=not bins.fov.is_radial)
+    if bins.fov.is_radial:
+        # rings do not notice how the field turns: what it costs to follow it is saved
+        step = RING_TRACK_STEP if len(azimuth_edges) == 0 else POINTING_STEP
+        track = observation_track(observation, bins.alignment, location, step, turning=False)
+    elif track is None:
+        track = observation_track(observation, bins.alignment, location)
     if needs_zenith or len(cos_zenith_edges) + len(azimuth_edges):
         check_zenith(observation, track, location)
     xyz, energy, seconds, dropped, header = _read_events(observation, track)

@@ -287,7 +287,7 @@ def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_ba
     run_table = make_run_table(rate_model, bins, runs, failures, config)
     fit_counts = sum_counts([part for slices in in_own_order(runs) for part in slices], bins.energy_edges, bins.fov)
     parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": exclusion}
-    return AcceptanceModel(rate_model, config.without_files().to_yaml(), run_table, **parts), adapted
+    return AcceptanceModel(rate_model, config.without_files(), run_table, **parts), adapted
 
 
 def is_grouped(config: AcceptanceConfig) -> bool:

@@ -83,7 +83,7 @@ class AcceptanceBackgroundMaker(Maker):
     def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None):
         self._model = self._given_model = None if model is None else _checked_model(model)
         if config is None and model is not None:
-            config = AcceptanceConfig.from_yaml(model.config)
+            config = model.config
         self.config = AcceptanceConfig.coerce(config)
         self._read_covariates()
         self._given = make_exclusion(self.config, exclusion)

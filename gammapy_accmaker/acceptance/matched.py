@@ -123,9 +123,7 @@ def fit_matched(
     )
     is_used = np.array([k in usable for k in matches["OFF_PLACE"]], dtype=bool)
     run_table = stack_run_tables([off_table, on_table])
-    return AcceptanceModel(
-        rate_model, config.without_files().to_yaml(), run_table, matches[is_used], exclusion=excluded
-    )
+    return AcceptanceModel(rate_model, config.without_files(), run_table, matches[is_used], exclusion=excluded)
 
 
 def _key(observation, slices, config):

@@ -15,7 +15,7 @@ from regions import CircleSkyRegion
 from gammapy_accmaker.acceptance.plan import GroupPlan
 from gammapy_accmaker.acceptance.run_table import describe_columns
 from gammapy_accmaker.camera.bins import as_values
-from gammapy_accmaker.config.config import AcceptanceConfig, yaml_without_retired_keys
+from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
@@ -59,8 +59,8 @@ class AcceptanceModel:
     ----------
     rate_model : `RateModel`
         The fit, on plain arrays.
-    config : str
-        The configuration that made it, as YAML. It names no files of the exclusion, which is in ``exclusion``.
+    config : `AcceptanceConfig`
+        The configuration that made it. It names no files of the exclusion, which is in ``exclusion``.
     run_table : `~astropy.table.Table`
         One row for each run of the fit: what it gave, its norm, and why it was left out, if it was; its columns are described
         in `gammapy_accmaker.acceptance.run_table`.
@@ -79,7 +79,7 @@ class AcceptanceModel:
     """
 
     rate_model: RateModel
-    config: str
+    config: AcceptanceConfig
     run_table: Table
     matches: Table = field(default_factory=Table)
     found: Table = field(default_factory=Table)
@@ -88,6 +88,8 @@ class AcceptanceModel:
     exclusion: Exclusion = field(default_factory=Exclusion)
 
     def __post_init__(self):
+        # text is what scripts of earlier versions give
+        object.__setattr__(self, "config", AcceptanceConfig.from_yaml(self.config))
         describe_columns(self.run_table)
 
     @property
@@ -155,7 +157,7 @@ class AcceptanceModel:
         overwrite : bool
             Replace an existing file.
         """
-        alignment = AcceptanceConfig.from_yaml(self.config).fov_alignment
+        alignment = self.config.fov_alignment
         if format == "table":
             irf = make_mean_irf(self.rate_model, cos_zenith, alignment)
             write_atomically(as_path(path), irf.write, overwrite)
@@ -184,7 +186,7 @@ class AcceptanceModel:
 
     def write(self, path, overwrite: bool = False) -> None:
         """Write a FITS file that `read` reads back exactly; an existing file is kept unless ``overwrite``."""
-        texts = {"kind": self.rate_model.kind, "config": self.config}
+        texts = {"kind": self.rate_model.kind, "config": self.config.to_yaml()}
         texts |= {name: _to_text(getattr(self, name)) for name in EXTRA_TABLES}
         arrays = self.rate_model.to_arrays()
         if self.plan is not None:
@@ -213,12 +215,12 @@ class AcceptanceModel:
             )
             if not known:
                 raise ValueError("columns OBS_ID and USED of the run table")
-            config = yaml_without_retired_keys(texts["config"])
             if "exclusion" in texts:
-                exclusion = Exclusion.from_arrays(texts["exclusion"], masks)
+                config, exclusion = texts["config"], Exclusion.from_arrays(texts["exclusion"], masks)
             else:
-                config, exclusion = _without_files(config, path), Exclusion()
-            return cls(rate_model, config, run_table, plan=plan, fit_counts=fit_counts, exclusion=exclusion, **extra)
+                config, exclusion = _without_files(texts["config"], path), Exclusion()
+            fitted = AcceptanceConfig.from_yaml(config)
+            return cls(rate_model, fitted, run_table, plan=plan, fit_counts=fit_counts, exclusion=exclusion, **extra)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 
@@ -263,7 +265,7 @@ class AcceptanceModel:
             "zenith": {"type": "none" if rate_model.zenith_range is None else "interpolated"},
             "run_effects": {"type": run_effects},
         })  # fmt: skip
-        return cls(rate_model, config.to_yaml(), Table(names=["OBS_ID", "USED"], dtype=[int, bool]))
+        return cls(rate_model, config, Table(names=["OBS_ID", "USED"], dtype=[int, bool]))
 
     def __str__(self):
         model = self.rate_model
@@ -284,15 +286,14 @@ class AcceptanceModel:
         )
 
     def _offset_max_in_words(self):
-        config = AcceptanceConfig.from_yaml(self.config)
-        bins, asked = getattr(config.model, "offset_bins", None), config.offset_max.to_value("deg")
+        bins, asked = getattr(self.config.model, "offset_bins", None), self.config.offset_max.to_value("deg")
         if isinstance(bins, u.Quantity):
             asked = bins.to_value("deg").max()
         reach = self.rate_model.offset_max
         return f"{asked:.3g} deg" + (f", and the rate goes on to {reach:.3g} deg" if reach > asked * (1 + 1e-6) else "")
 
     def _excluded_in_words(self):
-        options = AcceptanceConfig.from_yaml(self.config).exclusion
+        options = self.config.exclusion
         parts = [self.exclusion.in_brief()] if len(self.exclusion) else []
         if options.wobble_half is not False:
             parts.append("the half of the camera with the source")

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-import yaml
 from astropy.io import fits
 from gammapy.analysis import Analysis, AnalysisConfig
 from gammapy.data import Observations
@@ -79,7 +78,7 @@ def make_maker(config) -> AcceptanceBackgroundMaker:
     background = config.datasets.background
     exclusion = _read_exclusion(background.exclusion)
     if background.model is None:
-        return AcceptanceBackgroundMaker(background.parameters, exclusion=exclusion)
+        return AcceptanceBackgroundMaker(background.options, exclusion=exclusion)
     model = AcceptanceModel.read(background.model)
     options = _options_with_model(model, background)
     config.check_renormalization(options.renormalization.type)
@@ -88,7 +87,7 @@ def make_maker(config) -> AcceptanceBackgroundMaker:
 
 def _options_with_model(model, background) -> AcceptanceConfig:
     """Options of the fit of a model, with those of its application."""
-    fitted = yaml.safe_load(model.config)
+    fitted = model.config.model_dump(mode="json")
     given = background.parameters
     if isinstance(given.get("exclusion"), dict):  # in addition to that of the fit
         given = given | {"exclusion": fitted["exclusion"] | given["exclusion"]}

@@ -25,6 +25,7 @@ from gammapy.utils.types import PathType
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -99,22 +100,20 @@ class AcceptanceBackground(GammapyBaseConfig):
     """
 
     method: AcceptanceMethodEnum | None = None
+    _validated: tuple[dict, AcceptanceConfig] | None = PrivateAttr(None)
     off_observations: Annotated[OffObservationsConfig, as_options(OffObservationsConfig)] | None = None
     model: PathType | None = None
 
     @field_validator("parameters", mode="before", check_fields=False)
     @classmethod
     def _nested_parameters(cls, value: Any, info: ValidationInfo):
-        """Options of an acceptance as nested dictionaries, checked where they are some."""
+        """Options of an acceptance as nested dictionaries."""
         value = _nested(value)
-        if info.data.get("method") == "acceptance" and isinstance(value, dict):
-            value = without_retired_keys(value)
-            read_parameters(value)
-        return value
+        return without_retired_keys(value) if info.data.get("method") == "acceptance" else value
 
     @field_serializer("parameters", when_used="json", check_fields=False)
     def _parameters_in_a_file(self, value: dict):
-        return _given(read_parameters(value).model_dump(mode="json"), value) if self.method == "acceptance" else value
+        return _given(self.options.model_dump(mode="json"), value) if self.method == "acceptance" else value
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -127,6 +126,13 @@ class AcceptanceBackground(GammapyBaseConfig):
         data = handler(self)
         return {k: v for k, v in data.items() if k not in ("off_observations", "model") or v is not None}
 
+    @property
+    def options(self) -> AcceptanceConfig:
+        """The parameters as options of an acceptance: validated once, and again where they were changed in place."""
+        if self._validated is None or not _is_same(self._validated[0], self.parameters):
+            self._validated = _nested(self.parameters), read_parameters(self.parameters)
+        return self._validated[1]
+
     def check(self) -> None:
         """Raise an `InputError` for what contradicts itself, and for files that are not there."""
         if self.method != "acceptance":
@@ -136,7 +142,7 @@ class AcceptanceBackground(GammapyBaseConfig):
                         f"{BACKGROUND}.{key}: it needs `method: acceptance`, but got {self.method!r}; set this method, or leave {key} out"
                     )
             return
-        options = read_parameters(self.parameters)
+        options = self.options
         if options.matching is not None and self.off_observations is None and self.model is None:
             raise InputError(
                 f"{BACKGROUND}.parameters.matching: it needs OFF runs; name them in off_observations, or leave matching null"
@@ -164,7 +170,17 @@ def read_parameters(parameters: dict) -> AcceptanceConfig:
 def _nested(options):
     if isinstance(options, BaseModel):
         return options.model_dump()
+    if isinstance(options, list):
+        return [_nested(value) for value in options]
     return {key: _nested(value) for key, value in options.items()} if isinstance(options, dict) else options
+
+
+def _is_same(old, new):
+    """Whether nested options are as they were; what they hold is compared as objects, or by what it says of itself."""
+    try:
+        return bool(old == new)
+    except ValueError:  # an array in place of another
+        return False
 
 
 def _given(dumped, given):
@@ -301,7 +317,7 @@ class ExtendedConfig(GammapyBaseConfig):
                 "datasets.safe_mask.methods: 'bkg-peak' needs a background before the acceptance is there; "
                 "use another, such as 'aeff-max'"
             )
-        self.check_renormalization(read_parameters(background.parameters).renormalization.type)
+        self.check_renormalization(background.options.renormalization.type)
 
     def check_renormalization(self, kind: str) -> None:
         """Raise an `InputError` where the datasets cannot have this renormalisation."""

@@ -38,7 +38,7 @@ from gammapy_accmaker.config.types import EnergyEdges, Location, OneAngle, Optio
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
 
-__all__ = ["AcceptanceConfig", "without_retired_keys", "yaml_without_retired_keys"]
+__all__ = ["AcceptanceConfig", "without_retired_keys"]
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,6 @@ def without_retired_keys(options):
     for key in RETIRED.keys() & options.keys():
         log.warning(f"config: the key {key!r} is ignored, since {RETIRED[key]}; take it out of the configuration")
     return {key: value for key, value in options.items() if key not in RETIRED}
-
-
-def yaml_without_retired_keys(text: str) -> str:
-    """The same for the text of a configuration, which is left as it is where it has none of them."""
-    options = yaml.safe_load(text)
-    kept = without_retired_keys(options)
-    return text if kept == options else yaml.safe_dump(kept, sort_keys=False)
 
 
 FitEnergy = Annotated[
@@ -236,8 +229,10 @@ class AcceptanceConfig(Options):
             raise InputError(f"config: {explain(error, cls)}") from error
 
     @classmethod
-    def from_yaml(cls, text: str) -> AcceptanceConfig:
-        """Configuration from YAML (or JSON) text."""
+    def from_yaml(cls, text: str | AcceptanceConfig) -> AcceptanceConfig:
+        """Configuration from YAML (or JSON) text; a configuration as it is."""
+        if isinstance(text, cls):  # what `AcceptanceModel.config` is, which was text in earlier versions
+            return text
         if not isinstance(text, str):
             raise InputError(f"config: got {type(text).__name__}, but YAML text is needed; `read` takes a path")
         try:

@@ -79,7 +79,8 @@ def _line(error, cls, prefix):
         meant = f"did you mean {close[0]!r}? " if close else ""
         return f"{path}: unknown key; {meant}known are {', '.join(known)}"
     if error["type"] == "value_error" and (not keys or message.startswith(path)):
-        return message  # one of ours, which names its key
+        # one of ours, which names its key
+        return f"{prefix}.{message}" if prefix and not message.startswith(prefix) else message
     # ours say themselves what came; of those on several keys, the input is all of the options
     says_it = error["type"] == "missing" or message.startswith("got ")
     says_it |= error["type"] == "value_error" and isinstance(error["input"], Mapping)

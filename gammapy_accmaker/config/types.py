@@ -179,3 +179,12 @@ class Options(BaseModel):
     """Refuses unknown keys; an option is changed by `AcceptanceConfig.update`, not in place."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, validate_default=True)
+
+    def __eq__(self, other):
+        # as they are written: energies and functions have no == that says yes or no
+        if type(self) is not type(other):
+            return NotImplemented
+        return self.model_dump(mode="json") == other.model_dump(mode="json")
+
+    def __hash__(self):
+        return hash(self.model_dump_json())

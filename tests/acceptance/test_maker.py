@@ -26,6 +26,7 @@ from regions import CircleSkyRegion
 from stores import altered, energy_axis, full_store, observations, options, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, fit_acceptance
+from gammapy_accmaker.data import counts
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 
 KINDS = ["radial", "grid"]
@@ -542,3 +543,29 @@ def test_radec_alignment(store, on_runs):
     near = geom.to_image().separation(observation.pointing.fixed_icrs).deg < 2.15
     ours = maker.make_background(geom, observation)
     assert np.allclose(theirs.data[:, near].sum(1), ours.data[:, near].sum(1), rtol=5e-3)
+
+
+@pytest.mark.parametrize("product", ["run", "make_irf", "make_background_error"])
+def test_a_run_is_read_once_and_followed_once(on_runs, monkeypatch, product):
+    """With a prior, which needs the effects of the run as the background does; both are of the same adaptation."""
+    maker = fitted_maker(renormalization={"type": "fov", "prior": True})
+    dataset = MapDatasetMaker(selection=["counts"]).run(reference(), on_runs[0])
+    calls = {"read": 0, "track": 0}
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    events = type(on_runs[0]).events
+    monkeypatch.setattr(type(on_runs[0]), "events", property(counted("read", events.fget), events.fset))
+    monkeypatch.setattr(counts, "fov_track", counted("track", counts.fov_track))
+    arguments = {
+        "run": (dataset, on_runs[0]),
+        "make_irf": (on_runs[0],),
+        "make_background_error": (dataset.counts.geom, on_runs[0]),
+    }
+    getattr(maker, product)(*arguments[product])
+    assert calls == {"read": 1, "track": 1}

@@ -10,7 +10,7 @@ from gammapy.datasets import MapDataset
 from gammapy.makers import MapDatasetMaker
 from stores import altered, full_store, observations, sky_geom, source_region
 
-from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.data.counts import CountsBins, observation_track, reduce_observation, reduce_slices
 from gammapy_accmaker.data.exclusion import Exclusion
@@ -117,7 +117,7 @@ def test_prior_on_the_norm_stays_on_the_dataset():
     free_tilt = {"type": "pl-norm", "parameters": [{"name": "norm", "value": 1.0}, {"name": "tilt", "value": 0.0, "frozen": False},
                                                    {"name": "reference", "value": 1.0, "unit": "TeV"}]}  # fmt: skip
     renormalization = {"type": "fov", "method": "fit", "prior": True, "spectral_model": free_tilt}
-    config = AcceptanceConfig.from_yaml(maker().model.config).update({"renormalization": renormalization})
+    config = maker().model.config.update({"renormalization": renormalization})
     with_prior = AcceptanceBackgroundMaker(config, model=maker().model, exclusion=[source_region(store)])
     observation = observations(store)[0]
     empty = MapDataset.create(sky_geom(observation.pointing.fixed_icrs, binsz=0.1, width=4), name="run")
@@ -153,7 +153,7 @@ def test_a_faint_source_that_is_not_excluded_does_not_move_the_effects():
 
 
 def test_min_counts_of_the_configuration_reaches_the_run():
-    config = AcceptanceConfig.from_yaml(maker().model.config).update({"run_effects": {"min_counts": 10**6}})
+    config = maker().model.config.update({"run_effects": {"min_counts": 10**6}})
     observation = observations(full_store())[0]
     adapted = AcceptanceBackgroundMaker(config, model=maker().model).adapt(observation)
     # no energy has so many counts: the run is what is expected under its conditions

@@ -357,7 +357,7 @@ def test_the_recipe_of_the_readme(kind, store, on_runs, tmp_path):
         file.unlink()
     model = AcceptanceModel.read(tmp_path / "model.fits")
     again = AcceptanceBackgroundMaker(model=model)
-    options_of = AcceptanceConfig.from_yaml(model.config).exclusion
+    options_of = model.config.exclusion
     assert options_of.files() == [] and options_of.margin == 0.05 * DEG
     assert len(model.exclusion) == 4 and len(again.exclusion) == 4 and len(maker.exclusion) == 4
     assert all(f"({name})" in str(again.exclusion) for name in ("source.reg", "mask.fits", "stars.csv"))
@@ -394,7 +394,7 @@ def test_a_file_of_an_earlier_version(store, tmp_path, caplog):
         again = AcceptanceModel.read(tmp_path / "model.fits")
     assert len(caplog.records) == 1 and "source.reg" in caplog.text and "give it as `exclusion`" in caplog.text
     assert AcceptanceBackgroundMaker(model=again, exclusion=source_region(store)).exclusion[0].radius == 0.4 * DEG
-    assert AcceptanceConfig.from_yaml(again.config).exclusion.margin == 0.05 * DEG
+    assert again.config.exclusion.margin == 0.05 * DEG
 
 
 def test_a_fit_without_an_exclusion_says_so_once(store, on_runs, caplog):

@@ -27,6 +27,7 @@ from gammapy_accmaker import (
     AcceptanceConfig,
     AcceptanceWorkflow,
 )
+from gammapy_accmaker.analysis import config as analysis_config
 from gammapy_accmaker.errors import AcceptanceError, InputError
 
 FAST = {"model": {"type": "radial"}, "run_effects": {"type": "norm"}, "zenith": {"type": "none"}}
@@ -584,3 +585,30 @@ def test_earlier_gammapy_is_refused_when_the_workflow_is_made(monkeypatch):
     monkeypatch.setattr(gammapy_accmaker.analysis.workflow, "SUPPORTED", False)
     with pytest.raises(AcceptanceError, match="need gammapy >= 2.1; upgrade gammapy, or use AcceptanceAnalysis"):
         AcceptanceWorkflow({})
+
+
+def test_parameters_are_validated_once_and_again_where_they_are_changed_in_place(store, monkeypatch):
+    calls = []
+
+    def counted(parameters, validate=analysis_config.read_parameters):
+        calls.append(parameters)
+        return validate(parameters)
+
+    monkeypatch.setattr(analysis_config, "read_parameters", counted)
+    config = AcceptanceAnalysisConfig.from_yaml(
+        yaml.safe_dump(nested(store, parameters=FAST | {"offset_max": "2 deg"}))
+    )
+    analysis = AcceptanceAnalysis(config)
+    analysis.get_observations()
+    config.check_complete()
+    assert config.to_yaml() and len(calls) == 1
+    background = analysis.config.datasets.background
+    background.parameters["offset_max"] = "1 deg"
+    assert background.options.offset_max == 1 * u.deg and len(calls) == 2
+    background.parameters["fit_energy"] = [1, 2, 4] * u.TeV
+    assert len(background.options.fit_energy) == 3
+    background.parameters["fit_energy"] = [1, 2, 4, 8] * u.TeV
+    assert len(background.options.fit_energy) == 4 and len(calls) == 4
+    background.parameters["model"] = {"type": "no such"}
+    with pytest.raises(InputError, match="parameters.model"):
+        analysis.get_observations()

@@ -1,7 +1,6 @@
 """Files are read wherever gammapy finds them; one that is not there costs its run, not the fit."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from gammapy_accmaker import (
 from gammapy_accmaker.analysis.analysis import make_maker
 from gammapy_accmaker.data.observations import find_unreadable
 from gammapy_accmaker.errors import ObservationError
+from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
 
 CONFIG = options("radial")
 BROKEN = 2  # which of the runs of a store has its file outside
@@ -125,7 +125,10 @@ def test_a_configuration_of_an_older_version(tmp_path, caplog):
 
 def test_a_model_file_of_an_older_version(folder, tmp_path, caplog):
     model = fit_acceptance(read(folder), CONFIG)
-    replace(model, config=model.config + "outside_files: true\n").write(tmp_path / "model.fits")
+    model.write(tmp_path / "model.fits")
+    arrays, texts, table = read_model_file(tmp_path / "model.fits")
+    texts["config"] += "outside_files: true\n"
+    write_model_file(tmp_path / "model.fits", arrays, texts, table, overwrite=True)
     again = AcceptanceModel.read(tmp_path / "model.fits")
     AcceptanceBackgroundMaker(model=again)
     again.write_cube(tmp_path / "cube.fits")

@@ -19,15 +19,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from gammapy_accmaker.errors import ObservationError
 
-__all__ = [
-    "MAX_ZENITH_CHANGE",
-    "FovTrack",
-    "fov_track",
-    "gti_seconds",
-    "time_nodes",
-    "unit_vectors",
-    "vectors_to_lonlat",
-]
+__all__ = ["MAX_ZENITH_CHANGE", "FovTrack", "fov_track", "time_nodes", "unit_vectors", "vectors_to_lonlat"]
 
 MAX_ROTATION = np.radians(1.5)  # between two nodes; slerp is then good to a few arcsec even near the zenith
 MIN_STEP = 1.0  # s

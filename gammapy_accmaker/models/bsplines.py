@@ -14,19 +14,7 @@ import numpy as np
 from scipy.interpolate import BSpline
 from scipy.linalg import cho_factor, cho_solve
 
-__all__ = [
-    "BSplineAxis",
-    "PenalisedFit",
-    "axis_penalties",
-    "contract",
-    "difference_penalty",
-    "fellner_schall",
-    "fit_tensor_spline",
-    "penalty_eigenvalues",
-    "penalty_matrix",
-    "row_tensor",
-    "tensor_information",
-]
+__all__ = ["BSplineAxis", "difference_penalty", "fit_tensor_spline", "row_tensor"]
 
 SMOOTHING_RANGE = (1e-4, 1e8)
 
@@ -170,12 +158,12 @@ def axis_penalties(penalties: list[np.ndarray]) -> list[np.ndarray]:
     return [reduce(np.kron, [p if i == j else eyes[j] for j in range(len(eyes))]) for i, p in enumerate(penalties)]
 
 
-def penalty_matrix(smoothing, penalties: list[np.ndarray], ridge: float) -> np.ndarray:
+def _penalty_matrix(smoothing, penalties: list[np.ndarray], ridge: float) -> np.ndarray:
     """Sum of the penalties times their smoothing parameters, plus a ridge for their common null space."""
     return sum(s * p for s, p in zip(smoothing, penalties, strict=True)) + ridge * np.eye(len(penalties[0]))
 
 
-def penalty_eigenvalues(penalties: list[np.ndarray]) -> list[np.ndarray]:
+def _penalty_eigenvalues(penalties: list[np.ndarray]) -> list[np.ndarray]:
     """Eigenvalues of each axis' penalty on the common eigenbasis of the tensor product, shapes (k,)."""
     dim, sizes = len(penalties), [len(p) for p in penalties]
     out = []
@@ -186,14 +174,14 @@ def penalty_eigenvalues(penalties: list[np.ndarray]) -> list[np.ndarray]:
     return out
 
 
-def fellner_schall(smoothing, eigenvalues, penalties, coefficients, covariance) -> np.ndarray:
+def _fellner_schall(smoothing, eigenvalues, penalties, coefficients, covariance) -> np.ndarray:
     """One generalised Fellner-Schall update of the smoothing parameters.
 
     Parameters
     ----------
     smoothing : array_like, shape (d,)
     eigenvalues : list of `numpy.ndarray`, shape (k,)
-        From `penalty_eigenvalues`.
+        From `_penalty_eigenvalues`.
     penalties : list of `numpy.ndarray`, shape (k, k)
     coefficients : `numpy.ndarray`, shape (k,)
     covariance : `numpy.ndarray`, shape (k, k)
@@ -275,21 +263,21 @@ def fit_tensor_spline(
     fit : `PenalisedFit`
     """
     sizes = [b.shape[1] for b in bases]
-    rows, full, eigenvalues = [row_tensor(b) for b in bases], axis_penalties(penalties), penalty_eigenvalues(penalties)
+    rows, full, eigenvalues = [row_tensor(b) for b in bases], axis_penalties(penalties), _penalty_eigenvalues(penalties)
     smoothing = np.full(len(sizes), 10.0) if smoothing is None else np.array(smoothing, dtype=float)
     if start is None:
         start = np.full(sizes, np.log(max(counts.sum(), 0.5) / offset.sum()))
     c, transposed, converged = start.ravel().copy(), [b.T for b in bases], False
     for _ in range(max_rounds):
         mu = offset * np.exp(contract(c.reshape(sizes), transposed))
-        penalty = penalty_matrix(smoothing, full, ridge)
+        penalty = _penalty_matrix(smoothing, full, ridge)
         factor = cho_factor(tensor_information(mu, rows) + penalty)
         step = cho_solve(factor, contract(counts - mu, bases).ravel() - penalty @ c)
         size = np.abs(step).max()
         c = c + step * min(1, 2 / max(size, 1e-300))
         drift = 0.0
         if estimate_smoothing and size < 0.5:
-            new = fellner_schall(smoothing, eigenvalues, full, c, cho_solve(factor, np.eye(len(c))))
+            new = _fellner_schall(smoothing, eigenvalues, full, c, cho_solve(factor, np.eye(len(c))))
             drift, smoothing = np.abs(np.log(new / smoothing)).max(), new
         if size < tolerance * (1 if not estimate_smoothing else 1e3) and drift < 0.02:
             converged = True

@@ -12,15 +12,7 @@ from scipy.stats import chi2
 from gammapy_accmaker.camera.bins import FovBins, offset
 from gammapy_accmaker.utils.statistics import deviance_moments, poisson_deviance
 
-__all__ = [
-    "GoodnessOfFit",
-    "describe_goodness",
-    "energy_groups",
-    "field_parts",
-    "goodness_of_fit",
-    "goodness_of_model",
-    "group_scores",
-]
+__all__ = ["GoodnessOfFit", "describe_goodness", "goodness_of_model", "group_scores"]
 
 IMPROBABLE = 1e-4  # probability of a deviance as large as this by chance: such a fit is called poor,
 MATTERS = 0.02  # if it is so far off: with a million events 1 % is seen, and runs differ by more

@@ -15,13 +15,7 @@ from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel, describe_cos_zenith, goodness_of_parts, nested_arrays, nested_models
 from gammapy_accmaker.utils.run_key import RunKey, label_array
 
-__all__ = [
-    "ZenithBinned",
-    "ZenithInterpolated",
-    "common_coverage",
-    "AzimuthBinned",
-    "ModelPerRun",
-]
+__all__ = ["AzimuthBinned", "ModelPerRun", "ZenithBinned", "ZenithInterpolated"]
 
 
 class _OfParts(RateModel):
@@ -34,7 +28,7 @@ class _OfParts(RateModel):
     zenith_range: tuple[float, float] | None
 
 
-def common_coverage(model: _OfParts, parts: Sequence[RateModel]) -> None:
+def _common_coverage(model: _OfParts, parts: Sequence[RateModel]) -> None:
     """Give a model the coverage of all its parts."""
     model.energy_edges = np.unique(np.concatenate([part.energy_edges for part in parts]))
     model.offset_max, model.half_width = (max(getattr(p, k) for p in parts) for k in ("offset_max", "half_width"))
@@ -66,7 +60,7 @@ class ZenithBinned(_OfParts):
         low, high = self.edges[[0, -1]] if trained_range is None else trained_range
         self.zenith_range = float(low), float(high)
         self.zenith_edges = self.edges[1:-1]
-        common_coverage(self, self.models)
+        _common_coverage(self, self.models)
 
     def model_at(self, cos_zenith: float) -> RateModel:
         """The model of a zenith angle."""
@@ -125,7 +119,7 @@ class ZenithInterpolated(_OfParts):
         self.cos_zenith, self.models, self.log = np.asarray(cos_zenith, dtype=float), list(models), bool(log)
         low, high = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
         self.zenith_range = float(low), float(high)
-        common_coverage(self, self.models)
+        _common_coverage(self, self.models)
 
     @property
     def goodness(self):
@@ -217,7 +211,7 @@ class AzimuthBinned(_OfParts):
     def __init__(self, azimuth_edges: np.ndarray, models: Sequence[RateModel], trained, ontime):
         self.azimuth_edges, self.models = np.asarray(azimuth_edges, dtype=float), list(models)
         self.trained, self.ontime = np.asarray(trained, dtype=int), np.asarray(ontime, dtype=float)
-        common_coverage(self, self.models)
+        _common_coverage(self, self.models)
         ranges = [m.zenith_range for m in models if m.zenith_range is not None]
         self.zenith_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
         self.zenith_edges = np.unique(np.concatenate([m.zenith_edges for m in models]))

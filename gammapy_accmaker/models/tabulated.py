@@ -19,11 +19,7 @@ from gammapy_accmaker.camera.bins import check_edges, offset
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 
-__all__ = [
-    "LogTable",
-    "table_nodes",
-    "TabulatedModel",
-]
+__all__ = ["LogTable", "TabulatedModel", "table_nodes"]
 
 
 FLOOR = 1e-30  # of the largest value: what stands for 0

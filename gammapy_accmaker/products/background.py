@@ -24,7 +24,6 @@ from gammapy_accmaker.models.base import RateModel
 __all__ = [
     "check_geom",
     "expected_counts",
-    "expected_counts_directly",
     "icrs_vectors",
     "make_background_map",
     "make_error_map",

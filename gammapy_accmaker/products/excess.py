@@ -15,7 +15,7 @@ from gammapy_accmaker.camera.track import vectors_to_lonlat
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, SkyStack, disc_sums
 
-__all__ = ["excess_regions", "find_excess", "significance_map"]
+__all__ = ["excess_regions", "find_excess"]
 
 MIN_EXPECTED = 0.1  # counts in a disc, below which it is not searched
 WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the significance is taken

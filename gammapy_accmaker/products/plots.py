@@ -11,7 +11,7 @@ import numpy as np
 
 from gammapy_accmaker.models.base import RateModel
 
-__all__ = ["RATE_MAP", "plot_error", "plot_model", "plot_radial", "plot_rate_image", "plot_spectrum"]
+__all__ = ["plot_error", "plot_model", "plot_radial", "plot_rate_image", "plot_spectrum"]
 
 RATE_MAP = "viridis"
 RATE_LABEL = r"rate [s$^{-1}$ MeV$^{-1}$ sr$^{-1}$]"

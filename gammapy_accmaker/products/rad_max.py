@@ -12,7 +12,7 @@ from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import check_geom, expected_counts
 
-__all__ = ["make_rad_max_background", "rad_max_radii"]
+__all__ = ["make_rad_max_background"]
 
 RINGS, ANGLES = 8, 24  # positions in a circle, each of the same solid angle
 

@@ -13,7 +13,7 @@ from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.pooled import ZenithInterpolated
 from gammapy_accmaker.models.tabulated import TabulatedModel
 
-__all__ = ["model_from_irfs", "table_from_irf"]
+__all__ = ["model_from_irfs"]
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def model_from_irfs(irf, fov_alignment: str | None) -> tuple[RateModel, str]:
     """Model of an IRF, or of a dictionary of them by zenith angle, and its alignment; see `AcceptanceModel.from_irf`."""
     if not isinstance(irf, dict):
-        return table_from_irf(irf, fov_alignment)
+        return _table_from_irf(irf, fov_alignment)
     if not irf:
         raise InputError("irf: got an empty dictionary, but at least one IRF by zenith angle is needed")
     tables = {}
@@ -34,7 +34,7 @@ def model_from_irfs(irf, fov_alignment: str | None) -> tuple[RateModel, str]:
             angle = np.nan
         if not (np.ndim(angle) == 0 and 0 <= angle < 90):
             raise InputError(f"irf: got the zenith angle {zenith}, but one of 0 to 90 deg is needed")
-        tables[float(np.cos(np.radians(angle)))] = table_from_irf(one, fov_alignment)
+        tables[float(np.cos(np.radians(angle)))] = _table_from_irf(one, fov_alignment)
     kinds = {(table.is_radial, alignment) for table, alignment in tables.values()}
     if len({radial for radial, _ in kinds}) > 1 or (len(kinds) > 1 and not all(radial for radial, _ in kinds)):
         raise InputError(f"irf: got IRFs of different kinds or alignments, {sorted(kinds)}, but they must be alike")
@@ -45,7 +45,7 @@ def model_from_irfs(irf, fov_alignment: str | None) -> tuple[RateModel, str]:
     return ZenithInterpolated(np.array(cos_zenith), models, False), alignment
 
 
-def table_from_irf(irf, fov_alignment: str | None = None) -> tuple[TabulatedModel, str]:
+def _table_from_irf(irf, fov_alignment: str | None = None) -> tuple[TabulatedModel, str]:
     """Table and alignment ("altaz" or "radec") of one IRF; a reversed longitude is turned round."""
     if not isinstance(irf, (Background2D, Background3D)):
         raise InputError(

@@ -26,7 +26,7 @@ from gammapy_accmaker.simulation.store import SimulatedStore, simulate_data_stor
 from gammapy_accmaker.validation.pictures import plot_significance_histogram, plot_sky_residuals
 from gammapy_accmaker.validation.stacks import expected_in_camera
 
-__all__ = ["DemoResult", "run_demo"]
+__all__ = ["run_demo"]
 
 SOURCE_RADIUS = 0.4 * u.deg
 OFFSET_MAX = 2.5 * u.deg

@@ -21,17 +21,17 @@ from gammapy.modeling.models import SkyModel
 from scipy.special import gamma, gammainc
 
 __all__ = [
-    "BackgroundTruth",
-    "TEV_IN_MEV",
-    "energy_quadrature",
-    "SITE",
     "REFERENCE_TIME",
+    "SITE",
+    "TEV_IN_MEV",
+    "BackgroundTruth",
+    "draw_source_events",
+    "energy_quadrature",
     "make_irfs",
     "offset_of",
-    "draw_source_events",
     "run_file",
-    "write_run",
     "write_index",
+    "write_run",
 ]
 
 

@@ -1,6 +1,6 @@
 """Simulated DL3 data store: runs with a known background, written as real FITS files.
 
-Wobble runs around one source and OFF runs elsewhere (`schedule_run`: when and where they point, and what differs between
+Wobble runs around one source and OFF runs elsewhere (`_schedule_run`: when and where they point, and what differs between
 them), tracked in RA and Dec from the H.E.S.S. site, with full response and without a background HDU. The background is
 drawn in the camera frame (ALTAZ) from `BackgroundTruth`, at each event's own time, and taken to the sky with gammapy's and
 astropy's frames: nothing here shares code with the reduction that is to be tested on it.
@@ -39,17 +39,7 @@ from gammapy_accmaker.simulation.irfs import (
 )
 from gammapy_accmaker.utils.files import check_free, write_folder_atomically
 
-__all__ = [
-    "FIRST_OFF_ID",
-    "FIRST_ON_ID",
-    "LOWEST_ZENITH",
-    "SOURCE_RA",
-    "ScheduledRun",
-    "schedule_run",
-    "BackgroundTruth",
-    "SimulatedStore",
-    "simulate_data_store",
-]
+__all__ = ["SimulatedStore", "simulate_data_store"]
 
 
 FIRST_ON_ID, FIRST_OFF_ID = 100_001, 200_001
@@ -81,7 +71,7 @@ def _spread(number: int) -> float:
     return sum(int(bit) * 0.5**k for k, bit in enumerate(reversed(f"{number - 1:b}"), start=1))
 
 
-def schedule_run(obs_id, number, zenith_range, ontime, has_gap, rng, norm_scatter, shift_scatter) -> ScheduledRun:
+def _schedule_run(obs_id, number, zenith_range, ontime, has_gap, rng, norm_scatter, shift_scatter) -> ScheduledRun:
     """Choose pointing and time such that the middle of the run has its share of the zenith range."""
     latitude, is_on = SITE.lat.deg, obs_id < FIRST_OFF_ID
     lowest = max(zenith_range[0], LOWEST_ZENITH)
@@ -409,7 +399,7 @@ def simulate_data_store(
         for number, obs_id in progress_bar(numbers, desc="Simulate runs"):
             rng = np.random.default_rng([seed, obs_id])
             has_gap = gap and obs_id == numbers[0][1]
-            run = schedule_run(obs_id, number, zenith, seconds, has_gap, rng, norm_scatter, shift_scatter)
+            run = _schedule_run(obs_id, number, zenith, seconds, has_gap, rng, norm_scatter, shift_scatter)
             rows.append(_simulate_run(folder / run_file(obs_id), rng, run, truth, model, dead_time))
             norm[obs_id], shift[obs_id] = run.norm, run.shift
         write_index(folder, rows)

@@ -30,7 +30,7 @@ from gammapy_accmaker.utils.run_key import label_array, run_label, run_names
 from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_significance, make_sky_stack, sky_significance
 
-__all__ = ["CrossValidation", "cross_validate"]
+__all__ = ["cross_validate"]
 
 log = logging.getLogger(__name__)
 

@@ -39,8 +39,6 @@ from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.products.plots import plot_error, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.run_key import find_runs
-from gammapy_accmaker.validation import report as report_runs
-from gammapy_accmaker.validation import report as report_sections
 from gammapy_accmaker.validation.cross_validation import cross_validate
 from gammapy_accmaker.validation.pictures import (
     LABELS,
@@ -54,31 +52,7 @@ from gammapy_accmaker.validation.pictures import (
 from gammapy_accmaker.validation.residuals import stack_residuals
 from gammapy_accmaker.validation.stacks import score_image
 
-__all__ = [
-    "escape",
-    "facts",
-    "folded",
-    "gallery",
-    "listing",
-    "paragraph",
-    "picture",
-    "section",
-    "table",
-    "camera",
-    "configuration",
-    "cross_validation",
-    "exclusion",
-    "model",
-    "plan",
-    "sky",
-    "with_reference",
-    "run_effects",
-    "runs",
-    "summary",
-    "with_covariates",
-    "half_decades",
-    "write_report",
-]
+__all__ = ["write_report"]
 
 
 # ---- Pieces of HTML ----
@@ -98,33 +72,33 @@ def escape(text) -> str:
     return html.escape(str(text), quote=True)
 
 
-def paragraph(text: str, kind: str = "") -> str:
+def _paragraph(text: str, kind: str = "") -> str:
     """A paragraph of plain text."""
     return f'<p class="{escape(kind)}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
-def section(anchor: str, title: str, *parts: str) -> str:
+def _section(anchor: str, title: str, *parts: str) -> str:
     """A section with a heading; the parts are HTML."""
     return f'<section id="{escape(anchor)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
 
-def folded(summary: str, *parts: str) -> str:
+def _folded(summary: str, *parts: str) -> str:
     """What is shown when the reader opens it; the parts are HTML."""
     return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
 
 
-def facts(items: Iterable[tuple[str, str]]) -> str:
+def _facts(items: Iterable[tuple[str, str]]) -> str:
     """Tiles, each with a name and a value."""
     tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in items)
     return f'<dl class="facts">{tiles}</dl>'
 
 
-def listing(text: str) -> str:
+def _listing(text: str) -> str:
     """Text with its line breaks."""
     return f'<pre class="scroll" tabindex="0">{escape(text)}</pre>'
 
 
-def table(header: list[str], rows: Iterable[Iterable], label: str) -> str:
+def _table(header: list[str], rows: Iterable[Iterable], label: str) -> str:
     """A table that scrolls by itself where it is wider than the page.
 
     Parameters
@@ -157,7 +131,7 @@ def _is_number(text):
     return True
 
 
-def picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = False, projection=None) -> str:
+def _picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = False, projection=None) -> str:
     """A figure with a picture in it.
 
     Parameters
@@ -186,7 +160,7 @@ def picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = Fals
     )
 
 
-def gallery(pictures: Iterable[str]) -> str:
+def _gallery(pictures: Iterable[str]) -> str:
     """Pictures side by side, as many as the page is wide for."""
     return f'<div class="gallery">{"".join(pictures)}</div>'
 
@@ -214,7 +188,7 @@ def _bands_with_counts(residuals):
 def _histograms(residuals, scores, bands, what, where):
     """One picture for each band."""
     return [
-        picture(
+        _picture(
             lambda ax, k=k: plot_significance_histogram(scores[k], ax),
             f"{_band_name(residuals, k)}, {what}.",
             f"Histogram of the significance {where}, {_band_name(residuals, k)}",
@@ -227,13 +201,13 @@ def _band_name(residuals, k):
     return f"{residuals.bands[k]:.3g} to {residuals.bands[k + 1]:.3g} TeV"
 
 
-def plan(acceptance_model) -> str:
+def _plan(acceptance_model) -> str:
     """How the runs were pooled or matched, for a model that says so."""
     parts = []
     if acceptance_model.plan is not None:
         groups = acceptance_model.plan.table
         text = f"Runs were pooled in {len(groups)} bins of zenith angle or azimuth; a model was fitted to each."
-        drawn = picture(
+        drawn = _picture(
             acceptance_model.plan.plot,
             "Bins and the runs in them.",
             "Bins of zenith angle and azimuth with the runs in them",
@@ -245,15 +219,15 @@ def plan(acceptance_model) -> str:
             for row in groups
         ]  # fmt: skip
         header = ["bin", "azimuth [deg]", "cos zenith", "number of runs", "livetime [h]", "counts", "runs"]
-        parts += [paragraph(text), gallery([drawn]), table(header, rows, "Bins of zenith angle and azimuth")]
+        parts += [_paragraph(text), _gallery([drawn]), _table(header, rows, "Bins of zenith angle and azimuth")]
     matches = acceptance_model.matches
     if len(matches):
-        text = listing("\n".join(matches.pformat(max_lines=-1, max_width=-1)))
-        parts += ["<h3>OFF runs of each ON run</h3>", folded(f"{len(matches)} matches", text)]
-    return section("plan", "Plan", *parts) if parts else ""
+        text = _listing("\n".join(matches.pformat(max_lines=-1, max_width=-1)))
+        parts += ["<h3>OFF runs of each ON run</h3>", _folded(f"{len(matches)} matches", text)]
+    return _section("plan", "Plan", *parts) if parts else ""
 
 
-def model(rate_model, residuals, run_table) -> str:
+def _model(rate_model, residuals, run_table) -> str:
     """The model by energy and zenith angle."""
     cos_zeniths = _cos_zeniths(rate_model, run_table)
     bands = _bands_with_counts(residuals)
@@ -261,17 +235,17 @@ def model(rate_model, residuals, run_table) -> str:
     energies = [float(np.sqrt(residuals.bands[k] * residuals.bands[k + 1])) for k in bands]
     typical = cos_zeniths[len(cos_zeniths) // 2]
     curves = [
-        picture(
+        _picture(
             lambda ax: plot_spectrum(rate_model, ax, cos_zeniths=cos_zeniths),
             "Background rate of the mean run at the centre of the camera.",
             "Background rate at the centre of the camera against energy",
         ),
-        picture(
+        _picture(
             lambda ax: plot_radial(rate_model, energies, ax),
             "Background rate against offset, the mean over position angles, at the middle of the zenith angles.",
             "Background rate against offset",
         ),
-        picture(
+        _picture(
             lambda ax: plot_error(rate_model, typical, ax),
             f"Error of the rate of a run whose own events have not adapted it{_at(typical, cos_zeniths)}.",
             "Relative error of the model against energy",
@@ -282,7 +256,7 @@ def model(rate_model, residuals, run_table) -> str:
         at = _at(cos_zenith, cos_zeniths)
         for energy in energies:
             images.append(
-                picture(
+                _picture(
                     lambda ax, energy=energy, z=cos_zenith: plot_rate_image(
                         rate_model, energy, ax, cos_zenith=z, relative=True
                     ),
@@ -292,7 +266,7 @@ def model(rate_model, residuals, run_table) -> str:
                 )
             )
     text = "Rate of the mean run, over its value at the centre of the camera. FOV_LON grows with decreasing azimuth."
-    return section("model", "Model", gallery(curves), paragraph(text), gallery(images))
+    return _section("model", "Model", _gallery(curves), _paragraph(text), _gallery(images))
 
 
 def _at(cos_zenith, cos_zeniths):
@@ -324,11 +298,11 @@ def _trained_note(residuals, run_table):
     return f"None of these {len(residuals.runs)} runs has trained the model; their own events have adapted it to them."
 
 
-def camera(residuals, run_table) -> str:
+def _camera(residuals, run_table) -> str:
     """Residuals in the camera frame."""
     scores, bands = residuals.camera_scores(), _bands_with_counts(residuals)
     maps = [
-        picture(
+        _picture(
             lambda ax, k=k: plot_camera_residuals(scores[k], residuals.fov, ax),
             f"{_band_name(residuals, k)}: {residuals.counts[k].sum():.0f} events.",
             f"Map of the significance of the residuals in the camera frame, {_band_name(residuals, k)}",
@@ -346,14 +320,14 @@ def camera(residuals, run_table) -> str:
         )
         for k in range(len(scores))
     ]
-    return section(
+    return _section(
         "camera",
         "Residuals in the camera frame",
-        paragraph("Significance of counts against expectation in discs of 0.2 deg, all runs stacked."),
-        paragraph(_trained_note(residuals, run_table), "note"),
-        gallery(maps),
-        gallery(histograms),
-        table(["energy", "counts", "expected", "mean", "width"], rows, "Significance in the camera frame by energy"),
+        _paragraph("Significance of counts against expectation in discs of 0.2 deg, all runs stacked."),
+        _paragraph(_trained_note(residuals, run_table), "note"),
+        _gallery(maps),
+        _gallery(histograms),
+        _table(["energy", "counts", "expected", "mean", "width"], rows, "Significance in the camera frame by energy"),
     )
 
 
@@ -362,7 +336,7 @@ def _mean_and_width(scores):
     return (f"{scores.mean():+.2f}", f"{scores.std():.2f}") if len(scores) else ("", "")
 
 
-def sky(residuals, observations) -> str:
+def _sky(residuals, observations) -> str:
     """Residuals in the sky, field by field."""
     fields = [f for f in residuals.fields if any(k not in residuals.failures for k in f.numbers)]
     fields = sorted(fields, key=lambda f: -f.expected.data.sum())
@@ -377,7 +351,7 @@ def sky(residuals, observations) -> str:
         n = len([k for k in field.numbers if k not in residuals.failures])
         name = f"RA {center.ra.deg:.2f} deg, Dec {center.dec.deg:+.2f} deg: {n} run{'s' * (n > 1)}"
         maps.append(
-            picture(
+            _picture(
                 lambda ax, image=image: plot_sky_residuals(image, ax),
                 f"{name}, all energies.",
                 f"Map of the significance of the residuals in the sky around {name}",
@@ -391,17 +365,17 @@ def sky(residuals, observations) -> str:
     if len(fields) > MOST_FIELDS:
         text += f" The {MOST_FIELDS} fields with the most events of {len(fields)} are drawn; the histograms hold all."
     rows = [(_band_name(residuals, k), len(s), *_mean_and_width(s)) for k, s in enumerate(scores)]
-    return section(
+    return _section(
         "sky",
         "Residuals in the sky",
-        paragraph(text),
-        gallery(maps),
-        gallery(histograms),
-        table(["energy", "discs", "mean", "width"], rows, "Significance in the sky by energy"),
+        _paragraph(text),
+        _gallery(maps),
+        _gallery(histograms),
+        _table(["energy", "discs", "mean", "width"], rows, "Significance in the sky by energy"),
     )
 
 
-def with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
+def _with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
     """The configurations of a cross-validation: a plain radial model first, to which the gain of this one refers."""
     if config.exclusion.iterative is not None:  # what was found is given as an exclusion instead
         config = config.update({"exclusion": config.exclusion.model_copy(update={"iterative": None})})
@@ -415,7 +389,7 @@ def with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
     return {REFERENCE: radial, "this model": config}
 
 
-def cross_validation(result) -> str:
+def _cross_validation(result) -> str:
     """Held-out scores and significance."""
     if result is None:
         return ""
@@ -430,20 +404,20 @@ def cross_validation(result) -> str:
         band = f"{row['FRAME']}, {row['E_MIN']:.3g} to {row['E_MAX']:.3g} TeV"
         widths.setdefault(band, []).append(f"{row['MEAN']:+.2f} / {row['WIDTH']:.2f}")
     names = [str(name) for name in result.table["CONFIG"]]
-    return section(
+    return _section(
         "cross-validation",
         "Cross-validation",
-        paragraph(
+        _paragraph(
             "Runs are left out of the fit in turn and predicted by it; what is fitted to the run itself is fitted to one half "
             "of its events and scored on the other. A higher log-likelihood is better."
         ),
-        table(header, scores, "Held-out scores"),
+        _table(header, scores, "Held-out scores"),
         "<h3>Significance of the held-out runs</h3>",
-        table(["mean / width", *names], [(band, *found) for band, found in widths.items()], "Held-out significance"),
+        _table(["mean / width", *names], [(band, *found) for band, found in widths.items()], "Held-out significance"),
     )
 
 
-def exclusion(maker, residuals) -> str:
+def _exclusion(maker, residuals) -> str:
     """Regions and events that were not used."""
     options = maker.config.exclusion
     found_lines = Exclusion(maker.found_regions).lines()
@@ -462,7 +436,7 @@ def exclusion(maker, residuals) -> str:
     parts = []
     if items:
         parts.append(
-            paragraph(
+            _paragraph(
                 f"{100 * (1 - unexcluded.mean()):.1f} % of the exposure of the field of view is excluded in the mean, "
                 f"{100 * (1 - unexcluded.min()):.1f} % in the run where it is most. Margin: {options.margin}."
             )
@@ -470,27 +444,27 @@ def exclusion(maker, residuals) -> str:
         shown = items[:MOST_REGIONS]
         if len(items) > MOST_REGIONS:
             shown.append(f"and {len(items) - MOST_REGIONS} more")
-        parts.append(folded(f"List of what is excluded ({len(items)})", listing("\n".join(shown))))
+        parts.append(_folded(f"List of what is excluded ({len(items)})", _listing("\n".join(shown))))
     else:
-        parts.append(paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
+        parts.append(_paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
     dropped: Counter[str] = Counter()
     for run in residuals.runs:
         dropped.update(run.dropped)
     rows = [(text, dropped[name]) for name, text in DROPPED.items() if dropped[name]]
     if rows:
-        parts.append(table(["events not used", "number"], rows, "Events not used by reason"))
-    return section("exclusion", "What was excluded", *parts)
+        parts.append(_table(["events not used", "number"], rows, "Events not used by reason"))
+    return _section("exclusion", "What was excluded", *parts)
 
 
-def configuration(maker) -> str:
+def _configuration(maker) -> str:
     """Settings and versions."""
     versions = [("Python", platform.python_version())]
     versions += [(name, importlib.metadata.version(name)) for name in PACKAGES if _is_installed(name)]
-    return section(
+    return _section(
         "configuration",
         "Configuration and versions",
-        listing(maker.config.to_yaml()),
-        table(["package", "version"], versions, "Versions"),
+        _listing(maker.config.to_yaml()),
+        _table(["package", "version"], versions, "Versions"),
     )
 
 
@@ -522,7 +496,7 @@ COLUMNS = {
 }
 
 
-def with_covariates(run_table: Table, residuals) -> Table:
+def _with_covariates(run_table: Table, residuals) -> Table:
     """A copy of the run table with the covariates of the runs that were read, NaN for the others."""
     run_table = run_table.copy()
     for name in RUN_COLUMNS:
@@ -536,7 +510,7 @@ def with_covariates(run_table: Table, residuals) -> Table:
     return run_table
 
 
-def summary(maker, run_table: Table, residuals) -> str:
+def _summary(maker, run_table: Table, residuals) -> str:
     """The figures that come first."""
     used, rate = _used(run_table), maker.model.rate_model
     hours = np.sum(used["ONTIME"]) / HOUR
@@ -551,42 +525,42 @@ def summary(maker, run_table: Table, residuals) -> str:
         ("Zenith angle", f"{zenith}; {rate.describe_zenith()}"),
         ("Fields", str(len(residuals.fields))),
     ]
-    parts = [facts(items)]
+    parts = [_facts(items)]
     if rate.not_converged:
-        parts.append(paragraph(f"{rate.not_converged[0].upper()}{rate.not_converged[1:]}.", "warn"))
+        parts.append(_paragraph(f"{rate.not_converged[0].upper()}{rate.not_converged[1:]}.", "warn"))
     left_out = len(run_table) - len(used)
     if left_out:
-        parts.append(paragraph(f"{left_out} runs are left out of the fit; the reasons are below, under Runs.", "warn"))
+        parts.append(_paragraph(f"{left_out} runs are left out of the fit; the reasons are below, under Runs.", "warn"))
     if rate.goodness:
         poor = any(fit.is_poor for fit in rate.goodness)
-        parts.append(paragraph(f"Goodness of fit: {describe_goodness(rate.goodness)}.", "warn" if poor else ""))
+        parts.append(_paragraph(f"Goodness of fit: {describe_goodness(rate.goodness)}.", "warn" if poor else ""))
     outliers = _outliers(used)
     if outliers:
         names = sorted({str(row[0]) for row in outliers})
         shown = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "")
-        parts.append(paragraph(f"Runs to look at: {shown}; see Run effects.", "warn"))
-    return section("summary", "Summary", *parts)
+        parts.append(_paragraph(f"Runs to look at: {shown}; see Run effects.", "warn"))
+    return _section("summary", "Summary", *parts)
 
 
-def runs(run_table: Table, residuals) -> str:
+def _runs(run_table: Table, residuals) -> str:
     """Hours, the runs, and those that were left out."""
     used = _used(run_table)
     parts = []
     if len(used):
         parts.append(
-            gallery(
+            _gallery(
                 [
-                    picture(
+                    _picture(
                         lambda ax: _plot_hours(ax, used["ZENITH"], used["ONTIME"], "zenith angle [deg]"),
                         "Hours of ontime by zenith angle.",
                         "Histogram of the hours of ontime over the zenith angle",
                     ),
-                    picture(
+                    _picture(
                         lambda ax: _plot_hours(ax, used["AZIMUTH"], used["ONTIME"], "azimuth [deg]"),
                         "Hours of ontime by azimuth of the pointing.",
                         "Histogram of the hours of ontime over the azimuth",
                     ),
-                    picture(
+                    _picture(
                         lambda ax: plot_run_effect(used, "COUNTS", "MJD", ax),
                         "Events of each run in the fit, against time.",
                         "Events of each run against its date",
@@ -596,13 +570,13 @@ def runs(run_table: Table, residuals) -> str:
         )
     left_out = [(row["OBS_ID"], row["FLAG"]) for row in run_table if not row["USED"]]
     if left_out:
-        parts += ["<h3>Left out of the fit</h3>", table(["run", "reason"], left_out, "Runs left out of the fit")]
+        parts += ["<h3>Left out of the fit</h3>", _table(["run", "reason"], left_out, "Runs left out of the fit")]
     else:
-        parts.append(paragraph("No run was left out of the fit."))
+        parts.append(_paragraph("No run was left out of the fit."))
     if residuals.failures:
         parts.append("<h3>Left out of the residuals</h3>")
         parts.append(
-            table(
+            _table(
                 ["run", "reason"],
                 [(f.name, f.reason) for f in residuals.failures.values()],
                 "Runs left out of the residuals",
@@ -622,20 +596,22 @@ def runs(run_table: Table, residuals) -> str:
     ]
     shown = [*columns, *effects, *(name + "_ERR" for name in effects), "DEVIANCE", "FLAG"]
     meaning = [(name, RUN_COLUMNS[name].description) for name in shown if name in RUN_COLUMNS]
-    described = table(["column of the run table", "what it holds"], meaning, "Meaning of the columns")
-    parts.append(folded(f"All {len(used)} runs", table(header, rows, "Runs of the fit") + described))
-    return section("runs", "Runs", *parts)
+    described = _table(["column of the run table", "what it holds"], meaning, "Meaning of the columns")
+    parts.append(_folded(f"All {len(used)} runs", _table(header, rows, "Runs of the fit") + described))
+    return _section("runs", "Runs", *parts)
 
 
-def run_effects(run_table: Table) -> str:
+def _run_effects(run_table: Table) -> str:
     """Effects of the runs against their conditions, and the runs that stand apart."""
     used = _used(run_table)
     effects = [name for name in EFFECTS if _varies(used, name)]
     conditions = [name for name in CONDITIONS if name in used.colnames and _varies(used, name)]
     if not effects or not conditions:
-        return section("run-effects", "Run effects", paragraph("This fit has no effects that differ from run to run."))
+        return _section(
+            "run-effects", "Run effects", _paragraph("This fit has no effects that differ from run to run.")
+        )
     pictures = [
-        picture(
+        _picture(
             lambda ax, effect=effect, condition=condition: plot_run_effect(used, effect, condition, ax),
             f"{LABELS[effect].capitalize()} of each run against {LABELS[condition].split(' [')[0]}.",
             f"{LABELS[effect]} of each run against {LABELS[condition]}",
@@ -645,19 +621,19 @@ def run_effects(run_table: Table) -> str:
     ]
     spreads = ", ".join(f"{LABELS[name]} {100 * np.nanstd(used[name]):.1f} %" for name in effects)
     parts = [
-        paragraph(
+        _paragraph(
             f"What the events of each run say about it, beyond the model of the mean run. Scatter from run to run: {spreads}. "
             f"Runs that lie more than {OUTLIER:.0f} standard deviations from the median are red and named."
         ),
-        gallery(pictures),
+        _gallery(pictures),
     ]
     outliers = _outliers(used)
     if outliers:
         parts.append("<h3>Runs to look at</h3>")
-        parts.append(table(["run", "what", "value", "standard deviations"], outliers, "Runs that stand apart"))
+        parts.append(_table(["run", "what", "value", "standard deviations"], outliers, "Runs that stand apart"))
     else:
-        parts.append(paragraph("No run stands apart and none is flagged."))
-    return section("run-effects", "Run effects", *parts)
+        parts.append(_paragraph("No run stands apart and none is flagged."))
+    return _section("run-effects", "Run effects", *parts)
 
 
 def _outliers(used):
@@ -766,7 +742,7 @@ def write_report(
     if with_cross_validation:
         validation = cross_validate(
             observations,
-            report_sections.with_reference(maker.config),
+            _with_reference(maker.config),
             exclusion=maker.exclusion,
             n_folds=min(5, len(observations)),
             energy_edges=np.geomspace(residuals.bands[0], residuals.bands[-1], 1 + N_SCORE_BINS) * u.TeV,
@@ -776,18 +752,18 @@ def write_report(
             n_jobs=n_jobs,
             parallel_backend=parallel_backend,
         )
-    run_table = report_runs.with_covariates(run_table, residuals)
+    run_table = _with_covariates(run_table, residuals)
     sections = {
-        "Summary": report_runs.summary(maker, run_table, residuals),
-        "Runs": report_runs.runs(run_table, residuals),
-        "Plan": report_sections.plan(maker.model),
-        "Model": report_sections.model(maker.model.rate_model, residuals, run_table),
-        "Run effects": report_runs.run_effects(run_table),
-        "Camera": report_sections.camera(residuals, run_table),
-        "Sky": report_sections.sky(residuals, observations),
-        "Cross-validation": report_sections.cross_validation(validation),
-        "Exclusion": report_sections.exclusion(maker, residuals),
-        "Configuration": report_sections.configuration(maker),
+        "Summary": _summary(maker, run_table, residuals),
+        "Runs": _runs(run_table, residuals),
+        "Plan": _plan(maker.model),
+        "Model": _model(maker.model.rate_model, residuals, run_table),
+        "Run effects": _run_effects(run_table),
+        "Camera": _camera(residuals, run_table),
+        "Sky": _sky(residuals, observations),
+        "Cross-validation": _cross_validation(validation),
+        "Exclusion": _exclusion(maker, residuals),
+        "Configuration": _configuration(maker),
     }
     text = _page(title, {name: text for name, text in sections.items() if text})
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), overwrite)

@@ -18,7 +18,7 @@ from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, require_runs, run_label, run_names
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, whole_discs
 
-__all__ = ["Residuals", "RunSummary", "stack_residuals"]
+__all__ = ["stack_residuals"]
 
 PIXEL = 0.1  # deg
 CHUNK = 64  # runs that are in memory at once

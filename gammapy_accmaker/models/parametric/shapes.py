@@ -11,7 +11,7 @@ from astropy.modeling import Fittable1DModel, Fittable2DModel, Parameter
 
 from gammapy_accmaker.camera.bins import offset
 
-__all__ = ["READY_SHAPES", "Gaussian", "GaussianGradient", "PowerLaw", "PowerLawCutoffs", "RadialProfile"]
+__all__ = ["READY_SHAPES"]
 
 
 class PowerLaw(Fittable1DModel):

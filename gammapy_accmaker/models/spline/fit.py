@@ -5,8 +5,8 @@ are brought to their maximum, and the step of the rate uses the information that
 integrated out (a Schur complement for each run), so that scatter between runs is not taken for structure in zenith
 angle. Smoothing parameters follow Fellner-Schall updates, the population of the effects the EM algorithm.
 
-From the top: the axes are chosen from the runs (`SplineSetup`); one round over a chunk of runs (`sum_chunk`,
-`finish_chunk`), in functions of their arguments alone, so that other processes can work on chunks; and the rounds, up to
+From the top: the axes are chosen from the runs (`SplineSetup`); one round over a chunk of runs (`_sum_chunk`,
+`_finish_chunk`), in functions of their arguments alone, so that other processes can work on chunks; and the rounds, up to
 convergence (`fit_spline`). Chunks do not depend on the number of processes, and their sums are added in one order: nor
 does the answer.
 """
@@ -67,17 +67,7 @@ from gammapy_accmaker.models.spline.penalty import RatePenalty
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.utils.run_key import RunKey
 
-__all__ = [
-    "SplineSetup",
-    "order_runs",
-    "ChunkSums",
-    "FitRun",
-    "RateState",
-    "chunk_starts",
-    "finish_chunk",
-    "sum_chunk",
-    "fit_spline",
-]
+__all__ = ["fit_spline"]
 
 
 OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
@@ -88,7 +78,7 @@ MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on 
 # ---- Axes ----
 
 
-def order_runs(runs, zenith) -> tuple[list, list[int]]:
+def _order_runs(runs, zenith) -> tuple[list, list[int]]:
     """Runs with exposure, each a list of its slices, in an order that is theirs and not that of the input.
 
     Parameters
@@ -146,7 +136,7 @@ class SplineSetup:
 
     @classmethod
     def of(cls, grouped, energy_edges, cells, run_effects, gradient, zenith, covariates) -> SplineSetup:
-        """Choose them for these runs (from `order_runs`); the arguments are those of `fit_spline`."""
+        """Choose them for these runs (from `_order_runs`); the arguments are those of `fit_spline`."""
         log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
         slices = [s for run in grouped for s in run]
         spectra = np.array([s.spectrum(len(log_energy)) for s in slices])
@@ -309,7 +299,9 @@ def chunk_starts(n_run: int) -> range:
     return range(0, n_run, size)
 
 
-def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, n_steps: int) -> ChunkSums:
+def _sum_chunk(
+    state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, n_steps: int
+) -> ChunkSums:
     """Effects of runs at the present rate, and what is left to tell of the rate when they are integrated out.
 
     Parameters
@@ -362,7 +354,7 @@ def sum_chunk(state: RateState, runs: list[FitRun], values: np.ndarray, weights:
     return ChunkSums(equations, expected, values, weights, second_moments, norm_rows, norm_variance, gains, known)
 
 
-def finish_chunk(
+def _finish_chunk(
     state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, adapt: bool
 ) -> tuple[RateEquations, list[RunEffect]]:
     """Effects of runs at their maximum, with their errors, and what the runs tell of the rate at the end.
@@ -507,7 +499,7 @@ def fit_spline(
         ]
         for run in runs
     ]
-    ordered, places = order_runs(gathered, zenith)
+    ordered, places = _order_runs(gathered, zenith)
     setup = SplineSetup.of(ordered, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
     fit = _JointFit(setup, ordered, starmap, norm_energy)
     fit.run(max_rounds)
@@ -660,7 +652,7 @@ class _JointFit:
         blind = adapt and self.design.effects.kind in THRESHOLD_BLIND
         known = RateEquations(*self._sizes) if blind else None
         second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(self.runs), n)), 0.0, []
-        for here, sums in self._each_chunk(sum_chunk, state, n_steps):
+        for here, sums in self._each_chunk(_sum_chunk, state, n_steps):
             equations.add_all(sums.equations)
             if known is not None:
                 known.add_all(sums.known)
@@ -757,7 +749,7 @@ class _JointFit:
     def _finish(self, adapt):
         """Effects of every run at their maximum, and all errors, at the final rate."""
         equations, effects = RateEquations(*self._sizes), []
-        for _, (own, found) in self._each_chunk(finish_chunk, self._state(), adapt):
+        for _, (own, found) in self._each_chunk(_finish_chunk, self._state(), adapt):
             equations.add_all(own)
             effects += found
         held, inner = self._held_against_moving()

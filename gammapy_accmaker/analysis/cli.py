@@ -14,14 +14,20 @@ import numpy as np
 from gammapy.utils import pbar
 from matplotlib.figure import Figure
 
+from gammapy_accmaker.acceptance.dl3 import HDU_INDEX, attach_background
+from gammapy_accmaker.acceptance.model import AcceptanceModel
+from gammapy_accmaker.acceptance.plan import plan_groups
+from gammapy_accmaker.analysis.analysis import AcceptanceAnalysis, make_maker
+from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
+from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.config.template import commented_yaml
 from gammapy_accmaker.errors import AcceptanceError, InputError
-from gammapy_accmaker.utils.files import check_free, write_atomically
+from gammapy_accmaker.simulation.demo import run_demo
+from gammapy_accmaker.utils.files import check_free, write_atomically, write_folder_atomically
 from gammapy_accmaker.validation.pictures import label_sky_axes
+from gammapy_accmaker.validation.report import write_report
 
-__all__ = [
-    "MARKER",
-    "write_results",
-]
+__all__ = ["cli"]
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +149,6 @@ def cli(log_level, progress):
 @overwriting
 def demo(output, n_jobs, overwrite):
     """Simulate runs, fit their background and compare with the truth (under a minute)."""
-    import matplotlib as mpl
-
-    from gammapy_accmaker.simulation.demo import run_demo
-
     mpl.use("Agg")
     start = time.monotonic()
     result = run_demo(output, n_jobs, overwrite)
@@ -163,10 +165,6 @@ def demo(output, n_jobs, overwrite):
 @overwriting
 def config(output, overwrite):
     """Print a configuration with all its defaults, each explained."""
-    from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
-    from gammapy_accmaker.config.config import AcceptanceConfig
-    from gammapy_accmaker.config.template import commented_yaml
-
     parameters = AcceptanceConfig()
     background = {"method": "acceptance", "parameters": parameters.model_dump(mode="json")}
     options = AcceptanceAnalysisConfig.from_options({"datasets": {"background": background}})
@@ -185,11 +183,6 @@ def config(output, overwrite):
 @overwriting
 def plan(config, output, n_jobs, overwrite):
     """Print which runs are pooled in a fit that has bins of zenith angle or azimuth."""
-    from matplotlib.figure import Figure
-
-    from gammapy_accmaker.acceptance.plan import plan_groups
-    from gammapy_accmaker.analysis.analysis import make_maker
-
     if output is not None:
         check_free(output, overwrite)
     analysis = _read_analysis(config, n_jobs)
@@ -230,9 +223,6 @@ def fit(config, output, n_jobs, overwrite):
 @overwriting
 def run(config, output, n_jobs, overwrite):
     """Make the datasets of CONFIG with their background; of stacked maps, excess and significance too."""
-    from gammapy_accmaker.analysis.cli import MARKER, write_results
-    from gammapy_accmaker.utils.files import write_folder_atomically
-
     check_free(output, overwrite, holds=MARKER)
     analysis = _read_analysis(config, n_jobs)
     analysis.config.check_complete()
@@ -251,8 +241,6 @@ def run(config, output, n_jobs, overwrite):
 @overwriting
 def attach(config, output, copy, n_jobs, overwrite):
     """Write a data store of the runs that CONFIG selects, each with its background; the original is not changed."""
-    from gammapy_accmaker.acceptance.dl3 import HDU_INDEX, attach_background
-
     if (output / HDU_INDEX).exists():
         check_free(output, overwrite, holds=HDU_INDEX)
     analysis = _read_analysis(config, n_jobs)
@@ -274,8 +262,6 @@ def attach(config, output, copy, n_jobs, overwrite):
 @click.argument("model", type=FILE)
 def inspect(model):
     """Print what is in a model file: the model, its configuration, what its fit left out, and its runs."""
-    from gammapy_accmaker.acceptance.model import AcceptanceModel
-
     found = AcceptanceModel.read(model)
     click.echo(str(found))
     click.echo("Configuration\n-------------\n")
@@ -297,8 +283,6 @@ def inspect(model):
 @overwriting
 def report(config, output, cross_validate, n_jobs, overwrite):
     """Fit the acceptance, or read the model that CONFIG names, and write an HTML page about it."""
-    from gammapy_accmaker.validation.report import write_report
-
     check_free(output, overwrite)
     analysis = _read_analysis(config, n_jobs)
     maker = _fitted_maker(analysis)
@@ -316,9 +300,6 @@ def report(config, output, cross_validate, n_jobs, overwrite):
 
 def _read_analysis(path, n_jobs):
     """The analysis of a configuration, checked as far as it can be before data are read."""
-    from gammapy_accmaker.analysis.analysis import AcceptanceAnalysis
-    from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
-
     options = AcceptanceAnalysisConfig.read(path)
     method = options.datasets.background.method
     if method != "acceptance":

@@ -601,7 +601,7 @@ def _runs(run_table: Table, residuals) -> str:
     return _section("runs", "Runs", *parts)
 
 
-def _run_effects(run_table: Table) -> str:
+def run_effects(run_table: Table) -> str:
     """Effects of the runs against their conditions, and the runs that stand apart."""
     used = _used(run_table)
     effects = [name for name in EFFECTS if _varies(used, name)]
@@ -758,7 +758,7 @@ def write_report(
         "Runs": _runs(run_table, residuals),
         "Plan": _plan(maker.model),
         "Model": _model(maker.model.rate_model, residuals, run_table),
-        "Run effects": _run_effects(run_table),
+        "Run effects": run_effects(run_table),
         "Camera": _camera(residuals, run_table),
         "Sky": _sky(residuals, observations),
         "Cross-validation": _cross_validation(validation),

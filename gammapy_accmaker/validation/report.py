@@ -98,7 +98,7 @@ def _listing(text: str) -> str:
     return f'<pre class="scroll" tabindex="0">{escape(text)}</pre>'
 
 
-def _table(header: list[str], rows: Iterable[Iterable], label: str) -> str:
+def table(header: list[str], rows: Iterable[Iterable], label: str) -> str:
     """A table that scrolls by itself where it is wider than the page.
 
     Parameters
@@ -219,7 +219,7 @@ def _plan(acceptance_model) -> str:
             for row in groups
         ]  # fmt: skip
         header = ["bin", "azimuth [deg]", "cos zenith", "number of runs", "livetime [h]", "counts", "runs"]
-        parts += [_paragraph(text), _gallery([drawn]), _table(header, rows, "Bins of zenith angle and azimuth")]
+        parts += [_paragraph(text), _gallery([drawn]), table(header, rows, "Bins of zenith angle and azimuth")]
     matches = acceptance_model.matches
     if len(matches):
         text = _listing("\n".join(matches.pformat(max_lines=-1, max_width=-1)))
@@ -327,7 +327,7 @@ def _camera(residuals, run_table) -> str:
         _paragraph(_trained_note(residuals, run_table), "note"),
         _gallery(maps),
         _gallery(histograms),
-        _table(["energy", "counts", "expected", "mean", "width"], rows, "Significance in the camera frame by energy"),
+        table(["energy", "counts", "expected", "mean", "width"], rows, "Significance in the camera frame by energy"),
     )
 
 
@@ -371,7 +371,7 @@ def _sky(residuals, observations) -> str:
         _paragraph(text),
         _gallery(maps),
         _gallery(histograms),
-        _table(["energy", "discs", "mean", "width"], rows, "Significance in the sky by energy"),
+        table(["energy", "discs", "mean", "width"], rows, "Significance in the sky by energy"),
     )
 
 
@@ -411,9 +411,9 @@ def _cross_validation(result) -> str:
             "Runs are left out of the fit in turn and predicted by it; what is fitted to the run itself is fitted to one half "
             "of its events and scored on the other. A higher log-likelihood is better."
         ),
-        _table(header, scores, "Held-out scores"),
+        table(header, scores, "Held-out scores"),
         "<h3>Significance of the held-out runs</h3>",
-        _table(["mean / width", *names], [(band, *found) for band, found in widths.items()], "Held-out significance"),
+        table(["mean / width", *names], [(band, *found) for band, found in widths.items()], "Held-out significance"),
     )
 
 
@@ -452,7 +452,7 @@ def _exclusion(maker, residuals) -> str:
         dropped.update(run.dropped)
     rows = [(text, dropped[name]) for name, text in DROPPED.items() if dropped[name]]
     if rows:
-        parts.append(_table(["events not used", "number"], rows, "Events not used by reason"))
+        parts.append(table(["events not used", "number"], rows, "Events not used by reason"))
     return _section("exclusion", "What was excluded", *parts)
 
 
@@ -464,7 +464,7 @@ def _configuration(maker) -> str:
         "configuration",
         "Configuration and versions",
         _listing(maker.config.to_yaml()),
-        _table(["package", "version"], versions, "Versions"),
+        table(["package", "version"], versions, "Versions"),
     )
 
 
@@ -570,13 +570,13 @@ def _runs(run_table: Table, residuals) -> str:
         )
     left_out = [(row["OBS_ID"], row["FLAG"]) for row in run_table if not row["USED"]]
     if left_out:
-        parts += ["<h3>Left out of the fit</h3>", _table(["run", "reason"], left_out, "Runs left out of the fit")]
+        parts += ["<h3>Left out of the fit</h3>", table(["run", "reason"], left_out, "Runs left out of the fit")]
     else:
         parts.append(_paragraph("No run was left out of the fit."))
     if residuals.failures:
         parts.append("<h3>Left out of the residuals</h3>")
         parts.append(
-            _table(
+            table(
                 ["run", "reason"],
                 [(f.name, f.reason) for f in residuals.failures.values()],
                 "Runs left out of the residuals",
@@ -596,8 +596,8 @@ def _runs(run_table: Table, residuals) -> str:
     ]
     shown = [*columns, *effects, *(name + "_ERR" for name in effects), "DEVIANCE", "FLAG"]
     meaning = [(name, RUN_COLUMNS[name].description) for name in shown if name in RUN_COLUMNS]
-    described = _table(["column of the run table", "what it holds"], meaning, "Meaning of the columns")
-    parts.append(_folded(f"All {len(used)} runs", _table(header, rows, "Runs of the fit") + described))
+    described = table(["column of the run table", "what it holds"], meaning, "Meaning of the columns")
+    parts.append(_folded(f"All {len(used)} runs", table(header, rows, "Runs of the fit") + described))
     return _section("runs", "Runs", *parts)
 
 
@@ -630,7 +630,7 @@ def run_effects(run_table: Table) -> str:
     outliers = _outliers(used)
     if outliers:
         parts.append("<h3>Runs to look at</h3>")
-        parts.append(_table(["run", "what", "value", "standard deviations"], outliers, "Runs that stand apart"))
+        parts.append(table(["run", "what", "value", "standard deviations"], outliers, "Runs that stand apart"))
     else:
         parts.append(_paragraph("No run stands apart and none is flagged."))
     return _section("run-effects", "Run effects", *parts)

@@ -10,6 +10,7 @@ os.environ.setdefault(
 import matplotlib as mpl
 import pytest
 from astropy.utils import iers
+from matplotlib.figure import Figure
 from shared import use_folder
 
 mpl.use("Agg")
@@ -46,3 +47,9 @@ def shared_folder(tmp_path_factory):
     """Where `shared.made_once` keeps things: one folder for all processes of pytest-xdist, each of which has its own below it."""
     folder = tmp_path_factory.getbasetemp()
     use_folder(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+@pytest.fixture
+def empty_pictures(monkeypatch):
+    """Pictures are drawn on, but not rendered, which is most of the time of a report; for tests of its words."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: None)

@@ -304,7 +304,7 @@ def test_makers_of_datasets(six):
     assert np.allclose(stacked.background.data[inside], alone[inside], rtol=1e-6)
 
 
-def test_reports_and_residuals(six, tmp_path):
+def test_reports_and_residuals(six, tmp_path, empty_pictures):
     empty = altered(six[0], keep=[])
     some = [*labelled(six[:2], [0, None]), empty, *labelled(six[2:4], ["<b>x</b>", 0])]
     empty.obs_id = 0

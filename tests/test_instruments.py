@@ -79,7 +79,7 @@ def test_it_is_left_out_of_plan_matching_and_scores(caplog):
     assert list(result.scores["OBS_ID"]) == [1, 2, 3, 4]
 
 
-def test_it_is_named_in_the_report(tmp_path):
+def test_it_is_named_in_the_report(tmp_path, empty_pictures):
     observations = [*runs(), run(5, location=WRONG)]
     maker = AcceptanceBackgroundMaker(config()).fit(observations)
     write_report(maker, observations, tmp_path / "report.html", n_jobs=1)

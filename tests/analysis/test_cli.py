@@ -350,8 +350,7 @@ def test_attach_writes_a_store_that_gammapy_reads(config, tmp_path):
     assert contents(path) == before
 
 
-def test_report_of_a_configuration(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("gammapy_accmaker.validation.report.DPI", 30)  # quick pictures
+def test_report_of_a_configuration(config, tmp_path, empty_pictures):
     path = tmp_path / "report.html"
     result = invoke("report", config, "--output", path)
     assert result.exit_code == 0, result.output

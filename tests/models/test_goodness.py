@@ -145,7 +145,7 @@ def test_the_run_table_flags_a_model_that_is_poor_and_runs_that_it_does_not_desc
     assert np.abs(right["DEVIANCE"]).max() < 4.5
 
 
-def test_the_report_says_how_well_the_model_describes_the_counts(tmp_path):
+def test_the_report_says_how_well_the_model_describes_the_counts(tmp_path, empty_pictures):
     runs = observations(plain_store())[:4]
     for function, poor in (("power_law * gaussian", True), (truth, False)):
         maker = AcceptanceBackgroundMaker(parametric(function)).fit(runs)

@@ -27,7 +27,7 @@ def test_a_fit_that_converged_says_nothing(caplog):
     assert not any("converged" in flag for flag in maker.run_table["FLAG"])
 
 
-def test_a_fit_that_did_not_converge_is_said(monkeypatch, caplog, tmp_path):
+def test_a_fit_that_did_not_converge_is_said(monkeypatch, caplog, tmp_path, empty_pictures):
     monkeypatch.setattr(fit, "fit_spline", partial(fit.fit_spline, max_rounds=5))
     with caplog.at_level(logging.WARNING):
         maker, runs = fitted()

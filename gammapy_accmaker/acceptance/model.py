@@ -62,20 +62,21 @@ class AcceptanceModel:
     config : `AcceptanceConfig`
         The configuration that made it. It names no files of the exclusion, which is in ``exclusion``.
     run_table : `~astropy.table.Table`
-        One row for each run of the fit: what it gave, its norm, and why it was left out, if it was; its columns are described
-        in `gammapy_accmaker.acceptance.run_table`.
+        One row for each run of the fit: what it gave, its norm, and why it was left out, if it was; its columns are
+        described in `gammapy_accmaker.acceptance.run_table`.
     matches : `~astropy.table.Table`
-        Which OFF runs the model of each ON run was fitted to, see `match_observations`; empty where nothing was matched.
+        Which OFF runs the model of each ON run was fitted to, see `match_observations`; empty where nothing was
+        matched.
     found : `~astropy.table.Table`
-        Circles that an iterative exclusion found and left out: RA, DEC, RADIUS, SIGNIFICANCE and the ITERATION; in its meta
-        whether the search came to an end (STABLE).
+        Circles that an iterative exclusion found and left out: RA, DEC, RADIUS, SIGNIFICANCE and the ITERATION; in its
+        meta whether the search came to an end (STABLE).
     plan : `GroupPlan` or None
         Which runs were pooled, where they were in bins of zenith or azimuth.
     fit_counts : `FitCounts` or None
         Counts and exposure of the fit; None for a model that was not fitted here.
     exclusion : `Exclusion`
-        Sky regions and masks that the fit left out, those of files and what was found included. A maker that is built on
-        the model leaves them out too.
+        Sky regions and masks that the fit left out, those of files and what was found included. A maker that is built
+        on the model leaves them out too.
     """
 
     rate_model: RateModel
@@ -137,9 +138,9 @@ class AcceptanceModel:
         Returns
         -------
         cubes : dict of `~gammapy.maps.WcsNDMap`
-            "counts", "exposure" (unexcluded ontime in s), "measured_rate" (counts over exposure, solid angle and energy,
-            NaN without exposure) and "rate" (of the model). The first three are those of the fit, and are not there for
-            a model that was not fitted here.
+            "counts", "exposure" (unexcluded ontime in s), "measured_rate" (counts over exposure, solid angle and
+            energy, NaN without exposure) and "rate" (of the model). The first three are those of the fit, and are not
+            there for a model that was not fitted here.
         """
         return make_cubes(self.rate_model, self.fit_counts, cos_zenith, smooth_counts)
 
@@ -233,8 +234,8 @@ class AcceptanceModel:
         Parameters
         ----------
         irf : `~gammapy.irf.Background2D`, `~gammapy.irf.Background3D` or dict
-            A dictionary has zenith angles (`~astropy.units.Quantity`, or numbers in deg) as keys; between two of them the
-            rate is linear in cos zenith, beyond the ends it stays.
+            A dictionary has zenith angles (`~astropy.units.Quantity`, or numbers in deg) as keys; between two of them
+            the rate is linear in cos zenith, beyond the ends it stays.
         run_effects : {"none", "norm"}
             Whether the maker fits the norm of each run.
         fov_alignment : {"altaz", "radec", "reverse_lon_radec"}, optional
@@ -307,7 +308,8 @@ class AcceptanceModel:
 
 
 def _without_files(config, path):
-    """The configuration of a file of an earlier version, which named the files of the exclusion and did not hold them."""
+    """The configuration of a file of an earlier version,
+    which named the files of the exclusion and did not hold them."""
     data = yaml.safe_load(config)
     named = {key: data["exclusion"][key] for key in ("regions", "mask", "catalog") if data["exclusion"].get(key)}
     data["exclusion"] |= dict.fromkeys(named)

@@ -1,7 +1,7 @@
 """Columns of the run table, `AcceptanceBackgroundMaker.run_table`: their units and what they mean.
 
-Each row is a run, in the order of the observations. All counts of a row are counted over the same bins: those of the fit
-in energy and field of view, outside of the exclusion. The bins are, for the model
+Each row is a run, in the order of the observations. All counts of a row are counted over the same bins: those of the
+fit in energy and field of view, outside of the exclusion. The bins are, for the model
 
 - ``spline``: the pixels of 0.1 deg whose centre lies within ``offset_max``;
 - ``radial``: the rings from 0 to ``offset_max``, or those given;
@@ -59,14 +59,14 @@ RUN_COLUMNS = {
     ),
     "SHIFT_ERR": RunColumn("standard deviation of what the run's own events tell of SHIFT", None, ".3f"),
     "DEVIANCE": RunColumn(
-        "largest excess of the Poisson deviance over the field of view over its mean, in any group of energies, in standard "
-        "deviations; where a norm alone is fitted, over the energies of the norm",
+        "largest excess of the Poisson deviance over the field of view over its mean, in any group of energies, in "
+        "standard deviations; where a norm alone is fitted, over the energies of the norm",
         None,
         ".2f",
     ),
     "FLAG": RunColumn(
-        "why to look at the run, or why it was left out; empty for a good one. 'poor fit': DEVIANCE is large; 'poor fit of the "
-        "model': the model does not describe all runs together, see print(model)"
+        "why to look at the run, or why it was left out; empty for a good one. 'poor fit': DEVIANCE is large; 'poor "
+        "fit of the model': the model does not describe all runs together, see print(model)"
     ),
     "NORM_EMIN": RunColumn("lower end of the energies to which NORM was fitted; NaN where it was not", "TeV", ".3f"),
     "NORM_EMAX": RunColumn("upper end of the energies to which NORM was fitted; NaN where it was not", "TeV", ".1f"),

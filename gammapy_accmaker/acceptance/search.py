@@ -35,7 +35,8 @@ def fit_until_stable(
     Parameters
     ----------
     fit : callable
-        Fits outside of an exclusion, and returns the model and, by place in the list of observations, what it is adapted to each run.
+        Fits outside of an exclusion, and returns the model and, by place in the list of observations, what it is
+        adapted to each run.
     observations : list of `~gammapy.data.Observation`
     config : `AcceptanceConfig`
     options : `IterativeOptions`
@@ -46,7 +47,8 @@ def fit_until_stable(
     Returns
     -------
     model : `AcceptanceModel`
-        With what was found in ``found``; a search that did not end is named in a warning and in ``found.meta["STABLE"]``.
+        With what was found in ``found``; a search that did not end is named in a warning and in
+        ``found.meta["STABLE"]``.
     """
     found, stable = Table(), False
     model, adapted = fit(exclusion)
@@ -69,8 +71,9 @@ def fit_until_stable(
         model, adapted = fit(exclusion.with_regions(excess_regions(found)))
     if not stable:
         log.warning(
-            f"exclusion.iterative: the last of {options.max_iterations} searches still found {len(new)} excesses, the strongest "
-            f"of {new['SIGNIFICANCE'].max():.1f} sigma; raise max_iterations or the threshold, or exclude what is known"
+            f"exclusion.iterative: the last of {options.max_iterations} searches still found {len(new)} excesses, the "
+            f"strongest of {new['SIGNIFICANCE'].max():.1f} sigma; "
+            "raise max_iterations or the threshold, or exclude what is known"
         )
     if len(found):
         found.meta["STABLE"] = stable

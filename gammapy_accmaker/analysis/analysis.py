@@ -106,8 +106,8 @@ def _check_offsets(observations, error: IndexError) -> None:
     one = [str(o.obs_id) for o in observations if o.aeff is not None and o.aeff.axes["offset"].nbin == 1]
     if one:
         raise InputError(
-            f"datasets.type: the effective area of the runs {', '.join(one[:5])} is that of one offset (point-like), and gammapy "
-            "makes no map of it; use `type: 1d` with an `on_region`, or files with IRFs for several offsets"
+            f"datasets.type: the effective area of the runs {', '.join(one[:5])} is that of one offset (point-like), "
+            "and gammapy makes no map of it; use `type: 1d` with an `on_region`, or files with IRFs for several offsets"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """gammapy's configuration of an analysis, with the acceptance among the background methods.
 
-`AcceptanceBackground` holds what ``datasets.background`` has more for an acceptance; `ExtendedConfig` reads, updates and
-checks a configuration with it, for the analysis here and for the workflow.
+`AcceptanceBackground` holds what ``datasets.background`` has more for an acceptance; `ExtendedConfig` reads, updates
+and checks a configuration with it, for the analysis here and for the workflow.
 """
 
 from __future__ import annotations
@@ -139,13 +139,15 @@ class AcceptanceBackground(GammapyBaseConfig):
             for key in ("off_observations", "model"):
                 if getattr(self, key) is not None:
                     raise InputError(
-                        f"{BACKGROUND}.{key}: it needs `method: acceptance`, but got {self.method!r}; set this method, or leave {key} out"
+                        f"{BACKGROUND}.{key}: it needs `method: acceptance`, but got {self.method!r}; "
+                        f"set this method, or leave {key} out"
                     )
             return
         options = self.options
         if options.matching is not None and self.off_observations is None and self.model is None:
             raise InputError(
-                f"{BACKGROUND}.parameters.matching: it needs OFF runs; name them in off_observations, or leave matching null"
+                f"{BACKGROUND}.parameters.matching: it needs OFF runs; "
+                "name them in off_observations, or leave matching null"
             )
         if self.model is not None and self.off_observations is not None:
             raise InputError(
@@ -236,7 +238,8 @@ class ExtendedConfig(GammapyBaseConfig):
 
     @classmethod
     def coerce(cls, config):
-        """Configuration from nested options, the path of a YAML file, or gammapy's configuration that this class extends."""
+        """Configuration from nested options, the path of a YAML file,
+        or gammapy's configuration that this class extends."""
         if isinstance(config, cls):
             return config
         if isinstance(config, dict):

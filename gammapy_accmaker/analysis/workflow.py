@@ -62,7 +62,8 @@ class AcceptanceWorkflowConfig(ExtendedConfig, WorkflowConfig):
             raise InputError(f"general.steps: there is no step {unknown[0]!r}; known are {', '.join(known)}")
         if len(general.overwrite) < len(general.steps):
             raise InputError(
-                f"general.overwrite: got {len(general.overwrite)} for {len(general.steps)} steps; give true or false for each"
+                f"general.overwrite: got {len(general.overwrite)} for {len(general.steps)} steps; "
+                "give true or false for each"
             )
 
 

@@ -40,7 +40,8 @@ def vectors_to_lonlat(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gti_seconds(time_start: Time, time_stop: Time) -> np.ndarray:
-    """Good time intervals in s after the first start, shape (n, 2), sorted; empty ones are dropped, those that overlap are merged."""
+    """Good time intervals in s after the first start, shape (n, 2), sorted;
+    empty ones are dropped, those that overlap are merged."""
     zero = time_start.min()
     intervals = np.stack([(time_start - zero).to_value("s"), (time_stop - zero).to_value("s")], axis=-1)
     intervals = intervals[intervals[:, 1] > intervals[:, 0]]
@@ -136,7 +137,8 @@ class FovTrack:
         return replace(self, intervals=intervals[intervals[:, 1] > intervals[:, 0]])
 
     def crossings(self, cos_zenith_edges=(), azimuth_edges=()) -> np.ndarray:
-        """Times in s, increasing, at which cos zenith or the azimuth (deg, in turns of 360) of the pointing crosses an edge."""
+        """Times in s, increasing, at which cos zenith or the azimuth (deg, in turns of 360) of
+        the pointing crosses an edge."""
         times = []
         for values, edges, turn in ((self.cos_zenith, cos_zenith_edges, None), (self.azimuth, azimuth_edges, 360.0)):
             if len(edges) == 0 or not np.all(np.isfinite(values)):
@@ -152,7 +154,8 @@ class FovTrack:
         return np.sort(np.concatenate(times)) if times else np.zeros(0)
 
     def part_edges(self, cuts: np.ndarray) -> np.ndarray:
-        """First start, cuts in s and last stop; cuts that leave less than MIN_PART of good time to a part are dropped."""
+        """First start, cuts in s and last stop; cuts that leave less than MIN_PART of good
+        time to a part are dropped."""
         edges = [self.intervals[0, 0]]
         for cut in cuts:
             if min(self.during(edges[-1], cut).ontime, self.during(cut, np.inf).ontime) >= MIN_PART:
@@ -262,8 +265,8 @@ def fov_track(
         raise ObservationError("observation: its good time intervals are empty, but some ontime is needed")
     if not intervals[-1, 1] - intervals[0, 0] <= MAX_SPAN:
         raise ObservationError(
-            f"observation: its good time intervals span {(intervals[-1, 1] - intervals[0, 0]) / 86400:.3g} days, but a run of "
-            "at most 1 day is needed; its times are damaged, or it must be split"
+            f"observation: its good time intervals span {(intervals[-1, 1] - intervals[0, 0]) / 86400:.3g} days, but a "
+            "run of at most 1 day is needed; its times are damaged, or it must be split"
         )
     zero = time_start.min()
     while True:

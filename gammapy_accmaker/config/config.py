@@ -72,19 +72,20 @@ class AcceptanceConfig(Options):
     offset_max : angle
         Largest offset of the model and of the events of the fit.
     fit_energy : energies or mapping
-        Edges of the energy bins of the fit, in place of those of ``energy``. Bins that are wider than ``nbins_per_decade`` asks
-        for share a profile over the field: the spectrum inside of them is that of finer bins, and keeps their integrals. Or,
-        for a radial or grid model, ``{type: adaptive, min_counts: 500, max_width: 0.5}``: bins of ``energy`` merged until each
-        holds so many events or is so many decades wide.
+        Edges of the energy bins of the fit, in place of those of ``energy``. Bins that are wider than
+        ``nbins_per_decade`` asks for share a profile over the field: the spectrum inside of them is that of finer bins,
+        and keeps their integrals. Or, for a radial or grid model, ``{type: adaptive, min_counts: 500, max_width:
+        0.5}``: bins of ``energy`` merged until each holds so many events or is so many decades wide.
     fov_alignment : str
         Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
     time_step : time
         Resolution inside a run; null: one step a run.
     zenith : mapping
-        How the rate follows the zenith angle. A spline model is a smooth function of it (continuous); any other is interpolated
-        between bins of cos zenith, or has one where the runs are alike.
+        How the rate follows the zenith angle. A spline model is a smooth function of it (continuous); any other is
+        interpolated between bins of cos zenith, or has one where the runs are alike.
     matching : mapping
-        For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs, same.
+        For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs,
+        same.
     observatory_location : str or mapping
         Name, or lon, lat and height; where it is given, it wins over that of the DL3.
 
@@ -141,8 +142,8 @@ class AcceptanceConfig(Options):
         if self.model.type != "spline":
             if self.model.type == "parametric" and isinstance(self.fit_energy, AdaptiveEnergy):
                 raise ValueError(
-                    "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups energies "
-                    "itself; leave it null or give edges"
+                    "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups "
+                    "energies itself; leave it null or give edges"
                 )
             return self
         for key, known in (("zenith", ("none", "continuous")), ("azimuth", ("none",))):
@@ -153,12 +154,14 @@ class AcceptanceConfig(Options):
                 )
         if self.fit_energy is not None:
             raise ValueError(
-                f"fit_energy: got {self.fit_energy}, but the spline model has fine bins of its own; leave it null or use another model"
+                f"fit_energy: got {self.fit_energy}, but the spline model has fine bins of its own; "
+                "leave it null or use another model"
             )
         return self
 
     def _for_binned(self, key):
-        """Binned models have no smooth zenith dependence and no more effects than a norm: an error if they are asked for.
+        """Binned models have no smooth zenith dependence and no more effects than a norm: an error if they are asked
+        for.
 
         What nobody asked for becomes what is nearest to it: interpolated between bins of zenith, and a norm.
         """
@@ -168,7 +171,8 @@ class AcceptanceConfig(Options):
             return
         if key in self.model_fields_set and "type" in options.model_fields_set:
             raise ValueError(
-                f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; use one of {known}"
+                f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; "
+                f"use one of {known}"
             )
         plain = {"zenith": InterpolatedZenith(), "run_effects": options.model_copy(update={"type": "norm"})}
         object.__setattr__(self, key, plain[key])
@@ -179,7 +183,8 @@ class AcceptanceConfig(Options):
             return
         if kind not in ("norm", "tilt"):
             raise ValueError(
-                f"run_effects.norm_energy: got {given}, but {kind!r} has no norm of its own; use type norm or tilt, or leave it null"
+                f"run_effects.norm_energy: got {given}, but {kind!r} has no norm of its own; "
+                "use type norm or tilt, or leave it null"
             )
         edges = (
             self.fit_energy
@@ -188,8 +193,8 @@ class AcceptanceConfig(Options):
         )
         if given[0] >= edges[-1] or given[1] <= edges[0]:
             raise ValueError(
-                f"run_effects.norm_energy: got {given}, but energies of the model, {edges[0]} to {edges[-1]}, are needed; "
-                "choose some of them, or leave it null"
+                f"run_effects.norm_energy: got {given}, but energies of the model, {edges[0]} to {edges[-1]}, are "
+                "needed; choose some of them, or leave it null"
             )
 
     @property
@@ -221,7 +226,8 @@ class AcceptanceConfig(Options):
             config = {}
         if not isinstance(config, dict):
             raise InputError(
-                f"config: got {type(config).__name__}, but an AcceptanceConfig, a dict, the path of a YAML file or None is needed"
+                f"config: got {type(config).__name__}, but an AcceptanceConfig, a dict, "
+                "the path of a YAML file or None is needed"
             )
         try:
             return cls.model_validate(config)

@@ -36,8 +36,8 @@ def read_config_file(path: str | Path, name: str) -> str:
         # gammapy's classes raise a TypeError for text in place of their options
         name_of_file = str(path)[:200]
         raise InputTypeError(
-            f"config: got {name_of_file!r}, but there is no file {name_of_file}; write one with `{name}().write(path)`, give "
-            f"options as a dict, or YAML text as `{name}.from_yaml(text)`"
+            f"config: got {name_of_file!r}, but there is no file {name_of_file}; write one with "
+            f"`{name}().write(path)`, give options as a dict, or YAML text as `{name}.from_yaml(text)`"
         )
     try:
         return path.read_text(encoding="utf-8")

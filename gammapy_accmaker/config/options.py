@@ -1,5 +1,6 @@
-"""The groups of options that an `AcceptanceConfig` holds, in the order of its keys: the model, its energy axis, how it follows
-zenith angle and azimuth, the exclusion, run effects, the renormalisation of a background, and matching with OFF runs.
+"""The groups of options that an `AcceptanceConfig` holds, in the order of its keys: the model, its energy axis, how it
+follows zenith angle and azimuth, the exclusion, run effects, the renormalisation of a background, and matching with OFF
+runs.
 
 Several options are one of some kinds, told apart by ``type``; a kind has the options that it needs, and no others.
 """
@@ -60,8 +61,8 @@ __all__ = [
 class SplineOptions(Options):
     """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
 
-    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow: any with a number
-    that differs from run to run. A run that lacks one counts as the mean of the others.
+    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow: any with a
+    number that differs from run to run. A run that lacks one counts as the mean of the others.
     """
 
     type: Literal["spline"] = "spline"
@@ -71,7 +72,8 @@ class SplineOptions(Options):
 class RadialOptions(Options):
     """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges.
 
-    Events beyond the last ring have no part in the fit; there the rate goes on for the width of one ring, and is 0 then.
+    Events beyond the last ring have no part in the fit; there the rate goes on for the width of one ring, and is 0
+    then.
     """
 
     type: Literal["radial"] = "radial"
@@ -85,10 +87,11 @@ class RadialOptions(Options):
 
 
 class GridOptions(Options):
-    """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or edges.
+    """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or
+    edges.
 
-    The grid keeps its corners: the events of the whole square are fitted, those beyond offset_max too. Around it the rate goes on
-    for the width of one bin, and is 0 then.
+    The grid keeps its corners: the events of the whole square are fitted, those beyond offset_max too. Around it the
+    rate goes on for the width of one bin, and is 0 then.
     """
 
     type: Literal["grid"] = "grid"
@@ -111,7 +114,8 @@ class ParameterOptions(Options):
     def _no_text_ties(cls, data):
         if isinstance(data, dict) and "tied" in data:
             raise ValueError(
-                f"got tied: {data['tied']!r}, but text is not taken; tie it by a callable on the astropy model, model.name.tied"
+                f"got tied: {data['tied']!r}, but text is not taken; "
+                "tie it by a callable on the astropy model, model.name.tied"
             )
         return data
 
@@ -123,9 +127,9 @@ class ParametricOptions(Options):
     ----------
     function : str, `~astropy.modeling.Model`, callable or list
         In a file: gaussian, gaussian_gradient, radial_profile, power_law, power_law_cutoffs, or a product such as
-        ``"power_law * gaussian"``. In Python also what `~gammapy_accmaker.models.parametric.function.rate_function` takes.
-        Of energy in TeV and positions in deg; the rate in s-1 MeV-1 sr-1. A file names a Python function but holds no code:
-        what is read from it applies a fitted model, and a fit asks for the function.
+        ``"power_law * gaussian"``. In Python also what `~gammapy_accmaker.models.parametric.function.rate_function`
+        takes. Of energy in TeV and positions in deg; the rate in s-1 MeV-1 sr-1. A file names a Python function but
+        holds no code: what is read from it applies a fitted model, and a fit asks for the function.
     parameters : dict
         `ParameterOptions` by name.
     shared : list of str
@@ -207,8 +211,8 @@ class ContinuousZenith(Options):
 class ZenithBins(Options):
     """How runs are pooled in bins of cos zenith, from the zenith down.
 
-    A bin grows by ``initial_width`` until it holds ``min_livetime`` and ``min_observations`` (null: not asked for); what is left
-    at the end goes to its neighbour.
+    A bin grows by ``initial_width`` until it holds ``min_livetime`` and ``min_observations`` (null: not asked for);
+    what is left at the end goes to its neighbour.
 
     Parameters
     ----------
@@ -284,7 +288,8 @@ class EastWestAzimuth(AzimuthOptions):
 
 
 class BinnedAzimuth(AzimuthOptions):
-    """One model for each sector of azimuth; ``bins``: a number, from north on, or edges, the last of which joins the first."""
+    """One model for each sector of azimuth; ``bins``: a number, from north on, or edges,
+    the last of which joins the first."""
 
     type: Literal["binned"] = "binned"
     bins: Annotated[int, Field(ge=2)] | AngleEdges = 4
@@ -355,7 +360,8 @@ class CatalogOptions(Options):
 
 
 class IterativeOptions(Options):
-    """Significant excess in the stacked sky map of the runs of the fit is excluded, and the fit repeated until none is left.
+    """Significant excess in the stacked sky map of the runs of the fit is excluded, and the fit repeated until none is
+    left.
 
     Attributes
     ----------
@@ -378,7 +384,8 @@ class IterativeOptions(Options):
     def _positive(self):
         if not (self.correlation_radius.deg > 0 and self.dilation.deg >= 0):
             raise ValueError(
-                f"got correlation_radius {self.correlation_radius} and dilation {self.dilation}, but > 0 and >= 0 are needed"
+                f"got correlation_radius {self.correlation_radius} and dilation {self.dilation}, "
+                "but > 0 and >= 0 are needed"
             )
         return self
 
@@ -395,13 +402,15 @@ class ExclusionOptions(Options):
     margin : angle
         Around regions, mask and catalog.
     catalog : mapping
-        Circles around the stars or sources of a table: path, ra, dec, radius or radius_column, magnitude, magnitude_max.
+        Circles around the stars or sources of a table: path, ra, dec, radius or radius_column, magnitude,
+        magnitude_max.
     wobble_half : bool or mapping
-        Of a run with the source in its field of view, use the half of the camera opposite to it (not for rings); true: the source
-        is the target in the header of each run; else its lon, lat and frame. Norms and a gradient over the camera are told
-        apart only by runs with several wobble positions.
+        Of a run with the source in its field of view, use the half of the camera opposite to it (not for rings); true:
+        the source is the target in the header of each run; else its lon, lat and frame. Norms and a gradient over the
+        camera are told apart only by runs with several wobble positions.
     iterative : mapping
-        Leave out what is found in the data as well, and fit again: threshold, correlation_radius, dilation, max_iterations.
+        Leave out what is found in the data as well, and fit again: threshold, correlation_radius, dilation,
+        max_iterations.
     """
 
     # lists first: pydantic 2.8 would write one as the text of a path
@@ -431,15 +440,16 @@ class RunEffectsOptions(Options):
 
     ``norm``: a factor; ``tilt``: and a power law; ``shift``: and instead of it an energy shift, a smooth spectral
     residual and, with ``gradient``, gradients over the field of view. ``tilt`` and ``shift`` need the spline model.
-    ``min_counts``: a run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded events.
-    A run whose norm lies outside of ``norm_limits``, such as [0.5, 2], is flagged in the run table and keeps its norm.
+    ``min_counts``: a run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded
+    events. A run whose norm lies outside of ``norm_limits``, such as [0.5, 2], is flagged in the run table and keeps
+    its norm.
 
     Attributes
     ----------
     norm_energy : energies
-        For ``norm`` and ``tilt``: range over which they are fitted, such as [0.5 TeV, 20 TeV]. The threshold differs from run to
-        run, which a norm cannot follow; so null stands for the energies where the runs agree in shape, above the thresholds.
-        The run table has them.
+        For ``norm`` and ``tilt``: range over which they are fitted, such as [0.5 TeV, 20 TeV]. The threshold differs
+        from run to run, which a norm cannot follow; so null stands for the energies where the runs agree in shape,
+        above the thresholds. The run table has them.
     """
 
     type: Literal["none", "norm", "tilt", "shift"] = "shift"
@@ -456,11 +466,13 @@ class RunEffectsOptions(Options):
                 raise ValueError(f"norm_limits: got {list(self.norm_limits)}, but 0 <= low < high is needed")
             if self.type == "none":
                 raise ValueError(
-                    f"norm_limits: got {list(self.norm_limits)}, but without run effects there is no norm; use type norm"
+                    f"norm_limits: got {list(self.norm_limits)}, but without run effects there is no norm; "
+                    "use type norm"
                 )
         if self.norm_energy is not None and (len(self.norm_energy) != 2 or self.norm_energy[0] <= 0):
             raise ValueError(
-                f"norm_energy: got {self.norm_energy}, but the two ends of a range of energies > 0 are needed, such as [0.5 TeV, 20 TeV]"
+                f"norm_energy: got {self.norm_energy}, but the two ends of a range of energies > 0 are needed, "
+                "such as [0.5 TeV, 20 TeV]"
             )
         return self
 
@@ -474,7 +486,8 @@ class NoRenormalization(Options):
 class FovRenormalization(Options):
     """`~gammapy.makers.FoVBackgroundMaker` outside of the exclusion; ``fit_options`` go to `~gammapy.modeling.Fit`.
 
-    ``prior``: a Gaussian prior on norm and tilt of the model that stays on the dataset, as wide as the acceptance is sure.
+    ``prior``: a Gaussian prior on norm and tilt of the model that stays on the dataset, as wide as the acceptance is
+    sure.
     """
 
     type: Literal["fov"] = "fov"
@@ -514,9 +527,11 @@ class MatchingOptions(Options):
     Attributes
     ----------
     limits : mapping
-        Largest difference by criterion: zenith, cos_zenith, azimuth, pointing, time, muon_efficiency or a keyword of the events.
+        Largest difference by criterion: zenith, cos_zenith, azimuth, pointing, time, muon_efficiency or a keyword of
+        the events.
     weights : mapping or str
-        Weight by criterion, or ``nearest`` (time and pointing) or ``conditions`` (zenith, azimuth, muon efficiency, time).
+        Weight by criterion, or ``nearest`` (time and pointing) or ``conditions`` (zenith, azimuth, muon efficiency,
+        time).
     hours : time
         OFF ontime for each ON run; a number is in h.
     n_runs : int

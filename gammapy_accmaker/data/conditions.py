@@ -1,4 +1,5 @@
-"""Under which conditions runs were taken, from a table of observations or from the observations, and how they differ."""
+"""Under which conditions runs were taken, from a table of observations or from the observations,
+and how they differ."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def run_conditions(argument: str, runs, names, same, location=None) -> RunCondit
     for name in columns:
         if name not in same and found.values[name].dtype.kind not in "biuf":
             raise InputError(
-                f"column {name!r}: got values such as {found.values[name][0]!r}, but numbers are needed; give it as `same`"
+                f"column {name!r}: got values such as {found.values[name][0]!r}, but numbers are needed; "
+                "give it as `same`"
             )
     return found
 
@@ -111,7 +113,8 @@ def _from_table(argument, table, names, columns):
     for name, alternatives in needed.items():
         if not any(c in table.colnames for c in alternatives or (name,)):
             raise InputError(
-                f"{argument}: its table has no column {' or '.join(alternatives or (name,))!r}; it has {', '.join(table.colnames)}"
+                f"{argument}: its table has no column {' or '.join(alternatives or (name,))!r}; it has "
+                f"{', '.join(table.colnames)}"
             )
     values = {name: _plain(table[name]) for name in columns}
     units = {name: table[name].unit for name in columns if table[name].unit is not None}

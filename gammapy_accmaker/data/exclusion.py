@@ -1,12 +1,13 @@
-"""What is left out of a fit: sky regions and mask maps, each with a margin, and the half of the camera on the side of a source.
+"""What is left out of a fit: sky regions and mask maps, each with a margin, and the half of the camera on the side of a
+source.
 
 From the top: regions and masks as plain data, numbers and text, from which they are made again exactly; the parts of an
 exclusion, which answer whether they hold a position; `Exclusion`, all of them together; and `without_source_half`, as
 pybkgmodel treats wobble observations.
 
 What is excluded is computed from the data, in memory and after they were read from a file alike: the two cannot differ.
-Each region is projected on a plane of its own, so that regions may lie anywhere on the sky, and circles, by far the most
-common, are answered by one scalar product.
+Each region is projected on a plane of its own, so that regions may lie anywhere on the sky, and circles, by far the
+most common, are answered by one scalar product.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def _region_to_dict(region):
     kind = next((name for name, (cls, _) in KINDS.items() if isinstance(region, cls)), None)
     if kind is None:
         raise InputError(
-            f"exclusion: a {type(region).__name__} is not among {', '.join(KINDS)}; draw it as a polygon or give a mask map"
+            f"exclusion: a {type(region).__name__} is not among {', '.join(KINDS)}; "
+            "draw it as a polygon or give a mask map"
         )
     data["kind"], turn = kind, 0.0
     for name in KINDS[kind][1]:
@@ -142,8 +144,8 @@ def _operator_name(region):
         if np.array_equal(made, known(first, second)):
             return name
     raise InputError(
-        f"exclusion: {region} covers the sky outside of its two regions, or one of them alone; list the excluded regions "
-        "themselves"
+        f"exclusion: {region} covers the sky outside of its two regions, or one of them alone; list the excluded "
+        "regions themselves"
     )
 
 
@@ -213,7 +215,8 @@ class MaskData:
     content: bytes
 
     def to_map(self) -> Map:
-        """The mask as a map of truth values; of HEALPix the excluded pixels alone, since none other changes anything."""
+        """The mask as a map of truth values; of HEALPix the excluded pixels alone,
+        since none other changes anything."""
         n = int(np.prod(self.shape, dtype=object))
         if not (0 <= n <= MAX_PIXELS and all(k >= 0 for k in self.shape)):
             raise InputError(f"exclusion mask: got {self.shape} pixels, but up to {MAX_PIXELS} are read")
@@ -506,7 +509,8 @@ def _plane_part(region):
 
 @dataclass(frozen=True)
 class _Excluded:
-    """A region or mask as data, its margin in deg, the name of the file it came from, and the part of the sky it makes."""
+    """A region or mask as data, its margin in deg, the name of the file it came from,
+    and the part of the sky it makes."""
 
     data: str | MaskData
     margin: float
@@ -531,7 +535,7 @@ class Exclusion(Sequence):
 
     Parameters
     ----------
-    exclusion : `~regions.SkyRegion`, `~regions.Regions`, str, `~pathlib.Path`, `~gammapy.maps.Map`, `Exclusion` or list of these
+    exclusion : `~regions.SkyRegion`, `~regions.Regions`, str, path, `~gammapy.maps.Map`, `Exclusion` or list of these
         Sky regions of any kind, region files (ds9, crtf, fits), masks that are False where excluded. What comes twice
         counts once.
     margin : `~astropy.units.Quantity`

@@ -1,4 +1,7 @@
-"""Which parts of runs are pooled: bins of cos zenith that grow until they hold enough, and wobble positions. Pure arrays."""
+"""Which parts of runs are pooled: bins of cos zenith that grow until they hold enough, and wobble positions.
+
+Pure arrays.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,15 @@ def grow_zenith_bins(
 ) -> np.ndarray:
     """Edges of bins of cos zenith that each hold a minimum.
 
-    Where the zenith angles of all parts differ by no more than a cell, they are one bin. Else, from the zenith down, a bin grows by one cell of `zenith_cells` until it holds the minimum; what is left at the end is merged
-    with its neighbour. Between two bins with a gap, the edge is in its middle.
+    Where the zenith angles of all parts differ by no more than a cell, they are one bin. Else, from the zenith down, a
+    bin grows by one cell of `zenith_cells` until it holds the minimum; what is left at the end is merged with its
+    neighbour. Between two bins with a gap, the edge is in its middle.
 
     Parameters
     ----------
     cos_zenith, livetime, observations, counts, wobble : `~numpy.ndarray`
-        Of each part of a run, shape (n,): livetime in s, its share of an observation, unexcluded counts, number of its wobble
-        position.
+        Of each part of a run, shape (n,): livetime in s, its share of an observation, unexcluded counts, number of its
+        wobble position.
     width : float
         Of a cell.
     minimum : `BinMinimum`

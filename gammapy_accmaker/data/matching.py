@@ -1,7 +1,8 @@
 """Which OFF runs were taken under conditions like those of an ON run.
 
 Wach et al. 2024 (A&A 690, A250) take for each ON run the OFF run of the smallest weighted difference of the conditions,
-within limits on each of them; pybkgmodel takes the runs near in time and pointing; gammapy-tools fills up requested hours.
+within limits on each of them; pybkgmodel takes the runs near in time and pointing; gammapy-tools fills up requested
+hours.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ def match_observations(
     """Rank OFF runs for each ON run, and take the best.
 
     The distance of two runs is ``sqrt(sum_k w_k (d_k / s_k)^2 / sum_k w_k)`` over the criteria k, where ``d_k`` is the
-    difference in a criterion, ``w_k`` its weight and ``s_k`` its limit or, without one, a usual scale (0.05 in cos zenith
-    and in relative muon efficiency, 45 deg in azimuth, 5 deg in zenith and pointing, 30 d in time; for any other column its
-    standard deviation over the OFF runs).
+    difference in a criterion, ``w_k`` its weight and ``s_k`` its limit or, without one, a usual scale (0.05 in cos
+    zenith and in relative muon efficiency, 45 deg in azimuth, 5 deg in zenith and pointing, 30 d in time; for any other
+    column its standard deviation over the OFF runs).
 
-    Criteria are ``zenith`` (difference of the angle in deg), ``cos_zenith``, ``azimuth`` (the shorter way round, in deg),
-    ``pointing`` (separation of the horizontal pointings in deg), ``time`` (between the middles, in days),
-    ``muon_efficiency`` (of MUONEFF, over their mean) and any numerical column of the observation table, in its own unit;
-    for `~gammapy.data.Observations` any keyword of the event header.
+    Criteria are ``zenith`` (difference of the angle in deg), ``cos_zenith``, ``azimuth`` (the shorter way round, in
+    deg), ``pointing`` (separation of the horizontal pointings in deg), ``time`` (between the middles, in days),
+    ``muon_efficiency`` (of MUONEFF, over their mean) and any numerical column of the observation table, in its own
+    unit; for `~gammapy.data.Observations` any keyword of the event header.
 
     Parameters
     ----------
@@ -62,8 +63,8 @@ def match_observations(
         Largest difference by criterion: a quantity, or a number in the units above.
     weights : dict or str, optional
         Weight by criterion. A criterion with a limit and no weight has none. A name stands for weights that are ready:
-        ``"nearest"`` (in time and pointing), ``"conditions"`` (cos zenith, azimuth, muon efficiency, time). Default: cos
-        zenith alone.
+        ``"nearest"`` (in time and pointing), ``"conditions"`` (cos zenith, azimuth, muon efficiency, time). Default:
+        cos zenith alone.
     hours : float or `~astropy.units.Quantity`, optional
         OFF ontime to be taken for each ON run, in h: the best runs are taken until it is reached.
     n_runs : int, optional
@@ -76,9 +77,11 @@ def match_observations(
     Returns
     -------
     matches : `~astropy.table.Table`
-        One row for each pair, best first for each ON run: ON_OBS_ID, OFF_OBS_ID, RANK, the difference in each criterion (column
-        DELTA_<criterion>), DISTANCE, HOURS (ontime of the OFF run), SUM_HOURS (up to this rank), REASON, and ON_PLACE and OFF_PLACE: where the two stand in the lists,
-        from 0, since numbers may repeat or be missing. ON runs without a match are in ``matches.meta["LEFT_OUT"]``, with the limit that none meets and how near the best one was.
+        One row for each pair, best first for each ON run: ON_OBS_ID, OFF_OBS_ID, RANK, the difference in each criterion
+        (column DELTA_<criterion>), DISTANCE, HOURS (ontime of the OFF run), SUM_HOURS (up to this rank), REASON, and
+        ON_PLACE and OFF_PLACE: where the two stand in the lists, from 0, since numbers may repeat or be missing. ON
+        runs without a match are in ``matches.meta["LEFT_OUT"]``, with the limit that none meets and how near the best
+        one was.
 
     Raises
     ------
@@ -202,8 +205,8 @@ def _within(limits, delta, candidates):
     best = np.argmin(np.where(candidates & np.isfinite(worst), worst, np.inf))
     name = max(limits, key=lambda k: delta[k][best] / max(limits[k], 1e-300))
     return within, (
-        f"no OFF run meets all limits; the one that comes nearest differs by {delta[name][best]:.4g}{unit[name]} in {name}, "
-        f"whose limit is {limits[name]:.4g}{unit[name]}"
+        f"no OFF run meets all limits; the one that comes nearest differs by {delta[name][best]:.4g}{unit[name]} in "
+        f"{name}, whose limit is {limits[name]:.4g}{unit[name]}"
     )
 
 
@@ -272,7 +275,8 @@ def _table(rows, left_out, names, off):
 def _itself(on, off, on_runs, off_runs) -> list[list[int]]:
     """For each ON run which of the OFF runs are that run itself, or may be.
 
-    A key that several runs of a list share tells nothing: there the same object, or the same row of one table, is the same run.
+    A key that several runs of a list share tells nothing: there the same object, or the same row of one table, is the
+    same run.
     """
     keys = on_runs.keys
     if isinstance(on, Table) != isinstance(off, Table):  # a table may give other starts than good time intervals

@@ -1,4 +1,5 @@
-"""What a user should know of runs before their fit is believed: instruments, sites, good time, and the reach of their events."""
+"""What a user should know of runs before their fit is believed:
+instruments, sites, good time, and the reach of their events."""
 
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ class RunNotes:
 def find_reach(offset: np.ndarray, offset_max: float) -> float:
     """Offset in deg at which events stop short of the largest offset, see `RunNotes.reach`.
 
-    The last event lies there, it is more than 0.1 deg short, and in the ring of 0.25 deg before it are so many events that
-    none in the next one is no chance.
+    The last event lies there, it is more than 0.1 deg short, and in the ring of 0.25 deg before it are so many events
+    that none in the next one is no chance.
     """
     last = float(np.max(offset, initial=0.0))
     ring = min(RING, offset_max - last)
@@ -78,28 +79,32 @@ def warn_of_notes(runs, offset_max: float) -> None:
     overlap = {k: one for k, one in notes.items() if one.overlap > 0}
     if overlap:
         log.warning(
-            f"the good time intervals of {_some(overlap)} overlap, by up to {max(n.overlap for n in overlap.values()):.0f} s: that "
-            "time is counted once here, but gammapy counts it twice in the exposure; merge them with `gti.union()`"
+            f"the good time intervals of {_some(overlap)} overlap, by up to "
+            f"{max(n.overlap for n in overlap.values()):.0f} s: that time is counted once here, but gammapy counts it "
+            "twice in the exposure; merge them with `gti.union()`"
         )
     short = {k: one.reach for k, one in notes.items() if np.isfinite(one.reach)}
     if short:
         low, high = min(short.values()), max(short.values())
         beyond = f"{low:.2f} deg" if high - low < 0.01 else f"{low:.2f} to {high:.2f} deg"
         log.warning(
-            f"{_some(short)} have no events beyond an offset of {beyond}, but offset_max is {offset_max:g} deg: their field of view "
-            "is smaller, or was cut, and the model spreads what they have over what they do not see; set `offset_max` to it"
+            f"{_some(short)} have no events beyond an offset of {beyond}, but offset_max is {offset_max:g} deg: their "
+            "field of view is smaller, or was cut, and the model spreads what they have over what they do not see; "
+            "set `offset_max` to it"
         )
 
 
 def warn_outside_gti(notes: dict[int | str, RunNotes]) -> None:
-    """One warning where events of runs, by their names, lie outside of the good time intervals, which gammapy does not look at."""
+    """One warning where events of runs, by their names, lie outside of the good time intervals,
+    which gammapy does not look at."""
     outside = {k: one for k, one in notes.items() if one.outside_gti > MAX_OUTSIDE_GTI * one.n_events}
     if outside:
         n, of = (sum(getattr(one, name) for one in outside.values()) for name in ("outside_gti", "n_events"))
         log.warning(
-            f"{n} of {of} events of {_some(outside)} lie outside of the good time intervals. They are left out here, but "
-            "gammapy keeps them in the counts of datasets, whose exposure and background are for the good time alone: give "
-            "the makers observations without them, as `observations.select_time(...)` makes, or mend the GTI tables"
+            f"{n} of {of} events of {_some(outside)} lie outside of the good time intervals. They are left out here, "
+            "but gammapy keeps them in the counts of datasets, whose exposure and background are for the good time "
+            "alone: give the makers observations without them, as `observations.select_time(...)` makes, "
+            "or mend the GTI tables"
         )
 
 
@@ -116,8 +121,8 @@ def _warn_of_instruments(notes):
     if len(sites) > 1:
         named = "; ".join(f"lon {lon:.4f} deg, lat {lat:.4f} deg" for lon, lat, _ in sites[:NAMED])
         log.warning(
-            f"the runs name {len(sites)} sites ({named}), but get one acceptance: fit each alone, or give the right site as "
-            "`observatory_location`"
+            f"the runs name {len(sites)} sites ({named}), but get one acceptance: fit each alone, or give the right "
+            "site as `observatory_location`"
         )
 
 

@@ -1,7 +1,8 @@
 """Observations as a caller gives them: the list, its files, and where they were taken and point.
 
-What came instead of observations is refused with what to do about it; the headers of files are checked before anything is
-allocated for them; and site and pointing are found where gammapy's own properties fail without the keywords of a site.
+What came instead of observations is refused with what to do about it; the headers of files are checked before anything
+is allocated for them; and site and pointing are found where gammapy's own properties fail without the keywords of a
+site.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def named_site(observation) -> EarthLocation | None:
 
 
 def file_site(observation) -> EarthLocation | None:
-    """Site that the observation itself names; None where it names none, or one that cannot be (all numbers 0, or NaN)."""
+    """Site that the observation itself names; None where it names none,
+    or one that cannot be (all numbers 0, or NaN)."""
     site = named_site(observation)
     # in geocentric coordinates, which are what astropy holds: NaN in them would warn on the way to degrees
     if site is None or not np.all(np.isfinite([x.value for x in site.geocentric])):
@@ -121,8 +123,8 @@ def as_observations(observations, argument: str = "observations") -> list[Observ
     wanted = "but `Observations` or a list of `Observation` is needed; "
     if isinstance(observations, DataStore):
         raise InputError(
-            f"{argument}: got a DataStore, {wanted}give `data_store.get_observations(required_irf=[])`, with the numbers of "
-            "the runs for some of them"
+            f"{argument}: got a DataStore, {wanted}give `data_store.get_observations(required_irf=[])`, with the "
+            "numbers of the runs for some of them"
         )
     try:
         found = None if isinstance(observations, str | bytes | dict) else list(observations)

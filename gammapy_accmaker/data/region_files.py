@@ -90,8 +90,8 @@ def catalog_regions(
     missing = [name for name in wanted if name not in table.colnames]
     if missing:
         raise InputError(
-            f"exclusion.catalog: {path} has no column {', '.join(map(repr, missing))}, but {', '.join(table.colnames)}; "
-            "name the columns by `ra`, `dec`, `radius_column` and `magnitude`"
+            f"exclusion.catalog: {path} has no column {', '.join(map(repr, missing))}, but "
+            f"{', '.join(table.colnames)}; name the columns by `ra`, `dec`, `radius_column` and `magnitude`"
         )
     if magnitude is not None:
         # a star of unknown magnitude is taken for a faint one
@@ -112,6 +112,7 @@ def _degrees(path, table, name):
         raise InputError(f"exclusion.catalog: the column {name!r} of {path} holds no angles ({error})") from error
     if not np.all(np.isfinite(values)):
         raise InputError(
-            f"exclusion.catalog: {np.sum(~np.isfinite(values))} rows of {path} have no {name!r}; remove them or fill it in"
+            f"exclusion.catalog: {np.sum(~np.isfinite(values))} rows of {path} have no {name!r}; "
+            "remove them or fill it in"
         )
     return values

@@ -1,10 +1,11 @@
 """How the profile over the field of view drifts with energy: coherent over energies and smooth in the field.
 
 Each energy alone has too few events to show that its profile is wider than that of all energies together, which the low
-energies dominate; many neighbouring energies that agree do show it. The log of the profile gets a few smooth modes over the
-field, whose amplitudes walk at random over log energy. The variance of the steps of each mode is estimated from all energies
-by marginal likelihood (generalised Fellner-Schall update of Wood & Fasiolo 2017, Biometrics 73, 1071): a mode that does not
-drift stays where it is, and where counts are few the amplitude stays at that of the nearest energies that have more.
+energies dominate; many neighbouring energies that agree do show it. The log of the profile gets a few smooth modes over
+the field, whose amplitudes walk at random over log energy. The variance of the steps of each mode is estimated from all
+energies by marginal likelihood (generalised Fellner-Schall update of Wood & Fasiolo 2017, Biometrics 73, 1071): a mode
+that does not drift stays where it is, and where counts are few the amplitude stays at that of the nearest energies that
+have more.
 """
 
 from __future__ import annotations

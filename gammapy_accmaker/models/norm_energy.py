@@ -1,13 +1,14 @@
 """Energies over which the norms of runs are fitted: where the spectra of model and runs agree in shape.
 
-The trigger threshold moves from run to run, and most events lie near it: a norm that is fitted over all energies takes a lower
-threshold for a higher rate. So norms are fitted above the energy where the slowest threshold of the runs has passed, and no
-lower than where what is gained from more events is less than what is lost to the shape: the rate of a run whose energies are
-shifted by s differs by s times the index, so by another factor where the index is another one. Runs are compared by the lower
-quartile of their log energies, which many events fix well and which follows the threshold; that of a run with few events is
-drawn to those of the others.
+The trigger threshold moves from run to run, and most events lie near it: a norm that is fitted over all energies takes
+a lower threshold for a higher rate. So norms are fitted above the energy where the slowest threshold of the runs has
+passed, and no lower than where what is gained from more events is less than what is lost to the shape: the rate of a
+run whose energies are shifted by s differs by s times the index, so by another factor where the index is another one.
+Runs are compared by the lower quartile of their log energies, which many events fix well and which follows the
+threshold; that of a run with few events is drawn to those of the others.
 
-Energies are logarithms of E / TeV, those of a run *scaled* by what its zenith angle is known to move them, if that is given.
+Energies are logarithms of E / TeV, those of a run *scaled* by what its zenith angle is known to move them, if that is
+given.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class RunScatter:
     event_spread : float
         Standard deviation of the quartile of a run with one event.
     best : float
-        Log energy above which a norm has a small error, from counts and shape together; -inf where no threshold is seen.
+        Log energy above which a norm has a small error, from counts and shape together; -inf where no threshold is
+        seen.
     norm_spread : float
         Standard deviation of the log of the norm over the runs.
     """
@@ -184,13 +186,15 @@ def choose_energies(
 def late_flags(
     energies: tuple[float, float], scatter: list[RunScatter], energy_edges: np.ndarray, scaling: float = 0.0
 ) -> list[str]:
-    """What there is to say of the energies that `choose_energies` chose: that the run's threshold is above those of the fit."""
+    """What there is to say of the energies that `choose_energies` chose:
+    that the run's threshold is above those of the fit."""
     others, _ = choose_energies(scatter, np.zeros(len(energy_edges) - 1), energy_edges, scaling)
     return ["threshold above those of the fit"] if energies[0] > LATE * others else []
 
 
 def given_energies(energy_edges: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The energy bins of a range that overlaps with them, as edges: those whose centre is inside, or else all that it touches."""
+    """The energy bins of a range that overlaps with them, as edges:
+    those whose centre is inside, or else all that it touches."""
     used = energies_between(energy_edges, (low, high))
     if not used.any():
         used = (energy_edges[1:] > low) & (energy_edges[:-1] < high)

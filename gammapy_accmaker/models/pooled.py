@@ -1,5 +1,5 @@
-"""Models that are made of models, each from some of the runs: bins of cos zenith, one by one or interpolated between their
-means, sectors of azimuth, and the model that each ON run has from the OFF runs matched to it.
+"""Models that are made of models, each from some of the runs: bins of cos zenith, one by one or interpolated between
+their means, sectors of azimuth, and the model that each ON run has from the OFF runs matched to it.
 
 Each is a `RateModel` over any other, and hands a question on to the part that it concerns.
 """
@@ -99,7 +99,8 @@ class ZenithBinned(_OfParts):
 
 
 class ZenithInterpolated(_OfParts):
-    """Models at some zenith angles, between which the rate or its logarithm is linear in cos zenith; clamped at the ends.
+    """Models at some zenith angles, between which the rate or its logarithm is linear in cos zenith; clamped at the
+    ends.
 
     Parameters
     ----------
@@ -300,13 +301,14 @@ class ModelPerRun(_OfParts):
         found = {which for which, other in zip(self.which.tolist(), self.keys, strict=True) if key.is_same_run(other)}
         if not found:
             raise ObservationError(
-                f"observation {key.obs_id}: no model was made for it (or for a run of this number that starts and points as "
-                "it does) from matched OFF runs; fit again with it among the observations, or widen the limits of `matching`"
+                f"observation {key.obs_id}: no model was made for it (or for a run of this number that starts and "
+                "points as it does) from matched OFF runs; "
+                "fit again with it among the observations, or widen the limits of `matching`"
             )
         if len(found) > 1:
             raise ObservationError(
-                f"observation {key.obs_id}: the fit had several runs with this number, start and pointing, and gave them "
-                "different models; give each of them an `obs_id` of its own and fit again"
+                f"observation {key.obs_id}: the fit had several runs with this number, start and pointing, and gave "
+                "them different models; give each of them an `obs_id` of its own and fit again"
             )
         return self.models[found.pop()]
 

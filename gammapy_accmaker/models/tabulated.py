@@ -2,8 +2,9 @@
 
 `LogTable` is a positive function on one, two or three axes as splines of its logarithm, for functions that a user gave.
 `TabulatedModel` is a rate over energy and offset, or over energy, FOV_LON and FOV_LAT, such as somebody's background
-IRF. It is read as gammapy reads an IRF: the logarithm is linear between the bin centres (in log energy), is continued to
-the outer edges, and there is nothing beyond. A bin without a rate has no logarithm: next to one the rate itself is linear.
+IRF. It is read as gammapy reads an IRF: the logarithm is linear between the bin centres (in log energy), is continued
+to the outer edges, and there is nothing beyond. A bin without a rate has no logarithm: next to one the rate itself is
+linear.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the signif
 def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, dilation: float) -> Table:
     """Circles around the significant excesses of a stack, all energies together.
 
-    The significance of a disc is that of its counts against the expectation as if this were known (Cash statistic). Where
-    the background is not described to within the fluctuations of the counts, the significance of the discs of a field is
-    wider than 1, and the threshold is as many times higher.
+    The significance of a disc is that of its counts against the expectation as if this were known (Cash statistic).
+    Where the background is not described to within the fluctuations of the counts, the significance of the discs of a
+    field is wider than 1, and the threshold is as many times higher.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, di
     Returns
     -------
     found : `~astropy.table.Table`
-        RA, DEC and RADIUS of each, in deg, and its SIGNIFICANCE at the peak. A source that several fields show has one row.
+        RA, DEC and RADIUS of each, in deg, and its SIGNIFICANCE at the peak. A source that several fields show has one
+        row.
     """
     rows = []
     for field in stack.fields:
@@ -73,7 +74,8 @@ def _without_contained(rows):
 
 
 def significance_map(field: SkyField, pixel: float, correlation_radius: float) -> Map:
-    """Significance of the excess in discs around the pixels of a field, over the width that it has there, if this is more than 1.
+    """Significance of the excess in discs around the pixels of a field, over the width that it has there, if this is
+    more than 1.
 
     It is 0 where nothing is expected, and where a disc reaches beyond the field of view.
     """

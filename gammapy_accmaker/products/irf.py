@@ -1,9 +1,9 @@
 """The only place where a Background2D or Background3D is built: unit, axis order, alignment.
 
 gammapy reads an IRF by interpolating its logarithm between bin centres, and integrates a dataset's energy bin as a
-power law between the rates at its two edges. So the axes here are finer than those of the fit (the logarithm of a line and the line of
-logarithms then agree), and each energy's rate is scaled until its integrals over the field of view and over its energy bin, as gammapy reads
-them, are the model's.
+power law between the rates at its two edges. So the axes here are finer than those of the fit (the logarithm of a line
+and the line of logarithms then agree), and each energy's rate is scaled until its integrals over the field of view and
+over its energy bin, as gammapy reads them, are the model's.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ ENERGIES_PER_DECADE = 40
 FOV_STEP = 0.08  # deg
 SPECTRUM_POSITIONS = 13  # along each side of the field of view
 SUBENERGIES = 6  # of an energy bin
-# Between 20 bins, at a threshold of power 6 where a dataset of 20 bins a decade reads 1 % too little, and as many as one likes:
-# a dataset of 20 bins, or finer, is then within 0.5 %.
+# Between 20 bins, at a threshold of power 6 where a dataset of 20 bins a decade reads 1 % too little, and as many as
+# one likes: a dataset of 20 bins, or finer, is then within 0.5 %.
 READ_PER_DECADE = 27
 EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
@@ -68,8 +68,9 @@ def make_background_irf(
     turns = irf_alignment != alignment and not model.is_radial
     if turns and (irf_alignment == "altaz" or track.pointing_drift > 1e-3):
         raise ObservationError(
-            f"background IRF: got the alignment {irf_alignment!r} for a model in {alignment!r} and a pointing that moves by "
-            f"{track.pointing_drift:.3g} deg on the sky, but only a tracking run is turned, from altaz to radec"
+            f"background IRF: got the alignment {irf_alignment!r} for a model in {alignment!r} and a pointing that "
+            f"moves by {track.pointing_drift:.3g} deg on the sky, but only a tracking run is turned, "
+            "from altaz to radec"
         )
     turned = None
     if turns:
@@ -143,8 +144,8 @@ def _turned_rate(model, track, energy, lon, lat, time_step):
 def _energy_correction(model, nodes, axis):
     """Factors at the energies of an axis, after which a reader finds the integrals of the model.
 
-    The spectrum over the field of view bends at the trigger threshold, and a power law between two edges of a dataset cuts its
-    corner: twice as much with half as many bins. The factors are those for READ_PER_DECADE bins a decade.
+    The spectrum over the field of view bends at the trigger threshold, and a power law between two edges of a dataset
+    cuts its corner: twice as much with half as many bins. The factors are those for READ_PER_DECADE bins a decade.
     """
     x = np.linspace(-1, 1, SPECTRUM_POSITIONS) * model.half_width
     lon, lat = (a.ravel() for a in np.meshgrid(x, x))

@@ -1,7 +1,7 @@
 """Pictures of a fitted model. Each draws on the axes it is given, or on the current ones, and returns them.
 
-Without a zenith angle a model is drawn at the middle of its trained range. Rates are drawn in a perceptually uniform colour
-scale.
+Without a zenith angle a model is drawn at the middle of its trained range. Rates are drawn in a perceptually uniform
+colour scale.
 """
 
 from __future__ import annotations

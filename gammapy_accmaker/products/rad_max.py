@@ -38,8 +38,8 @@ def make_rad_max_background(model: RateModel, track: FovTrack, geom, observation
     rad_max = observation.rad_max
     if rad_max is None:
         raise ObservationError(
-            f"observation {observation.obs_id}: it has no RAD_MAX, which the background around a point needs; use a circle "
-            "as the region"
+            f"observation {observation.obs_id}: it has no RAD_MAX, which the background around a point needs; use a "
+            "circle as the region"
         )
     center, edges = geom.region.center.icrs, energy_edges_from_axis(geom.axes["energy"])
     offset = float(center.separation(observation.events.pointing_radec).deg)
@@ -72,7 +72,8 @@ def rad_max_radii(rad_max, energy_edges: np.ndarray, offset: float) -> tuple[np.
     Returns
     -------
     edges, radii : `~numpy.ndarray`
-        Edges in TeV, shape (m + 1,), those that were given among them, between which the radius in deg, shape (m,), is the same.
+        Edges in TeV, shape (m + 1,), those that were given among them, between which the radius in deg, shape (m,), is
+        the same.
     """
     axis = rad_max.axes["energy"]
     nodes = axis.center.to_value("TeV")
@@ -87,7 +88,8 @@ def rad_max_radii(rad_max, energy_edges: np.ndarray, offset: float) -> tuple[np.
 
 
 def _circle(center, radius):
-    """ICRS unit vectors of positions that share the area of a circle (radius in deg), and the solid angle of one in sr."""
+    """ICRS unit vectors of positions that share the area of a circle (radius in deg),
+    and the solid angle of one in sr."""
     whole = 1 - np.cos(np.radians(radius))
     separation = np.arccos(1 - whole * (np.arange(RINGS) + 0.5) / RINGS)
     angle = 2 * np.pi * (np.arange(ANGLES)[:, None] + 0.5 * (np.arange(RINGS) % 2)) / ANGLES

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def model_from_irfs(irf, fov_alignment: str | None) -> tuple[RateModel, str]:
-    """Model of an IRF, or of a dictionary of them by zenith angle, and its alignment; see `AcceptanceModel.from_irf`."""
+    """Model of an IRF, or of a dictionary of them by zenith angle, and its alignment;
+    see `AcceptanceModel.from_irf`."""
     if not isinstance(irf, dict):
         return _table_from_irf(irf, fov_alignment)
     if not irf:
@@ -49,7 +50,8 @@ def _table_from_irf(irf, fov_alignment: str | None = None) -> tuple[TabulatedMod
     """Table and alignment ("altaz" or "radec") of one IRF; a reversed longitude is turned round."""
     if not isinstance(irf, (Background2D, Background3D)):
         raise InputError(
-            f"irf: got {type(irf).__name__}, but a Background2D or Background3D is needed; read one with Background3D.read"
+            f"irf: got {type(irf).__name__}, but a Background2D or Background3D is needed; "
+            "read one with Background3D.read"
         )
     names = ["energy", "offset"] if isinstance(irf, Background2D) else ["energy", "fov_lon", "fov_lat"]
     try:
@@ -66,7 +68,8 @@ def _table_from_irf(irf, fov_alignment: str | None = None) -> tuple[TabulatedMod
     alignment = FoVAlignment((fov_alignment or irf.fov_alignment).upper())
     if fov_alignment is None and len(names) == 3 and irf.meta and "FOVALIGN" not in irf.meta:
         log.warning(
-            f"irf: its header has no FOVALIGN; it is taken as {alignment.value}, as gammapy does: pass fov_alignment if it is not"
+            f"irf: its header has no FOVALIGN; it is taken as {alignment.value}, "
+            "as gammapy does: pass fov_alignment if it is not"
         )
     if alignment == FoVAlignment.REVERSE_LON_RADEC and len(names) == 3:
         values, edges[1] = values[:, ::-1], -edges[1][::-1]

@@ -1,7 +1,7 @@
 """What the simulated telescopes see, and the DL3 files that they write.
 
-From the top: `BackgroundTruth`, the analytic truth of the background; site, clock and response to gamma rays; events of a
-source as this response shows them; and the files of a run and of a store.
+From the top: `BackgroundTruth`, the analytic truth of the background; site, clock and response to gamma rays; events of
+a source as this response shows them; and the files of a run and of a store.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Simulated DL3 data store: runs with a known background, written as real FITS files.
 
-Wobble runs around one source and OFF runs elsewhere (`_schedule_run`: when and where they point, and what differs between
-them), tracked in RA and Dec from the H.E.S.S. site, with full response and without a background HDU. The background is
-drawn in the camera frame (ALTAZ) from `BackgroundTruth`, at each event's own time, and taken to the sky with gammapy's and
-astropy's frames: nothing here shares code with the reduction that is to be tested on it.
+Wobble runs around one source and OFF runs elsewhere (`_schedule_run`: when and where they point, and what differs
+between them), tracked in RA and Dec from the H.E.S.S. site, with full response and without a background HDU. The
+background is drawn in the camera frame (ALTAZ) from `BackgroundTruth`, at each event's own time, and taken to the sky
+with gammapy's and astropy's frames: nothing here shares code with the reduction that is to be tested on it.
 """
 
 from __future__ import annotations
@@ -363,8 +363,8 @@ def simulate_data_store(
     Raises
     ------
     InputError
-        If a value cannot be simulated; if the path is taken and ``overwrite`` is False, or holds something else than a data
-        store.
+        If a value cannot be simulated; if the path is taken and ``overwrite`` is False, or holds something else than a
+        data store.
     """
     path, truth = Path(path).absolute(), truth or BackgroundTruth()
     seconds, zenith = u.Quantity(ontime).to_value("s"), u.Quantity(zenith_range).to_value("deg")

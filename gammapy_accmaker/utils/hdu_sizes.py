@@ -93,7 +93,8 @@ def _data_size(path, name, header):
     axes = [header.get(f"NAXIS{k}") for k in range(1, naxis + 1)]
     if bits not in BITS or any(not isinstance(n, int) or n < 0 for n in (more, groups, *axes)):
         raise InputError(
-            f"{path}: the header of HDU {name!r} claims {bits} bits and sizes of {axes}, {more}, {groups}; the file is damaged"
+            f"{path}: the header of HDU {name!r} claims {bits} bits and sizes of {axes}, {more}, {groups}; "
+            "the file is damaged"
         )
     return abs(bits) // 8 * groups * (more + math.prod(axes)) if axes else 0
 

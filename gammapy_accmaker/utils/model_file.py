@@ -81,8 +81,9 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
                 raise InputError(f"model file: {path} was not written by AcceptanceModel.write")
             if header.get("VERSION") not in READ_VERSIONS:
                 raise InputError(
-                    f"model file: {path} has version {header.get('VERSION')!r}, but {READ_VERSIONS[0]} to {FORMAT_VERSION} "
-                    "are read; read it with the version of gammapy_accmaker that wrote it, or fit again"
+                    f"model file: {path} has version {header.get('VERSION')!r}, but {READ_VERSIONS[0]} to "
+                    f"{FORMAT_VERSION} are read; read it with the version of gammapy_accmaker that wrote it, "
+                    "or fit again"
                 )
             arrays = _read_arrays(path, hdulist)
             texts = Table.read(hdulist["TEXTS"])

@@ -78,7 +78,8 @@ def label_array(labels: Iterable[int | str]) -> np.ndarray:
 
 
 def run_names(labels: Iterable[int | str]) -> list[int | str]:
-    """What the runs of a list are called in messages: their labels, with the place of those that share one or have none."""
+    """What the runs of a list are called in messages:
+    their labels, with the place of those that share one or have none."""
     labels = list(labels)
     seen = Counter(map(str, labels))
     return [

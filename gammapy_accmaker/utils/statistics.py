@@ -43,10 +43,11 @@ def poisson_pulls(counts, mu, rng: np.random.Generator | None = None) -> np.ndar
     Parameters
     ----------
     counts, mu : array_like
-        Observed and expected counts; they broadcast. Both tails are kept, so that large excesses keep their significance.
+        Observed and expected counts; they broadcast. Both tails are kept, so that large excesses keep their
+        significance.
     rng : `~numpy.random.Generator`, optional
-        With it the score is drawn inside the step of the observed count, and is exactly normal if ``mu`` is true, at any
-        number of counts. Without it the middle of the step is taken (mid-P).
+        With it the score is drawn inside the step of the observed count, and is exactly normal if ``mu`` is true, at
+        any number of counts. Without it the middle of the step is taken (mid-P).
 
     Returns
     -------

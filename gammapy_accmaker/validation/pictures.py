@@ -1,4 +1,5 @@
-"""Pictures of how well a fit describes its runs: run effects, residuals in the camera frame and in the sky, significance.
+"""Pictures of how well a fit describes its runs: run effects, residuals in the camera frame and in the sky,
+significance.
 
 Each draws on the axes it is given, or on the current ones, and returns them. Residuals are drawn in a colour scale that
 diverges around 0. The pictures of the model itself are in `~gammapy_accmaker.products.plots`.
@@ -39,8 +40,8 @@ LABELS = {
 
 
 def run_outliers(run_table: Table, column: str) -> np.ndarray:
-    """How far each run lies from the median of a column, in standard deviations: of the runs, from their median absolute
-    deviation, and of the run itself, from the column of its error.
+    """How far each run lies from the median of a column, in standard deviations: of the runs, from their median
+    absolute deviation, and of the run itself, from the column of its error.
 
     Parameters
     ----------

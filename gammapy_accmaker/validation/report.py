@@ -1,8 +1,8 @@
 """`write_report`: one self-contained HTML page about a fit, without scripts.
 
 From the top: pieces of HTML (escaped text, tables, pictures as data); sections about model, residuals, validation and
-settings; sections about runs (summary, hours, effects, what was left out); and the page. A section returns HTML, "" where
-it has nothing to say.
+settings; sections about runs (summary, hours, effects, what was left out); and the page. A section returns HTML, ""
+where it has nothing to say.
 """
 
 from __future__ import annotations
@@ -147,7 +147,8 @@ def _picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = Fal
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE)
-        # margins that suit all pictures: they line up side by side, and finding the margins of each takes twice the time
+        # margins that suit all pictures: they line up side by side, and finding the margins of each takes twice the
+        # time
         figure.subplots_adjust(left=0.17, right=0.93 if has_colorbar else 0.97, bottom=0.15, top=0.96)
         draw(figure.add_subplot(projection=projection))
         png = io.BytesIO()
@@ -361,7 +362,10 @@ def _sky(residuals, observations) -> str:
         )
     scores, bands = residuals.sky_scores(), _bands_with_counts(residuals)
     histograms = _histograms(residuals, scores, bands, "all fields", "in the sky")
-    text = "Significance in discs of 0.2 deg, the runs of a field stacked, each with its own norm. Grey: excluded or not seen."
+    text = (
+        "Significance in discs of 0.2 deg, the runs of a field stacked, "
+        "each with its own norm. Grey: excluded or not seen."
+    )
     if len(fields) > MOST_FIELDS:
         text += f" The {MOST_FIELDS} fields with the most events of {len(fields)} are drawn; the histograms hold all."
     rows = [(_band_name(residuals, k), len(s), *_mean_and_width(s)) for k, s in enumerate(scores)]
@@ -408,8 +412,8 @@ def _cross_validation(result) -> str:
         "cross-validation",
         "Cross-validation",
         _paragraph(
-            "Runs are left out of the fit in turn and predicted by it; what is fitted to the run itself is fitted to one half "
-            "of its events and scored on the other. A higher log-likelihood is better."
+            "Runs are left out of the fit in turn and predicted by it; what is fitted to the run itself is fitted to "
+            "one half of its events and scored on the other. A higher log-likelihood is better."
         ),
         table(header, scores, "Held-out scores"),
         "<h3>Significance of the held-out runs</h3>",
@@ -426,8 +430,8 @@ def _exclusion(maker, residuals) -> str:
         items.append("the half of the camera with the source, of each run")
     found = maker.model.found
     items += [
-        f"found in the data: circle around RA {row['RA']:.3f} deg, Dec {row['DEC']:+.3f} deg, radius {row['RADIUS']:.2f} deg, "
-        f"{row['SIGNIFICANCE']:.1f} sigma"
+        f"found in the data: circle around RA {row['RA']:.3f} deg, Dec {row['DEC']:+.3f} deg, radius "
+        f"{row['RADIUS']:.2f} deg, {row['SIGNIFICANCE']:.1f} sigma"
         for row in found
     ]
     if len(found) and not found.meta.get("STABLE", True):
@@ -622,8 +626,8 @@ def run_effects(run_table: Table) -> str:
     spreads = ", ".join(f"{LABELS[name]} {100 * np.nanstd(used[name]):.1f} %" for name in effects)
     parts = [
         _paragraph(
-            f"What the events of each run say about it, beyond the model of the mean run. Scatter from run to run: {spreads}. "
-            f"Runs that lie more than {OUTLIER:.0f} standard deviations from the median are red and named."
+            f"What the events of each run say about it, beyond the model of the mean run. Scatter from run to run: "
+            f"{spreads}. Runs that lie more than {OUTLIER:.0f} standard deviations from the median are red and named."
         ),
         _gallery(pictures),
     ]
@@ -781,7 +785,8 @@ def _as_maker(model_or_maker, exclusion):
         return AcceptanceBackgroundMaker(model=model_or_maker, exclusion=exclusion)
     if not isinstance(model_or_maker, AcceptanceBackgroundMaker):
         raise InputError(
-            f"model_or_maker: got {type(model_or_maker).__name__}, but an AcceptanceModel or an AcceptanceBackgroundMaker is needed"
+            f"model_or_maker: got {type(model_or_maker).__name__}, but an AcceptanceModel or an "
+            "AcceptanceBackgroundMaker is needed"
         )
     maker = model_or_maker
     if exclusion is None:

@@ -37,8 +37,8 @@ class RateFunction:
     Attributes
     ----------
     factors : tuple of `~astropy.modeling.Model`
-        Each with 1 (energy), 2 (fov_lon, fov_lat) or 3 (energy, fov_lon, fov_lat) inputs. They belong to this object and
-        hold start values and constraints.
+        Each with 1 (energy), 2 (fov_lon, fov_lat) or 3 (energy, fov_lon, fov_lat) inputs. They belong to this object
+        and hold start values and constraints.
     description : str
         The product in words; the name of a ready one, which `rate_function` takes back, or `PYTHON` and a name.
     given : frozenset of str
@@ -121,8 +121,8 @@ class RateFunction:
             rate = self._with(k, values)(*inputs)
         if hasattr(rate, "unit") or np.shape(rate) not in ((), (1,), inputs[0].shape):
             raise InputError(
-                f"function: {self.description!r} gives {type(rate).__name__} of shape {np.shape(rate)} for {len(inputs[0])} "
-                "values, but as many plain numbers are needed, in s-1 MeV-1 sr-1"
+                f"function: {self.description!r} gives {type(rate).__name__} of shape {np.shape(rate)} for "
+                f"{len(inputs[0])} values, but as many plain numbers are needed, in s-1 MeV-1 sr-1"
             )
         return np.broadcast_to(np.asarray(rate, dtype=float), inputs[0].shape).reshape(shape)
 
@@ -181,10 +181,10 @@ def rate_function(function, parameters: dict[str, dict] | None = None) -> RateFu
     Parameters
     ----------
     function : str, `~astropy.modeling.Model`, callable or list
-        A ready shape (`READY_SHAPES`) or a product such as ``"power_law * gaussian"``; an astropy model with 1 (energy),
-        2 (fov_lon, fov_lat) or 3 (energy, fov_lon, fov_lat) inputs; a plain function whose first arguments have these
-        names (or e, lon, lat) and whose others are parameters with defaults; or a list of these, for their product.
-        Energy in TeV, positions in deg, rate in s-1 MeV-1 sr-1.
+        A ready shape (`READY_SHAPES`) or a product such as ``"power_law * gaussian"``; an astropy model with 1
+        (energy), 2 (fov_lon, fov_lat) or 3 (energy, fov_lon, fov_lat) inputs; a plain function whose first arguments
+        have these names (or e, lon, lat) and whose others are parameters with defaults; or a list of these, for their
+        product. Energy in TeV, positions in deg, rate in s-1 MeV-1 sr-1.
     parameters : dict, optional
         For parameters by name, a dict with any of "value", "min", "max", "fixed".
 
@@ -201,8 +201,9 @@ def rate_function(function, parameters: dict[str, dict] | None = None) -> RateFu
     description = describe_function(function)
     if description.startswith(PYTHON) and isinstance(function, str):
         raise InputError(
-            f"function: this configuration names {function.removeprefix(PYTHON)!r}, but a file holds no code; to fit again, "
-            "give the function itself, as in AcceptanceConfig(model={'type': 'parametric', 'function': my_function})"
+            f"function: this configuration names {function.removeprefix(PYTHON)!r}, but a file holds no code; to fit "
+            "again, give the function itself, as in AcceptanceConfig(model={'type': 'parametric', "
+            "'function': my_function})"
         )
     if isinstance(function, str):
         factors = [_ready(name.strip()) for name in function.split("*")]
@@ -240,8 +241,8 @@ def check_shared(function: RateFunction, shared) -> None:
         )
     if shared and function.n_inputs != 2:
         raise InputError(
-            f"shared: got {list(shared)}, but {function.description!r} depends on energy itself and is fitted at all energies "
-            "at once; leave it empty, or use a function of fov_lon and fov_lat"
+            f"shared: got {list(shared)}, but {function.description!r} depends on energy itself and is fitted at all "
+            "energies at once; leave it empty, or use a function of fov_lon and fov_lat"
         )
 
 
@@ -254,7 +255,8 @@ def _name_of(part):
 def _ready(name):
     if name not in READY_SHAPES:
         raise InputError(
-            f"function: got {name!r}, but one of {list(READY_SHAPES)} or a product of them with '*' is needed; other models are given in Python"
+            f"function: got {name!r}, but one of {list(READY_SHAPES)} or a product of them with '*' is needed; other "
+            "models are given in Python"
         )
     return READY_SHAPES[name]()
 
@@ -273,17 +275,20 @@ def _factor(part):
         raise InputError(f"function: got {part!r}, but a name, an astropy model or a plain function is needed")
     if model.n_outputs != 1 or len(model) != 1:
         raise InputError(
-            f"function: {_name_of(part)} gives {model.n_outputs} outputs for {len(model)} models, but one rate is needed"
+            f"function: {_name_of(part)} gives {model.n_outputs} outputs for {len(model)} models, "
+            "but one rate is needed"
         )
     for name in model.param_names:
         parameter = getattr(model, name)
         if parameter.unit is not None or parameter.shape not in ((), (1,)):
             raise InputError(
-                f"function: the parameter {name!r} of {_name_of(part)} has a unit or a shape, but plain numbers are needed: TeV, deg and s-1 MeV-1 sr-1"
+                f"function: the parameter {name!r} of {_name_of(part)} has a unit or a shape, but plain numbers are "
+                "needed: TeV, deg and s-1 MeV-1 sr-1"
             )
         if parameter.tied and not callable(parameter.tied):
             raise InputError(
-                f"function: the parameter {name!r} of {_name_of(part)} is tied to {parameter.tied!r}, but only a callable of the model is taken"
+                f"function: the parameter {name!r} of {_name_of(part)} is tied to {parameter.tied!r}, but only a "
+                "callable of the model is taken"
             )
     return model
 
@@ -301,7 +306,8 @@ def _from_plain(part):
         raise InputError(f"function: {_name_of(part)} has no parameters; give it arguments with default values")
     if any(isinstance(v, bool) or not isinstance(v, (int, float, np.number)) for v in parameters.values()):
         raise InputError(
-            f"function: the defaults of {_name_of(part)} are {parameters}, but numbers are needed: they are the start values"
+            f"function: the defaults of {_name_of(part)} are {parameters}, "
+            "but numbers are needed: they are the start values"
         )
     model = custom_model(part)()
     for name, value in parameters.items():
@@ -329,7 +335,8 @@ def _set_parameters(function, options):
             raise InputError(f"parameters: got {name!r}, but those of {function.description!r} are {list(owner)}")
         if "tied" in changes:
             raise InputError(
-                f"parameters: {name!r} is tied to {changes['tied']!r}, but text is not taken: tie it on the astropy model, model.{name}.tied = callable"
+                f"parameters: {name!r} is tied to {changes['tied']!r}, but text is not taken: tie it on the astropy "
+                f"model, model.{name}.tied = callable"
             )
         if set(changes) - PARAMETER_KEYS:
             raise InputError(
@@ -343,5 +350,6 @@ def _set_parameters(function, options):
         low, high = (s if b is None else b for b, s in zip(parameter.bounds, (-np.inf, np.inf), strict=True))
         if not (np.isfinite(parameter.value) and low <= parameter.value <= high and low < high):
             raise InputError(
-                f"parameters: {name!r} starts at {float(parameter.value)}, outside of its limits [{low}, {high}]; give another value"
+                f"parameters: {name!r} starts at {float(parameter.value)}, outside of its limits [{low}, {high}]; "
+                "give another value"
             )

@@ -36,7 +36,8 @@ class ParametricResult:
     names : tuple of str
         Parameters; one that was fitted in each energy group has its number, as in "sigma[3]".
     values, errors : `~numpy.ndarray`
-        Errors are 0 for parameters that are fixed or end at a limit, and follow the tie for tied ones; NaN where the fit failed.
+        Errors are 0 for parameters that are fixed or end at a limit, and follow the tie for tied ones; NaN where the
+        fit failed.
     covariance : `~numpy.ndarray`, shape (n, n)
     deviance : float
         Poisson deviance from the saturated model.
@@ -83,9 +84,9 @@ class ParametricResult:
 class ParametricModel(RateModel):
     """Acceptance from a fitted function.
 
-    It holds no code. A ready function is kept by its name and values. A function that was given in Python is kept as tables of
-    the logarithm of its factors (40 a decade, 0.1 deg; cubic splines), within 0.1 % of it where it is smooth and > 0: these
-    are what predicts, in the process of the fit too, so that a file, a worker and the fit agree exactly.
+    It holds no code. A ready function is kept by its name and values. A function that was given in Python is kept as
+    tables of the logarithm of its factors (40 a decade, 0.1 deg; cubic splines), within 0.1 % of it where it is smooth
+    and > 0: these are what predicts, in the process of the fit too, so that a file, a worker and the fit agree exactly.
     Beyond the bins of the fit it is flat for one bin, as a grid is, and 0 from there.
 
     Attributes
@@ -278,8 +279,8 @@ def _check_table(function, values, tables, nodes):
     worst = max(worst, np.abs(read / np.where(inside, direct, 1) - 1)[inside].max())
     if worst > TABLE_TOLERANCE:
         log.warning(
-            f"{function.description}: the table that stands for the function is up to {100 * worst:.2g} % off between its nodes; "
-            "make the function smoother"
+            f"{function.description}: the table that stands for the function is up to {100 * worst:.2g} % off between "
+            "its nodes; make the function smoother"
         )
 
 

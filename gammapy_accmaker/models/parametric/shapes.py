@@ -1,7 +1,7 @@
 """Ready shapes of parametric models, as astropy models of energy in TeV or of FOV_LON and FOV_LAT in deg.
 
-Each has an ``amplitude`` in s-1 MeV-1 sr-1; in a product the amplitude of the first factor scales and those of the others
-are fixed at 1. A centre, a reference or a scale is fixed unless it is freed.
+Each has an ``amplitude`` in s-1 MeV-1 sr-1; in a product the amplitude of the first factor scales and those of the
+others are fixed at 1. A centre, a reference or a scale is fixed unless it is freed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class PowerLawCutoffs(Fittable1DModel):
 
 
 class Gaussian(Fittable2DModel):
-    """``amplitude exp(-((lon - lon_0)^2 + (lat - lat_0)^2) / (2 sigma^2))`` in the tangent plane; the centre is fixed."""
+    """``amplitude exp(-((lon - lon_0)^2 + (lat - lat_0)^2) / (2 sigma^2))`` in the tangent plane;
+    the centre is fixed."""
 
     amplitude = Parameter(default=1e-4, min=0)
     sigma = Parameter(default=1, bounds=(0.05, 50))
@@ -113,7 +114,8 @@ class GaussianGradient(Fittable2DModel):
 
 
 class RadialProfile(Fittable2DModel):
-    """``amplitude exp(a_2 t^2 + a_4 t^4 + a_6 t^6)``, t the offset over ``scale`` (deg, fixed): even, so smooth at the centre."""
+    """``amplitude exp(a_2 t^2 + a_4 t^4 + a_6 t^6)``, t the offset over ``scale`` (deg, fixed):
+    even, so smooth at the centre."""
 
     amplitude = Parameter(default=1e-4, min=0)
     a_2 = Parameter(default=-1, bounds=(-50, 50))

@@ -263,8 +263,8 @@ class RunPopulation:
         Standard deviations over the usual runs of the log of the norm and of the energy shift (in log energy), once the
         covariates are taken into account.
     norm_row : `~numpy.ndarray`, shape (basis.n,)
-        What each coefficient adds to the log of the norm of a mean run; along it the tails are heavy. Empty before any run
-        is seen.
+        What each coefficient adds to the log of the norm of a mean run; along it the tails are heavy. Empty before any
+        run is seen.
     """
 
     basis: EffectBasis
@@ -356,8 +356,8 @@ class RunEffect:
         What the uncertainty of the rate of the population adds to it, much of it common to all runs: the sum of both is
         that of the effects as deviations from the true population.
     response : `~numpy.ndarray`, shape (n_coefficient, basis.n)
-        By how much each effect falls when a coefficient of the rate at the run's zenith angle rises; empty, shape (0, basis.n),
-        for the runs of the fit.
+        By how much each effect falls when a coefficient of the rate at the run's zenith angle rises; empty, shape (0,
+        basis.n), for the runs of the fit.
     scaling : float
         Part of the energy scaling that comes from the covariates of the run.
     norm_row : `~numpy.ndarray`, shape (basis.n,)

@@ -1,7 +1,8 @@
 """Normal equations of the rate's coefficients, summed over runs that each see one zenith angle.
 
-The coefficients are those of a space of splines in energy and offset for each of a few splines in zenith angle; a run adds its
-matrix to the blocks of the zenith splines that it sees. Runs are taken in batches, so that matrix products do the work.
+The coefficients are those of a space of splines in energy and offset for each of a few splines in zenith angle; a run
+adds its matrix to the blocks of the zenith splines that it sees. Runs are taken in batches, so that matrix products do
+the work.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class RateCovariance:
             self._blocks[k] = (1 if a == b else 2) * blocks[:, a, :, b].ravel()
 
     def at(self, zeniths: np.ndarray) -> np.ndarray:
-        """Matrices M for some runs, shape (n_run, n_space, n_space): `quadratic_form` of M and G is the covariance of G' c.
+        """Matrices M for some runs, shape (n_run, n_space, n_space): `quadratic_form` of M and G is the covariance of
+        G' c.
 
         ``zeniths`` has the zenith splines of each run, shape (n_run, n_zenith).
         """
@@ -107,11 +109,12 @@ def quadratic_form(matrix: np.ndarray | None, gain: np.ndarray) -> np.ndarray | 
 
 
 def moving_directions(coefficients: np.ndarray, energy: ScaledEnergyAxis, zenith: BSplineAxis) -> np.ndarray:
-    """Changes of the coefficients that move the spectrum in energy: at all zenith angles, and by a power law of cos zenith.
+    """Changes of the coefficients that move the spectrum in energy: at all zenith angles, and by a power law of cos
+    zenith.
 
-    A spectrum that is moved is as smooth as before. A penalty on differences of the coefficients seems to hold against it only
-    because, to first order, the spectrum changes by its derivative, which is rough at the threshold. Errors there would
-    come out too small.
+    A spectrum that is moved is as smooth as before. A penalty on differences of the coefficients seems to hold against
+    it only because, to first order, the spectrum changes by its derivative, which is rough at the threshold. Errors
+    there would come out too small.
 
     Parameters
     ----------

@@ -1,11 +1,11 @@
 """How smooth the rate of the spline model is, and how that is estimated.
 
-The spectrum that all offsets share has penalties of its own, apart from those on what differs between them: one smoothing
-parameter for all would hold the common spectrum to straightness once for each offset, and wash out its threshold where
-runs are few. Spectra of all zenith angles have them in common, or a threshold that moves with the zenith angle, which is
-a rough change of the spectrum, would be held back. A threshold is sharp and the spectrum above it is not, so along
-the energy each group of a few knots has a smoothing parameter. All are estimated by the generalised Fellner-Schall
-update (Wood & Fasiolo 2017, Biometrics 73, 1071).
+The spectrum that all offsets share has penalties of its own, apart from those on what differs between them: one
+smoothing parameter for all would hold the common spectrum to straightness once for each offset, and wash out its
+threshold where runs are few. Spectra of all zenith angles have them in common, or a threshold that moves with the
+zenith angle, which is a rough change of the spectrum, would be held back. A threshold is sharp and the spectrum above
+it is not, so along the energy each group of a few knots has a smoothing parameter. All are estimated by the generalised
+Fellner-Schall update (Wood & Fasiolo 2017, Biometrics 73, 1071).
 """
 
 from __future__ import annotations

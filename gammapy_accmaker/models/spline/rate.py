@@ -1,4 +1,5 @@
-"""The spline model as the rest of the package sees a model: within its coverage, integrated over energy, for one run."""
+"""The spline model as the rest of the package sees a model:
+within its coverage, integrated over energy, for one run."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ __all__ = ["SplineRate"]
 FINE_STEP = 0.02  # in log10 energy, of the bins of an integral
 TILT_RANGE = (0.5, 10.0)  # TeV
 NOT_CONVERGED = (
-    "the fit did not converge: the counts that it expects still changed from round to round. Look at the residuals; pool more "
-    "runs, or use run_effects 'norm' or 'none', or the model 'radial'"
+    "the fit did not converge: the counts that it expects still changed from round to round. Look at the residuals; "
+    "pool more runs, or use run_effects 'norm' or 'none', or the model 'radial'"
 )
 RIM = 1 / 12  # of the trained offset; so far the rate is continued at its last value
 

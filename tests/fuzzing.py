@@ -27,7 +27,8 @@ __all__ = ["KINDS", "read_damaged"]
 
 CONFIG = AcceptanceConfig.coerce(options("radial"))
 NASTY = [
-    "0", "1", "-1", "999", "1e400", "nan", "10000000000000", "-5000000000", "T", "F", "''", "'x'", "'9999999999D'", "'PD(9)'",
+    "0", "1", "-1", "999", "1e400", "nan", "10000000000000", "-5000000000", "T", "F", "''", "'x'", "'9999999999D'",
+    "'PD(9)'",
     "'1PE(99999)'", "'2A'", "'D'", "8", "16", "32", "64", "-32", "-64", "7", "1.5", "(1,2)",
 ]  # fmt: skip
 
@@ -92,11 +93,16 @@ def _model(rng, folder):
 
 WORDS = [
     "model", "type", "spline", "radial", "grid", "energy", "min", "max", "nbins_per_decade", "offset_max", "fit_energy",
-    "zenith", "azimuth", "none", "null", "~", "true", "1 TeV", "2.5 deg", "-1 deg", "1e999 TeV", "nan deg", "inf", "[1, 2] TeV",
-    "exclusion", "regions", "mask", "margin", "/dev/null", "/", "", "\0", "run_effects", "renormalization", "fov", "ring",
-    "time_step", "1 min", "fit_options", "observatory_location", "hess", "lon", "lat", "height", "!!python/object:os.system",
-    "&a [*a]", "*a", "{}", "[]", "- -", ": :", "'", '"', "\t", "\n", "é", "\ud7ff", "0x10", "1_0", "2001-01-01", "<<", "%TAG", "---",
-    "covariates", "offset_bins", "12", "0", "-3", "1e9", "adaptive", "min_counts", "spectral_model", "pl-norm", "prior", "..",
+    "zenith", "azimuth", "none", "null", "~", "true", "1 TeV", "2.5 deg", "-1 deg", "1e999 TeV", "nan deg", "inf",
+    "[1, 2] TeV",
+    "exclusion", "regions", "mask", "margin", "/dev/null", "/", "", "\0", "run_effects", "renormalization", "fov",
+    "ring",
+    "time_step", "1 min", "fit_options", "observatory_location", "hess", "lon", "lat", "height",
+    "!!python/object:os.system",
+    "&a [*a]", "*a", "{}", "[]", "- -", ": :", "'", '"', "\t", "\n", "é", "\ud7ff", "0x10", "1_0", "2001-01-01", "<<",
+    "%TAG", "---",
+    "covariates", "offset_bins", "12", "0", "-3", "1e9", "adaptive", "min_counts", "spectral_model", "pl-norm", "prior",
+    "..",
 ]  # fmt: skip
 
 

@@ -18,7 +18,8 @@ STEP = 10.0  # s
 
 @cache
 def zenith_store():
-    """Runs at zenith angles of 20 to 50 deg without norms or shifts; the first, of 26 min with a gap, culminates in its middle."""
+    """Runs at zenith angles of 20 to 50 deg without norms or shifts;
+    the first, of 26 min with a gap, culminates in its middle."""
     return simulated(
         "zenith", n_wobble=1, n_off=11, ontime=20 * u.min, norm_scatter=0, shift_scatter=0, source=False, seed=3,
         zenith_range=(20, 50) * u.deg, truth=BackgroundTruth(),
@@ -37,7 +38,8 @@ def crossing_run():
 
 @cache
 def _azimuths(obs_id):
-    """Seconds after the start, every STEP over the whole run, the azimuth of the pointing there, and whether it is good time."""
+    """Seconds after the start, every STEP over the whole run, the azimuth of the pointing there,
+    and whether it is good time."""
     run = next(run for run in zenith_runs() if run.obs_id == obs_id)
     start, stop = run.gti.time_start, run.gti.time_stop
     seconds = np.arange(0, (stop[-1] - start[0]).to_value("s"), STEP)

@@ -9,7 +9,8 @@ from stores import altered
 
 
 def with_source(observation, position, n, *, width=0.05, seed=0):
-    """A copy of an observation with the events of a source more: a round Gaussian (deg), energies from 0.3 TeV with index 2.5."""
+    """A copy of an observation with the events of a source more:
+    a round Gaussian (deg), energies from 0.3 TeV with index 2.5."""
     rng = np.random.default_rng(seed)
     table = observation.events.table
     more = table[rng.integers(0, len(table), n)].copy()

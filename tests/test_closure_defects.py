@@ -1,4 +1,5 @@
-"""The defects of existing tools, closed by way of `attach_background`: what gammapy alone reads from the new store is right.
+"""The defects of existing tools, closed by way of `attach_background`: what gammapy alone reads from the new store is
+right.
 
 The truth is asymmetric in ALTAZ and the dead time is 6 %. DR1: this work made use of data from the H.E.S.S. DL3 public
 test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration, 2018).

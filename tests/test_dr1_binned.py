@@ -1,6 +1,7 @@
 """Binned models on H.E.S.S. DL3 DR1: against plain histograms, gammapy's tutorials and gammapy's evaluation.
 
-This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration, 2018).
+This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration,
+2018).
 """
 
 from functools import cache
@@ -58,7 +59,8 @@ def pks_maker(kind, effects="norm"):
 
 @cache
 def plain_histogram():
-    """Counts in (energy, offset in 0.25 deg, half of the camera), and the ontime not excluded, from gammapy's frames alone.
+    """Counts in (energy, offset in 0.25 deg, half of the camera), and the ontime not excluded, from gammapy's frames
+    alone.
 
     The halves are FOV_LON < 0 and > 0, in ALTAZ.
     """

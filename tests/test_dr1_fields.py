@@ -1,6 +1,7 @@
 """The everyday case, one target at a time: each field of H.E.S.S. DL3 DR1 alone, with the default model.
 
-This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration, 2018).
+This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration,
+2018).
 """
 
 import astropy.units as u
@@ -54,8 +55,9 @@ def test_the_background_of_each_field_alone_is_that_of_its_counts():
         pull, ratio = (n - mu) / np.sqrt(mu), mu / n
         total = mu.sum() / n.sum() - 1
         print(
-            f"{name:20s} {len(ids):3d} runs, N {n.sum():7.0f}, B/N {1 + total:.4f} ({(n - mu).sum() / np.sqrt(mu.sum()):+.1f} sigma), "
-            f"runs {ratio.min():.3f} to {ratio.max():.3f}, rms z {np.sqrt(np.mean(pull**2)):.2f}",
+            f"{name:20s} {len(ids):3d} runs, N {n.sum():7.0f}, B/N {1 + total:.4f} "
+            f"({(n - mu).sum() / np.sqrt(mu.sum()):+.1f} sigma), runs {ratio.min():.3f} to {ratio.max():.3f}, rms z "
+            f"{np.sqrt(np.mean(pull**2)):.2f}",
             flush=True,
         )
         assert abs(total) < max(0.01, 2 / np.sqrt(mu.sum())), name

@@ -1,4 +1,5 @@
-"""The default model on the 105 runs of H.E.S.S. DL3 DR1: held-out score, significance, and one run in gammapy's hands."""
+"""The default model on the 105 runs of H.E.S.S. DL3 DR1:
+held-out score, significance, and one run in gammapy's hands."""
 
 import astropy.units as u
 import numpy as np

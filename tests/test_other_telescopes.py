@@ -1,4 +1,5 @@
-"""Data of MAGIC and CTA 1DC, as they are: without options nothing crashes, and what is wrong in them is named with its remedy."""
+"""Data of MAGIC and CTA 1DC, as they are: without options nothing crashes,
+and what is wrong in them is named with its remedy."""
 
 import copy
 

@@ -1,4 +1,5 @@
-"""Energy bins of the fit: merged up to a count target and a width; the model keeps its own axis, and integrals are kept."""
+"""Energy bins of the fit: merged up to a count target and a width;
+the model keeps its own axis, and integrals are kept."""
 
 import astropy.units as u
 import numpy as np

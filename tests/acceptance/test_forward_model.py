@@ -1,4 +1,5 @@
-"""What is filled is what was fitted: the counts that a fit expects of a run are those of its map, and the map those of its IRF."""
+"""What is filled is what was fitted: the counts that a fit expects of a run are those of its map,
+and the map those of its IRF."""
 
 import itertools
 
@@ -105,8 +106,8 @@ def check_case(kind, effects, number, spread, time_step, alignment):
 def check_irf(maker, run, sharp):
     """By gammapy, from 20 energies a decade and from 60.
 
-    At the threshold of the truth the two differ by 1 %, and what was filled lies between; a spline of few events can bend within
-    less than a twentieth of a decade.
+    At the threshold of the truth the two differ by 1 %, and what was filled lies between; a spline of few events can
+    bend within less than a twentieth of a decade.
     """
     geom = geom_around(run, 40, 0.1)
     near = geom.to_image().separation(run.pointing.fixed_icrs).deg < OFFSET_MAX - 0.1
@@ -172,7 +173,8 @@ def test_counts_and_expectation_of_the_run_table_are_of_the_same_bins(kind):
 
 
 def test_no_run_of_the_fit_is_outside_of_the_zenith_angles_of_the_fit(caplog):
-    """The trained range is what the runs have seen, not that of the means of their slices; a run is known by its mean."""
+    """The trained range is what the runs have seen, not that of the means of their slices;
+    a run is known by its mean."""
     run = runs_with_spread(1, 0.0)[0]
     config = {"energy": ENERGY, "offset_max": f"{OFFSET_MAX} deg", "time_step": None}
     maker = AcceptanceBackgroundMaker(config, exclusion=exclusion_circle()).fit([run], n_jobs=1)

@@ -133,7 +133,8 @@ def test_on_runs_are_spared_what_is_found_in_off_runs(store, spoilt):
 
 @pytest.mark.parametrize("kind", ["radial", "grid"])
 def test_nothing_is_found_in_pure_background(kind, on_runs, caplog):
-    """Radial models do not know the asymmetry of the truth: the significance is wider than 1, and the threshold follows."""
+    """Radial models do not know the asymmetry of the truth:
+    the significance is wider than 1, and the threshold follows."""
     with caplog.at_level(logging.WARNING):
         model = fit_acceptance(on_runs, config(kind))
     assert len(model.found) == 0 and model.found_regions == [] and not caplog.records

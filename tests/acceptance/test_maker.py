@@ -435,7 +435,8 @@ def test_ring_with_several_energy_bins(kind, on_runs):
         fitted_maker(renormalization={"type": kind}).run(empty(on_runs[0]), on_runs[0])
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("edges", [(0.001, 0.01), (300, 500)])

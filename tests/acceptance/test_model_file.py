@@ -212,9 +212,11 @@ def test_arrays_of_other_types_are_refused(tmp_path):
 
 def test_scalars_empty_arrays_and_kinds_of_numbers(tmp_path):
     arrays = {
-        "scalar": np.array(1 / 3), "empty": np.zeros((0,)), "integers": np.arange(6).reshape(2, 3), "small": np.float32([1 / 3]),
+        "scalar": np.array(1 / 3), "empty": np.zeros((0,)), "integers": np.arange(6).reshape(2, 3),
+        "small": np.float32([1 / 3]),
         "nan": np.array([np.nan, np.inf, -0.0]), "truth": np.array([[True], [False]]), "word": np.array("bspline "),
-        "words": np.array(["a b", "", "\u03b8 "]), "no words": np.zeros(0, "U1"), "a long name, with LOWER case": np.ones((2, 1, 3)),
+        "words": np.array(["a b", "", "\u03b8 "]), "no words": np.zeros(0, "U1"),
+        "a long name, with LOWER case": np.ones((2, 1, 3)),
     }  # fmt: skip
     write_model_file(
         tmp_path / "x.fits", arrays, {"text": "a\nb\n  c: 'd'\n", "none": ""}, Table({"OBS_ID": [1]}), overwrite=False

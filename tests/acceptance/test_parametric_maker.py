@@ -1,6 +1,7 @@
 """Parametric models and limits of norms through configuration, fit, maker and files; and on H.E.S.S. DL3 DR1.
 
-This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration, 2018).
+This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration,
+2018).
 """
 
 import json
@@ -23,7 +24,19 @@ from gammapy_accmaker.errors import FitError, InputError
 RING = 2.2  # deg
 
 
-def truth_like(energy, fov_lon, fov_lat, scale=1.0, index=2.7, width=1.6, growth=0.08, lon_0=0.04, lon_1=0.0, lat_0=-0.035, lat_1=0.0):  # fmt: skip
+def truth_like(
+    energy,
+    fov_lon,
+    fov_lat,
+    scale=1.0,
+    index=2.7,
+    width=1.6,
+    growth=0.08,
+    lon_0=0.04,
+    lon_1=0.0,
+    lat_0=-0.035,
+    lat_1=0.0,
+):
     """The shape of the simulated truth, with some of its numbers free."""
     bend = 0.6 * np.tanh(np.log10(energy))
     threshold = 1 / (1 + (0.15 / energy) ** 6)
@@ -47,7 +60,16 @@ def made(function, effects="none"):
 def test_the_simulated_truth_is_recovered():
     """A function of energy and position, through events, ALTAZ rotation and a gap in the good time."""
     result = made(truth_like).model.rate_model.result
-    truth = {"scale": 4, "index": 2.7, "width": 1.6, "growth": 0.08, "lon_0": 0.04, "lon_1": -0.04, "lat_0": -0.035, "lat_1": -0.035}  # fmt: skip
+    truth = {
+        "scale": 4,
+        "index": 2.7,
+        "width": 1.6,
+        "growth": 0.08,
+        "lon_0": 0.04,
+        "lon_1": -0.04,
+        "lat_0": -0.035,
+        "lat_1": -0.035,
+    }
     assert result.valid and result.message == "converged"
     for name, got, error in zip(result.names, result.values, result.errors, strict=True):
         assert error > 0 and abs(got - truth[name]) < 4 * error, (name, got, error)
@@ -151,7 +173,11 @@ def test_the_configuration_round_trips():
     config = AcceptanceConfig.from_yaml(text)
     assert config.model.given_parameters() == {"sigma": {"value": 1.5, "min": 0.5}, "twist": {"fixed": True}}
     again = AcceptanceConfig.from_yaml(config.to_yaml())
-    assert again.to_yaml() == config.to_yaml() == AcceptanceConfig.from_yaml(json.dumps(config.model_dump(mode="json"))).to_yaml()  # fmt: skip
+    assert (
+        again.to_yaml()
+        == config.to_yaml()
+        == AcceptanceConfig.from_yaml(json.dumps(config.model_dump(mode="json"))).to_yaml()
+    )
 
 
 @pytest.mark.parametrize("function", [truth_like, Gaussian2D(), ["power_law", Gaussian2D(name="blob")]])

@@ -114,7 +114,8 @@ def test_error_map_covers_the_truth():
 
 def test_prior_on_the_norm_stays_on_the_dataset():
     store = full_store()
-    free_tilt = {"type": "pl-norm", "parameters": [{"name": "norm", "value": 1.0}, {"name": "tilt", "value": 0.0, "frozen": False},
+    free_tilt = {"type": "pl-norm",
+        "parameters": [{"name": "norm", "value": 1.0}, {"name": "tilt", "value": 0.0, "frozen": False},
                                                    {"name": "reference", "value": 1.0, "unit": "TeV"}]}  # fmt: skip
     renormalization = {"type": "fov", "method": "fit", "prior": True, "spectral_model": free_tilt}
     config = maker().model.config.update({"renormalization": renormalization})
@@ -132,7 +133,8 @@ def test_prior_on_the_norm_stays_on_the_dataset():
 
 
 def test_a_faint_source_that_is_not_excluded_does_not_move_the_effects():
-    """A point source at 1 % of the background, with the spectrum of a hard gamma-ray source behind an effective area."""
+    """A point source at 1 % of the background, with the spectrum of a hard gamma-ray source
+    behind an effective area."""
     observation = observations(full_store(), full_store().off_obs_ids[1:2])[0]
     table, rng = observation.events.table, np.random.default_rng(4)
     energy, inside = table["ENERGY"].quantity.to_value("TeV"), observation.events.offset.deg < 2.5

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/divergence.py [--runs 5 20 100] [--no-zenith]
 
-The divergence of a prediction mu from the truth m is twice the Poisson log-likelihood that it costs on average, 2 sum(mu - m + m
-log(m / mu)) over energy bins and camera pixels, here for 10 runs that no fit has seen, adapted to by their own events.
+The divergence of a prediction mu from the truth m is twice the Poisson log-likelihood that it costs on average, 2
+sum(mu - m + m log(m / mu)) over energy bins and camera pixels, here for 10 runs that no fit has seen, adapted to by
+their own events.
 """
 
 import argparse

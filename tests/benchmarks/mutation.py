@@ -1,19 +1,20 @@
 """Mutants of the numerical rooms: a random sample, each against the tests that run the line that is changed.
 
     pip install cosmic-ray pytest-cov
-    python -m pytest -n 0 --cov=gammapy_accmaker --cov-context=test --cov-report= --junitxml=junit.xml -o junit_family=xunit1
+    python -m pytest -n 0 --cov=gammapy_accmaker --cov-context=test --cov-report= --junitxml=junit.xml \\
+        -o junit_family=xunit1
     python tests/benchmarks/mutation.py [--sample 340] [--seed 6] [--results mutants.jsonl]
 
-The second line tells which tests run which line, and how long they take. Tests added later: run their files the same way with
-`--cov-append` and another junit file, and `--again` tries the survivors once more. What is found is kept in the results file, so
-that a run that was stopped goes on.
+The second line tells which tests run which line, and how long they take. Tests added later: run their files the same
+way with `--cov-append` and another junit file, and `--again` tries the survivors once more. What is found is kept in
+the results file, so that a run that was stopped goes on.
 
-The operators are those of cosmic-ray. Left out is what any call would find, since it would flatter the tests: bitwise in place
-of arithmetic operators (a TypeError for floats). Left out is what no test has to find: `is` in place of `==` (true or not as
-the interpreter shares objects), annotations, and the words of logs and errors.
+The operators are those of cosmic-ray. Left out is what any call would find, since it would flatter the tests: bitwise
+in place of arithmetic operators (a TypeError for floats). Left out is what no test has to find: `is` in place of `==`
+(true or not as the interpreter shares objects), annotations, and the words of logs and errors.
 
-Mutants live in a copy of the checkout. Each is tested in a fork of a process that has loaded gammapy already: in the fast tests
-of its statement first, then in those of its function, beside these and of its file, until one fails.
+Mutants live in a copy of the checkout. Each is tested in a fork of a process that has loaded gammapy already: in the
+fast tests of its statement first, then in those of its function, beside these and of its file, until one fails.
 """
 
 import argparse

@@ -121,7 +121,8 @@ def main():
         )
 
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     line = "{:<58} {:>8} {:>8}  {:<18} {}"
     print(line.format("what", "asked", "reached", "ours", "other"), flush=True)

@@ -4,9 +4,9 @@
     export GAMMAPY_DATA=...
     OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/test_bench_binned.py --benchmark-only
 
-With ``ACCMAKER_BACCMOD_PYTHON`` set to the python of an environment with BAccMod (see ``baccmod_reference.py``) the ratios
-to it are tested too, unless ``--benchmark-only`` is given. Its grids take most of an hour: choose with ``-k radial``.
-On a machine that has other work to do, add ``--benchmark-timer=time.process_time``.
+With ``ACCMAKER_BACCMOD_PYTHON`` set to the python of an environment with BAccMod (see ``baccmod_reference.py``) the
+ratios to it are tested too, unless ``--benchmark-only`` is given. Its grids take most of an hour: choose with ``-k
+radial``. On a machine that has other work to do, add ``--benchmark-timer=time.process_time``.
 """
 
 import pytest

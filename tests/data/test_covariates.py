@@ -30,7 +30,8 @@ UNADAPTED = {"type": "shift", "min_counts": 10**6}
 
 def config(*names, **more):
     return AcceptanceConfig.coerce(
-        {"model": {"type": "spline", "covariates": list(names)}, "energy": {"min": "0.3 TeV"}, "offset_max": "2 deg", **more}
+        {"model": {"type": "spline", "covariates": list(names)}, "energy": {"min": "0.3 TeV"}, "offset_max": "2 deg",
+            **more}
     )  # fmt: skip
 
 
@@ -70,8 +71,8 @@ def test_any_keyword_is_followed(name, runs, region):
         )
         ratio[names] = np.log(high / low)
     assert abs(ratio[()]) < 0.1  # the same for both
-    # between -1 and 1 the energies of the truth differ by 2 SLOPE, and its spectrum has an index near 2.7; of six runs the fit
-    # takes half of it, since what the keyword does has a prior around nothing that weighs as four
+    # between -1 and 1 the energies of the truth differ by 2 SLOPE, and its spectrum has an index near 2.7; of six runs
+    # the fit takes half of it, since what the keyword does has a prior around nothing that weighs as four
     assert 0.3 < ratio[(name,)] / (2 * SLOPE * 1.7) < 1.1
 
 
@@ -86,7 +87,8 @@ def test_what_the_model_follows_is_read_whatever_the_maker_is_asked(runs, region
 
 @pytest.mark.parametrize(
     "value,number",
-    [(0.8, 0.8), ("0.8", 0.8), (" 8e-1 ", 0.8), (1, 1.0), (True, 1.0), ("", None), ("high", None), (None, None), ("nan", None),
+    [(0.8, 0.8), ("0.8", 0.8), (" 8e-1 ", 0.8), (1, 1.0), (True, 1.0), ("", None), ("high", None), (None, None),
+        ("nan", None),
      (np.inf, None), ([1.0, 2.0], None), (1 + 1j, None)],
 )  # fmt: skip
 def test_numbers_of_a_header(value, number):

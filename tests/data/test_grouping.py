@@ -70,7 +70,8 @@ def test_each_wobble_position_of_a_bin_holds_the_minimum():
     wobble = np.array([0, 0, 0, 1, 1, 1])
     together = BinMinimum(observations=2)
     assert np.allclose(grow_zenith_bins(cos_zenith, ones, ones, ones, wobble, 0.1, together), [0.7, 0.8, 0.9, 1])
-    # the second cell has one run of each; with the third there is still one run of position 0, so it all goes to the first
+    # the second cell has one run of each; with the third there is still one run of position 0, so it all goes to the
+    # first
     each = BinMinimum(observations=2, per_wobble=True)
     assert np.allclose(grow_zenith_bins(cos_zenith, ones, ones, ones, wobble, 0.1, each), [0.7, 1])
     more = np.append(wobble[:-1], 0)

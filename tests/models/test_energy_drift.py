@@ -1,4 +1,5 @@
-"""A profile over the field of view that drifts with energy: followed where many energies agree, and not made of noise."""
+"""A profile over the field of view that drifts with energy:
+followed where many energies agree, and not made of noise."""
 
 import numpy as np
 import pytest

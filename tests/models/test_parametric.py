@@ -44,7 +44,10 @@ def expected(seconds, fov=FOV, edges=EDGES):
     """Counts of the closed-form truth by plain sums, shape (energy, fov.size)."""
     energy, weight = midpoints(edges)
     lon, lat = fov.subpoints(8)
-    return np.outer((spectrum(energy, **SPECTRUM) * weight).sum(1), camera(lon, lat, **CAMERA).mean(1) * fov.solid_angle) * seconds  # fmt: skip
+    return (
+        np.outer((spectrum(energy, **SPECTRUM) * weight).sum(1), camera(lon, lat, **CAMERA).mean(1) * fov.solid_angle)
+        * seconds
+    )
 
 
 def draw(seconds=3e4, seed=0, hole=()):
@@ -141,7 +144,9 @@ def test_pulls_of_the_parameters_have_unit_width():
     energy, weight = midpoints(edges)
     lon, lat = fov.subpoints(8)
     truth = np.array([1e-4, 2.6, 1.1])
-    mean = np.outer((energy ** -truth[1] * weight).sum(1), np.exp(-(lon**2 + lat**2) / 2 / truth[2] ** 2).mean(1) * fov.solid_angle)  # fmt: skip
+    mean = np.outer(
+        (energy ** -truth[1] * weight).sum(1), np.exp(-(lon**2 + lat**2) / 2 / truth[2] ** 2).mean(1) * fov.solid_angle
+    )
     exposure, pulls = np.full(fov.size, 1e4), []
     for seed in range(40):
         counts = np.random.default_rng(seed).poisson(truth[0] * mean * 1e4).astype(float)
@@ -160,7 +165,17 @@ def test_the_relative_error_is_the_spread_of_the_rate():
     at = np.array([0.2, 1.0, 5.0]), np.array([0.0, 1.5]), np.array([0.0, -1.0])
     rates, errors = [], []
     for seed in range(16):
-        model = fit_parametric(*draw(3e3, seed), EDGES, FOV, "power_law_cutoffs * gaussian_gradient", parameters={"steepness": {"value": 6, "fixed": True}, "twist": {"fixed": True}, "lambda_high": {"fixed": True}})  # fmt: skip
+        model = fit_parametric(
+            *draw(3e3, seed),
+            EDGES,
+            FOV,
+            "power_law_cutoffs * gaussian_gradient",
+            parameters={
+                "steepness": {"value": 6, "fixed": True},
+                "twist": {"fixed": True},
+                "lambda_high": {"fixed": True},
+            },
+        )
         rates.append(np.log(model.rate_grid(*at)))
         errors.append(model.relative_error_grid(*at))
     assert np.all(np.abs(np.std(rates, axis=0) / np.mean(errors, axis=0) - 1) < 0.6)
@@ -191,7 +206,12 @@ def test_analytic_and_numerical_gradients_agree():
     counts, exposure = draw()
 
     def as_plain(energy, fov_lon, fov_lat, amplitude=1e-4, index=2.7, low_cutoff=0.15, sigma=1.0):
-        return amplitude * energy**-index / (1 + (low_cutoff / energy) ** 6) * np.exp(-0.5 * (fov_lon**2 + fov_lat**2) / sigma**2)  # fmt: skip
+        return (
+            amplitude
+            * energy**-index
+            / (1 + (low_cutoff / energy) ** 6)
+            * np.exp(-0.5 * (fov_lon**2 + fov_lat**2) / sigma**2)
+        )
 
     fixed = {"steepness": {"value": 6, "fixed": True}, "lambda_high": {"value": 0, "fixed": True}}
     ready = fit_parametric(counts, exposure, EDGES, FOV, "power_law_cutoffs * gaussian", parameters=fixed)
@@ -233,7 +253,14 @@ def test_tied_parameters_hold():
     given = Gaussian2D(amplitude=1, x_mean=0, y_mean=0, x_stddev=1, y_stddev=1)
     given.theta.fixed = given.x_mean.fixed = given.y_mean.fixed = True
     given.y_stddev.tied = lambda model: 1.25 * model.x_stddev
-    model = fit_parametric(counts, exposure, EDGES, FOV, ["power_law_cutoffs", given], parameters={"amplitude_1": {"value": 1, "fixed": True}})  # fmt: skip
+    model = fit_parametric(
+        counts,
+        exposure,
+        EDGES,
+        FOV,
+        ["power_law_cutoffs", given],
+        parameters={"amplitude_1": {"value": 1, "fixed": True}},
+    )
     (x, x_error), (y, y_error) = value(model, "x_stddev"), value(model, "y_stddev")
     assert y == pytest.approx(1.25 * x, rel=1e-12) and y_error == pytest.approx(1.25 * x_error, rel=1e-6)
     i, j = (model.result.names.index(name) for name in ("x_stddev", "y_stddev"))
@@ -272,7 +299,11 @@ def test_a_function_of_position_keeps_the_counts_of_each_energy(function):
     n = len(model.shapes)
     assert 3 < n <= 10 and f"amplitude[{n - 1}]" in model.result.names
     if function == "gaussian_gradient":
-        pulls = [(value(model, f"{name}[{g}]")[0] - CAMERA[name]) / value(model, f"{name}[{g}]")[1] for g in range(n) for name in CAMERA]  # fmt: skip
+        pulls = [
+            (value(model, f"{name}[{g}]")[0] - CAMERA[name]) / value(model, f"{name}[{g}]")[1]
+            for g in range(n)
+            for name in CAMERA
+        ]
         assert 1e-3 < chi2.sf(np.sum(np.square(pulls)), len(pulls))
 
 
@@ -315,7 +346,13 @@ def test_a_python_function_is_kept_as_a_table_and_no_code(tmp_path, caplog):
     got = model.rate_grid(energy, lon, lat)
     want = plain(energy[:, None], lon, lat, *model.result.values)
     assert np.abs(got / want - 1).max() < 1e-3
-    made = fit_parametric(counts, exposure, EDGES, FOV, lambda e, lon, lat, norm=1e-4, s=1.0: norm * e**-2.7 * np.exp(-(lon**2 + lat**2) / 2 / s**2))  # fmt: skip
+    made = fit_parametric(
+        counts,
+        exposure,
+        EDGES,
+        FOV,
+        lambda e, lon, lat, norm=1e-4, s=1.0: norm * e**-2.7 * np.exp(-(lon**2 + lat**2) / 2 / s**2),
+    )
     again = pickle.loads(pickle.dumps(made))
     assert np.array_equal(again.rate_grid(energy, lon, lat), made.rate_grid(energy, lon, lat))
     assert len(pickle.dumps(made)) < 20e6
@@ -341,8 +378,15 @@ def test_a_function_with_an_edge_is_cut_off_within_a_step(caplog):
 @pytest.mark.parametrize("function", [PRODUCT, "radial_profile", plain, ["power_law", Gaussian2D()], "power_law"])
 def test_round_trip(function, tmp_path):
     counts, exposure = draw()
-    some = {"amplitude_1": {"value": 1, "fixed": True}, "x_mean": {"fixed": True}, "y_mean": {"fixed": True}, "theta": {"fixed": True}}  # fmt: skip
-    model = fit_parametric(counts, exposure, EDGES, FOV, function, parameters=some if isinstance(function, list) else None)  # fmt: skip
+    some = {
+        "amplitude_1": {"value": 1, "fixed": True},
+        "x_mean": {"fixed": True},
+        "y_mean": {"fixed": True},
+        "theta": {"fixed": True},
+    }
+    model = fit_parametric(
+        counts, exposure, EDGES, FOV, function, parameters=some if isinstance(function, list) else None
+    )
     back = ParametricModel.from_arrays(model.to_arrays())
     energy, lon, lat = np.geomspace(0.05, 20, 20), np.linspace(-3, 3, 30), np.linspace(2, -2.6, 30)
     for call in ("rate_grid", "integral_grid", "relative_error_grid"):

@@ -78,7 +78,10 @@ def test_smoothing_by_counts():
 
 
 def test_spline(tmp_path):
-    """Fine bins of the fit are merged. One run without effects of its own: the cube is for one zenith angle and no shift."""
+    """Fine bins of the fit are merged.
+
+    One run without effects of its own: the cube is for one zenith angle and no shift.
+    """
     store = plain_store()
     fitted = fit_acceptance(
         observations(store, store.on_obs_ids[:1]),

@@ -60,7 +60,8 @@ def test_trap_fovalign_is_always_written(kind, alignment, observation, tmp_path)
 
 
 def test_trap_an_energy_axis_as_long_as_fov_lon_is_not_ambiguous(observation, tmp_path):
-    """from_table guesses the order of the axes from their lengths: 50 energies and 50 x 50 positions would be swapped."""
+    """from_table guesses the order of the axes from their lengths:
+    50 energies and 50 x 50 positions would be swapped."""
     model = fitted("grid")
     arrays = model.to_arrays()
     low = model.energy_edges[0]
@@ -79,7 +80,8 @@ def test_trap_an_energy_axis_as_long_as_fov_lon_is_not_ambiguous(observation, tm
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_are_those_of_the_model(kind, observation):
-    """At the centres the rate itself, up to the correction of a few parts in a thousand that integrates to its counts."""
+    """At the centres the rate itself, up to the correction of a few parts in a thousand that
+    integrates to its counts."""
     irf, model = irf_of(kind, observation), fitted(kind)
     energy = irf.axes["energy"].center.to_value("TeV")
     if kind == "radial":

@@ -76,7 +76,8 @@ def test_each_energy_has_the_radius_of_its_events(runs, maker):
     np.testing.assert_array_equal(radii[np.searchsorted(parts, energy) - 1], np.ravel(theirs))
     assert set(AXIS.edges.value) <= set(parts) and len(set(radii)) == 3
     by_part = np.array([
-        maker.make_background(around(CircleSkyRegion(center, r * u.deg), MapAxis.from_energy_edges(parts[k : k + 2], unit="TeV")), observation).data[0, 0, 0]
+        maker.make_background(around(CircleSkyRegion(center, r * u.deg),
+            MapAxis.from_energy_edges(parts[k : k + 2], unit="TeV")), observation).data[0, 0, 0]
         for k, r in enumerate(radii)
     ])  # fmt: skip
     number = np.searchsorted(AXIS.edges.value, np.sqrt(parts[1:] * parts[:-1])) - 1

@@ -344,7 +344,8 @@ def test_energies_that_tell_of_the_rate_alone(spline, spline_runs):
     design, run = spline.design, spline_runs[3]
     told = (CENTERS > 0.8).astype(float)
     basis, gathered = zenith_splines(spline.zenith_axis, 0.9), gather_counts(design.cells, len(CENTERS), run)
-    table = RateTable.at(design, spline.coefficients, basis, spline.asymmetry_cells)
+    cells = project_run(design, gathered, basis, 0.0)
+    table = RateTable.of(design, spline.coefficients, spline.asymmetry_cells, cells)
     effects = 0.1 * np.ones(design.effects.n)
     both, cut, plain = (
         RunSums.of(design, table, project_run(design, gathered, basis, 0.0, **given), effects, full=True)

@@ -71,14 +71,17 @@ def project_run(
     energy, cell = np.divmod(index, design.cells.n_cell)
     if energies is not None:
         index, counts, energy, cell = (a[energies[energy] > 0] for a in (index, counts, energy, cell))
-    by_mode = np.zeros((len(design.log_energy), len(design.effects.modes)))
+    modes = design.modes_of(run.displacement).additive
+    by_mode = np.zeros((len(design.log_energy), modes.shape[1]))
     for m in range(by_mode.shape[1]):
-        by_mode[:, m] = np.bincount(energy, counts * design.cell_modes[cell, m], len(by_mode))
+        by_mode[:, m] = np.bincount(energy, counts * modes[cell, m], len(by_mode))
     if effect_energies is not None:
         by_mode *= effect_energies[:, None]
     additive = (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
     scaled = design.log_energy + scaling
-    return RunCells(index, counts, run.exposure, zenith_basis, scaled, additive, energies, effect_energies)
+    return RunCells(
+        index, counts, run.exposure, zenith_basis, scaled, additive, energies, effect_energies, run.displacement
+    )
 
 
 def mean_scaling(scale: CovariateScale, slices) -> float:
@@ -150,7 +153,7 @@ def fit_run(
         gathered = gather_counts(design.cells, len(design.log_energy), part)
         cells.append(project_run(design, gathered, basis, scaled))
         taken.append(cells[-1] if used is None else project_run(design, gathered, basis, scaled, used))
-        tables.append(RateTable.at(design, model.coefficients, basis, model.asymmetry_cells))
+        tables.append(RateTable.of(design, model.coefficients, model.asymmetry_cells, cells[-1]))
     scaling = scale.scaling(model.clamp_zenith(first.cos_zenith), first.covariates)[1]
     low, high = model.zenith_range
     if not low - 1e-3 <= first.cos_zenith <= high + 1e-3:

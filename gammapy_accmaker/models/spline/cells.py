@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -30,6 +31,8 @@ __all__ = [
 RING_WIDTH = 0.1  # deg
 N_SECTOR = 12
 ASYMMETRY_ORDER = 4  # highest harmonic of the position angle
+EVEN = 1e-9  # deg and rad; displacements below are rounding
+STEP = 1e-4  # deg and rad, of derivatives
 
 # functions of (x, y), the offset in units of the largest one; "radial" has about zero mean over the counts
 CAMERA_MODES = {
@@ -130,9 +133,57 @@ class FovCells:
         pixels = np.maximum(self.membership.sum(axis=0), 1)
         return (self.membership.T @ values) / pixels[:, None]
 
-    def asymmetry(self, axis: BSplineAxis) -> np.ndarray:
-        """`asymmetry_basis` averaged over the pixels of each cell."""
-        return self.mean(asymmetry_basis(self.fov_lon, self.fov_lat, axis))
+    @cached_property
+    def polar(self) -> np.ndarray:
+        """Offset of each pixel in deg, and its position angle in rad from the middle of its sector, shape (n_fov, 2)."""
+        width = 2 * np.pi / self.n_sector
+        return np.stack([self.offset, np.arctan2(self.fov_lat, self.fov_lon) % width - 0.5 * width], axis=1)
+
+    def displacement(self, exposure: np.ndarray) -> np.ndarray | None:
+        """How far the mean position of what a run has seen of each cell is from that of the cell.
+
+        Parameters
+        ----------
+        exposure : `~numpy.ndarray`, shape (n_fov,)
+            Of the pixels.
+
+        Returns
+        -------
+        displacement : `~numpy.ndarray`, shape (n_cell, 2), float32
+            In offset (deg) and position angle (rad), 0 in cells without exposure; None where every cell was seen evenly.
+        """
+        seen = (self.membership.T @ exposure)[:, None]
+        position = np.divide(
+            self.membership.T @ (exposure[:, None] * self.polar), seen, where=seen > 0, out=0 * self._centre
+        )
+        moved = np.where(seen > 0, position - self._centre, 0.0)
+        moved[np.abs(moved) < EVEN] = 0.0
+        return moved.astype(np.float32) if moved.any() else None
+
+    @cached_property
+    def _centre(self):
+        return self.mean(self.polar)
+
+    def expansion(self, function: Callable) -> np.ndarray:
+        """Functions of ``(fov_lon, fov_lat)``, and their derivatives by the two of `displacement`.
+
+        Parameters
+        ----------
+        function : callable
+            It gives values of shape (n_fov, k).
+
+        Returns
+        -------
+        expansion : `~numpy.ndarray`, shape (3, n_cell, k)
+            Means over the pixels of each cell: of the values, of the derivative by offset and of that by position angle.
+        """
+        offset, angle = self.offset, np.arctan2(self.fov_lat, self.fov_lon)
+
+        def at(*step):
+            return function((offset + step[0]) * np.cos(angle + step[1]), (offset + step[0]) * np.sin(angle + step[1]))
+
+        slopes = [self.mean(at(*step) - at(*-step)) / (2 * STEP) for step in STEP * np.eye(2)]
+        return np.stack([self.mean(function(self.fov_lon, self.fov_lat)), *slopes])
 
     def ring_mean(self, values: np.ndarray, default: np.ndarray) -> np.ndarray:
         """Mean over the pixels of each ring, shapes (n_fov, k) to (n_ring, k); ``default`` in rings without pixels."""
@@ -160,6 +211,8 @@ class CellCounts:
         Flat number (energy bin x cell), increasing, and content of the bins with counts.
     exposure : `~numpy.ndarray`, shape (n_cell,)
         In s sr.
+    displacement : `~numpy.ndarray`, shape (n_cell, 2), or None
+        See `FovCells.displacement`.
     cos_zenith, azimuth : float
         Mean values, azimuth in deg.
     cos_zenith_range : tuple of float
@@ -171,6 +224,7 @@ class CellCounts:
     index: np.ndarray
     counts: np.ndarray
     exposure: np.ndarray
+    displacement: np.ndarray | None
     cos_zenith: float
     azimuth: float
     cos_zenith_range: tuple[float, float]
@@ -205,8 +259,8 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
     order = order[counts.data[order] > 0]
     exposure = cells.membership.T @ (run.exposure * cells.solid_angle)
     return CellCounts(
-        run.key, index[order], counts.data[order].astype(np.float32), exposure, run.cos_zenith, run.azimuth,
-        run.cos_zenith_range, run.covariates,
+        run.key, index[order], counts.data[order].astype(np.float32), exposure, cells.displacement(run.exposure),
+        run.cos_zenith, run.azimuth, run.cos_zenith_range, run.covariates,
     )  # fmt: skip
 
 
@@ -229,6 +283,8 @@ class RunCells:
         1 for the energy bins that count and 0 for those left out of counts and exposure; all by default.
     effect_energies : `~numpy.ndarray`, shape (n_energy,), optional
         1 for the energy bins that tell of the effects of the run, else 0; those tell of the rate alone.
+    displacement : `~numpy.ndarray`, shape (n_cell, 2), optional
+        See `FovCells.displacement`.
     """
 
     index: np.ndarray
@@ -239,9 +295,10 @@ class RunCells:
     additive_counts: np.ndarray
     energies: np.ndarray | None = None
     effect_energies: np.ndarray | None = None
+    displacement: np.ndarray | None = None
 
     def on_rings(self, n_sector: int) -> RunCells:
-        """The sectors of each ring taken together, without effects of the run."""
+        """The sectors of each ring taken together, without effects of the run and as if they were seen evenly."""
         index, first = np.unique(self.index // n_sector, return_index=True)
         return RunCells(
             index,

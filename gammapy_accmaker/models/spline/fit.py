@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, lapack
@@ -44,7 +45,7 @@ from gammapy_accmaker.models.spline.adapt import (
     project_run,
     summarise_run,
 )
-from gammapy_accmaker.models.spline.cells import FovCells, RunCells, asymmetry_orders, gather_counts
+from gammapy_accmaker.models.spline.cells import FovCells, RunCells, asymmetry_basis, asymmetry_orders, gather_counts
 from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EffectBasis, RunEffect, RunPopulation, norm_row, update_population
 from gammapy_accmaker.models.spline.equations import (
@@ -244,7 +245,7 @@ class RateState:
         One of fewer sectors than the runs have takes their sectors together.
     coefficients : `~numpy.ndarray`, shape (n_energy, n_offset, n_zenith)
     asymmetry : `~numpy.ndarray`
-        Log asymmetry in the bins and cells.
+        Log asymmetry in the bins and cells and its derivatives, see `FovCells.expansion`, shape (3, n_energy, n_cell).
     population : `RunPopulation`
     covariance : `RateCovariance`, optional
         Of the coefficients, once it is known.
@@ -415,7 +416,7 @@ def _with_tables(state: RateState, runs, adapt) -> Iterator:
         for run, own in zip(batch, spread, strict=True):
             together = len(run.slices[0].exposure) // state.design.cells.n_cell
             slices = run.slices if together == 1 else [s.on_rings(together) for s in run.slices]
-            tables = [RateTable.at(state.design, state.coefficients, s.zenith_basis, state.asymmetry) for s in slices]
+            tables = [RateTable.of(state.design, state.coefficients, state.asymmetry, s) for s in slices]
             yield run, slices, tables, own
 
 
@@ -538,7 +539,7 @@ class _JointFit:
         self.penalty = RatePenalty(self.coefficients)
         self.asymmetry_bases = [
             setup.asymmetry_energy_axis.basis(self.design.log_energy),
-            self.design.cells.asymmetry(setup.asymmetry_offset_axis),
+            self.design.cells.expansion(partial(asymmetry_basis, axis=setup.asymmetry_offset_axis)),
         ]
         orders = asymmetry_orders(setup.asymmetry_offset_axis).astype(float)
         n = setup.asymmetry_energy_axis.n
@@ -647,7 +648,7 @@ class _JointFit:
         expected counts.
         """
         adapt, n = n_steps > 0, self.design.effects.n
-        state = self._state(self.ring_design, np.zeros((1, 1))) if rings else self._state()
+        state = self._state(self.ring_design, np.zeros((3, 1, 1))) if rings else self._state()
         equations, expected = RateEquations(*self._sizes), np.zeros(())
         blind = adapt and self.design.effects.kind in THRESHOLD_BLIND
         known = RateEquations(*self._sizes) if blind else None
@@ -782,14 +783,16 @@ class _JointFit:
         return zip(chunks, self.starmap(function, inputs), strict=True)
 
     def _log_asymmetry(self):
-        return self.asymmetry_bases[0] @ self.asymmetry @ self.asymmetry_bases[1].T
+        at_energy, space = self.asymmetry_bases
+        return at_energy @ self.asymmetry @ space.transpose(0, 2, 1)
 
     def _fit_asymmetry(self, expected):
-        without = expected / np.exp(self._log_asymmetry())
+        at_energy, space = self.asymmetry_bases
+        without = expected / np.exp(self._log_asymmetry()[0])
         fit = fit_tensor_spline(
             self.counts,
             np.maximum(without, 1e-12),
-            self.asymmetry_bases,
+            [at_energy, space[0]],
             self.asymmetry_penalties,
             smoothing=self.asymmetry_smoothing,
             start=self.asymmetry,

@@ -36,6 +36,34 @@ NEIGHBOURS = 4  # cubic splines overlap with three neighbours; between the nodes
 
 
 @dataclass(frozen=True)
+class CellModes:
+    """Camera modes of the effects of a run in the cells.
+
+    Attributes
+    ----------
+    additive, shift : `~numpy.ndarray`, shapes (n_cell, n_mode), (n_cell, n_shift)
+        Of the additive effects and of the shift.
+    n_ring : int
+    """
+
+    additive: np.ndarray
+    shift: np.ndarray
+    n_ring: int
+
+    @cached_property
+    def products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Products of modes with modes, shifts with shifts and shifts with modes."""
+        return row_tensor(self.additive), row_tensor(self.shift), row_tensor(self.shift, self.additive)
+
+    @cached_property
+    def ring_weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """The additive modes behind a 1, and the shifts, in the cells of each ring, shapes (n_ring, n_sector, n)."""
+        n_cell = len(self.additive)
+        shape = self.n_ring, n_cell // self.n_ring, -1
+        return np.hstack([np.ones((n_cell, 1)), self.additive]).reshape(shape), self.shift.reshape(shape)
+
+
+@dataclass(frozen=True)
 class RunDesign:
     """What all runs of a fit share: bins, cells, and the basis functions at them.
 
@@ -71,6 +99,12 @@ class RunDesign:
         return self.cells.ring_mean(self.offset.basis(self.cells.offset), self.offset.basis(self.cells.ring_offset))
 
     @cached_property
+    def ring_slopes(self) -> np.ndarray:
+        """Their derivatives by offset, averaged likewise."""
+        at_middle = self.offset.derivative(self.cells.ring_offset)
+        return self.cells.ring_mean(self.offset.derivative(self.cells.offset), at_middle)
+
+    @cached_property
     def ring_rows(self) -> np.ndarray:
         return row_tensor(self.ring_basis)
 
@@ -80,25 +114,25 @@ class RunDesign:
         return self.effects.energy_columns(self.log_energy)
 
     @cached_property
-    def cell_modes(self) -> np.ndarray:
-        """Camera modes of the additive effects in the cells."""
-        return self.cells.mean(self.effects.mode_values(self.cells.fov_lon, self.cells.fov_lat))
+    def cell_modes(self) -> CellModes:
+        """Camera modes of the effects, averaged over each cell."""
+        additive, shift = self._mode_expansions
+        return CellModes(additive[0], shift[0], self.cells.n_ring)
 
     @cached_property
-    def cell_shifts(self) -> np.ndarray:
-        """Camera modes of the shift in the cells."""
-        return self.cells.mean(self.effects.shift_values(self.cells.fov_lon, self.cells.fov_lat))
+    def _mode_expansions(self):
+        return self.cells.expansion(self.effects.mode_values), self.cells.expansion(self.effects.shift_values)
+
+    def modes_of(self, displacement: np.ndarray | None) -> CellModes:
+        """The same, averaged over what was seen of each cell; see `FovCells.displacement`."""
+        if displacement is None:
+            return self.cell_modes
+        return CellModes(*(displaced(values, displacement) for values in self._mode_expansions), self.cells.n_ring)
 
     @cached_property
     def mode_columns(self) -> list[np.ndarray]:
         """Numbers of the additive effects of each camera mode."""
         return [np.flatnonzero(self.effects.mode_of_column == m) for m in range(len(self.effects.modes))]
-
-    @cached_property
-    def mode_products(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Products, in the cells, of modes with modes, shifts with shifts and shifts with modes."""
-        modes, shifts = self.cell_modes, self.cell_shifts
-        return row_tensor(modes), row_tensor(shifts), row_tensor(shifts, modes)
 
     @cached_property
     def column_products(self) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
@@ -118,42 +152,53 @@ class RunDesign:
                 start += len(products)
         return pairs, place
 
-    @cached_property
-    def ring_weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """The additive modes behind a 1, and the shifts, in the cells of each ring, shapes (n_ring, n_sector, n)."""
-        ones, shape = np.ones((self.cells.n_cell, 1)), (self.cells.n_ring, self.cells.n_sector, -1)
-        return np.hstack([ones, self.cell_modes]).reshape(shape), self.cell_shifts.reshape(shape)
-
     def ring_sums(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Weighted sums over the sectors of each ring, shape (n_energy, n_ring, n); weights as in `ring_weights`."""
+        """Weighted sums over the sectors of each ring, shape (n_energy, n_ring, n); weights as in `CellModes.ring_weights`."""
         by_ring = values.reshape(len(values), *weights.shape[:2]).transpose(1, 0, 2)
         return np.matmul(by_ring, weights).transpose(1, 0, 2)
 
 
+def displaced(expansion: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """An expansion, see `FovCells.expansion`, at the mean position of what was seen of each cell, shape (n_cell, k)."""
+    value, by_offset, by_angle = expansion
+    return value + by_offset * displacement[:, :1] + by_angle * displacement[:, 1:]
+
+
 @dataclass(frozen=True)
 class RateTable:
-    """The population's rate at one zenith angle, on the grid of u.
+    """The population's rate for a slice of a run, on the grid of u.
 
     Attributes
     ----------
     log_rate, slope : tuple of `~numpy.ndarray`, shapes (n_grid, n_ring)
         At the nodes, and the change to the next one: of the log rate and of its derivative by u.
     asymmetry : `~numpy.ndarray`, shape (n_energy, n_cell)
+        What adds to the rate of the ring: the log asymmetry, and the change to the mean position of what was seen of each cell.
+    modes : `CellModes`
+        Of what was seen of each cell.
     """
 
     log_rate: tuple[np.ndarray, np.ndarray]
     slope: tuple[np.ndarray, np.ndarray]
     asymmetry: np.ndarray
+    modes: CellModes
 
     @classmethod
-    def at(cls, design: RunDesign, coefficients: np.ndarray, zenith_basis: np.ndarray, asymmetry: np.ndarray):
-        """Tabulate; ``asymmetry`` is the log asymmetry, shape (n_energy, n_cell)."""
-        rings = (coefficients @ zenith_basis) @ design.ring_basis.T
+    def of(cls, design: RunDesign, coefficients: np.ndarray, asymmetry: np.ndarray, run: RunCells):
+        """Tabulate; ``asymmetry``: log asymmetry and its derivatives, shape (3, n_energy, n_cell), see `FovCells.expansion`."""
+        profile = coefficients @ run.zenith_basis
+        rings = profile @ design.ring_basis.T
         log_rate, slope = (
             (values, np.diff(values, axis=0, append=values[-1:]))
             for values in (design.energy.grid_basis @ rings, design.energy.grid_derivative @ rings)
         )
-        return cls(log_rate, slope, asymmetry)
+        added = asymmetry[0]
+        if run.displacement is not None:
+            # the slope is that before the own shift of the run, so that it is worked out once for all steps of its effects
+            by_ring = design.energy.interpolate(run.scaled_energy) @ (profile @ design.ring_slopes.T)
+            by_offset, by_angle = run.displacement.T
+            added = added + (asymmetry[1] + by_ring[:, design.cells.ring_of_cell]) * by_offset + asymmetry[2] * by_angle
+        return cls(log_rate, slope, added, design.modes_of(run.displacement))
 
 
 @dataclass(frozen=True)
@@ -185,13 +230,13 @@ class RunSums:
         node, fraction, slope, mu = _expected(design, table, run, effects)
         n_energy, n_ring, n_mode = len(design.log_energy), design.cells.n_ring, len(basis.modes)
         columns, mode_of = design.columns, basis.mode_of_column
-        mode_mode, shift_shift, shift_mode = design.mode_products
+        mode_mode, shift_shift, shift_mode = table.modes.products
         # what the effects are fitted to, and the rate is not
         told = mu if run.effect_energies is None else mu * run.effect_energies[:, None]
 
         # additive effects
         gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
-        gradient[n_shift:] = run.additive_counts - (columns * (told @ design.cell_modes)[:, mode_of]).sum(0)
+        gradient[n_shift:] = run.additive_counts - (columns * (told @ table.modes.additive)[:, mode_of]).sum(0)
         products = told @ mode_mode
         pairs, place = design.column_products
         if pairs:
@@ -206,7 +251,7 @@ class RunSums:
             if run.effect_energies is not None:
                 filled *= run.effect_energies[run.index // mu.shape[1]]
             residual += np.bincount(run.index % mu.shape[1], filled, mu.shape[1])
-            gradient[:n_shift] = residual @ design.cell_shifts
+            gradient[:n_shift] = residual @ table.modes.shift
             slope *= mu_slope
             information[:n_shift, :n_shift] = (slope.sum(0) @ shift_shift).reshape(n_shift, n_shift)
             mixed = (mu_slope @ shift_mode).reshape(n_energy, n_shift, n_mode)
@@ -219,6 +264,9 @@ class RunSums:
         # rate: the gradient is exact; the information takes one shift for the whole field of view
         residual = -mu
         residual.ravel()[run.index] += run.counts
+        by_offset = None
+        if run.displacement is not None:
+            by_offset = (residual * run.displacement[:, 0]).reshape(n_energy, n_ring, -1).sum(2) @ design.ring_slopes
         size, node = len(design.energy.grid) * n_ring, node.ravel()
         upper = residual * fraction
         residual -= upper
@@ -226,9 +274,11 @@ class RunSums:
         on_grid[n_ring:] += np.bincount(node, upper.ravel(), size)[:-n_ring]
         on_grid = on_grid.reshape(-1, n_ring)
         rate_gradient = design.energy.grid_basis.T @ on_grid @ design.ring_basis
+        if by_offset is not None:
+            rate_gradient += design.energy.interpolate(run.scaled_energy).T @ by_offset
         at_energy = design.energy.interpolate(run.scaled_energy + (effects[0] if n_shift else 0.0))
         n_e, n_t = at_energy.shape[1], design.ring_basis.shape[1]
-        mode_weights, shift_weights = design.ring_weights
+        mode_weights, shift_weights = table.modes.ring_weights
         by_ring = design.ring_sums(told, mode_weights)
         all_by_ring = by_ring if told is mu else design.ring_sums(mu, mode_weights[:, :, :1])
         rate_information = _banded_information(at_energy, all_by_ring[:, :, 0] @ design.ring_rows)
@@ -270,7 +320,7 @@ def _banded_information(at_energy, by_offset):
 def _expected(design, table, run, effects):
     """Node and fraction on the grid of u, slope and expected counts, shapes (n_energy, n_cell)."""
     basis, n_ring = design.effects, design.cells.n_ring
-    shift = design.cell_shifts @ effects[: basis.n_shift]
+    shift = table.modes.shift @ effects[: basis.n_shift]
     node, fraction = design.energy.locate(run.scaled_energy[:, None], shift)
     node *= n_ring
     node += design.cells.ring_of_cell
@@ -282,7 +332,7 @@ def _expected(design, table, run, effects):
         values += low.ravel()[node]
         interpolated.append(values)
     eta, slope = interpolated
-    eta += basis.by_mode(design.columns, effects) @ design.cell_modes.T
+    eta += basis.by_mode(design.columns, effects) @ table.modes.additive.T
     eta += design.log_width[:, None]
     eta += table.asymmetry
     np.minimum(eta, MAX_LOG_RATE, out=eta)

@@ -9,7 +9,7 @@ It is fitted by `~gammapy_accmaker.models.spline.fit.fit_spline` and adapted to 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -128,9 +128,10 @@ class SplineModel:
 
     @cached_property
     def asymmetry_cells(self) -> np.ndarray:
-        """`asymmetry_at` averaged over the cells, shape (n_energy, n_cell)."""
+        """`asymmetry_at` and its derivatives in the cells, see `FovCells.expansion`, shape (3, n_energy, n_cell)."""
         basis = self.asymmetry_energy_axis.basis(self.design.log_energy)
-        return basis @ self.asymmetry @ self.design.cells.asymmetry(self.asymmetry_offset_axis).T
+        space = self.design.cells.expansion(partial(asymmetry_basis, axis=self.asymmetry_offset_axis))
+        return basis @ self.asymmetry @ space.transpose(0, 2, 1)
 
     @cached_property
     def spectrum_weights(self) -> np.ndarray:

@@ -58,11 +58,11 @@ def test_likelihood_derivatives_equal_finite_differences(model):
     counts = np.bincount(cells.index, cells.counts, len(design.log_energy) * design.cells.n_cell)
 
     def log_likelihood(effects, coefficients=model.coefficients):
-        table = RateTable.at(design, coefficients, basis, model.asymmetry_cells)
+        table = RateTable.of(design, coefficients, model.asymmetry_cells, cells)
         mu = RunSums.of(design, table, cells, effects).expected.ravel()
         return (counts[mu > 0] * np.log(mu[mu > 0])).sum() - mu.sum()
 
-    table = RateTable.at(design, model.coefficients, basis, model.asymmetry_cells)
+    table = RateTable.of(design, model.coefficients, model.asymmetry_cells, cells)
     sums = RunSums.of(design, table, cells, effects, full=True)
     for k in range(design.effects.n):
         step = np.eye(design.effects.n)[k] * 1e-5

@@ -31,7 +31,7 @@ OVERSHOOT = 0.5  # slope behind a step, over that before it, at which the maximu
 TEV_IN_MEV = 1e6
 FINAL_TOLERANCE = 1e-5  # of the effects of a run, in standard deviations of the prior
 WEIGHT_TOLERANCE = 1e-3
-WEIGHT_ROUNDS = 20
+WEIGHT_ROUNDS = 200  # few are needed, but where it is open whether a run with few counts is unusual
 NEIGHBOURS = 4  # cubic splines overlap with three neighbours; between the nodes of the grid one more may come in
 
 

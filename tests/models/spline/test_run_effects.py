@@ -181,6 +181,23 @@ def test_the_prior_counts_as_five_runs():
     assert not found.regression.any()
 
 
+def test_steps_that_would_swing_about_the_maximum_are_shortened():
+    """Full Newton steps of one of these runs swing for ever: the likelihood is bent along its energy shift."""
+    runs = simulate_runs(5, seed=2, ontime=30.0, sd_norm=0.4, sd_shift=0.2)
+    model = fit_spline(runs[:2], *BINS)
+    assert all(effect.converged for effect in [*model.effects, *(fit_run(model, run) for run in runs[2:])])
+
+
+def test_weights_of_runs_with_a_handful_of_counts_converge():
+    """Whether such a run is unusual is open, and the weight of one of these creeps."""
+    model, rng = fit_spline(simulate_runs(8, seed=3), *BINS), np.random.default_rng(5)
+    mu = true_rate(CENTERS, LON, LAT, 0.85, -2, -0.6) * 10 * SOLID_ANGLE * np.diff(EDGES)[:, None] * 1e6
+    for _ in range(3):
+        run = SimulatedRun(77, csr_array(rng.poisson(mu).astype(float)), np.full(len(LON), 10.0), 0.85, 20.0)
+        effect = fit_run(model, run)
+        assert effect.converged and 0 < effect.weight <= 1
+
+
 def test_means_over_the_runs_are_in_the_rate(model):
     """Only gradients in the field of view have a mean and a dependence on zenith; all may depend on the azimuth."""
     odd, regression = model.population.basis.odd, model.population.regression

@@ -59,7 +59,7 @@ def pulls(kind, observations, given, options):
     config = AcceptanceConfig.coerce({"model": {"type": kind}, **options})
     model = fit_acceptance(observations, config, n_jobs=1, **given)
     bins = make_bins(config)
-    runs, _ = reduce_observations(observations, bins, config, model.exclusion, 1)
+    runs, _ = reduce_observations(observations, bins, config, model.exclusion)
     theta = np.hypot(bins.fov.fov_lon, bins.fov.fov_lat)
     parts = np.stack([theta >= 0, *((theta >= a) & (theta < b) for a, b in ((0, 0.8), (0.8, 1.6), (1.6, 9)))])
     found = []

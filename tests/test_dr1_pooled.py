@@ -13,6 +13,7 @@ from gammapy_accmaker.acceptance.plan import make_plan
 from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, reduce_observations
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.models.pooled import ZenithInterpolated
+from gammapy_accmaker.utils.parallel import Execution
 
 pytestmark = pytest.mark.gammapy_data
 
@@ -30,7 +31,7 @@ def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
     settings = config()
     bins = make_bins(settings)
     observations = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations(required_irf=IRFS)
-    runs, failures = reduce_observations(list(observations), bins, settings, make_exclusion(settings), n_jobs=2)
+    runs, failures = reduce_observations(list(observations), bins, settings, make_exclusion(settings), Execution(2))
     assert len(runs) == 105 and not failures
     plan = make_plan(runs, settings)
     assert plan.n_groups >= 6 and np.all(plan.table["N_RUNS"] >= 3)
@@ -60,7 +61,7 @@ def test_a_few_runs_of_dr1():
     bins = make_bins(settings)
     store = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1")
     observations = store.get_observations([33787, 33788, 23523, 23526], required_irf=IRFS)
-    runs, _ = reduce_observations(list(observations), bins, settings, make_exclusion(settings), n_jobs=1)
+    runs, _ = reduce_observations(list(observations), bins, settings, make_exclusion(settings))
     plan = make_plan(runs, settings)
     assert plan.n_groups >= 2 and len(plan.positions) >= 2
     model = fit_runs(runs, bins, settings)

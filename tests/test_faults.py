@@ -18,7 +18,7 @@ from stores import IRFS, options, plain_store
 from gammapy_accmaker import AcceptanceBackgroundMaker, fit_acceptance
 from gammapy_accmaker.acceptance import reduction as runs
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.utils.parallel import ProcessDiedError, make_starmap, map_runs
+from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 
 CONFIG = options("radial")
 BROKEN = 2  # which of the runs of a store is broken
@@ -197,13 +197,13 @@ def _square_unless(number, dying):
 
 def test_many_processes_that_die():
     dying = {0, 7, 8, 29}
-    results = list(map_runs(_square_unless, [(k, dying) for k in range(30)], 2, None))
+    results = list(Execution(2).map(_square_unless, [(k, dying) for k in range(30)]))
     assert {k for k, result in enumerate(results) if isinstance(result, ProcessDiedError)} == dying
     assert all(result == k**2 for k, result in enumerate(results) if k not in dying)
 
 
 def test_work_that_cannot_be_left_out_ends_with_the_error():
-    starmap = make_starmap(2, None, "")
+    starmap = Execution(2).starmap("")
     assert list(starmap(_square_unless, [(k, set()) for k in range(5)])) == [0, 1, 4, 9, 16]
     with pytest.raises(ProcessDiedError, match="died"):
         list(starmap(_square_unless, [(k, {3}) for k in range(5)]))
@@ -215,7 +215,7 @@ def _raise(number):
 
 def test_exceptions_come_back():
     with pytest.raises(OSError, match="number"):
-        list(map_runs(_raise, [(k,) for k in range(5)], 2, None))
+        list(Execution(2).map(_raise, [(k,) for k in range(5)]))
 
 
 RUN_AND_DIE = """

@@ -30,7 +30,7 @@ from gammapy_accmaker import (
 )
 from gammapy_accmaker.analysis.workflow import SUPPORTED
 from gammapy_accmaker.errors import AcceptanceError, InputError, NotFittedError
-from gammapy_accmaker.utils.parallel import map_runs
+from gammapy_accmaker.utils.parallel import Execution
 
 RADIAL = options("radial", "none")
 
@@ -209,8 +209,8 @@ ARGUMENTS = {
     "exclusion": lambda x, runs, maker: AcceptanceBackgroundMaker(RADIAL, exclusion=x),
     "plan": lambda x, runs, maker: x is None or fit_acceptance(runs, {"model": {"type": "radial"}}, plan=x),
     "on_error": lambda x, runs, maker: fit_acceptance(runs, RADIAL, on_error=x),
-    "parallel_backend": lambda x, runs, maker: x is None or list(map_runs(abs, [(1,)], 1, x)),
-    "n_jobs": lambda x, runs, maker: list(map_runs(abs, [(1,)], x, None)),
+    "parallel_backend": lambda x, runs, maker: x is None or list(Execution.of(1, x).map(abs, [(1,)])),
+    "n_jobs": lambda x, runs, maker: list(Execution.of(x).map(abs, [(1,)])),
     "matches": lambda x, runs, maker: x is None or AcceptanceBackgroundMaker(RADIAL).fit(runs, runs, matches=x),
     "observation": lambda x, runs, maker: maker.make_irf(x),
     "alignment": lambda x, runs, maker: x is None or maker.make_irf(runs[0], x),

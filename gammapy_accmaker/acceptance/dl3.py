@@ -21,7 +21,7 @@ from gammapy.maps import MapAxis
 
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
-from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 
 __all__ = ["HDU_INDEX", "OBS_INDEX", "attach_background"]
 
@@ -85,13 +85,13 @@ def attach_background(
             "`AcceptanceBackgroundMaker(model=model)`"
         )
     _ = maker.model  # says what to do where there is none
-    obs_ids = _selected(data_store, obs_ids)
+    obs_ids, execution = _selected(data_store, obs_ids), Execution.of(n_jobs)
     path = _checked_folder(data_store, path, overwrite)
 
     rows, missing = _rows_with_files(data_store, obs_ids)
     present = [obs_id for obs_id in obs_ids if obs_id in rows]
     tasks = [(data_store, maker, path, obs_id, rows[obs_id], copy) for obs_id in present]
-    results = map_runs(_attach_to_run, tasks, n_jobs, None, "Backgrounds")
+    results = execution.map(_attach_to_run, tasks, "Backgrounds")
     index, reasons, zenith = [], {}, {}
     for obs_id, result in zip(present, results, strict=True):
         entries, reason, cos_zenith = ([], str(result), None) if isinstance(result, ProcessDiedError) else result

@@ -50,7 +50,7 @@ from gammapy_accmaker.models.spline.effects import RunEffect
 from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.utils.arguments import check_kind
-from gammapy_accmaker.utils.parallel import make_starmap
+from gammapy_accmaker.utils.parallel import SERIAL, Execution
 from gammapy_accmaker.utils.run_key import RunKey, label_array, require_runs, run_names
 
 __all__ = [
@@ -204,7 +204,7 @@ def fit_acceptance(
         check_kind(plan, GroupPlan, "plan", "a GroupPlan of `plan_groups`")
     if plan is not None and not is_grouped(config):
         raise InputError("plan: got one, but the configuration pools all runs; set zenith or azimuth to one with bins")
-    observations = as_observations(observations)
+    observations, execution = as_observations(observations), Execution.of(n_jobs, parallel_backend)
     bins = make_bins(config)
     excluded = make_exclusion(config, exclusion)
     say_without_exclusion(config, excluded)
@@ -214,13 +214,13 @@ def fit_acceptance(
     def fit(exclusion):
         nonlocal warned
         runs, failures = reduce_observations(
-            observations, bins, config, exclusion, n_jobs, parallel_backend, cache=cache, on_error=on_error
+            observations, bins, config, exclusion, execution, cache=cache, on_error=on_error
         )
         if not warned:  # the search for sources comes here again
             warn_of_notes(runs, config.offset_max.deg)
             warn_of_covariates(runs, config)
             warned = True
-        return _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend)
+        return _fit_once(runs, failures, bins, config, exclusion, plan, execution)
 
     if config.exclusion.iterative is not None:
         return fit_until_stable(fit, observations, config, config.exclusion.iterative, excluded)
@@ -269,13 +269,13 @@ def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) ->
             log.log(level, f"{what} of all {len(runs)} runs, and the model does not follow it; correct or leave it out")
 
 
-def _fit_once(runs, failures, bins, config, exclusion, plan, n_jobs, parallel_backend):
+def _fit_once(runs, failures, bins, config, exclusion, plan, execution):
     """The fit of reduced runs, and the model adapted to each of them where that is needed, by place in the list."""
     require_runs(runs, failures.values())
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
         warn_missed(plan, config)
-    rate_model = fit_runs(runs, bins, config, plan, n_jobs=n_jobs, parallel_backend=parallel_backend)
+    rate_model = fit_runs(runs, bins, config, plan, execution=execution)
     log.info(f"zenith: {rate_model.describe_zenith()}")
     warn_of_poor_fit(rate_model, config)
     adapted = {}
@@ -301,12 +301,11 @@ def fit_runs(
     config: AcceptanceConfig,
     plan: GroupPlan | None = None,
     *,
-    n_jobs: int | None = None,
-    parallel_backend: str | None = None,
+    execution: Execution = SERIAL,
 ) -> RateModel:
     """Model fitted to reduced runs, each a list of slices, in the groups of a plan, which is made of them by default."""
     if config.model.type == "spline":
-        return _fit_spline(runs, bins, config, make_starmap(n_jobs, parallel_backend, "Fit of the spline model"))
+        return _fit_spline(runs, bins, config, execution.starmap("Fit of the spline model"))
     runs = in_own_order(runs)
     profile_edges = make_profile_edges(runs, bins, config)
     if is_grouped(config):

@@ -47,6 +47,7 @@ from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.products.rad_max import make_rad_max_background
+from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import find_runs, run_label
 
 __all__ = ["AcceptanceBackgroundMaker"]
@@ -162,14 +163,24 @@ class AcceptanceBackgroundMaker(Maker):
             off_observations = as_observations(off_observations, "off_observations")
         config = self.config.without_files()  # they were read when the maker was made
         given = self._with_that_of(self._given_model)  # what an earlier fit of this maker found is looked for again
-        reading = {"n_jobs": n_jobs, "parallel_backend": parallel_backend, "cache": cache, "on_error": on_error}
+        reading = {"execution": Execution.of(n_jobs, parallel_backend), "cache": cache, "on_error": on_error}
         if matched:
             self._set_model(
                 fit_matched(observations, off_observations, config, exclusion=given, matches=matches, **reading)
             )
         else:
             fitted = observations if off_observations is None else off_observations
-            self._set_model(fit_acceptance(fitted, config, exclusion=given, **reading))
+            self._set_model(
+                fit_acceptance(
+                    fitted,
+                    config,
+                    exclusion=given,
+                    n_jobs=n_jobs,
+                    parallel_backend=parallel_backend,
+                    cache=cache,
+                    on_error=on_error,
+                )
+            )
             if off_observations is not None:
                 self._add_to_run_table(observations, reading)
         return self

@@ -24,6 +24,7 @@ from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import AcceptanceError, FitError, InputError
 from gammapy_accmaker.models.pooled import ModelPerRun
 from gammapy_accmaker.utils.arguments import check_kind
+from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import LeftOut, run_label, run_names
 
 __all__ = ["fit_matched"]
@@ -38,8 +39,7 @@ def fit_matched(
     *,
     exclusion,
     matches,
-    n_jobs,
-    parallel_backend,
+    execution: Execution,
     cache=None,
     on_error="skip",
 ) -> AcceptanceModel:
@@ -49,8 +49,9 @@ def fit_matched(
     ----------
     observations, off_observations : `~gammapy.data.Observations`
     config : `AcceptanceConfig`
-    exclusion, n_jobs, parallel_backend, cache, on_error
+    exclusion, cache, on_error
         As for `fit_acceptance`.
+    execution : `Execution`
     matches : `~astropy.table.Table` or None
         What `match_observations` returned; without it the ``matching`` options are used.
     """
@@ -65,7 +66,7 @@ def fit_matched(
         raise InputError(
             "matches: none of its OFF runs is among the off_observations; give the observations it was made of"
         )
-    reading = {"n_jobs": n_jobs, "parallel_backend": parallel_backend, "cache": cache, "on_error": on_error}
+    reading = {"execution": execution, "cache": cache, "on_error": on_error}
     in_use = sorted({k for _, k in pairs})
     off_runs, off_failures = reduce_observations(off, bins, config, excluded, places=in_use, **reading)
     usable = by_place(off_runs, off_failures, in_use)
@@ -78,7 +79,7 @@ def fit_matched(
         elif taken not in number and taken not in why:
             try:
                 own = [usable[k] for k in sorted(taken)]
-                models.append(fit_runs(own, bins, config, n_jobs=n_jobs, parallel_backend=parallel_backend))
+                models.append(fit_runs(own, bins, config, execution=execution))
                 number[taken] = len(models) - 1
             except FitError as error:
                 why[taken] = f"the fit to its {len(taken)} matched OFF runs failed: {error}"

@@ -17,6 +17,7 @@ from gammapy_accmaker.data.grouping import BinMinimum, grow_zenith_bins, wobble_
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import label_array, require_runs
 
 __all__ = ["GroupPlan", "make_plan", "plan_groups", "warn_missed"]
@@ -240,7 +241,7 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
         )
     observations = as_observations(observations)
     bins, excluded = make_bins(config), make_exclusion(config, exclusion)
-    runs, failures = reduce_observations(observations, bins, config, excluded, n_jobs, parallel_backend)
+    runs, failures = reduce_observations(observations, bins, config, excluded, Execution.of(n_jobs, parallel_backend))
     warn_of_notes(runs, config.offset_max.deg)
     require_runs(runs, failures.values())
     plan = make_plan(runs, config)

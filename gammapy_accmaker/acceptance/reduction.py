@@ -29,7 +29,7 @@ from gammapy_accmaker.data.observations import check_files
 from gammapy_accmaker.data.region_files import catalog_regions
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.utils.arguments import check_choice
-from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.utils.parallel import SERIAL, Execution, ProcessDiedError
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
 
 __all__ = [
@@ -208,8 +208,7 @@ def reduce_observations(
     bins: CountsBins,
     config: AcceptanceConfig,
     exclusion: Exclusion,
-    n_jobs=None,
-    parallel_backend=None,
+    execution: Execution = SERIAL,
     *,
     cache=None,
     on_error="skip",
@@ -228,7 +227,7 @@ def reduce_observations(
     names = run_names(labels)
     inputs = [(observations[place], bins, config, exclusion, cache) for place in places]
     runs, failures = [], {}
-    results = map_runs(_reduce_or_explain, inputs, n_jobs, parallel_backend, "Reduction of observations")
+    results = execution.map(_reduce_or_explain, inputs, "Reduction of observations")
     for place, result in zip(places, results, strict=True):
         if isinstance(result, list):
             runs.append(result)

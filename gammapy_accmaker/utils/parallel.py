@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
@@ -35,7 +36,7 @@ from gammapy.utils.pbar import progress_bar
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.utils.arguments import check_choice, check_whole
 
-__all__ = ["ProcessDiedError", "make_starmap", "map_runs"]
+__all__ = ["SERIAL", "Execution", "ProcessDiedError"]
 
 log = logging.getLogger(__name__)
 
@@ -46,65 +47,75 @@ class ProcessDiedError(AcceptanceError):
     """The process that worked on a run ended without an answer: killed, out of memory, or crashed."""
 
 
-def map_runs(
-    function: Callable, inputs: list[tuple], n_jobs: int | None, backend: str | None, task_name: str = ""
-) -> Iterator:
-    """Results of a function for each tuple of arguments, in their order, as soon as they are there.
+@dataclass(frozen=True)
+class Execution:
+    """How the runs of a task are worked through: made once in a public function, and handed on by it.
 
-    Processes of this machine are those of `concurrent.futures`: the pool behind gammapy's own "multiprocessing" waits
-    for ever for a process that died. "ray" is gammapy's.
-
-    Parameters
+    Attributes
     ----------
-    function : callable
-        It catches what it can; an exception of it ends the loop.
-    inputs : list of tuple
-    n_jobs : int, optional
-        Processes; gammapy's default.
-    backend : {"multiprocessing", "ray"}, optional
-        gammapy's default.
-    task_name : str
-        Of the progress bar.
-
-    Yields
-    ------
-    result : object
-        What the function returns; a `ProcessDiedError` for arguments whose process died, twice and alone at last.
-
-    Raises
-    ------
-    InputError
-        For a number of processes or a backend that does not exist.
-    ProcessDiedError
-        With ray, where a worker was lost that it did not replace.
+    n_jobs : int
+        Processes.
+    backend : {"multiprocessing", "ray"}
+        Processes of this machine are those of `concurrent.futures`: the pool behind gammapy's own "multiprocessing" waits
+        for ever for a process that died. "ray" is gammapy's.
     """
-    n_jobs = parallel.N_JOBS_DEFAULT if n_jobs is None else n_jobs
-    n_jobs = check_whole(n_jobs, 1, "n_jobs", "a whole number of processes")
-    backend = parallel.BACKEND_DEFAULT if backend is None else backend
-    backend = getattr(backend, "value", backend)  # gammapy's own default is a member of the enumeration
-    check_choice(backend, [known.value for known in parallel.ParallelBackendEnum], "parallel_backend")
-    n_jobs = min(n_jobs, len(inputs))
-    if backend == "ray" and n_jobs > 1:
-        return iter(_with_ray(function, inputs, n_jobs, task_name))
-    n_jobs = min(n_jobs, multiprocessing.cpu_count())
-    # a process that was started by another, such as one of DatasetsMaker, starts none itself
-    if n_jobs <= 1 or multiprocessing.parent_process() is not None:
-        return (function(*arguments) for arguments in progress_bar(inputs, desc=task_name))
-    return _in_processes(function, inputs, n_jobs, task_name)
+
+    n_jobs: int = 1
+    backend: str = "multiprocessing"
+
+    @classmethod
+    def of(cls, n_jobs: int | None = None, parallel_backend: str | None = None) -> Execution:
+        """What a user asked for, or gammapy's defaults; an `InputError` for what does not exist."""
+        n_jobs = parallel.N_JOBS_DEFAULT if n_jobs is None else n_jobs
+        n_jobs = check_whole(n_jobs, 1, "n_jobs", "a whole number of processes")
+        backend = parallel.BACKEND_DEFAULT if parallel_backend is None else parallel_backend
+        backend = getattr(backend, "value", backend)  # gammapy's own default is a member of the enumeration
+        check_choice(backend, [known.value for known in parallel.ParallelBackendEnum], "parallel_backend")
+        return cls(n_jobs, backend)
+
+    def map(self, function: Callable, inputs: list[tuple], task_name: str = "") -> Iterator:
+        """Results of a function for each tuple of arguments, in their order, as soon as they are there.
+
+        Parameters
+        ----------
+        function : callable
+            It catches what it can; an exception of it ends the loop.
+        inputs : list of tuple
+        task_name : str
+            Of the progress bar.
+
+        Yields
+        ------
+        result : object
+            What the function returns; a `ProcessDiedError` for arguments whose process died, twice and alone at last.
+
+        Raises
+        ------
+        ProcessDiedError
+            With ray, where a worker was lost that it did not replace.
+        """
+        n_jobs = min(self.n_jobs, len(inputs))
+        if self.backend == "ray" and n_jobs > 1:
+            return iter(_with_ray(function, inputs, n_jobs, task_name))
+        n_jobs = min(n_jobs, multiprocessing.cpu_count())
+        # a process that was started by another, such as one of DatasetsMaker, starts none itself
+        if n_jobs <= 1 or multiprocessing.parent_process() is not None:
+            return (function(*arguments) for arguments in progress_bar(inputs, desc=task_name))
+        return _in_processes(function, inputs, n_jobs, task_name)
+
+    def starmap(self, task_name: str) -> Callable[[Callable, list[tuple]], Iterator]:
+        """As `itertools.starmap`, by `map`; a process that died ends the loop with its `ProcessDiedError`."""
+
+        def starmap(function, inputs):
+            for result in self.map(function, inputs, task_name):
+                if isinstance(result, ProcessDiedError):
+                    raise result
+                yield result
+
+        return starmap
 
 
-def make_starmap(
-    n_jobs: int | None, backend: str | None, task_name: str
-) -> Callable[[Callable, list[tuple]], Iterator]:
-    """As `itertools.starmap`, by `map_runs`; a process that died ends the loop with its `ProcessDiedError`."""
-
-    def starmap(function, inputs):
-        for result in map_runs(function, inputs, n_jobs, backend, task_name):
-            if isinstance(result, ProcessDiedError):
-                raise result
-            yield result
-
-    return starmap
+SERIAL = Execution()  # one run after the other, in this process
 
 
 def _with_ray(function, inputs, n_jobs, task_name):

@@ -26,6 +26,7 @@ from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations, find_unreadable
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.arguments import check_whole
+from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import label_array, run_label, run_names
 from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_significance, make_sky_stack, sky_significance
@@ -122,6 +123,7 @@ def cross_validate(
                 f"configs: {name!r} asks for matching or exclusion.iterative, which are not scored; leave them out, and give "
                 "what was found as the exclusion"
             )
+    execution = Execution.of(n_jobs, parallel_backend)
     seed, split_seed = check_whole(seed, 0, "seed"), check_whole(split_seed, 0, "split_seed")
     edges = np.geomspace(0.2, 20, 25) if energy_edges is None else as_edges(energy_edges, "TeV", "energy_edges")
     bands = 10 ** np.arange(-0.5, 1.01, 0.25) if band_edges is None else as_edges(band_edges, "TeV", "band_edges")
@@ -137,8 +139,7 @@ def cross_validate(
     halves = [_split(observation, rng) for observation in progress_bar(observations, desc="Splitting of runs")]
     scoring = _Scoring(edges, bands, _common_offset(as_number(offset_max, "deg", "offset_max"), configs))
     reduced = {
-        name: _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend)
-        for name, config in configs.items()
+        name: _reduce(observations, halves, config, scoring, exclusion, execution) for name, config in configs.items()
     }
     by_run = next(iter(reduced.values()))
     warn_of_notes([run for run, *_ in by_run.values()], next(iter(configs.values())).offset_max.deg)
@@ -166,7 +167,7 @@ def cross_validate(
             if sky
             else None
         )
-        held_out = _HeldOut.of(reduced[name], folds, config, scoring, in_sky, n_jobs, parallel_backend)
+        held_out = _HeldOut.of(reduced[name], folds, config, scoring, in_sky, execution)
         scores[name] = [held_out.scores[k] for k in used]
         gain = scores[name] - scores[scores.colnames[1]]
         norms = np.array([held_out.log_norms[k] for k in used])
@@ -247,7 +248,7 @@ def _members(fine, edges):
     return (bins == np.arange(len(edges) - 1)[:, None]).astype(float)
 
 
-def _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_backend):
+def _reduce(observations, halves, config, scoring, exclusion, execution):
     """By place in the list: the run and its first half in the bins of the fit, it and its second half in those of the score."""
     excluded = make_exclusion(config, exclusion)
     scoring_bins = CountsBins(scoring.fine, scoring.fov, config.fov_alignment, scoring.offset_max)
@@ -258,7 +259,7 @@ def _reduce(observations, halves, config, scoring, exclusion, n_jobs, parallel_b
         (observations, scoring_bins),
         ([half for _, half in halves], scoring_bins),
     ):
-        parts.append(by_place(*reduce_observations(runs, bins, config, excluded, n_jobs, parallel_backend)))
+        parts.append(by_place(*reduce_observations(runs, bins, config, excluded, execution)))
     return {k: tuple(part[k] for part in parts) for k in parts[0] if all(k in part for part in parts)}
 
 
@@ -272,13 +273,13 @@ class _HeldOut:
     fit_time: float
 
     @classmethod
-    def of(cls, reduced, folds, config, scoring, sky, n_jobs, parallel_backend):
+    def of(cls, reduced, folds, config, scoring, sky, execution):
         bins = make_bins(config)
         scores, log_norms, seconds, pulls = {}, {}, [], []
         for fold in progress_bar(folds, desc="Folds"):
             start = time.monotonic()
             rest = [reduced[k][0] for k in sorted(set(reduced) - set(fold))]
-            model = fit_runs(rest, bins, config, n_jobs=n_jobs, parallel_backend=parallel_backend)
+            model = fit_runs(rest, bins, config, execution=execution)
             seconds.append(time.monotonic() - start)
             stack = np.zeros(())
             for k in fold:

@@ -14,7 +14,7 @@ from gammapy_accmaker.data.observations import as_observations, find_unreadable
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
-from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, require_runs, run_label, run_names
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, whole_discs
 
@@ -117,7 +117,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     InputError
         Without observations, or where none can be used.
     """
-    observations = as_observations(observations)
+    observations, execution = as_observations(observations), Execution.of(n_jobs, parallel_backend)
     bands, config = as_edges(bands, "TeV", "bands"), maker.config
     offset_max = config.offset_max.to_value("deg")
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
@@ -133,7 +133,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     for first in range(0, len(readable), CHUNK):
         numbers = list(readable)[first : first + CHUNK]
         tasks = [(observations[k], maker, bins, exclusion, sky.field_of(k).counts.geom) for k in numbers]
-        results = map_runs(_residuals_of_run, tasks, n_jobs, parallel_backend, "Residuals")
+        results = execution.map(_residuals_of_run, tasks, "Residuals")
         for k, result in zip(numbers, results, strict=True):
             if isinstance(result, (str, ProcessDiedError)):
                 failures[k] = LeftOut(labels[k], names[k], str(result))

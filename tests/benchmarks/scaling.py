@@ -34,6 +34,7 @@ from gammapy_accmaker.acceptance.fit import fit_runs, make_run_table  # noqa: E4
 from gammapy_accmaker.acceptance.reduction import make_bins  # noqa: E402
 from gammapy_accmaker.data.counts import RunCounts  # noqa: E402
 from gammapy_accmaker.simulation.irfs import BackgroundTruth  # noqa: E402
+from gammapy_accmaker.utils.parallel import Execution  # noqa: E402
 from gammapy_accmaker.utils.run_key import RunKey
 
 CONFIGS = {
@@ -96,7 +97,7 @@ def measure(options):
     if options.dr1:
         fit_acceptance(runs, config, n_jobs=n_jobs)
     else:
-        fitted = fit_runs(runs, bins, config, n_jobs=n_jobs)
+        fitted = fit_runs(runs, bins, config, execution=Execution.of(n_jobs))
         make_run_table(fitted, bins, runs, {}, config)
     wall, cpu = time.monotonic() - start, processor_time() - held
     return {"wall": wall, "cpu": cpu, "held": runs_alone, "peak": memory.stop()}

@@ -21,6 +21,7 @@ from gammapy_accmaker.acceptance import reduction as runs
 from gammapy_accmaker.data.cache import RunCache, fingerprint
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.utils.parallel import Execution
 
 CONFIG = AcceptanceConfig.coerce(options("radial"))
 SPLINE = AcceptanceConfig.coerce({"energy": {"min": "0.2 TeV", "max": "20 TeV"}})
@@ -86,10 +87,10 @@ def test_with_the_same_observations_in_one_session(tmp_path, reads):
 
 
 def test_jobs_share_it(tmp_path, reads):
-    expected, _ = reduce(read(), tmp_path, n_jobs=2)
+    expected, _ = reduce(read(), tmp_path, execution=Execution(2))
     assert reads == []  # in other processes
     assert same(expected, reduce(read(), tmp_path)[0]) and reads == []
-    assert same(expected, reduce(read(), tmp_path, n_jobs=2)[0])
+    assert same(expected, reduce(read(), tmp_path, execution=Execution(2))[0])
 
 
 def test_with_observations_that_were_looked_at_before(tmp_path, reads):

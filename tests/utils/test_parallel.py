@@ -11,13 +11,13 @@ import warnings
 import pytest
 from astropy.utils import iers
 
-from gammapy_accmaker.utils.parallel import map_runs
+from gammapy_accmaker.utils.parallel import Execution
 
 LOCK = threading.Lock()
 
 
 def in_two(function, numbers=range(4)):
-    return list(map_runs(function, [(k,) for k in numbers], 2, None, "numbers"))
+    return list(Execution(2).map(function, [(k,) for k in numbers], "numbers"))
 
 
 def _takes_the_lock(number):
@@ -38,7 +38,7 @@ def test_a_lock_that_a_thread_holds_is_free_in_other_processes():
     held.wait()
     try:
         # one each: what a process has locked here stays so
-        assert list(map_runs(_takes_the_lock, [(1,), (1,)], 2, None))[0] == 1
+        assert list(Execution(2).map(_takes_the_lock, [(1,), (1,)]))[0] == 1
     finally:
         done.set()
         thread.join()
@@ -80,7 +80,7 @@ def test_the_process_of_the_user_is_left_as_it_was():
 
 
 def _nested(number):
-    return [os.getpid(), *map_runs(_process, [(k,) for k in range(2)], 2, None)]
+    return [os.getpid(), *Execution(2).map(_process, [(k,) for k in range(2)])]
 
 
 def _process(number):
@@ -94,17 +94,17 @@ def test_a_process_starts_no_others():
 
 SCRIPT = """
     import os, sys, threading
-    from gammapy_accmaker.utils.parallel import map_runs
+    from gammapy_accmaker.utils.parallel import Execution
 
     print("begun", flush=True)
     stop = threading.Event()
     threading.Thread(target=stop.wait).start()
     def square(number):
         return number**2
-    print(list(map_runs(abs, [(-k,) for k in range(5)], 2, None)))
-    print(len(set(map_runs(os.getpid, [()] * 4, 2, None)) - {os.getpid()}) > 0)
-    print(set(map(len, map_runs(os.listdir, [("/proc/self/task",)] * 4, 2, None))))
-    print(list(map_runs(square, [(k,) for k in range(5)], 2, None, "squares")))
+    print(list(Execution(2).map(abs, [(-k,) for k in range(5)])))
+    print(len(set(Execution(2).map(os.getpid, [()] * 4)) - {os.getpid()}) > 0)
+    print(set(map(len, Execution(2).map(os.listdir, [("/proc/self/task",)] * 4))))
+    print(list(Execution(2).map(square, [(k,) for k in range(5)], "squares")))
     stop.set()
 """
 
@@ -135,7 +135,7 @@ def test_a_folder_of_temporary_files_with_a_long_path(tmp_path):
     """No socket can be made in it, as in those of some clusters; the processes come without."""
     folder = tmp_path / ("a" * 60) / ("b" * 60)
     folder.mkdir(parents=True)
-    code = "from gammapy_accmaker.utils.parallel import map_runs; print(list(map_runs(abs, [(-1,), (-2,)], 2, None)))"
+    code = "from gammapy_accmaker.utils.parallel import Execution; print(list(Execution(2).map(abs, [(-1,), (-2,)])))"
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.strip() == "[1, 2]", done.stderr

@@ -10,7 +10,7 @@ from gammapy.data import DataStore
 from stores import IRFS, options, plain_store
 
 from gammapy_accmaker import fit_acceptance
-from gammapy_accmaker.utils.parallel import ProcessDiedError, map_runs
+from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -48,5 +48,5 @@ def _die_at_3(number):
 
 def test_a_worker_that_dies_is_a_clear_error_and_nothing_hangs():
     with pytest.raises(ProcessDiedError, match="squares: ray lost a worker"):
-        list(map_runs(_die_at_3, [(k,) for k in range(8)], 2, "ray", "squares"))
-    assert list(map_runs(abs, [(-k,) for k in range(8)], 2, "ray", "squares")) == list(range(8))
+        list(Execution(2, "ray").map(_die_at_3, [(k,) for k in range(8)], "squares"))
+    assert list(Execution(2, "ray").map(abs, [(-k,) for k in range(8)], "squares")) == list(range(8))

@@ -21,7 +21,7 @@ from gammapy_accmaker.models.spline.effects import (
 )
 from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.model import SplineModel
-from gammapy_accmaker.utils.parallel import make_starmap
+from gammapy_accmaker.utils.parallel import Execution
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)
 CLOUDY = 30  # number of the run behind clouds
@@ -140,7 +140,7 @@ def test_order_of_runs_and_number_of_processes_do_not_matter():
     first = fit_spline(runs, *BINS, max_rounds=8)
     for again in (
         fit_spline(runs[::-1], *BINS, max_rounds=8),
-        fit_spline(runs, *BINS, max_rounds=8, starmap=make_starmap(2, None, "")),
+        fit_spline(runs, *BINS, max_rounds=8, starmap=Execution(2).starmap("")),
         fit_spline(runs, *BINS, max_rounds=8, starmap=itertools.starmap),
     ):
         by_run = {e.obs_id: e.weight for e in again.effects}

@@ -15,7 +15,7 @@ from gammapy_accmaker.models.spline.equations import BATCH
 from gammapy_accmaker.models.spline.fit import chunk_starts, fit_spline
 from gammapy_accmaker.models.spline.model import SplineModel
 from gammapy_accmaker.models.spline.rate import SplineRate
-from gammapy_accmaker.utils.parallel import make_starmap
+from gammapy_accmaker.utils.parallel import Execution
 
 BINS = (EDGES, LON, LAT, SOLID_ANGLE)
 N_RUN = 24
@@ -316,7 +316,7 @@ def test_inputs_are_not_changed(runs):
 def test_number_of_processes_does_not_matter():
     runs = simulate_runs(50, seed=4)
     here = fit_spline(runs, *BINS, max_rounds=5)
-    there = fit_spline(runs, *BINS, max_rounds=5, starmap=make_starmap(2, None, ""))
+    there = fit_spline(runs, *BINS, max_rounds=5, starmap=Execution(2).starmap(""))
     arrays, others = here.to_arrays(), there.to_arrays()
     assert arrays.keys() == others.keys()
     for name, values in arrays.items():

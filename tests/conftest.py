@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_folder(tmp_path_factory):
-    """Where `shared.made_once` keeps things: one folder for all processes of pytest-xdist, each of which has its own below it."""
+    """Where `shared.made_once` keeps things: one folder for all processes of pytest-xdist,
+    each of which has its own below it."""
     folder = tmp_path_factory.getbasetemp()
     use_folder(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
 

@@ -1,8 +1,8 @@
 """Model + camera track + geometry -> map of expected background counts.
 
 While the sky turns through the camera, the energy-integrated rate is averaged over time on a polar grid around the
-pointing, where a rotation is a shift in angle and the average a convolution; the map's pixels are then read from that grid
-once. `expected_counts_directly` evaluates the model anew at every node and pixel: it is the reference.
+pointing, where a rotation is a shift in angle and the average a convolution; the map's pixels are then read from that
+grid once. `expected_counts_directly` evaluates the model anew at every node and pixel: it is the reference.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def check_geom(model: RateModel, geom) -> None:
     if not isinstance(geom, (WcsGeom, RegionGeom)) or geom.axes.names != ["energy"]:
         axes = f" with axes {geom.axes.names}" if isinstance(geom, Geom) else ""
         raise InputError(
-            f"geom: got {type(geom).__name__}{axes}, but a WcsGeom or RegionGeom with the single axis 'energy' is needed"
+            f"geom: got {type(geom).__name__}{axes}, but a WcsGeom or RegionGeom with the single axis 'energy' is "
+            "needed"
         )
     edges = energy_edges_from_axis(geom.axes["energy"])
     if edges[-1] <= model.energy_edges[0] or edges[0] >= model.energy_edges[-1]:
@@ -88,8 +89,8 @@ def make_error_map(model: RateModel, track: FovTrack, background: Map) -> Map:
     """Map of the standard deviation of a background that `make_background_map` made.
 
     It is that of each bin by itself, from the counts of the fit and the effects of the run; neighbouring bins are
-    correlated. The relative error is taken in the middle of the run (of each part of it, where the rate jumps) and of each
-    energy bin.
+    correlated. The relative error is taken in the middle of the run (of each part of it, where the rate jumps) and of
+    each energy bin.
     """
     lon, lat, shape = _polar_grid(model, ERROR_OFFSET_STEP, ERROR_ANGLE_STEPS)
     energy = np.clip(background.geom.axes["energy"].center.to_value("TeV"), *model.energy_edges[[0, -1]])
@@ -177,7 +178,8 @@ def expected_counts(
     near = np.flatnonzero(xyz @ pointing >= np.cos(np.radians(reach)))
     if len(near) == 0:
         raise ObservationError(
-            f"geom: no pixel lies within {reach:.2f} deg of the pointing; choose a geometry that overlaps the field of view"
+            f"geom: no pixel lies within {reach:.2f} deg of the pointing; "
+            "choose a geometry that overlaps the field of view"
         )
     if track.pointing_drift > 1e-3:
         counts[:, near] = expected_counts_directly(model, track, xyz[near], solid_angle[near], energy_edges, time_step)
@@ -267,8 +269,8 @@ def _parts(model, track):
 def run_slices(model: RateModel, track: FovTrack) -> list[FovTrack]:
     """The slices of a run at whose mean zenith angles a model is evaluated: those of its reduction.
 
-    Counts and exposure of a slice were fitted at its mean zenith angle, and the rate that was found is right there: at any
-    other, nodes that are closer in time among them, it is that of other counts.
+    Counts and exposure of a slice were fitted at its mean zenith angle, and the rate that was found is right there: at
+    any other, nodes that are closer in time among them, it is that of other counts.
     """
     jumps = len(model.zenith_edges) > 0
     edges = track.slice_edges(

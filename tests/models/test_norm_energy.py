@@ -378,7 +378,8 @@ def test_norms_of_few_runs_do_not_run_away(kind, n):
 @pytest.mark.gammapy_data
 @pytest.mark.parametrize("kind", ["norm", "tilt"])
 def test_dr1_off_runs_predict_other_runs_above_half_a_tev(kind):
-    """H.E.S.S. DL3 DR1: fitted to 24 OFF runs, adapted to those of PKS 2155-304; over all energies it was 0.77 in total."""
+    """H.E.S.S. DL3 DR1: fitted to 24 OFF runs, adapted to those of PKS 2155-304;
+    over all energies it was 0.77 in total."""
     store = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1")
     sources = SkyCoord([329.717, 83.633, 228.53, 258.388], [-30.226, 22.014, -59.16, -39.763], unit="deg")
     apart = np.array([store.obs_table.pointing_radec.separation(s).deg for s in sources])

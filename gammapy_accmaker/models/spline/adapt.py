@@ -111,11 +111,11 @@ def fit_run(
         ``none``, ``norm``, ``tilt`` or ``shift``; that of the model by default. Fewer effects than the model
         has take their prior width from its population, and the others stay at their means.
     min_counts : int
-        The effects are fitted to the energies (in groups of 0.1 dex) in which the run has at least so many counts; without any
-        they stay at their means.
+        The effects are fitted to the energies (in groups of 0.1 dex) in which the run has at least so many counts;
+        without any they stay at their means.
     norm_energy : tuple of float, optional
-        Range in TeV to which a norm, or norm and tilt, are fitted; by default where the run and those of the fit agree in
-        shape, see `~gammapy_accmaker.models.norm_energy`.
+        Range in TeV to which a norm, or norm and tilt, are fitted; by default where the run and those of the fit agree
+        in shape, see `~gammapy_accmaker.models.norm_energy`.
 
     Returns
     -------
@@ -286,7 +286,8 @@ def _spectrum(slices):
 
 
 def _energies_of_norm(model, slices, kind, given):
-    """Range in TeV to which the effects of a run are fitted, all energies if they can follow a threshold, and what there is to say."""
+    """Range in TeV to which the effects of a run are fitted, all energies if they can follow a threshold,
+    and what there is to say."""
     edges = model.energy_edges
     if kind == "none":
         return NO_ENERGIES, []
@@ -301,7 +302,8 @@ def _energies_of_norm(model, slices, kind, given):
 
 
 def _energies_to_fit(design, slices, min_counts, energies):
-    """1 for the energy bins in a range of energies, and in groups with enough counts, else 0; None where all are taken."""
+    """1 for the energy bins in a range of energies, and in groups with enough counts, else 0;
+    None where all are taken."""
     if not slices or design.effects.n == 0:
         return None
     counts, used = _spectrum(slices), energies_between(design.energy_edges, energies)

@@ -1,7 +1,7 @@
 """Polar cells of the field of view: all that a fit of the spline model keeps of a run is its counts and exposure there.
 
-`FovCells` are the cells, with the functions over the field that are averaged over them (modes of the camera, asymmetry);
-`gather_counts` sums a slice of a run over them, and `RunCells` prepares the sums for the likelihood.
+`FovCells` are the cells, with the functions over the field that are averaged over them (modes of the camera,
+asymmetry); `gather_counts` sums a slice of a run over them, and `RunCells` prepares the sums for the likelihood.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ class FovCells:
 
     @cached_property
     def polar(self) -> np.ndarray:
-        """Offset of each pixel in deg, and its position angle in rad from the middle of its sector, shape (n_fov, 2)."""
+        """Offset of each pixel in deg, and its position angle in rad from the middle of its sector,
+        shape (n_fov, 2)."""
         width = 2 * np.pi / self.n_sector
         return np.stack([self.offset, np.arctan2(self.fov_lat, self.fov_lon) % width - 0.5 * width], axis=1)
 
@@ -150,7 +151,8 @@ class FovCells:
         Returns
         -------
         displacement : `~numpy.ndarray`, shape (n_cell, 2), float32
-            In offset (deg) and position angle (rad), 0 in cells without exposure; None where every cell was seen evenly.
+            In offset (deg) and position angle (rad), 0 in cells without exposure; None where every cell was seen
+            evenly.
         """
         seen = (self.membership.T @ exposure)[:, None]
         position = np.divide(
@@ -175,7 +177,8 @@ class FovCells:
         Returns
         -------
         expansion : `~numpy.ndarray`, shape (3, n_cell, k)
-            Means over the pixels of each cell: of the values, of the derivative by offset and of that by position angle.
+            Means over the pixels of each cell: of the values, of the derivative by offset and of that by position
+            angle.
         """
         offset, angle = self.offset, np.arctan2(self.fov_lat, self.fov_lon)
 
@@ -249,8 +252,8 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
     n_fov = len(cells.fov_lon)
     if run.counts.shape != (n_energy, n_fov) or run.exposure.shape != (n_fov,):
         raise ValueError(
-            f"run {run.key.obs_id}: counts {run.counts.shape} and exposure {run.exposure.shape} do not fit the bins of the "
-            f"model, ({n_energy}, {n_fov}) and ({n_fov},); reduce the run with the bins of the fit"
+            f"run {run.key.obs_id}: counts {run.counts.shape} and exposure {run.exposure.shape} do not fit the bins of "
+            f"the model, ({n_energy}, {n_fov}) and ({n_fov},); reduce the run with the bins of the fit"
         )
     counts = (run.counts @ cells.membership).tocoo()
     # of many runs this is what takes the memory: numbers of bins, and counts, fit into four bytes

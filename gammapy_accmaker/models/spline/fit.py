@@ -6,9 +6,9 @@ integrated out (a Schur complement for each run), so that scatter between runs i
 angle. Smoothing parameters follow Fellner-Schall updates, the population of the effects the EM algorithm.
 
 From the top: the axes are chosen from the runs (`SplineSetup`); one round over a chunk of runs (`_sum_chunk`,
-`_finish_chunk`), in functions of their arguments alone, so that other processes can work on chunks; and the rounds, up to
-convergence (`fit_spline`). Chunks do not depend on the number of processes, and their sums are added in one order: nor
-does the answer.
+`_finish_chunk`), in functions of their arguments alone, so that other processes can work on chunks; and the rounds, up
+to convergence (`fit_spline`). Chunks do not depend on the number of processes, and their sums are added in one order:
+nor does the answer.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _order_runs(runs, zenith) -> tuple[list, list[int]]:
     unknown = [s[0].key.obs_id for s in ordered if not all(np.isfinite(r.cos_zenith) for r in s)]
     if zenith and unknown:
         raise InputError(
-            f"runs {unknown}: the zenith angle is not known; give `observatory_location`, or use `zenith: {{type: none}}`"
+            f"runs {unknown}: the zenith angle is not known; "
+            f"give `observatory_location`, or use `zenith: {{type: none}}`"
         )
     return ordered, places
 
@@ -393,7 +394,8 @@ def _finish_chunk(
         equations.add(run.zenith, information, sums.rate_gradient.ravel())
         effects.append(
             summarise_run(
-                design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling, converged,
+                design, slices, value.copy(), posterior, of_rate, sums.expected, population, run.key, run.scaling,
+                converged,
                 weight, flags, run.norm_energy,
             )
         )  # fmt: skip
@@ -457,9 +459,10 @@ def fit_spline(
     Parameters
     ----------
     runs : iterable of `RunCounts`-like, or of lists of them
-        One entry for each run: its slices, which share its effects, or the run as a whole. Only what `CellCounts` hold is kept of
-        each. With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``, ``azimuth`` in deg, ``covariates`` and
-        ``key``, by which a run is recognised later; two runs with the same key are two runs.
+        One entry for each run: its slices, which share its effects, or the run as a whole. Only what `CellCounts` hold
+        is kept of each. With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``,
+        ``azimuth`` in deg, ``covariates`` and ``key``, by which a run is recognised later; two runs with the same key
+        are two runs.
     energy_edges : array_like, shape (n_energy + 1,)
         TeV; fine bins (0.02 dex is good, at most 0.05 dex), in which the rate is taken at the centre.
     fov_lon, fov_lat, solid_angle : array_like, shape (n_fov,)
@@ -473,8 +476,8 @@ def fit_spline(
     covariates : tuple of str
         Keys of ``run.covariates`` that the energy scale and the mean effects may depend on.
     norm_energy : tuple of float, optional
-        Range in TeV to which the effects ``norm`` and ``tilt`` are fitted; by default where the runs agree in shape, see
-        `~gammapy_accmaker.models.norm_energy`.
+        Range in TeV to which the effects ``norm`` and ``tilt`` are fitted; by default where the runs agree in shape,
+        see `~gammapy_accmaker.models.norm_energy`.
     max_rounds : int
         Most rounds of the fit.
     starmap : callable
@@ -643,9 +646,9 @@ class _JointFit:
     def _round(self, n_steps, *, rings=False, damping=1.0, learn=True):
         """Effects of every run at the present rate, then one step of the rate, its smoothing and the population.
 
-        ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the first
-        rounds. ``damping``: of the step of the rate. ``learn``: whether smoothing and population are updated. Returns the
-        expected counts.
+        ``n_steps``: of the effects of each run; 0 leaves them alone. ``rings``: without effects and asymmetry, for the
+        first rounds. ``damping``: of the step of the rate. ``learn``: whether smoothing and population are updated.
+        Returns the expected counts.
         """
         adapt, n = n_steps > 0, self.design.effects.n
         state = self._state(self.ring_design, np.zeros((3, 1, 1))) if rings else self._state()
@@ -668,7 +671,8 @@ class _JointFit:
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
         system, right = lower, equations.gradient()
         if known is not None:
-            # the energies below those of the norms do not tell of them: rate and norms step by turns, see _share_effects
+            # the energies below those of the norms do not tell of them: rate and norms step by turns, see
+            # _share_effects
             system, right = cholesky(known.information() + penalty, lower=True, overwrite_a=True), known.gradient()
         gradient = right - penalty @ values + self.penalty.pull
         damping = self._shorter(damping, gradient)
@@ -706,9 +710,9 @@ class _JointFit:
     def _shorter(self, damping, gradient):
         """A smaller damping for a while where a step went far too far.
 
-        Rate and energy shifts of few runs can make good for one another along a bent valley, of which the information sees
-        the direction at one point alone. ``gradient``: after the last step; for an exact Newton step of damping d it has
-        fallen along it by the factor 1 - d.
+        Rate and energy shifts of few runs can make good for one another along a bent valley, of which the information
+        sees the direction at one point alone. ``gradient``: after the last step; for an exact Newton step of damping d
+        it has fallen along it by the factor 1 - d.
         """
         if self.last is not None and damping < 1:
             before, step, promised = self.last
@@ -718,10 +722,11 @@ class _JointFit:
         return damping
 
     def _share_effects(self):
-        """Put into the rate what norms (and tilts) of runs share along the zenith angle: the expected counts stay as they are.
+        """Put into the rate what norms (and tilts) of runs share along the zenith angle: the expected counts stay as
+        they are.
 
-        Where norms are fitted to some energies, and the rate to all, the steps of the two hardly move what they could exchange.
-        Here that part is at its maximum: of the prior of the effects and the penalty of the rate.
+        Where norms are fitted to some energies, and the rate to all, the steps of the two hardly move what they could
+        exchange. Here that part is at its maximum: of the prior of the effects and the penalty of the rate.
         """
         basis, (_, n_offset, n_zenith) = self.design.effects, self.coefficients.shape
         zenith = np.array([run.zenith for run in self.runs])
@@ -759,7 +764,8 @@ class _JointFit:
         self.factor, self.effects = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T, tuple(effects)
 
     def _held_against_moving(self):
-        """What of the penalty errors are free of: it seems to hold against moving the spectrum, see `moving_directions`."""
+        """What of the penalty errors are free of: it seems to hold against moving the spectrum,
+        see `moving_directions`."""
         directions = moving_directions(self.coefficients, self.design.energy, self.setup.zenith_axis)
         held = self.penalty.matrix() @ directions
         return held, directions.T @ held

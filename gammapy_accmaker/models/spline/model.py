@@ -135,7 +135,8 @@ class SplineModel:
 
     @cached_property
     def spectrum_weights(self) -> np.ndarray:
-        """Share of the fitted counts in each energy bin at the middle of the trained zenith range, shape (n_energy,)."""
+        """Share of the fitted counts in each energy bin at the middle of the trained zenith range,
+        shape (n_energy,)."""
         rate = self.rate_grid(np.exp(self.design.log_energy), self.fov_lon, self.fov_lat, np.nan)
         counts = (rate @ self.solid_angle) * np.exp(self.design.log_width)
         return counts / counts.sum()
@@ -250,8 +251,9 @@ class SplineModel:
         energy, fov_lon, fov_lat, cos_zenith, azimuth, effect
             As in `rate_grid`.
         part : str
-            ``coefficients``: of f and g, once the effects of the run, if given, have followed them. ``run``: of the effects,
-            posterior with an effect, else the spread of the population. ``both``: the root of the sum of squares.
+            ``coefficients``: of f and g, once the effects of the run, if given, have followed them. ``run``: of the
+            effects, posterior with an effect, else the spread of the population. ``both``: the root of the sum of
+            squares.
 
         Returns
         -------

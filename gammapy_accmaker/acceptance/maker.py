@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
+import astropy.units as u
 import numpy as np
 from gammapy.data import Observation
 from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
@@ -63,7 +64,7 @@ class AcceptanceBackgroundMaker(Maker):
     Parameters
     ----------
     config : `AcceptanceConfig` or dict, optional
-        Options. Default: those of ``model``, or the defaults of `AcceptanceConfig`.
+        Options. Those that it does not set are those that ``model`` was fitted with, or the defaults of `AcceptanceConfig`.
     model : `AcceptanceModel`, optional
         A model made earlier; without one, call `fit`.
     exclusion : sky region, region file, mask map, or a list of these, optional
@@ -82,10 +83,9 @@ class AcceptanceBackgroundMaker(Maker):
     tag = "AcceptanceBackgroundMaker"
 
     def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None):
+        self._asked = _options_asked_for(config)
         self._model = self._given_model = None if model is None else _checked_model(model)
-        if config is None and model is not None:
-            config = model.config
-        self.config = AcceptanceConfig.coerce(config)
+        self.config = AcceptanceConfig.coerce(config) if model is None else _options_with_model(model, self._asked)
         self._read_covariates()
         self._given = make_exclusion(self.config, exclusion)
 
@@ -106,7 +106,8 @@ class AcceptanceBackgroundMaker(Maker):
 
     @model.setter
     def model(self, model):
-        self._given_model = _checked_model(model)
+        self.config = _options_with_model(_checked_model(model), self._asked)
+        self._given_model = model
         self._set_model(model)
 
     def _set_model(self, model):

@@ -3,6 +3,7 @@
 import logging
 import operator
 import pickle
+from functools import cache
 
 import astropy.units as u
 import numpy as np
@@ -440,3 +441,44 @@ def test_the_recipe_of_the_readme_on_the_crab(tmp_path):
         total = maker.make_background(geom, run).data.sum()
         assert again.make_background(geom, run).data.sum() == pytest.approx(total, rel=1e-12)
         assert bare.make_background(geom, run).data.sum() > 1.03 * total
+
+
+@cache
+def radec_model(kind):
+    """A model whose options are none of the defaults."""
+    store, effects = full_store(), {"type": "shift" if kind == "spline" else "norm"}
+    settings = {"model": {"type": kind}, "energy": {"min": "0.5 TeV"}, "offset_max": "2 deg", "run_effects": effects}
+    settings |= {"fov_alignment": "radec", "zenith": {"type": "none"}}
+    return fit_acceptance(observations(store, store.on_obs_ids), settings, exclusion=source_region(store))
+
+
+@pytest.mark.parametrize("kind", ["grid", "spline"])
+@pytest.mark.parametrize("given", ["dict", "config", "file", "set later"])
+def test_options_that_are_not_given_are_those_of_the_model(kind, given, store, on_runs, tmp_path):
+    """Else the effects of a run are lost, and the model is read in another frame: 1.7 times the background here."""
+    model, options_ = radec_model(kind), {"renormalization": {"type": "fov"}}
+    (tmp_path / "a.yaml").write_text("renormalization: {type: fov}")
+    config = {"config": AcceptanceConfig(**options_), "file": tmp_path / "a.yaml"}.get(given, options_)
+    if given == "set later":
+        maker = AcceptanceBackgroundMaker(config)
+        maker.model = model
+    else:
+        maker = AcceptanceBackgroundMaker(config, model=model)
+    assert maker.config.renormalization.type == "fov"
+    geom = sky_geom(source_region(store).center, edges=(0.6, 1, 10), width=4, binsz=0.1)
+    own = AcceptanceBackgroundMaker(model=model).make_background(geom, on_runs[0])
+    assert_array_equal(maker.make_background(geom, on_runs[0]).data, own.data)
+
+
+@pytest.mark.parametrize(
+    "kind,given,match",
+    [("grid", {"fov_alignment": "altaz"}, "fov_alignment: got altaz.*fitted with radec.*leave it out"),
+     ("grid", {"model": {"type": "spline"}}, "model: got spline.*fitted with grid"),
+     ("spline", {"fov_alignment": "altaz"}, "fov_alignment: got altaz"),
+     ("spline", {"offset_max": "2.5 deg"}, "offset_max: got 2.5 deg.*fitted with 2 deg"),
+     ("spline", {"energy": {"min": "0.5 TeV", "max": "30 TeV"}}, "energy.max: got 30 TeV.*fitted with 100 TeV"),
+     ("spline", {"model": {"type": "radial"}}, "model: got radial.*fitted with spline")],
+)  # fmt: skip
+def test_options_that_contradict_the_model_are_refused(kind, given, match):
+    with pytest.raises(InputError, match=match):
+        AcceptanceBackgroundMaker(given, model=radec_model(kind))

@@ -205,10 +205,7 @@ def test_cross_validation_is_a_table_beside_a_radial_model():
 
 
 def test_matched_models_are_not_cross_validated(tmp_path, maker):
-    config = maker.config.update(
-        {"model": {"type": "radial"}, "zenith": {"type": "none"}, "run_effects": {"type": "none"}, "matching": {}}
-    )
-    matched = AcceptanceBackgroundMaker(config, model=maker.model)
+    matched = AcceptanceBackgroundMaker({"matching": {}}, model=maker.model)
     with pytest.raises(InputError, match="with_cross_validation"):
         write_report(matched, [1], tmp_path / "a.html", with_cross_validation=True)
 

@@ -449,6 +449,43 @@ def _norm_model(options, adapted):
     return model
 
 
+def _options_asked_for(config) -> dict:
+    """The options that a configuration sets, by their keys; what is wrong with them `AcceptanceConfig` says."""
+    if isinstance(config, dict):
+        return config
+    config = AcceptanceConfig.coerce(config)
+    return {name: getattr(config, name) for name in AcceptanceConfig.model_fields if name in config.model_fields_set}
+
+
+def _options_with_model(model: AcceptanceModel, asked: dict) -> AcceptanceConfig:
+    """The options that a model was fitted with, and those of its application in their place.
+
+    A model is read in the frame that it was fitted in, and the effects of a run are fitted on the bins of a spline.
+    """
+    fitted, is_spline = model.config, isinstance(model.rate_model, SplineRate)
+    if "model" in asked:
+        kind = AcceptanceConfig.coerce({"model": asked["model"]}).model.type
+        if (kind == "spline") != is_spline:
+            _refuse("model", kind, fitted.model.type)
+    options = fitted.update(asked)
+    if options.fov_alignment != fitted.fov_alignment:
+        _refuse("fov_alignment", options.fov_alignment, fitted.fov_alignment)
+    if is_spline:
+        if not np.isclose(options.offset_max.deg, fitted.offset_max.deg, rtol=1e-9):
+            _refuse("offset_max", f"{options.offset_max.deg:g} deg", f"{fitted.offset_max.deg:g} deg")
+        for end in ("min", "max"):
+            given, own = (getattr(of.energy, end).to("TeV") for of in (options, fitted))
+            if not u.isclose(given, own, rtol=1e-9):
+                _refuse(f"energy.{end}", f"{given:g}", f"{own:g}")
+    return options
+
+
+def _refuse(key: str, given, fitted) -> None:
+    raise InputError(
+        f"{key}: got {given}, but the model that is given was fitted with {fitted}; leave it out, or fit anew without `model`"
+    )
+
+
 def _checked_model(model):
     if not isinstance(model, AcceptanceModel):
         raise InputError(

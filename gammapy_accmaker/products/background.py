@@ -13,6 +13,7 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from gammapy.maps import Geom, Map, RegionGeom, WcsGeom
+from gammapy.utils.regions import compound_region_to_regions
 from regions import PointSkyRegion
 from scipy.ndimage import map_coordinates
 
@@ -37,6 +38,9 @@ OFFSET_STEP = 0.05  # deg
 ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
 ERROR_OFFSET_STEP, ERROR_ANGLE_STEPS = 0.25, 32
 COARSE_PIXEL = 0.1  # deg; larger pixels are divided, since the rate at a centre is not the mean over them
+
+REGION_PIXELS = 20  # across the smallest of the regions, each of which gammapy divides by 10
+MAX_REGION_PIXELS = 200  # across all of them
 
 
 def make_background_map(model: RateModel, track: FovTrack, geom, time_step: float | None) -> Map:
@@ -129,12 +133,27 @@ def _region_counts(model, track, geom, edges, time_step):
         raise InputError(
             f"geom: got the region {geom.region}, but a background is counted over a region with an area; use a circle"
         )
-    coord, weights = geom.get_wcs_coord_and_weights()
-    image = geom.to_wcs_geom().to_image()
-    solid_angle = image.solid_angle().to_value("sr").T[image.coord_to_idx(coord)].ravel() * weights.ravel()
-    xyz = _vectors_in_icrs(coord, geom.frame)
+    image, weights = _region_weights(geom)
+    inside = weights > 0
+    solid_angle = image.solid_angle().to_value("sr")[inside] * weights[inside]
+    xyz = icrs_vectors(image)[inside.ravel()]
     counts = expected_counts(model, track, xyz, solid_angle, edges, time_step)
     return counts.sum(1).reshape(len(counts), 1, 1)
+
+
+def _region_weights(geom):
+    """Image around regions with pixels that resolve the smallest of them, and the part of each pixel that is inside.
+
+    Those of gammapy are 0.1 deg, whatever the region, and its image cuts off the rims of regions that lie apart.
+    """
+    parts = compound_region_to_regions(geom.region)
+    width, own = geom.width.to_value("deg"), geom.binsz_wcs.to_value("deg").min()
+    smallest = own * min(np.sqrt(part.to_pixel(geom.wcs).area) for part in parts)
+    size = min(max(smallest / REGION_PIXELS, width.max() / MAX_REGION_PIXELS), own)
+    image = WcsGeom.create(
+        skydir=geom.center_skydir, width=tuple(1.1 * width + 4 * size), binsz=size, proj="TAN", frame=geom.frame
+    )
+    return image, image.region_weights([geom.region], oversampling_factor=10).data
 
 
 def icrs_vectors(image) -> np.ndarray:

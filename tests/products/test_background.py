@@ -83,6 +83,34 @@ def test_region_is_the_map_inside(kind, track, pointing):
     assert np.allclose(got.data.ravel(), want, rtol=3e-3)
 
 
+@pytest.mark.parametrize("radius", [0.003, 0.02, 0.05, 0.1, 0.3])
+def test_a_circle_counts_in_its_own_area(radius, track, pointing):
+    """On gammapy's pixels of 0.1 deg it was 0.6 % too large at 0.1 deg, 5 % too small at 0.02, and below 0.006 there was none."""
+    model, axes = fitted("radial"), [energy_axis(EDGES)]
+    center = pointing.directional_offset_by(40 * u.deg, 1 * u.deg)
+    got = in_energy(
+        make_background_map(
+            model, track, RegionGeom.create(CircleSkyRegion(center, radius * u.deg), axes=axes), 60.0
+        ).data
+    )
+    # the rate in the middle is that over the circle, up to its curvature
+    pixel = sky_geom(center, edges=EDGES, width=0.003, binsz=0.001)
+    area = 2 * np.pi * (1 - np.cos(np.radians(radius))) / pixel.solid_angle().to_value("sr")[0, 1, 1]
+    want = directly(model, track, pixel)[:, 1, 1] * area
+    assert np.allclose(got, want, rtol=1.5e-3 if radius < 0.2 else 0.03)
+
+
+def test_regions_that_lie_apart_count_as_the_sum_of_them(track, pointing):
+    """As reflected regions do: the image that gammapy puts around them cut off 5 %."""
+    model, axes = fitted("radial"), [energy_axis(EDGES)]
+    circles = [CircleSkyRegion(pointing.directional_offset_by(a * u.deg, 1 * u.deg), 0.2 * u.deg) for a in (0, 90, 180)]
+    one_by_one, together = (
+        sum(in_energy(make_background_map(model, track, geom, 60.0).data) for geom in geoms)
+        for geoms in ([RegionGeom.create(c, axes=axes) for c in circles], [RegionGeom.from_regions(circles, axes=axes)])
+    )
+    assert np.allclose(together, one_by_one, rtol=1e-3)
+
+
 def test_galactic_region_is_the_icrs_region(track, pointing):
     region = CircleSkyRegion(pointing, 0.5 * u.deg)
     there = CircleSkyRegion(pointing.galactic, 0.5 * u.deg)

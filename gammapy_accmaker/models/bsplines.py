@@ -7,14 +7,15 @@ Wood & Fasiolo 2017 (Biometrics 73, 1071).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
 from scipy.interpolate import BSpline
 from scipy.linalg import cho_factor, cho_solve
 
-__all__ = ["BSplineAxis", "difference_penalty", "fit_tensor_spline", "row_tensor"]
+__all__ = ["BSplineAxis", "NewtonSteps", "difference_penalty", "fit_penalised", "fit_tensor_spline", "row_tensor"]
 
 SMOOTHING_RANGE = (1e-4, 1e8)
 
@@ -223,6 +224,75 @@ class PenalisedFit:
     converged: bool
 
 
+@dataclass(frozen=True)
+class NewtonSteps:
+    """When the steps of a penalised fit are cut, when smoothing parameters are learned, and when both are at their end.
+
+    Attributes
+    ----------
+    max_rounds : int
+    max_step : float
+        Largest change of a coefficient in one step.
+    tolerance : float
+        Change of a coefficient at convergence, where the smoothing parameters are as they were.
+    learn_below : float
+        Change of a coefficient below which the smoothing parameters are updated,
+    learn_rounds : int
+        up to this round.
+    learned : tuple of float
+        Change of a coefficient, and of the log of a smoothing parameter, at convergence where these were updated.
+    """
+
+    max_rounds: int
+    max_step: float
+    tolerance: float
+    learn_below: float
+    learn_rounds: int
+    learned: tuple[float, float]
+
+
+def fit_penalised(
+    start: np.ndarray,
+    smoothing: np.ndarray,
+    equations: Callable,
+    penalty: Callable,
+    update: Callable,
+    steps: NewtonSteps,
+) -> PenalisedFit:
+    """Penalised maximum likelihood: Newton steps, with updates of the smoothing parameters between them.
+
+    Parameters
+    ----------
+    start : `numpy.ndarray`, shape (k,)
+        First coefficients.
+    smoothing : `numpy.ndarray`, shape (d,)
+        First smoothing parameters.
+    equations : callable
+        Gradient, shape (k,), and information, shape (k, k), of the likelihood, from coefficients.
+    penalty : callable
+        Penalty matrix, shape (k, k), from smoothing parameters.
+    update : callable
+        New smoothing parameters, from those before, coefficients and the Cholesky factor of the penalised information.
+    steps : `NewtonSteps`
+    """
+    c, converged = start.copy(), False
+    for k in range(steps.max_rounds):
+        gradient, information = equations(c)
+        matrix = penalty(smoothing)
+        factor = cho_factor(information + matrix)
+        step = cho_solve(factor, gradient - matrix @ c)
+        size = np.abs(step).max()
+        c = c + step * min(1, steps.max_step / max(size, 1e-300))
+        drift = 0.0
+        if size < steps.learn_below and k < steps.learn_rounds:
+            new = update(smoothing, c, factor)
+            drift, smoothing = np.abs(np.log(new / smoothing)).max(), new
+        if size < (steps.learned[0] if drift > 0 else steps.tolerance) and drift < steps.learned[1]:
+            converged = True
+            break
+    return PenalisedFit(c, cho_solve(factor, np.eye(len(c))), smoothing, converged)
+
+
 def fit_tensor_spline(
     counts: np.ndarray,
     offset: np.ndarray,
@@ -264,22 +334,25 @@ def fit_tensor_spline(
     """
     sizes = [b.shape[1] for b in bases]
     rows, full, eigenvalues = [row_tensor(b) for b in bases], axis_penalties(penalties), _penalty_eigenvalues(penalties)
-    smoothing = np.full(len(sizes), 10.0) if smoothing is None else np.array(smoothing, dtype=float)
+    transposed = [b.T for b in bases]
+
+    def equations(c):
+        mu = offset * np.exp(contract(c.reshape(sizes), transposed))
+        return contract(counts - mu, bases).ravel(), tensor_information(mu, rows)
+
+    def update(smoothing, c, factor):
+        return _fellner_schall(smoothing, eigenvalues, full, c, cho_solve(factor, np.eye(len(c))))
+
+    steps = NewtonSteps(
+        max_rounds=max_rounds,
+        max_step=2.0,
+        tolerance=tolerance,
+        learn_below=0.5,
+        learn_rounds=max_rounds if estimate_smoothing else 0,
+        learned=(1e3 * tolerance, 0.02),
+    )
     if start is None:
         start = np.full(sizes, np.log(max(counts.sum(), 0.5) / offset.sum()))
-    c, transposed, converged = start.ravel().copy(), [b.T for b in bases], False
-    for _ in range(max_rounds):
-        mu = offset * np.exp(contract(c.reshape(sizes), transposed))
-        penalty = _penalty_matrix(smoothing, full, ridge)
-        factor = cho_factor(tensor_information(mu, rows) + penalty)
-        step = cho_solve(factor, contract(counts - mu, bases).ravel() - penalty @ c)
-        size = np.abs(step).max()
-        c = c + step * min(1, 2 / max(size, 1e-300))
-        drift = 0.0
-        if estimate_smoothing and size < 0.5:
-            new = _fellner_schall(smoothing, eigenvalues, full, c, cho_solve(factor, np.eye(len(c))))
-            drift, smoothing = np.abs(np.log(new / smoothing)).max(), new
-        if size < tolerance * (1 if not estimate_smoothing else 1e3) and drift < 0.02:
-            converged = True
-            break
-    return PenalisedFit(c.reshape(sizes), cho_solve(factor, np.eye(len(c))), smoothing, converged)
+    smoothing = np.full(len(sizes), 10.0) if smoothing is None else np.array(smoothing, dtype=float)
+    fit = fit_penalised(start.ravel(), smoothing, equations, lambda s: _penalty_matrix(s, full, ridge), update, steps)
+    return replace(fit, coefficients=fit.coefficients.reshape(sizes))

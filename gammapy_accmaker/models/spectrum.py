@@ -11,20 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 
 from gammapy_accmaker.errors import FitError
-from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.bsplines import BSplineAxis, NewtonSteps, fit_penalised
 
 __all__ = ["SmoothSpectrum", "fit_spectrum", "kept_integrals", "linear_weights"]
 
 KEEPING_ROUNDS = 30  # of factors that are near 1
 FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
-TOLERANCE = 1e-8
-MAX_ROUNDS = 200
-SMOOTHING_ROUNDS = 80  # after which smoothing parameters that still creep are left as they are
 SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
 SMOOTHING_RANGE = (1e-3, 1e8)
+# smoothing parameters that still creep after 80 rounds are left as they are
+STEPS = NewtonSteps(200, max_step=1.0, tolerance=1e-8, learn_below=0.3, learn_rounds=80, learned=(1e-4, 0.01))
 
 
 @dataclass(frozen=True)
@@ -143,27 +142,24 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray) -> SmoothSpectrum
         else np.full(axis.n, ends[0])
     )
     c += np.log(counts.sum() / np.bincount(bins, width * np.exp(basis @ c)).sum())
-    smoothing = np.ones(len(rank))
-    for k in range(MAX_ROUNDS):
+
+    def equations(c):
         fine = width * np.exp(basis @ c)
-        mu = np.bincount(bins, fine, len(counts))
-        slope = np.zeros((len(counts), axis.n))
+        mu, slope = np.bincount(bins, fine, len(counts)), np.zeros((len(counts), axis.n))
         np.add.at(slope, bins, fine[:, None] * basis)
-        penalty = difference.T @ (smoothing[group, None] * difference)
-        factor = cho_factor(slope.T @ (slope / mu[:, None]) + penalty + ridge)
-        step = cho_solve(factor, slope.T @ ((counts - mu) / mu) - penalty @ c)
-        size = np.abs(step).max()
-        c = c + step * min(1, 1 / max(size, 1e-300))
-        drift = 0.0
-        if size < 0.3 and k < SMOOTHING_ROUNDS:
-            # the rows of the differences are independent, so each group's part of the penalty has full rank
-            left = rank - smoothing * np.bincount(group, np.sum(difference * cho_solve(factor, difference.T).T, axis=1))
-            size_of = np.bincount(group, (difference @ c) ** 2)
-            new = np.clip(np.maximum(left, 1e-9) / np.maximum(size_of, 1e-12), smoothing / 30, smoothing * 30)
-            new = np.clip(new, *SMOOTHING_RANGE)
-            drift, smoothing = np.abs(np.log(new / smoothing)).max(), new
-        if size < TOLERANCE ** (0.5 if drift > 0 else 1) and drift < 0.01:
-            return SmoothSpectrum(float(energy_edges[0]), float(energy_edges[-1]), c)
-    raise FitError(
-        f"spectrum: the fit did not converge in {MAX_ROUNDS} rounds (last step {size:.1e}); merge energy bins"
-    )
+        return slope.T @ ((counts - mu) / mu), slope.T @ (slope / mu[:, None]) + ridge
+
+    def penalty(smoothing):
+        return difference.T @ (smoothing[group, None] * difference)
+
+    def update(smoothing, c, factor):
+        # the rows of the differences are independent, so each group's part of the penalty has full rank
+        left = rank - smoothing * np.bincount(group, np.sum(difference * cho_solve(factor, difference.T).T, axis=1))
+        size_of = np.bincount(group, (difference @ c) ** 2)
+        new = np.clip(np.maximum(left, 1e-9) / np.maximum(size_of, 1e-12), smoothing / 30, smoothing * 30)
+        return np.clip(new, *SMOOTHING_RANGE)
+
+    fit = fit_penalised(c, np.ones(len(rank)), equations, penalty, update, STEPS)
+    if not fit.converged:
+        raise FitError(f"spectrum: the fit did not converge in {STEPS.max_rounds} rounds; merge energy bins")
+    return SmoothSpectrum(float(energy_edges[0]), float(energy_edges[-1]), fit.coefficients)

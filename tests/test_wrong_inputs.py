@@ -182,11 +182,13 @@ def wrong_values(folder):
     fits.PrimaryHDU(np.zeros((5, 5))).writeto(folder / "image.fits")
     position = SkyCoord(1, 2, unit="deg")
     return [
-        None, 3, -1, 1.5, np.nan, float("inf"), "spam", "", b"x", "a\0b", "1 TeV", [], (), {}, set(), [1, 2], ["a"], [None],
+        None, 3, -1, 1.5, np.nan, float("inf"), "spam", "", b"x", "a\0b", "1 TeV", [], (), {}, set(), [1, 2], ["a"],
+        [None],
         {"a": 1}, range(2), iter([]), object(), int, len, True, np.zeros(3), np.zeros((2, 2)), 3 * u.m, [1, 2] * u.deg,
         [3, 1] * u.TeV, [1, 2] * u.m, Table(), Table({"a": [1]}), DataStore.from_dir(plain_store().path), Map.create(),
         WcsNDMap.create(npix=4), WcsGeom.create(npix=3), RegionGeom.create(None), HpxGeom.create(nside=4), position,
-        SkyCoord([1, 2], [1, 2], unit="deg"), CirclePixelRegion(PixCoord(1, 1), 2), AcceptanceConfig(), Path("/nowhere"), folder,
+        SkyCoord([1, 2], [1, 2], unit="deg"), CirclePixelRegion(PixCoord(1, 1), 2), AcceptanceConfig(),
+        Path("/nowhere"), folder,
         *sorted(folder.iterdir()), str(folder / "image.fits"),
     ]  # fmt: skip
 

@@ -38,9 +38,9 @@ def attach_background(
 ) -> DataStore:
     """Write a data store whose runs have the background that a maker predicts.
 
-    The background of a run is what ``maker.make_irf`` gives, in the frame that gammapy will read it in: for the files of
-    H.E.S.S. DL3 DR1 gammapy takes every background as aligned with right ascension and declination, with the longitude
-    reversed, whatever its header says. There the field is averaged over time in that frame.
+    The background of a run is what ``maker.make_irf`` gives, in the frame that gammapy will read it in: for the files
+    of H.E.S.S. DL3 DR1 gammapy takes every background as aligned with right ascension and declination, with the
+    longitude reversed, whatever its header says. There the field is averaged over time in that frame.
 
     gammapy joins the rates at the energy edges of a dataset by a power law; with wide bins, ``background_oversampling``
     of its `~gammapy.makers.MapDatasetMaker` keeps it from cutting the corners of the spectrum.
@@ -112,7 +112,8 @@ def _selected(data_store, obs_ids):
         known = {int(i) for i in data_store.obs_ids}
     except ValueError as error:
         raise InputError(
-            f"data_store: its OBS_ID must be whole numbers, by which the format tells runs apart ({error}); number the runs"
+            f"data_store: its OBS_ID must be whole numbers, by which the format tells runs apart ({error}); "
+            "number the runs"
         ) from error
     try:
         obs_ids = sorted(known) if obs_ids is None else sorted({int(i) for i in np.ravel(obs_ids)})
@@ -132,8 +133,9 @@ def _selected(data_store, obs_ids):
     repeated = [k for k in obs_ids if times[k] > 1]
     if repeated:
         raise InputError(
-            f"data_store: it names the run {', '.join(map(str, repeated[:5]))} more than once, but index tables tell runs apart by "
-            "OBS_ID; give each run a number of its own, or attach each of the stores that it was made of alone"
+            f"data_store: it names the run {', '.join(map(str, repeated[:5]))} more than once, but index tables tell "
+            "runs apart by OBS_ID; give each run a number of its own, "
+            "or attach each of the stores that it was made of alone"
         )
     return obs_ids
 
@@ -197,7 +199,8 @@ def _background_hdu(data_store, maker, obs_id):
 
 
 def _alignment_read(observation):
-    """The alignment that gammapy forces on any background of this observation; None where it keeps that of the header."""
+    """The alignment that gammapy forces on any background of this observation;
+    None where it keeps that of the header."""
     axes = [
         MapAxis.from_energy_bounds("1 TeV", "2 TeV", 1),
         MapAxis.from_edges([0, 1], unit="deg", name="offset"),

@@ -217,8 +217,8 @@ class ZenithBins(Options):
     Parameters
     ----------
     initial_width : float
-        Of cos zenith. Within a bin the runs share one trigger threshold: few runs at large zenith angles, where it moves fast, are
-        better described by small bins (0.02, ``min_observations: 1``), at the price of more noise.
+        Of cos zenith. Within a bin the runs share one trigger threshold: few runs at large zenith angles, where it
+        moves fast, are better described by small bins (0.02, ``min_observations: 1``), at the price of more noise.
     min_livetime : quantity, optional
     min_observations : int, optional
         A run that is split counts in each bin by its part of the time.

@@ -33,8 +33,8 @@ class BSplineAxis:
     n : int
         Number of coefficients: at least 4 (3 where even), or 1 for an axis along which nothing changes.
     even : bool
-        Whether functions are even about ``lo``, as a smooth function of the offset is at the pointing. There is one more
-        spline then: the first is the mirror image of the third and has no coefficient of its own.
+        Whether functions are even about ``lo``, as a smooth function of the offset is at the pointing. There is one
+        more spline then: the first is the mirror image of the third and has no coefficient of its own.
     """
 
     lo: float

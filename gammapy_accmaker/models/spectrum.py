@@ -84,8 +84,8 @@ def linear_weights(nodes: np.ndarray, x: np.ndarray) -> np.ndarray:
 def kept_integrals(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Factors at nodes that make the integrals of a spectrum over bins their counts.
 
-    A smooth spectrum is within the errors of the counts of a bin, which are to be kept all the same. One event is added to
-    both, so that a bin with next to no counts keeps the spectrum.
+    A smooth spectrum is within the errors of the counts of a bin, which are to be kept all the same. One event is added
+    to both, so that a bin with next to no counts keeps the spectrum.
 
     Parameters
     ----------

@@ -6,8 +6,8 @@ fork of a process with threads may hang, which Python 3.12 warns of). Where ther
 spawned.
 
 The script or notebook of the user is not run again in them, as it would be by default: a script needs no
-``if __name__ == "__main__"``. What was defined there is not known in them; a task that needs it is done in the user's own
-process.
+``if __name__ == "__main__"``. What was defined there is not known in them; a task that needs it is done in the user's
+own process.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Execution:
     n_jobs : int
         Processes.
     backend : {"multiprocessing", "ray"}
-        Processes of this machine are those of `concurrent.futures`: the pool behind gammapy's own "multiprocessing" waits
-        for ever for a process that died. "ray" is gammapy's.
+        Processes of this machine are those of `concurrent.futures`: the pool behind gammapy's own "multiprocessing"
+        waits for ever for a process that died. "ray" is gammapy's.
     """
 
     n_jobs: int = 1
@@ -184,13 +184,14 @@ def _alone(function, arguments):
             return _submit(pool, _packed(function, arguments)).result()
         except BrokenProcessPool:
             return ProcessDiedError(
-                "the process that worked on it died, twice: killed, out of memory, or crashed; with n_jobs=1 it is seen why"
+                "the process that worked on it died, twice: killed, out of memory, or crashed; "
+                "with n_jobs=1 it is seen why"
             ), []
 
 
 NOT_KNOWN = (
-    "what a script or notebook defines (a function, a class), and what cannot be pickled, is not known to other processes: "
-    "it is done in this one; to use more, define it in a module and import it"
+    "what a script or notebook defines (a function, a class), and what cannot be pickled, is not known to other "
+    "processes: it is done in this one; to use more, define it in a module and import it"
 )
 
 

@@ -5,9 +5,9 @@
     python tests/benchmarks/scaling.py --dr1 --runs 105 1050
 
 The runs are drawn on arrays in the bins of the model: events are not read, so that what is measured is the fit. With
-``--dr1`` they are those of H.E.S.S. DR1, again and again with new numbers, and they are read. Prints the exponent of the
-time between the first and the last row, in runs or in bins, which is 1 where the time is linear. Memory, of the process
-and its workers together, is looked at twice a second; what they share counts once. (Linux only.)
+``--dr1`` they are those of H.E.S.S. DR1, again and again with new numbers, and they are read. Prints the exponent of
+the time between the first and the last row, in runs or in bins, which is 1 where the time is linear. Memory, of the
+process and its workers together, is looked at twice a second; what they share counts once. (Linux only.)
 """
 
 import argparse
@@ -160,7 +160,8 @@ def main():
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
         rows.append(row | {"runs": number, "bins": offset_bins})
         print(
-            f"{number:6d} {offset_bins or '':>5} {n_jobs:5d} {row['wall']:8.1f} {row['cpu']:8.1f} {row['held']:8.2f} {row['peak']:8.2f}",
+            f"{number:6d} {offset_bins or '':>5} {n_jobs:5d} {row['wall']:8.1f} {row['cpu']:8.1f} {row['held']:8.2f} "
+            f"{row['peak']:8.2f}",
             flush=True,
         )
     first, last = rows[0], rows[-1]

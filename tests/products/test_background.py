@@ -85,7 +85,8 @@ def test_region_is_the_map_inside(kind, track, pointing):
 
 @pytest.mark.parametrize("radius", [0.003, 0.02, 0.05, 0.1, 0.3])
 def test_a_circle_counts_in_its_own_area(radius, track, pointing):
-    """On gammapy's pixels of 0.1 deg it was 0.6 % too large at 0.1 deg, 5 % too small at 0.02, and below 0.006 there was none."""
+    """On gammapy's pixels of 0.1 deg it was 0.6 % too large at 0.1 deg, 5 % too small at 0.02,
+    and below 0.006 there was none."""
     model, axes = fitted("radial"), [energy_axis(EDGES)]
     center = pointing.directional_offset_by(40 * u.deg, 1 * u.deg)
     got = in_energy(

@@ -233,7 +233,8 @@ def test_what_is_unusual_is_flagged(model):
 
 
 def test_tilt_spread_is_that_of_the_spectral_index(model):
-    """Of a line through the logs of the rates that effects drawn from the population give, at the centre of the camera."""
+    """Of a line through the logs of the rates that effects drawn from the population give,
+    at the centre of the camera."""
     basis, x = model.population.basis, np.linspace(np.log(0.5), np.log(10.0), 20)
     drawn_effects = np.random.default_rng(0).multivariate_normal(np.zeros(basis.n), model.population.covariance, 3000)
     modes = camera_modes(np.zeros(1), np.zeros(1), model.offset_max, basis.modes)[0]

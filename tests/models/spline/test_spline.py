@@ -61,7 +61,8 @@ def test_recovers_the_threshold(model):
 
 
 def test_mean_slope_is_the_derivative_by_the_shift(model):
-    """At half the largest offset and the middle of the trained zenith range; the log rate is linear within 0.02 of u."""
+    """At half the largest offset and the middle of the trained zenith range;
+    the log rate is linear within 0.02 of u."""
     basis, step = model.population.basis, 0.02
 
     def log_rate(shift):

@@ -54,3 +54,11 @@ def shared_folder(tmp_path_factory):
 def empty_pictures(monkeypatch):
     """Pictures are drawn on, but not rendered, which is most of the time of a report; for tests of its words."""
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: None)
+
+
+@pytest.fixture(scope="session")
+def store():
+    """The simulated store that has all: a source, and norms, shifts and zenith angles that differ from run to run."""
+    from stores import full_store  # gammapy, which the process that hands out the tests does not need
+
+    return full_store()

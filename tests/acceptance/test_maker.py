@@ -35,11 +35,6 @@ EDGES = (0.5, 1, 3, 10)
 
 
 @pytest.fixture(scope="module")
-def store():
-    return full_store()
-
-
-@pytest.fixture(scope="module")
 def on_runs(store):
     return observations(store, store.on_obs_ids[:3])
 

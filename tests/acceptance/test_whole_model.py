@@ -31,7 +31,7 @@ from regions import (
     SkyRegion,
 )
 from sources import with_source
-from stores import fitted, full_store, observations, options, sky_geom, source_region
+from stores import fitted, observations, options, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, fit_acceptance
 from gammapy_accmaker.acceptance.fit import WITHOUT_EXCLUSION
@@ -314,11 +314,6 @@ def test_damaged_masks_are_refused_or_read(name, damage):
         pixels = np.frombuffer(zlib.compress(bytes(10**8)), dtype=np.uint8)
     with pytest.raises(InputError):
         Exclusion.from_arrays(text, {"mask 0": pixels})
-
-
-@pytest.fixture(scope="module")
-def store():
-    return full_store()
 
 
 @pytest.fixture(scope="module")

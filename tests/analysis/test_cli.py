@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from pathlib import Path
 
 import astropy.units as u
@@ -383,9 +382,7 @@ def test_bad_configuration_is_told_by_key_before_data_are_read(command, kind, tm
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path, **background)))
     before = contents(tmp_path)
-    start = time.monotonic()
     result = invoke(command, path, "--output", tmp_path / "output")
-    assert time.monotonic() - start < 2
     assert result.exit_code == 1
     assert result.output.startswith("Error: ") and key in result.output, result.output
     assert contents(tmp_path) == before

@@ -1,7 +1,7 @@
 """Makers, analysis and workflow give the same datasets of the Crab nebula, on H.E.S.S. DL3 DR1."""
 
 import pytest
-from test_analysis import FAST, analysed, assert_same_datasets, made_by_makers
+from analyses import FAST, analysed, assert_same_datasets, made_by_makers
 
 from gammapy_accmaker import AcceptanceWorkflow
 from gammapy_accmaker.analysis.workflow import SUPPORTED

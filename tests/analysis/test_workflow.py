@@ -5,11 +5,7 @@ import logging
 import numpy as np
 import pytest
 import yaml
-from gammapy.workflow import WORKFLOW_STEP_REGISTRY, Workflow, WorkflowConfig
-from gammapy.workflow.config import CONFIG_PATH, BackgroundConfig
-from numpy.testing import assert_allclose
-from stores import full_store
-from test_analysis import (
+from analyses import (
     FAST,
     WRONG,
     analysed,
@@ -18,17 +14,15 @@ from test_analysis import (
     made_by_makers,
     nested,
 )
+from gammapy.workflow import WORKFLOW_STEP_REGISTRY, Workflow, WorkflowConfig
+from gammapy.workflow.config import CONFIG_PATH, BackgroundConfig
+from numpy.testing import assert_allclose
 
 from gammapy_accmaker import AcceptanceWorkflow, AcceptanceWorkflowConfig
 from gammapy_accmaker.analysis.workflow import SUPPORTED
 from gammapy_accmaker.errors import InputError
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs the workflow steps of gammapy >= 2.1")
-
-
-@pytest.fixture(scope="module")
-def store():
-    return full_store()
 
 
 @pytest.mark.parametrize("kind", ["3d", "1d"])

@@ -191,11 +191,6 @@ def test_no_runs():
 
 
 @pytest.fixture(scope="module")
-def store():
-    return full_store()
-
-
-@pytest.fixture(scope="module")
 def on_runs(store):
     return observations(store, store.on_obs_ids)
 

@@ -44,8 +44,6 @@ __all__ = [
     "AcceptanceBackground",
     "OffObservationsConfig",
     "as_options",
-    "check_file",
-    "check_runs",
     "read_parameters",
     "AcceptanceAnalysisConfig",
     "ExtendedConfig",
@@ -155,10 +153,10 @@ class AcceptanceBackground(GammapyBaseConfig):
             )
         files = {"model": self.model, "exclusion": self.exclusion}
         if self.off_observations is not None:
-            check_runs(self.off_observations, f"{BACKGROUND}.off_observations")
+            _check_runs(self.off_observations, f"{BACKGROUND}.off_observations")
             files["off_observations.obs_file"] = self.off_observations.obs_file
         for key, path in files.items():
-            check_file(f"{BACKGROUND}.{key}", path)
+            _check_file(f"{BACKGROUND}.{key}", path)
 
 
 def read_parameters(parameters: dict) -> AcceptanceConfig:
@@ -192,13 +190,13 @@ def _given(dumped, given):
     return dumped
 
 
-def check_file(key: str, path: Path | None) -> None:
+def _check_file(key: str, path: Path | None) -> None:
     """Raise an `InputError` for a file or folder that is named and not there."""
     if path is not None and not path.exists():
         raise InputError(f"{key}: there is no {path}; give the path of an existing one")
 
 
-def check_runs(observations: ObservationsConfig, key: str) -> None:
+def _check_runs(observations: ObservationsConfig, key: str) -> None:
     """Raise an `InputError` for a selection of runs that contradicts itself."""
     if observations.obs_ids and observations.obs_file is not None:
         raise InputError(f"{key}: got both obs_ids and obs_file; leave one of the two out")
@@ -304,12 +302,12 @@ class ExtendedConfig(GammapyBaseConfig):
         background.check()
         if background.method != "acceptance":
             return
-        check_runs(self.observations, "observations")
+        _check_runs(self.observations, "observations")
         for key, path in (("datastore", self._named_datastore()), ("obs_file", self.observations.obs_file)):
-            check_file(f"observations.{key}", path)
+            _check_file(f"observations.{key}", path)
         off = background.off_observations
         if off is not None:
-            check_file(f"{BACKGROUND}.off_observations.datastore", off.datastore)
+            _check_file(f"{BACKGROUND}.off_observations.datastore", off.datastore)
             if not off.selects and off.datastore in (None, self.observations.datastore):
                 raise InputError(
                     f"{BACKGROUND}.off_observations: it selects no runs of its own; "

@@ -13,6 +13,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from gammapy_accmaker.models.bsplines import row_tensor
+from gammapy_accmaker.models.spectrum import linear_weights
+
 __all__ = ["fit_drift", "orthonormal_modes"]
 
 PRECISION_RANGE = 1e-2, 1e6  # of one step of an amplitude; the modes have a mean square of 1
@@ -75,13 +78,13 @@ def fit_drift(
     if n_nodes < 2 or n_modes == 0:
         return np.zeros(counts.shape)
     nodes = np.linspace(log_energy[0], log_energy[-1], n_nodes)
-    hats = np.stack([np.interp(log_energy, nodes, one) for one in np.eye(n_nodes)], axis=1)
+    hats = linear_weights(nodes, log_energy)
     steps = np.diff(np.eye(n_nodes), axis=0)
     walk, ridge = steps.T @ steps, RIDGE * np.eye(n_nodes * n_modes)
     seen = mu.sum(0) > 0
     inside, seen_counts, log_mu = modes[seen], counts[:, seen], np.log(np.maximum(mu[:, seen], 1e-300))
     total = seen_counts.sum(1, keepdims=True)
-    squares = (inside[:, :, None] * inside[:, None, :]).reshape(len(inside), -1)
+    squares = row_tensor(inside)
     amplitude, precision = np.zeros((n_nodes, n_modes)), np.full(n_modes, 100.0)
     for _ in range(MAX_ROUNDS):
         log_share = log_mu + (hats @ amplitude) @ inside.T

@@ -31,7 +31,7 @@ from regions import (
     SkyRegion,
 )
 from sources import with_source
-from stores import fitted, observations, options, sky_geom, source_region
+from stores import fitted, full_store, observations, options, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, fit_acceptance
 from gammapy_accmaker.acceptance.fit import WITHOUT_EXCLUSION

@@ -127,7 +127,8 @@ class RunDesign:
         """The same, averaged over what was seen of each cell; see `FovCells.displacement`."""
         if displacement is None:
             return self.cell_modes
-        return CellModes(*(displaced(values, displacement) for values in self._mode_expansions), self.cells.n_ring)
+        modes, shifts = (displaced(values, displacement) for values in self._mode_expansions)
+        return CellModes(modes, shifts, self.cells.n_ring)
 
     @cached_property
     def mode_columns(self) -> list[np.ndarray]:

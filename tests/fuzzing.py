@@ -18,7 +18,7 @@ from regions import CircleSkyRegion, RectangleSkyRegion
 from stores import fitted, options
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel
-from gammapy_accmaker.acceptance.reduction import make_bins, reduce_one
+from gammapy_accmaker.acceptance.reduction import Reduction, make_bins
 from gammapy_accmaker.data.cache import RunCache, in_memory
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import AcceptanceError
@@ -185,7 +185,7 @@ def _events(rng, folder):
     events.table, events.meta = table, None
     observation = make_observation(pointing)
     observation.events = events
-    for part in reduce_one(observation, bins, CONFIG, exclusion):
+    for part in Reduction(CONFIG, bins, exclusion).reduce(observation):
         assert 0 < part.counts.sum() <= len(table)
         assert np.isfinite(part.exposure).all() and (part.exposure >= 0).all() and part.exposure.max() <= 1701
 
@@ -212,7 +212,7 @@ def _stored(folder):
     observation.write(path, overwrite=True, include_irfs=False)
     stored = _lazy(path)
     run_cache = RunCache.open(folder / "cache", bins, exclusion)
-    slices = reduce_one(observation, bins, CONFIG, exclusion)
+    slices = Reduction(CONFIG, bins, exclusion).reduce(observation)
     run_cache.put(stored, slices, in_memory(stored))
     return run_cache, stored, slices, run_cache.path(stored).read_bytes()
 
@@ -233,7 +233,7 @@ def _event_file(rng, folder):
     path = folder / "damaged-events.fits"
     path.write_bytes(_damaged_fits(_event_bytes(folder), rng))
     _, _, bins, exclusion = _reduction()
-    for part in reduce_one(_lazy(path), bins, CONFIG, exclusion):
+    for part in Reduction(CONFIG, bins, exclusion).reduce(_lazy(path)):
         assert np.isfinite(part.exposure).all() and (part.exposure >= 0).all()
         assert np.isfinite(part.counts.data).all() and part.counts.nnz <= 40
 

@@ -15,7 +15,7 @@ from stores import IRFS
 
 from gammapy_accmaker import AcceptanceConfig, fit_acceptance
 from gammapy_accmaker.acceptance.fit import adapt_to_run
-from gammapy_accmaker.acceptance.reduction import make_bins, reduce_observations
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.models.fit_counts import add_up
 
 pytestmark = [pytest.mark.gammapy_data, pytest.mark.slow]
@@ -58,8 +58,8 @@ def pulls(kind, observations, given, options):
     """Of each run and band above the threshold, over the whole field and in three rings."""
     config = AcceptanceConfig.coerce({"model": {"type": kind}, **options})
     model = fit_acceptance(observations, config, n_jobs=1, **given)
-    bins = make_bins(config)
-    runs, _ = reduce_observations(observations, bins, config, model.exclusion)
+    reduction = Reduction.of(config, model.exclusion)
+    bins, (runs, _) = reduction.bins, reduction.reduce_all(observations)
     theta = np.hypot(bins.fov.fov_lon, bins.fov.fov_lat)
     parts = np.stack([theta >= 0, *((theta >= a) & (theta < b) for a, b in ((0, 0.8), (0.8, 1.6), (1.6, 9)))])
     found = []

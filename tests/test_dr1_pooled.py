@@ -10,7 +10,7 @@ from stores import IRFS, options
 
 from gammapy_accmaker.acceptance.fit import fit_runs
 from gammapy_accmaker.acceptance.plan import make_plan
-from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.models.pooled import ZenithInterpolated
 from gammapy_accmaker.utils.parallel import Execution
@@ -29,9 +29,10 @@ def config():
 def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
     """All 105 runs, 5 folds: none is off by more than 3x in total, nor 3x too high in an energy bin above its threshold."""
     settings = config()
-    bins = make_bins(settings)
+    reduction = Reduction.of(settings)
+    bins = reduction.bins
     observations = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations(required_irf=IRFS)
-    runs, failures = reduce_observations(list(observations), bins, settings, make_exclusion(settings), Execution(2))
+    runs, failures = reduction.reduce_all(list(observations), Execution(2))
     assert len(runs) == 105 and not failures
     plan = make_plan(runs, settings)
     assert plan.n_groups >= 6 and np.all(plan.table["N_RUNS"] >= 3)
@@ -58,10 +59,11 @@ def test_a_few_runs_of_dr1():
     settings = config().update(
         {"zenith": {"type": "binned", "min_livetime": "10 min", "min_observations": None, "split_runs": True}}
     )
-    bins = make_bins(settings)
+    reduction = Reduction.of(settings)
+    bins = reduction.bins
     store = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1")
     observations = store.get_observations([33787, 33788, 23523, 23526], required_irf=IRFS)
-    runs, _ = reduce_observations(list(observations), bins, settings, make_exclusion(settings))
+    runs, _ = reduction.reduce_all(list(observations))
     plan = make_plan(runs, settings)
     assert plan.n_groups >= 2 and len(plan.positions) >= 2
     model = fit_runs(runs, bins, settings)

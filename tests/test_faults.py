@@ -256,12 +256,12 @@ def test_a_killed_process_leaves_no_half_entry_and_a_new_one_goes_on(tmp_path, m
 
     reads = []
 
-    def counting(observation, *args, reduce=runs.reduce_one):
+    def counting(self, observation, reduce=runs.Reduction.reduce):
         reads.append(observation.obs_id)
-        return reduce(observation, *args)
+        return reduce(self, observation)
 
     expected = fit_acceptance(read(store), CONFIG).rate_model.counts
-    monkeypatch.setattr(runs, "reduce_one", counting)
+    monkeypatch.setattr(runs.Reduction, "reduce", counting)
     model = fit_acceptance(read(store), CONFIG, cache=folder)
     assert len(reads) == 2
     assert np.array_equal(model.rate_model.counts, expected)

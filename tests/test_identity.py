@@ -107,7 +107,7 @@ def test_six_runs_of_one_number_have_six_norms_in_the_spline(six, distinct, tmp_
         assert effect.key == other.key and type(effect.obs_id) is type(other.obs_id)
     maker = AcceptanceBackgroundMaker(model=again)
     for place, k in enumerate(order):
-        key = reduction.recognise(some[k], maker.config)
+        key = reduction.Reduction.of(maker.config).recognise(some[k])
         assert find_run(key, (e.key for e in again.rate_model.model.effects)) == place
         assert maker.adapt(some[k]).effect.norm == pytest.approx(model.run_table["NORM"][place], rel=1e-3)
 
@@ -241,13 +241,13 @@ def test_stores_with_the_same_numbers_share_no_entry_of_the_cache(tmp_path, monk
     """The two stores have runs of the same numbers."""
     read = []
 
-    def counting(observation, *args, reduce=reduction.reduce_one):
+    def counting(self, observation, reduce=reduction.Reduction.reduce):
         read.append(observation)
-        return reduce(observation, *args)
+        return reduce(self, observation)
 
-    monkeypatch.setattr(reduction, "reduce_one", counting)
+    monkeypatch.setattr(reduction.Reduction, "reduce", counting)
     config = AcceptanceConfig.coerce(options("radial"))
-    bins, nothing = reduction.make_bins(config), reduction.make_exclusion(config)
+    reading = reduction.Reduction.of(config)
     found = []
     for _ in range(2):
         both = [observations(store, store.on_obs_ids[:2]) for store in (plain_store(), full_store())]
@@ -257,9 +257,7 @@ def test_stores_with_the_same_numbers_share_no_entry_of_the_cache(tmp_path, monk
             for o in both[0][1:]
             for piece in Observations([o]).select_time(o.gti.time_start[[0, 0]] + [0, 600] * u.s)
         ]
-        found.append(
-            reduction.reduce_observations([*both[0], *both[1], *pieces], bins, config, nothing, cache=tmp_path)[0]
-        )
+        found.append(reading.reduce_all([*both[0], *both[1], *pieces], cache=tmp_path)[0])
     assert len(read) == 5 and len(list(tmp_path.glob("run-*.fits"))) == 5
     for here, there in zip(*found, strict=True):
         assert here[0].key == there[0].key and np.array_equal(here[0].counts.toarray(), there[0].counts.toarray())
@@ -269,12 +267,12 @@ def test_stores_with_the_same_numbers_share_no_entry_of_the_cache(tmp_path, monk
 def test_labels_that_are_no_file_names_are_cached(tmp_path):
     store = plain_store()
     config = AcceptanceConfig.coerce(options("radial"))
-    bins, nothing = reduction.make_bins(config), reduction.make_exclusion(config)
+    reading = reduction.Reduction.of(config)
     for label in ("../a b/ü", None, "x" * 300):
         for _ in range(2):
             (observation,) = observations(store, store.on_obs_ids[:1])
             observation.obs_id = label
-            ((slices,), _) = reduction.reduce_observations([observation], bins, config, nothing, cache=tmp_path)
+            ((slices,), _) = reading.reduce_all([observation], cache=tmp_path)
             assert slices[0].obs_id == run_label(label)
     assert len(list(tmp_path.glob("run-*.fits"))) == 3
 

@@ -19,7 +19,7 @@ from stores import EDGES, fitted, options
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel, fit_acceptance
 from gammapy_accmaker.acceptance.fit import fit_runs
-from gammapy_accmaker.acceptance.reduction import make_bins, reduce_observations
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.data.counts import CountsBins, reduce_slices
 from gammapy_accmaker.data.exclusion import Exclusion
@@ -38,8 +38,8 @@ def observation(seed=0, size=800, obs_id=7):
 
 
 def reduced(config, observations, exclusion=None):
-    bins = make_bins(config)
-    return bins, reduce_observations(observations, bins, config, Exclusion(exclusion))[0]
+    reduction = Reduction.of(config, exclusion)
+    return reduction.bins, reduction.reduce_all(observations)[0]
 
 
 @few

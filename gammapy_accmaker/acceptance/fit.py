@@ -17,7 +17,7 @@ from astropy.table import Table, vstack
 
 from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.plan import GroupPlan, make_plan, warn_missed
-from gammapy_accmaker.acceptance.reduction import by_place, in_own_order, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.acceptance.reduction import Reduction, by_place, in_own_order
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.acceptance.search import fit_until_stable
 from gammapy_accmaker.camera.bins import merge_bins
@@ -205,26 +205,24 @@ def fit_acceptance(
     if plan is not None and not is_grouped(config):
         raise InputError("plan: got one, but the configuration pools all runs; set zenith or azimuth to one with bins")
     observations, execution = as_observations(observations), Execution.of(n_jobs, parallel_backend)
-    bins = make_bins(config)
-    excluded = make_exclusion(config, exclusion)
-    say_without_exclusion(config, excluded)
+    reduction = Reduction.of(config, exclusion)
+    say_without_exclusion(config, reduction.exclusion)
 
     warned = False
 
     def fit(exclusion):
         nonlocal warned
-        runs, failures = reduce_observations(
-            observations, bins, config, exclusion, execution, cache=cache, on_error=on_error
-        )
+        reading = replace(reduction, exclusion=exclusion)
+        runs, failures = reading.reduce_all(observations, execution, cache=cache, on_error=on_error)
         if not warned:  # the search for sources comes here again
             warn_of_notes(runs, config.offset_max.deg)
             warn_of_covariates(runs, config)
             warned = True
-        return _fit_once(runs, failures, bins, config, exclusion, plan, execution)
+        return _fit_once(runs, failures, reading, plan, execution)
 
     if config.exclusion.iterative is not None:
-        return fit_until_stable(fit, observations, config, config.exclusion.iterative, excluded)
-    return fit(excluded)[0]
+        return fit_until_stable(fit, observations, config, config.exclusion.iterative, reduction.exclusion)
+    return fit(reduction.exclusion)[0]
 
 
 def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
@@ -269,8 +267,9 @@ def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) ->
             log.log(level, f"{what} of all {len(runs)} runs, and the model does not follow it; correct or leave it out")
 
 
-def _fit_once(runs, failures, bins, config, exclusion, plan, execution):
+def _fit_once(runs, failures, reduction, plan, execution):
     """The fit of reduced runs, and the model adapted to each of them where that is needed, by place in the list."""
+    config, bins = reduction.config, reduction.bins
     require_runs(runs, failures.values())
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
@@ -286,7 +285,7 @@ def _fit_once(runs, failures, bins, config, exclusion, plan, execution):
         }
     run_table = make_run_table(rate_model, bins, runs, failures, config)
     fit_counts = sum_counts([part for slices in in_own_order(runs) for part in slices], bins.energy_edges, bins.fov)
-    parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": exclusion}
+    parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion}
     return AcceptanceModel(rate_model, config.without_files(), run_table, **parts), adapted
 
 
@@ -497,7 +496,7 @@ def _mean_azimuth(slices):
 def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=None) -> Table:
     """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out.
 
-    ``runs`` and ``failures`` are those of `reduce_observations`; the rows are in the order of the observations. ``models``: of
+    ``runs`` and ``failures`` are those of `Reduction.reduce_all`; the rows are in the order of the observations. ``models``: of
     each of the runs, where they differ.
     """
     used = by_place(runs, failures)

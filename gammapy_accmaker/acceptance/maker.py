@@ -26,14 +26,7 @@ from gammapy_accmaker.acceptance.fit import (
 )
 from gammapy_accmaker.acceptance.matched import fit_matched
 from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.acceptance.reduction import (
-    camera_track,
-    make_bins,
-    make_exclusion,
-    reduce_observations,
-    reduce_one,
-    run_exclusion,
-)
+from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exclusion
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
@@ -188,11 +181,11 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _add_to_run_table(self, observations, reading):
         """The effects of runs that the model was not fitted to."""
-        bins = make_bins(self.config)
-        runs, failures = reduce_observations(observations, bins, self.config, self.exclusion, **reading)
+        reduction = self._reduction()
+        runs, failures = reduction.reduce_all(observations, **reading)
         warn_of_notes(runs, self.config.offset_max.deg)
         warn_of_covariates(runs, self.config)
-        table = make_run_table(self.model.rate_model, bins, runs, failures, self.config, role="apply")
+        table = make_run_table(self.model.rate_model, reduction.bins, runs, failures, self.config, role="apply")
         self._set_model(replace(self.model, run_table=stack_run_tables([self.model.run_table, table])))
 
     @property
@@ -221,17 +214,21 @@ class AcceptanceBackgroundMaker(Maker):
         """The acceptance with the effects of one run, from the run's own unexcluded events."""
         return self._apply(observation).model
 
+    def _reduction(self) -> Reduction:
+        """Of runs that the model is applied to; the files of the configuration were read when the maker was made."""
+        return Reduction(self.config, make_bins(self.config), self.exclusion)
+
     def _apply(self, observation) -> _AppliedModel:
         """The model on one run: its events are read once, and its track is made once."""
         config, rate_model = self.config, self.model.rate_model
-        track = camera_track(observation, config)
+        reduction = self._reduction()
+        track = reduction.track(observation)
         if rate_model.differs_by_run:
             rate_model = rate_model.for_run(run_key(observation, track))
         if config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
             return _AppliedModel(observation, ScaledModel(rate_model, 1.0), track, config.time_step_seconds)
-        bins = make_bins(config)
-        slices = reduce_one(observation, bins, config, self.exclusion, track)
-        adapted, row = adapt_to_run(rate_model, bins, slices, config)
+        slices = reduction.reduce(observation, track)
+        adapted, row = adapt_to_run(rate_model, reduction.bins, slices, config)
         if NOT_CONVERGED in row["FLAG"]:
             log.warning(
                 f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its residuals, "
@@ -363,7 +360,7 @@ class AcceptanceBackgroundMaker(Maker):
         exclusion = self.exclusion
         if options.type == "fov":
             # a ring around a position in the half with the source would find nothing in it
-            exclusion = run_exclusion(observation, self.config, exclusion)
+            exclusion = self._reduction().run_exclusion(observation)
         excluded = exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
         mask = Map.from_geom(image, data=~excluded)
         if options.type == "fov":

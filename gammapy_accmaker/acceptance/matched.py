@@ -15,7 +15,7 @@ from gammapy_accmaker.acceptance.fit import (
     warn_of_covariates,
 )
 from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.acceptance.reduction import by_place, make_bins, make_exclusion, recognise, reduce_observations
+from gammapy_accmaker.acceptance.reduction import Reduction, by_place
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.options import MatchingOptions
 from gammapy_accmaker.data.matching import match_observations
@@ -56,8 +56,9 @@ def fit_matched(
         What `match_observations` returned; without it the ``matching`` options are used.
     """
     on, off = as_observations(observations), as_observations(off_observations, "off_observations")
-    bins, excluded = make_bins(config), make_exclusion(config, exclusion)
-    say_without_exclusion(config, excluded)
+    reduction = Reduction.of(config, exclusion)
+    bins = reduction.bins
+    say_without_exclusion(config, reduction.exclusion)
     matches = (
         _match(on, off, config.matching or MatchingOptions(), config) if matches is None else _checked(matches, on)
     )
@@ -68,7 +69,7 @@ def fit_matched(
         )
     reading = {"execution": execution, "cache": cache, "on_error": on_error}
     in_use = sorted({k for _, k in pairs})
-    off_runs, off_failures = reduce_observations(off, bins, config, excluded, places=in_use, **reading)
+    off_runs, off_failures = reduction.reduce_all(off, places=in_use, **reading)
     usable = by_place(off_runs, off_failures, in_use)
 
     models, number, which, why = [], {}, {}, {}
@@ -92,9 +93,9 @@ def fit_matched(
         reasons = "; ".join(str(one) for one in list(on_left_out.values())[:5])
         raise InputError(f"matching: no ON run gets a model ({reasons})")
 
-    on_runs, on_failures = reduce_observations(on, bins, config, excluded, places=list(which), **reading)
+    on_runs, on_failures = reduction.reduce_all(on, places=list(which), **reading)
     adapted = by_place(on_runs, on_failures, list(which))
-    keys = {place: _key(on[place], adapted.get(place), config) for place in which}
+    keys = {place: _key(on[place], adapted.get(place), reduction) for place in which}
     known = [place for place, key in keys.items() if key is not None]
     rate_model = ModelPerRun(models, [keys[place] for place in known], [which[place] for place in known])
     on_table = make_run_table(
@@ -124,13 +125,15 @@ def fit_matched(
     )
     is_used = np.array([k in usable for k in matches["OFF_PLACE"]], dtype=bool)
     run_table = stack_run_tables([off_table, on_table])
-    return AcceptanceModel(rate_model, config.without_files(), run_table, matches[is_used], exclusion=excluded)
+    return AcceptanceModel(
+        rate_model, config.without_files(), run_table, matches[is_used], exclusion=reduction.exclusion
+    )
 
 
-def _key(observation, slices, config):
+def _key(observation, slices, reduction):
     """What an ON run is recognised by when its background is wanted; None for one that cannot be read."""
     try:
-        return recognise(observation, config) if slices is None else slices[0].key
+        return reduction.recognise(observation) if slices is None else slices[0].key
     except AcceptanceError:
         return None
 

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from astropy.table import Table
 
-from gammapy_accmaker.acceptance.reduction import in_own_order, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.acceptance.reduction import Reduction, in_own_order
 from gammapy_accmaker.camera.bins import azimuth_sector
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import RunCounts
@@ -240,8 +240,7 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
             "config: the model 'spline' follows the zenith angle without groups; choose another model for a plan, such as 'radial'"
         )
     observations = as_observations(observations)
-    bins, excluded = make_bins(config), make_exclusion(config, exclusion)
-    runs, failures = reduce_observations(observations, bins, config, excluded, Execution.of(n_jobs, parallel_backend))
+    runs, failures = Reduction.of(config, exclusion).reduce_all(observations, Execution.of(n_jobs, parallel_backend))
     warn_of_notes(runs, config.offset_max.deg)
     require_runs(runs, failures.values())
     plan = make_plan(runs, config)

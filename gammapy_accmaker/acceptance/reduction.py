@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
@@ -33,16 +34,11 @@ from gammapy_accmaker.utils.parallel import SERIAL, Execution, ProcessDiedError
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
 
 __all__ = [
+    "Reduction",
     "by_place",
-    "camera_track",
     "in_own_order",
     "make_bins",
     "make_exclusion",
-    "open_cache",
-    "recognise",
-    "reduce_observations",
-    "reduce_one",
-    "run_exclusion",
 ]
 
 log = logging.getLogger(__name__)
@@ -92,15 +88,6 @@ def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:
     return Exclusion([options.regions, *items, exclusion], options.margin)
 
 
-def run_exclusion(observation, config: AcceptanceConfig, exclusion: Exclusion) -> Exclusion:
-    """The exclusion and what is left out of this run alone."""
-    half = config.exclusion.wobble_half
-    if half is False:
-        return exclusion
-    source = None if half is True else SkyCoord(half.lon, half.lat, frame=half.frame)
-    return without_source_half(observation, exclusion, source, config.offset_max.deg, config.observatory_location)
-
-
 @contextmanager
 def _explained(observation):
     """Reading of an observation, whose errors name it."""
@@ -114,72 +101,146 @@ def _explained(observation):
         ) from error
 
 
-def recognise(observation, config: AcceptanceConfig) -> RunKey:
-    """What an observation that comes alone is recognised by; its events are not read."""
-    check_files(observation)
-    with _explained(observation):
-        site = config.observatory_location
-        return run_key(observation, observation_track(observation, "radec", site, turning=False))
+@dataclass(frozen=True)
+class Reduction:
+    """How observations become reduced runs: made once from a configuration, for one observation or many.
 
-
-def camera_track(observation, config: AcceptanceConfig) -> FovTrack:
-    """Track of an observation in the camera, with a zenith angle where the model follows it; its events are not read."""
-    check_files(observation)
-    location = config.observatory_location
-    with _explained(observation):
-        track = observation_track(observation, config.fov_alignment, location)
-        if config.needs_zenith:
-            check_zenith(observation, track, location)
-        return track
-
-
-def reduce_one(
-    observation, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion, track: FovTrack | None = None
-) -> list[RunCounts]:
-    """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle.
-
-    ``track``: its `camera_track`, where that is known already.
+    Attributes
+    ----------
+    config : `AcceptanceConfig`
+        It says how a run is cut in time, which site it is seen from, and which keywords are read.
+    bins : `CountsBins`
+        Of energy and field of view.
+    exclusion : `Exclusion`
+        Left out of counts and exposure of all runs.
     """
-    pooled = config.zenith_bins
-    if track is None:
+
+    config: AcceptanceConfig
+    bins: CountsBins
+    exclusion: Exclusion
+
+    @classmethod
+    def of(cls, config: AcceptanceConfig, exclusion=None) -> Reduction:
+        """The bins that a configuration asks for, its exclusion, whose files are read, and what is given besides it."""
+        return cls(config, make_bins(config), make_exclusion(config, exclusion))
+
+    def run_exclusion(self, observation) -> Exclusion:
+        """The exclusion and what is left out of this run alone."""
+        half = self.config.exclusion.wobble_half
+        if half is False:
+            return self.exclusion
+        source = None if half is True else SkyCoord(half.lon, half.lat, frame=half.frame)
+        offset_max, site = self.config.offset_max.deg, self.config.observatory_location
+        return without_source_half(observation, self.exclusion, source, offset_max, site)
+
+    def recognise(self, observation) -> RunKey:
+        """What an observation that comes alone is recognised by; its events are not read."""
         check_files(observation)
-    with _explained(observation):
-        slices = reduce_slices(
-            observation,
-            bins,
-            run_exclusion(observation, config, exclusion),
-            max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
-            cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
-            azimuth_edges=config.azimuth.edges,
-            time_step=config.time_step_seconds,
-            location=config.observatory_location,
-            needs_zenith=config.needs_zenith,
-            covariates=_keywords(config),
-            track=track,
+        with _explained(observation):
+            site = self.config.observatory_location
+            return run_key(observation, observation_track(observation, "radec", site, turning=False))
+
+    def track(self, observation) -> FovTrack:
+        """Its track in the camera, with a zenith angle where the model follows it; its events are not read."""
+        check_files(observation)
+        location = self.config.observatory_location
+        with _explained(observation):
+            track = observation_track(observation, self.bins.alignment, location)
+            if self.config.needs_zenith:
+                check_zenith(observation, track, location)
+            return track
+
+    def reduce(self, observation, track: FovTrack | None = None) -> list[RunCounts]:
+        """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle.
+
+        ``track``: that of `track`, where it is known already.
+        """
+        config, pooled = self.config, self.config.zenith_bins
+        if track is None:
+            check_files(observation)
+        with _explained(observation):
+            slices = reduce_slices(
+                observation,
+                self.bins,
+                self.run_exclusion(observation),
+                max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
+                cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
+                azimuth_edges=config.azimuth.edges,
+                time_step=config.time_step_seconds,
+                location=config.observatory_location,
+                needs_zenith=config.needs_zenith,
+                covariates=self._keywords,
+                track=track,
+            )
+        if not any(part.exposure.any() for part in slices):
+            raise ObservationError(
+                f"observation {observation.obs_id}: the exclusion covers its whole field of view; make it smaller"
+            )
+        if not any(part.counts.nnz for part in slices):
+            raise ObservationError(
+                f"observation {observation.obs_id}: it has no events in the energies and offsets of the model outside of the exclusion"
+            )
+        return slices
+
+    def reduce_all(
+        self, observations, execution: Execution = SERIAL, *, cache=None, on_error="skip", places=None
+    ) -> tuple[list[list[RunCounts]], dict[int, LeftOut]]:
+        """Slices of the observations that can be used, in their order, and by place in the list those that cannot, with the reason.
+
+        ``places``: of the observations that are wanted; all by default. `by_place` tells where in the list the runs stand.
+        One warning names those that are left out; with ``on_error="raise"`` the first of them ends the reduction.
+        ``cache``: folder of the reduced runs, see `RunCache`.
+        """
+        check_choice(on_error, ("skip", "raise"), "on_error")
+        if cache is not None:
+            cache = self.open_cache(cache)
+        places = range(len(observations)) if places is None else places
+        labels = [run_label(observation.obs_id) for observation in observations]
+        names = run_names(labels)
+        inputs = [(self, observations[place], cache) for place in places]
+        runs, failures = [], {}
+        results = execution.map(_reduce_or_explain, inputs, "Reduction of observations")
+        for place, result in zip(places, results, strict=True):
+            if isinstance(result, list):
+                runs.append(result)
+                continue
+            reason = f"{type(result).__name__}: {result}" if isinstance(result, ProcessDiedError) else result
+            if on_error == "raise":
+                raise ObservationError(f"observation {names[place]} cannot be used: {reason}")
+            failures[place] = LeftOut(labels[place], names[place], reason)
+        if failures:
+            reasons = "\n".join(f"  {left_out}" for left_out in failures.values())
+            log.warning(f"{len(failures)} of {len(inputs)} observations are left out:\n{reasons}")
+        return runs, failures
+
+    def open_cache(self, folder) -> RunCache:
+        """The cache of reduced runs in a folder, for all settings that `reduce` depends on."""
+        config, pooled = self.config, self.config.zenith_bins
+        settings = (
+            self.exclusion,
+            config.zenith.type,
+            None if pooled is None else pooled.initial_width,
+            config.azimuth.edges,
+            str(config.exclusion.wobble_half),
+            config.time_step_seconds,
+            config.observatory_location,
+            self._keywords,
         )
-    if not any(part.exposure.any() for part in slices):
-        raise ObservationError(
-            f"observation {observation.obs_id}: the exclusion covers its whole field of view; make it smaller"
-        )
-    if not any(part.counts.nnz for part in slices):
-        raise ObservationError(
-            f"observation {observation.obs_id}: it has no events in the energies and offsets of the model outside of the exclusion"
-        )
-    return slices
+        return RunCache.open(folder, self.bins, MAX_ZENITH_CHANGE, *settings)
+
+    @property
+    def _keywords(self):
+        """Keywords of the event header that are read of each run: what the model follows, and the muon efficiency to be shown."""
+        asked = self.config.model.covariates if self.config.model.type == "spline" else ()
+        return tuple(dict.fromkeys((MUON_EFFICIENCY, *asked)))
 
 
-def _keywords(config):
-    """Keywords of the event header that are read of each run: what the model follows, and the muon efficiency to be shown."""
-    asked = config.model.covariates if config.model.type == "spline" else ()
-    return tuple(dict.fromkeys((MUON_EFFICIENCY, *asked)))
-
-
-def _reduce_or_explain(observation, bins, config, exclusion, cache):
+def _reduce_or_explain(reduction, observation, cache):
     try:
         slices = None if cache is None else cache.get(observation)
         if slices is None:
             held = in_memory(observation)
-            slices = reduce_one(observation, bins, config, exclusion)
+            slices = reduction.reduce(observation)
             if cache is not None:
                 cache.put(observation, slices, held)
         return slices
@@ -187,63 +248,8 @@ def _reduce_or_explain(observation, bins, config, exclusion, cache):
         return f"{type(error).__name__}: {error}"
 
 
-def open_cache(folder, bins: CountsBins, config: AcceptanceConfig, exclusion: Exclusion) -> RunCache:
-    """The cache of reduced runs in a folder, for all settings that `reduce_one` depends on."""
-    pooled = config.zenith_bins
-    settings = (
-        exclusion,
-        config.zenith.type,
-        None if pooled is None else pooled.initial_width,
-        config.azimuth.edges,
-        str(config.exclusion.wobble_half),
-        config.time_step_seconds,
-        config.observatory_location,
-        _keywords(config),
-    )
-    return RunCache.open(folder, bins, MAX_ZENITH_CHANGE, *settings)
-
-
-def reduce_observations(
-    observations,
-    bins: CountsBins,
-    config: AcceptanceConfig,
-    exclusion: Exclusion,
-    execution: Execution = SERIAL,
-    *,
-    cache=None,
-    on_error="skip",
-    places=None,
-) -> tuple[list[list[RunCounts]], dict[int, LeftOut]]:
-    """Slices of the observations that can be used, in their order, and by place in the list those that cannot, with the reason.
-
-    ``places``: of the observations that are wanted; all by default. `by_place` tells where in the list the runs stand. One warning names those that are left out; with ``on_error="raise"`` the first of them ends the reduction.
-    ``cache``: folder of the reduced runs, see `RunCache`.
-    """
-    check_choice(on_error, ("skip", "raise"), "on_error")
-    if cache is not None:
-        cache = open_cache(cache, bins, config, exclusion)
-    places = range(len(observations)) if places is None else places
-    labels = [run_label(observation.obs_id) for observation in observations]
-    names = run_names(labels)
-    inputs = [(observations[place], bins, config, exclusion, cache) for place in places]
-    runs, failures = [], {}
-    results = execution.map(_reduce_or_explain, inputs, "Reduction of observations")
-    for place, result in zip(places, results, strict=True):
-        if isinstance(result, list):
-            runs.append(result)
-            continue
-        reason = f"{type(result).__name__}: {result}" if isinstance(result, ProcessDiedError) else result
-        if on_error == "raise":
-            raise ObservationError(f"observation {names[place]} cannot be used: {reason}")
-        failures[place] = LeftOut(labels[place], names[place], reason)
-    if failures:
-        reasons = "\n".join(f"  {left_out}" for left_out in failures.values())
-        log.warning(f"{len(failures)} of {len(inputs)} observations are left out:\n{reasons}")
-    return runs, failures
-
-
 def by_place(runs, failures, places=None) -> dict[int, list[RunCounts]]:
-    """What `reduce_observations` found, by the place of each run in the list of observations."""
+    """What `Reduction.reduce_all` found, by the place of each run in the list of observations."""
     places = range(len(runs) + len(failures)) if places is None else places
     return dict(zip((place for place in places if place not in failures), runs, strict=True))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
@@ -18,7 +18,7 @@ from gammapy.data import EventList
 from gammapy.utils.pbar import progress_bar
 
 from gammapy_accmaker.acceptance.fit import adapt_to_run, fit_runs, warn_of_covariates
-from gammapy_accmaker.acceptance.reduction import by_place, make_bins, make_exclusion, reduce_observations
+from gammapy_accmaker.acceptance.reduction import Reduction, by_place
 from gammapy_accmaker.camera.bins import FovBins, as_edges, as_number, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import CountsBins
@@ -137,9 +137,10 @@ def cross_validate(
     observations = [o for k, o in enumerate(observations) if k not in unreadable]
     rng = np.random.default_rng(split_seed)
     halves = [_split(observation, rng) for observation in progress_bar(observations, desc="Splitting of runs")]
-    scoring = _Scoring(edges, bands, _common_offset(as_number(offset_max, "deg", "offset_max"), configs))
+    reductions = {name: Reduction.of(config, exclusion) for name, config in configs.items()}
+    scoring = _Scoring(edges, bands, _common_offset(as_number(offset_max, "deg", "offset_max"), reductions))
     reduced = {
-        name: _reduce(observations, halves, config, scoring, exclusion, execution) for name, config in configs.items()
+        name: _reduce(observations, halves, reduction, scoring, execution) for name, reduction in reductions.items()
     }
     by_run = next(iter(reduced.values()))
     warn_of_notes([run for run, *_ in by_run.values()], next(iter(configs.values())).offset_max.deg)
@@ -162,12 +163,12 @@ def cross_validate(
                 bands,
                 scoring.offset_max,
                 config,
-                make_exclusion(config, exclusion),
+                reductions[name].exclusion,
             )
             if sky
             else None
         )
-        held_out = _HeldOut.of(reduced[name], folds, config, scoring, in_sky, execution)
+        held_out = _HeldOut.of(reduced[name], folds, reductions[name], scoring, in_sky, execution)
         scores[name] = [held_out.scores[k] for k in used]
         gain = scores[name] - scores[scores.colnames[1]]
         norms = np.array([held_out.log_norms[k] for k in used])
@@ -192,11 +193,11 @@ def cross_validate(
     return CrossValidation(table, scores, Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"}))
 
 
-def _common_offset(offset_max, configs):
+def _common_offset(offset_max, reductions):
     """Largest offset in deg of the score: where one of the models ends, it expects nothing of the events beyond."""
     reach = {}
-    for name, config in configs.items():
-        bins = make_bins(config)
+    for name, reduction in reductions.items():
+        bins = reduction.bins
         reach[name] = min(bins.offset_max, *(float(edges[-1]) for edges in bins.fov.edges))
     smallest = min(reach, key=reach.__getitem__)
     if reach[smallest] > offset_max - 1e-6:
@@ -248,18 +249,18 @@ def _members(fine, edges):
     return (bins == np.arange(len(edges) - 1)[:, None]).astype(float)
 
 
-def _reduce(observations, halves, config, scoring, exclusion, execution):
+def _reduce(observations, halves, fitting, scoring, execution):
     """By place in the list: the run and its first half in the bins of the fit, it and its second half in those of the score."""
-    excluded = make_exclusion(config, exclusion)
-    scoring_bins = CountsBins(scoring.fine, scoring.fov, config.fov_alignment, scoring.offset_max)
+    scoring_bins = CountsBins(scoring.fine, scoring.fov, fitting.bins.alignment, scoring.offset_max)
+    to_score = replace(fitting, bins=scoring_bins)
     parts = []
-    for runs, bins in (
-        (observations, make_bins(config)),
-        ([half for half, _ in halves], make_bins(config)),
-        (observations, scoring_bins),
-        ([half for _, half in halves], scoring_bins),
+    for runs, reduction in (
+        (observations, fitting),
+        ([half for half, _ in halves], fitting),
+        (observations, to_score),
+        ([half for _, half in halves], to_score),
     ):
-        parts.append(by_place(*reduce_observations(runs, bins, config, excluded, execution)))
+        parts.append(by_place(*reduction.reduce_all(runs, execution)))
     return {k: tuple(part[k] for part in parts) for k in parts[0] if all(k in part for part in parts)}
 
 
@@ -273,8 +274,8 @@ class _HeldOut:
     fit_time: float
 
     @classmethod
-    def of(cls, reduced, folds, config, scoring, sky, execution):
-        bins = make_bins(config)
+    def of(cls, reduced, folds, reduction, scoring, sky, execution):
+        bins, config = reduction.bins, reduction.config
         scores, log_norms, seconds, pulls = {}, {}, [], []
         for fold in progress_bar(folds, desc="Folds"):
             start = time.monotonic()

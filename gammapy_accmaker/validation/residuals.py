@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import astropy.units as u
 import numpy as np
 
-from gammapy_accmaker.acceptance.reduction import reduce_one, run_exclusion
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import FovBins, as_edges, offset
 from gammapy_accmaker.data.counts import CountsBins, observation_track
 from gammapy_accmaker.data.observations import as_observations, find_unreadable
@@ -123,6 +123,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
     bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment, offset_max)
     exclusion = maker.exclusion
+    reduction = Reduction(config, bins, exclusion)
     unreadable = find_unreadable(observations, config.observatory_location)
     readable = {k: o for k, o in enumerate(observations) if k not in unreadable}
     sky = make_sky_stack(readable, bands, offset_max, config, exclusion)
@@ -132,7 +133,7 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     runs, failures = [], {k: LeftOut(labels[k], names[k], reason) for k, reason in unreadable.items()}
     for first in range(0, len(readable), CHUNK):
         numbers = list(readable)[first : first + CHUNK]
-        tasks = [(observations[k], maker, bins, exclusion, sky.field_of(k).counts.geom) for k in numbers]
+        tasks = [(observations[k], maker, reduction, sky.field_of(k).counts.geom) for k in numbers]
         results = execution.map(_residuals_of_run, tasks, "Residuals")
         for k, result in zip(numbers, results, strict=True):
             if isinstance(result, (str, ProcessDiedError)):
@@ -147,10 +148,11 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     return Residuals(bands, bins.fov, offset_max, counts, expected, sky.fields, runs, failures)
 
 
-def _residuals_of_run(observation, maker, bins, exclusion, geom):
+def _residuals_of_run(observation, maker, reduction, geom):
+    bins = reduction.bins
     try:
         model = maker.adapt(observation)
-        slices = reduce_one(observation, bins, maker.config, exclusion)
+        slices = reduction.reduce(observation)
         config = maker.config
         track = observation_track(observation, config.fov_alignment, config.observatory_location)
         in_sky = fill_sky(
@@ -165,7 +167,7 @@ def _residuals_of_run(observation, maker, bins, exclusion, geom):
     except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     if maker.config.exclusion.wobble_half is not False:  # what is left out of this run alone
-        left_out = run_exclusion(observation, maker.config, exclusion).contains(icrs_vectors(geom.to_image()))
+        left_out = reduction.run_exclusion(observation).contains(icrs_vectors(geom.to_image()))
         in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
     counts = sum(part.counts for part in slices).toarray()
     expected = model.expected_counts(slices, bins.energy_edges, bins.fov)

@@ -12,7 +12,7 @@ from regions import CircleSkyRegion
 from stores import EDGES, altered, full_store, observations, options, source_region
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel, fit_acceptance
-from gammapy_accmaker.acceptance.fit import make_bins
+from gammapy_accmaker.acceptance.reduction import make_bins
 from gammapy_accmaker.errors import InputError
 
 KINDS = ["radial", "grid"]

@@ -13,7 +13,7 @@ from gammapy.maps import MapAxis, WcsGeom
 from stores import AnalyticModel
 
 from gammapy_accmaker import AcceptanceBackgroundMaker
-from gammapy_accmaker.acceptance.reduction import make_bins, reduce_one
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import offset
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.products.background import rate_nodes
@@ -67,8 +67,8 @@ def geom_around(observation, nbin, binsz):
 
 def share_within(maker, observation, radius):
     """Part of the counts that a model expects of a run which lies within a radius, cells by the part inside."""
-    bins = make_bins(maker.config)
-    slices, model = reduce_one(observation, bins, maker.config, maker.exclusion), maker.adapt(observation)
+    reduction = Reduction.of(maker.config, maker.exclusion)
+    bins, slices, model = reduction.bins, reduction.reduce(observation), maker.adapt(observation)
     lon, lat = bins.fov.subpoints(8)
     counts = np.zeros(lon.shape)
     for part in slices:
@@ -135,8 +135,8 @@ def test_every_model_with_every_kind_of_runs(case):
 
 
 def reduced(maker, run):
-    bins = make_bins(maker.config)
-    return bins, reduce_one(run, bins, maker.config, maker.exclusion)
+    reduction = Reduction.of(maker.config, maker.exclusion)
+    return reduction.bins, reduction.reduce(run)
 
 
 def test_the_fast_counts_of_the_spline_are_those_of_the_forward_model():

@@ -33,11 +33,11 @@ def reads(monkeypatch):
     """Numbers of the runs whose events are read."""
     found = []
 
-    def counting(observation, *args, reduce=runs.reduce_one):
+    def counting(self, observation, reduce=runs.Reduction.reduce):
         found.append(int(observation.obs_id))
-        return reduce(observation, *args)
+        return reduce(self, observation)
 
-    monkeypatch.setattr(runs, "reduce_one", counting)
+    monkeypatch.setattr(runs.Reduction, "reduce", counting)
     return found
 
 
@@ -47,8 +47,7 @@ def read(folder=None, n=4):
 
 
 def reduce(observations, cache=None, config=CONFIG, exclusion=None, **more):
-    bins, excluded = runs.make_bins(config), runs.make_exclusion(config, exclusion)
-    return runs.reduce_observations(observations, bins, config, excluded, cache=cache, **more)
+    return runs.Reduction.of(config, exclusion).reduce_all(observations, cache=cache, **more)
 
 
 def same(a, b):

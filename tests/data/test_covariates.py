@@ -19,7 +19,7 @@ from gammapy_accmaker import (
     fit_acceptance,
     match_observations,
 )
-from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, open_cache
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.data.counts import header_number
 from gammapy_accmaker.errors import InputError
 
@@ -149,10 +149,9 @@ def test_a_new_run_that_lacks_what_the_model_follows_is_named(runs, region, capl
 
 
 def test_the_cache_knows_which_keywords_were_read(runs, tmp_path):
-    bins, excluded = make_bins(config()), make_exclusion(config())
-    settings = {open_cache(tmp_path, bins, config(*names), excluded).settings for names in ((), ("A",), ("A", "B"))}
+    settings = {Reduction.of(config(*names)).open_cache(tmp_path).settings for names in ((), ("A",), ("A", "B"))}
     assert len(settings) == 3
-    assert len({open_cache(tmp_path, bins, config(*names), excluded).settings for names in ((), ("MUONEFF",))}) == 1
+    assert len({Reduction.of(config(*names)).open_cache(tmp_path).settings for names in ((), ("MUONEFF",))}) == 1
 
 
 def test_a_run_that_cannot_be_matched_by_its_muon_efficiency_is_named(runs, caplog):

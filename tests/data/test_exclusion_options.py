@@ -16,7 +16,7 @@ from sources import with_source
 from stores import IRFS, altered, observations, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, fit_acceptance
-from gammapy_accmaker.acceptance.reduction import make_bins, make_exclusion, reduce_one, run_exclusion
+from gammapy_accmaker.acceptance.reduction import Reduction, make_exclusion
 from gammapy_accmaker.errors import InputError, ObservationError
 
 KINDS = ["radial", "grid"]
@@ -27,8 +27,8 @@ def config(kind="grid", effects="norm", half=True, **more):
 
 
 def reduced(observation, settings):
-    bins = make_bins(settings)
-    return reduce_one(observation, bins, settings, make_exclusion(settings)), bins
+    reduction = Reduction.of(settings)
+    return reduction.reduce(observation), reduction.bins
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,7 @@ def on_runs(store):
 
 def test_the_half_on_the_side_of_the_source(on_runs):
     for observation in on_runs:
-        settings = config()
-        half = run_exclusion(observation, settings, make_exclusion(settings))
+        half = Reduction.of(config()).run_exclusion(observation)
         pointing, source = observation.get_pointing_icrs(observation.tmid), observation.meta.target.position
         angle = pointing.position_angle(source)
         for turn, inside in ((0, True), (85, True), (-85, True), (95, False), (180, False), (-95, False)):

@@ -14,7 +14,7 @@ from stores import IRFS, altered, full_store, observations, options, sky_geom, s
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, match_observations
 from gammapy_accmaker.acceptance.fit import fit_acceptance
-from gammapy_accmaker.acceptance.reduction import recognise
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.simulation.store import simulate_data_store
 
@@ -235,7 +235,7 @@ def test_each_on_run_has_the_model_of_its_matches(store, maker, on_runs, off_run
     for observation in on_runs:
         taken = [o for o in off_runs if o.obs_id in found[observation.obs_id]]
         alone = fit_acceptance(taken, options("radial"), exclusion=source_region(store)).rate_model
-        mine = model.rate_model.for_run(recognise(observation, maker.config))
+        mine = model.rate_model.for_run(Reduction.of(maker.config).recognise(observation))
         assert np.array_equal(mine.integral_grid(*bins[:2], np.zeros(9)), alone.integral_grid(*bins[:2], np.zeros(9)))
 
 
@@ -281,7 +281,7 @@ def test_the_run_table_and_the_file(store, maker, on_runs, tmp_path):
         assert np.array_equal(again.matches[name], maker.model.matches[name])
     assert again.matches["HOURS"].unit == "h"
     for observation in on_runs:
-        key = recognise(observation, maker.config)
+        key = Reduction.of(maker.config).recognise(observation)
         here, there = (m.rate_model.for_run(key).profile for m in (maker.model, again))
         assert np.array_equal(here, there)
     x = np.linspace(0, 2, 5) * u.deg

@@ -30,7 +30,7 @@ from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
-from gammapy_accmaker.models.fit_counts import add_up, sum_counts
+from gammapy_accmaker.models.fit_counts import add_up, mean_displacement, sum_counts
 from gammapy_accmaker.models.goodness import describe_goodness, group_scores
 from gammapy_accmaker.models.norm_energy import (
     NO_ENERGIES,
@@ -137,6 +137,7 @@ def _whole(slices):
         slices[0],
         counts=sum(part.counts for part in slices),
         exposure=sum(part.exposure for part in slices),
+        displacement=mean_displacement(slices),
         ontime=float(ontime.sum()),
         livetime=float(sum(part.livetime for part in slices)),
         cos_zenith=float(np.average([part.cos_zenith for part in slices], weights=ontime)),
@@ -325,18 +326,20 @@ def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricMo
         used = energies_between(bins.energy_edges, energies)
         norms = fit_run_norms(np.array([used @ run.counts for run in whole]), exposure)
         scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
-    counts, exposure = add_up(whole), norms @ exposure
+    counts, exposure, displacement = add_up(whole), norms @ exposure, mean_displacement(whole, norms)
     if config.model.type != "parametric":
-        model = fit_binned(counts, exposure, bins.energy_edges, bins.fov, profile_edges=profile_edges)
+        model = fit_binned(
+            counts, exposure, bins.energy_edges, bins.fov, profile_edges=profile_edges, displacement=displacement
+        )
     else:
-        model = _fit_parametric(counts, exposure, bins, config, profile_edges)
+        model = _fit_parametric(counts, exposure, displacement, bins, config, profile_edges)
     if isinstance(config.fit_energy, u.Quantity) and profile_edges is not None:
         # the bins that were asked for are those of the fit; within them events were counted finely
         model = model.in_bins(profile_edges)
     return replace(model, run_scatter=scatter)
 
 
-def _fit_parametric(counts, exposure, bins, config, profile_edges):
+def _fit_parametric(counts, exposure, displacement, bins, config, profile_edges):
     return fit_parametric(
         counts,
         exposure,
@@ -347,6 +350,7 @@ def _fit_parametric(counts, exposure, bins, config, profile_edges):
         shared=tuple(config.model.shared),
         on_failure=config.model.on_failure,
         profile_edges=profile_edges,
+        displacement=displacement,
     )
 
 

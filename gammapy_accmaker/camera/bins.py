@@ -22,9 +22,15 @@ __all__ = [
     "energy_edges_from_axis",
     "energy_edges_per_decade",
     "merge_bins",
+    "moved_weights",
     "offset",
     "split_bins",
 ]
+
+
+FINE = 0.1  # deg; a bin that is no wider is one place
+FARTHEST = 0.9  # of the half width of a bin, that a part of it may be from its middle
+TILT_STEPS = 25
 
 
 def as_values(quantity, unit: str, argument: str) -> np.ndarray:
@@ -238,6 +244,42 @@ class FovBins:
         y, z = np.sin(theta)[:, :, None] * np.cos(phi), np.sin(theta)[:, :, None] * np.sin(phi)
         lon, lat = np.degrees(np.arctan2(y, x)), np.degrees(np.arcsin(z))
         return lon.reshape(self.size, -1), lat.reshape(self.size, -1)
+
+    def positions(self, fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:
+        """Positions (deg) along the axes of the bins: an offset, or FOV_LON and FOV_LAT, behind all other axes."""
+        return np.stack([offset(fov_lon, fov_lat)] if self.is_radial else [fov_lon, fov_lat], axis=-1)
+
+
+def moved_weights(weights: np.ndarray, positions: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """Weights of points that stand for the part of a bin that was seen: of those with its mean position the most even.
+
+    Parameters
+    ----------
+    weights : `~numpy.ndarray`, shape (bin, point)
+        Of the points of the whole bin, > 0 and with the sum 1.
+    positions : `~numpy.ndarray`, shape (bin, point, axis)
+    displacement : `~numpy.ndarray`, shape (bin, axis)
+        How far the mean position of the part is from that of the bin.
+
+    Returns
+    -------
+    weights : `~numpy.ndarray`, shape (bin, point)
+        > 0 and with the sum 1; they fall or rise exponentially along a direction.
+    """
+    out, here = np.array(weights, dtype=float), np.any(displacement != 0, axis=1)
+    x = positions[here] - np.einsum("bp,bpa->ba", weights[here], positions[here])[:, None]
+    reach = np.maximum(np.abs(x).max(axis=1), 1e-12)
+    target, tilt = np.clip(displacement[here], -FARTHEST * reach, FARTHEST * reach), np.zeros(reach.shape)
+    for _ in range(TILT_STEPS):  # Newton's method for a convex function
+        moved = weights[here] * np.exp(np.einsum("bpa,ba->bp", x, tilt))
+        moved /= moved.sum(axis=1, keepdims=True)
+        mean = np.einsum("bp,bpa->ba", moved, x)
+        covariance = np.einsum("bp,bpa,bpc->bac", moved, x, x) - mean[:, :, None] * mean[:, None]
+        covariance += 1e-6 * reach[:, :, None] ** 2 * np.eye(reach.shape[1])
+        step = np.linalg.solve(covariance, (target - mean)[:, :, None])[:, :, 0]
+        tilt += np.clip(step, -1 / reach, 1 / reach)
+    out[here] = moved
+    return out
 
 
 def _subdivide(edges, n):

@@ -102,7 +102,7 @@ def _content(value):
 
 
 FORMAT = "gammapy_accmaker run"
-FORMAT_VERSION = 5  # raised when what a reduction gives, or how it is stored, changes
+FORMAT_VERSION = 6  # raised when what a reduction gives, or how it is stored, changes
 MAX_BYTES = 2**30
 NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
 
@@ -229,6 +229,7 @@ def _to_arrays(slices):
         "INDEX": np.concatenate([part.row.astype("i4") * size + part.col for part in counts]).astype("i4"),
         "COUNTS": np.concatenate([part.data for part in counts]).astype("i4"),
         "EXPOSURE": np.array([part.exposure for part in slices], dtype="f8"),
+        **_displacements(slices),
         "VALUES": np.array(
             [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
             dtype="f8",
@@ -238,6 +239,16 @@ def _to_arrays(slices):
     }
 
 
+def _displacements(slices):
+    """Of the bins of each slice, where any has some."""
+    some = next((part.displacement for part in slices if part.displacement is not None), None)
+    if some is None:
+        return {}
+    none = np.zeros_like(some)
+    values = [none if part.displacement is None else part.displacement for part in slices]
+    return {"DISPLACEMENT": np.array(values, dtype="f4")}
+
+
 def _from_arrays(arrays, label, shape):
     index, counts = arrays["INDEX"], arrays["COUNTS"]
     ends = np.cumsum(arrays["NUMBER"])
@@ -245,18 +256,22 @@ def _from_arrays(arrays, label, shape):
     notes = texts.pop("notes")
     notes = RunNotes(**notes | {"site": None if notes["site"] is None else tuple(notes["site"])})
     slices, (first, *pointing) = [], arrays["START"].tolist()
+    displacements = [own if own.any() else None for own in arrays.get("DISPLACEMENT", [])]
+    displacements = displacements or [None] * len(arrays["EXPOSURE"])
     key = RunKey(label, first, tuple(pointing))
-    for start, stop, exposure, values in zip(
-        ends - arrays["NUMBER"], ends, arrays["EXPOSURE"], arrays["VALUES"], strict=True
+    for start, stop, exposure, displacement, values in zip(
+        ends - arrays["NUMBER"], ends, arrays["EXPOSURE"], displacements, arrays["VALUES"], strict=True
     ):
         row, column = np.divmod(index[start:stop], shape[1])
         matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
         *numbers, lon, lat, low, high = map(float, values)
         given = {
+            "exposure": exposure.copy(),
+            "displacement": displacement,
             "pointing": (lon, lat),
             "cos_zenith_range": (low, high),
             **dict(zip(NUMBERS, numbers, strict=True)),
             **texts,
         }
-        slices.append(RunCounts(key=key, counts=matrix, exposure=exposure.copy(), notes=notes, **given))
+        slices.append(RunCounts(key=key, counts=matrix, notes=notes, **given))
     return slices

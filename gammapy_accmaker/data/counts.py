@@ -12,7 +12,7 @@ from astropy.coordinates import EarthLocation
 from scipy.ndimage import binary_dilation
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.camera.bins import FovBins, axis_index, check_edges, offset
+from gammapy_accmaker.camera.bins import FINE, FovBins, axis_index, check_edges, offset
 from gammapy_accmaker.camera.track import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, find_reach
@@ -38,6 +38,7 @@ MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the si
 SUBPOINTS = 5  # along each side of a bin that an exclusion touches
 RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
 POINTING_STEP = 60.0  # s, between the nodes of the track
+EVEN = 1e-6  # deg; a displacement below is rounding
 MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
 
 
@@ -95,6 +96,9 @@ class RunCounts:
         Mean time.
     pointing : tuple of float
         Right ascension and declination in deg, at the start of the run.
+    displacement : `~numpy.ndarray`, float32, or None
+        How far the mean position of the unexcluded part of each bin is from that of the bin, in deg along the axes of the
+        bins, shape (bin, axis); None where it is in its middle everywhere, and for bins so fine that it does not matter.
     covariates : dict of float
         What the event header tells of the state of the instrument, by keyword; one that is missing or no number is not here.
     dropped : dict of int
@@ -113,6 +117,7 @@ class RunCounts:
     cos_zenith_range: tuple[float, float]
     mjd: float
     pointing: tuple[float, float] = (np.nan, np.nan)
+    displacement: np.ndarray | None = None
     covariates: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     notes: RunNotes = field(default_factory=RunNotes)
@@ -304,24 +309,26 @@ def reduce_slices(
         part = track.during(start, stop)
         if part.ontime <= 0:
             continue
-        fraction = _unexcluded_fraction(bins.fov, part, exclusion, time_step) * bins.inside
+        fraction, displacement = _unexcluded_part(bins.fov, part, exclusion, time_step)
+        fraction *= bins.inside
         here = inside & (number == k)
         seen = here & (fraction > 0)[fov_bin]
         dropped["unexposed bin"] += int((here & ~seen).sum())
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
         counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
         counts.sum_duplicates()
-        slices.append(_run_counts(key, part, counts, fraction, live, numbers, dropped, notes))
+        slices.append(_run_counts(key, part, counts, fraction, displacement, live, numbers, dropped, notes))
     return slices
 
 
-def _run_counts(key, track, counts, fraction, live, covariates, dropped, notes):
+def _run_counts(key, track, counts, fraction, displacement, live, covariates, dropped, notes):
     nodes, weights = time_nodes(track.intervals, POINTING_STEP)
     mean_time = np.average(nodes, weights=weights)
     return RunCounts(
         key=key,
         counts=counts,
         exposure=fraction * track.ontime,
+        displacement=displacement,
         ontime=track.ontime,
         livetime=live * track.ontime,
         cos_zenith=track.mean_cos_zenith,
@@ -425,11 +432,14 @@ def _drifts(matrices):
     return np.ptp(matrices[:, 0], axis=0).max() > 1e-9
 
 
-def _unexcluded_fraction(fov, track, exclusion, time_step):
-    """Part of the ontime and of the solid angle of each bin that is not excluded, 0 where below MIN_EXPOSURE."""
+def _unexcluded_part(fov, track, exclusion, time_step):
+    """What of the ontime and of the solid angle of each bin is not excluded.
+
+    Its share, 0 where below MIN_EXPOSURE, and the displacement of its mean position, see `RunCounts`.
+    """
     fraction = np.ones(fov.size)
     if not len(exclusion):
-        return fraction
+        return fraction, None
     seconds, weights = time_nodes(track.intervals, time_step)
     if fov.is_radial and not _drifts(track.matrices):
         # rings do not notice that the field turns
@@ -438,13 +448,21 @@ def _unexcluded_fraction(fov, track, exclusion, time_step):
     camera = unit_vectors(np.radians(lon), np.radians(lat))
     matrices = track.matrices_at(seconds)
     touched = _touched_bins(fov, camera, matrices, exclusion)
-    excluded = np.zeros(len(touched))
+    positions = fov.positions(lon[touched], lat[touched])
+    positions -= positions.mean(axis=1, keepdims=True)
+    excluded, moment = np.zeros(len(touched)), np.zeros((len(touched), positions.shape[2]))
     for matrix, weight in zip(matrices, weights, strict=True):
-        inside = exclusion.contains(camera[touched].reshape(-1, 3) @ matrix)
-        excluded += weight * inside.reshape(len(touched), camera.shape[1]).mean(1)
+        inside = exclusion.contains(camera[touched].reshape(-1, 3) @ matrix).reshape(len(touched), camera.shape[1])
+        excluded += weight * inside.mean(1)
+        moment += weight * np.einsum("bp,bpa->ba", inside, positions) / camera.shape[1]
     fraction[touched] -= excluded / weights.sum()
     fraction[fraction < MIN_EXPOSURE] = 0
-    return fraction
+    displacement = np.zeros((fov.size, positions.shape[2]), dtype=np.float32)
+    if fov.step > FINE * (1 + 1e-6):
+        part = np.where(fraction > 0, fraction, np.inf)[touched, None]
+        displacement[touched] = -moment / weights.sum() / part
+        displacement[np.abs(displacement) < EVEN] = 0
+    return fraction, displacement if displacement.any() else None
 
 
 def _touched_bins(fov, camera, matrices, exclusion):

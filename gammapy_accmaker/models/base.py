@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.camera.bins import FINE, FovBins, moved_weights
 from gammapy_accmaker.models.goodness import GoodnessOfFit
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.utils.run_key import RunKey
@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 TEV_IN_MEV = 1e6
-FOV_STEP = 0.1  # deg, at most, between the positions over which a rate is averaged
 
 
 def describe_cos_zenith(zenith_range: tuple[float, float]) -> str:
@@ -130,14 +129,14 @@ class RateModel(ABC):
         """Counts that the model expects of a reduced run, outside of its exclusion: the one forward model.
 
         The rate of each slice is taken at its mean zenith angle and azimuth, integrated over the energy bins, averaged over
-        the solid angle of each bin of the field of view, and multiplied by its exposure. A map of the run is the same integral
+        the part of each bin of the field of view that was seen, and multiplied by its exposure. A map of the run is the same integral
         over its own pixels (`~gammapy_accmaker.products.background.expected_counts`).
 
         Parameters
         ----------
         slices : list of `RunCounts`-like
-            Slices of the run, with ``exposure`` in s in the bins of ``fov``, shape (fov.size,), ``cos_zenith``, and ``azimuth``
-            in deg.
+            Slices of the run, with ``exposure`` in s in the bins of ``fov``, shape (fov.size,), ``displacement`` (see
+            `~gammapy_accmaker.data.counts.RunCounts`), ``cos_zenith``, and ``azimuth`` in deg.
         energy_edges : `~numpy.ndarray`, shape (n + 1,)
             In TeV.
         fov : `FovBins`
@@ -149,12 +148,17 @@ class RateModel(ABC):
             0 without exposure, and where the model does not reach.
         """
         counts = np.zeros((len(energy_edges) - 1, fov.size))
-        lon, lat = fov.subpoints(max(int(np.ceil(fov.step / FOV_STEP - 1e-6)), 1))
+        lon, lat = fov.subpoints(max(int(np.ceil(fov.step / FINE - 1e-6)), 1))
         for part in slices:
             seen = part.exposure > 0
             at = lon[seen].ravel(), lat[seen].ravel()
             rate = self.at_azimuth(part.azimuth).integral_grid(energy_edges, *at, part.cos_zenith)
-            mean = rate.reshape(len(counts), seen.sum(), lon.shape[1]).mean(2)
+            rate = rate.reshape(len(counts), seen.sum(), lon.shape[1])
+            if part.displacement is None:
+                mean = rate.mean(2)
+            else:
+                even, positions = np.full(lon.shape, 1 / lon.shape[1]), fov.positions(lon, lat)
+                mean = np.einsum("ebp,bp->eb", rate, moved_weights(even, positions, part.displacement)[seen])
             counts[:, seen] += mean * (part.exposure * fov.solid_angle)[seen]
         return counts
 

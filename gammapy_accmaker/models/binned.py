@@ -16,7 +16,7 @@ from scipy.interpolate import griddata
 from scipy.ndimage import uniform_filter1d
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.camera.bins import FovBins, offset
+from gammapy_accmaker.camera.bins import FovBins, moved_weights, offset
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
@@ -202,6 +202,7 @@ def fit_binned(
     fov: FovBins,
     *,
     profile_edges: np.ndarray | None = None,
+    displacement: np.ndarray | None = None,
 ) -> BinnedModel:
     """Binned acceptance from the summed counts of all runs.
 
@@ -218,6 +219,8 @@ def fit_binned(
     profile_edges : `~numpy.ndarray`, optional
         Those of the energy edges between which the bins share one profile over the field of view; by default each has
         its own. The spectrum follows all bins, and its integrals between these edges are their counts.
+    displacement : `~numpy.ndarray`, shape (fov.size, axis), optional
+        How far the mean position of what was seen of each bin is from that of the bin, in deg.
     """
     if not counts.sum() > 0:
         raise FitError("fit: there are no counts outside of the exclusion in the energy and offset range of the model")
@@ -231,11 +234,12 @@ def fit_binned(
     centers = np.sqrt(edges[1:] * edges[:-1])
     intensity = _expected(_merged(counts, bin_edges, edges), exposure * fov.solid_angle, fov, np.log(centers))
     shares = spectrum.bin_weights(edges, centers)
-    profile = _profile(intensity, exposure * fov.solid_angle, fov, shares / shares.sum(1, keepdims=True))
+    profile = _profile(intensity, exposure * fov.solid_angle, fov, shares / shares.sum(1, keepdims=True), displacement)
     if profile_edges is not None:
         profile *= kept_integrals(_merged(counts, bin_edges, edges).sum(1), shares)[:, None]
     model = BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
-    return replace(model, goodness_of_fit=goodness_of_model(model, counts, exposure, bin_edges, fov))
+    goodness = goodness_of_model(model, counts, exposure, bin_edges, fov, displacement=displacement)
+    return replace(model, goodness_of_fit=goodness)
 
 
 def _merged(counts, bin_edges, edges):
@@ -328,13 +332,16 @@ def _from_neighbours(log_known, fov, seen):
     return np.exp(values.T)
 
 
-def _profile(intensity, volume, fov, shares):
-    """Values at the bin centres whose interpolation has the mean of the intensity over each bin, per count.
+def _profile(intensity, volume, fov, shares, displacement):
+    """Values at the bin centres whose interpolation has the mean of the intensity over what was seen of each bin, per count.
 
     ``shares``, shape (nbin, nbin), are the parts that each bin's spectrum takes from the nodes in energy.
     """
     lon, lat = fov.subpoints(SUBPOINTS)
-    average = _block_mean(_fov_weights(fov, lon.ravel(), lat.ravel()), lon.shape)
+    weights = np.full(lon.shape, 1 / lon.shape[1])
+    if displacement is not None:
+        weights = moved_weights(weights, fov.positions(lon, lat), displacement)
+    average = _block_sum(_fov_weights(fov, lon.ravel(), lat.ravel()), weights)
     target = intensity / (intensity @ volume)[:, None]
     nodes = target.copy()
     for _ in range(ITERATIONS):
@@ -343,12 +350,12 @@ def _profile(intensity, volume, fov, shares):
     return nodes
 
 
-def _block_mean(weights, shape):
-    """Mean of a sparse matrix over consecutive blocks of its rows."""
+def _block_sum(rows, weights):
+    """Weighted sums over consecutive blocks of the rows of a sparse matrix; weights of shape (block, row of the block)."""
     block = csr_array(
-        (np.full(np.prod(shape), 1 / shape[1]), (np.repeat(np.arange(shape[0]), shape[1]), np.arange(np.prod(shape))))
+        (weights.ravel(), (np.repeat(np.arange(len(weights)), weights.shape[1]), np.arange(weights.size)))
     )
-    return block @ weights
+    return block @ rows
 
 
 def _axis_weights(centers, x):

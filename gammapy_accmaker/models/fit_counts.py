@@ -8,7 +8,7 @@ import numpy as np
 
 from gammapy_accmaker.camera.bins import FovBins
 
-__all__ = ["FitCounts", "add_up", "sum_counts"]
+__all__ = ["FitCounts", "add_up", "mean_displacement", "sum_counts"]
 
 BINS_PER_DECADE = 10  # at most, of what is kept
 
@@ -54,6 +54,20 @@ def add_up(parts) -> np.ndarray:
         # a bin is there once; in a dense sum the time of a run does not grow with the runs before it
         total[row, counts.indices] += counts.data
     return total
+
+
+def mean_displacement(parts, norms=None) -> np.ndarray | None:
+    """Mean ``displacement`` of reduced runs, or slices of runs, in each bin, weighted by ``exposure`` and norms."""
+    norms = np.ones(len(parts)) if norms is None else norms
+    if all(part.displacement is None for part in parts):
+        return None
+    total = np.asarray(sum(norm * part.exposure for norm, part in zip(norms, parts, strict=True)))
+    moment = sum(
+        norm * part.exposure[:, None] * part.displacement
+        for norm, part in zip(norms, parts, strict=True)
+        if part.displacement is not None
+    )
+    return moment / np.where(total > 0, total, np.inf)[:, None]
 
 
 def sum_counts(parts, energy_edges: np.ndarray, fov: FovBins) -> FitCounts:

@@ -213,12 +213,13 @@ def goodness_of_model(
     energy_edges: np.ndarray,
     fov: FovBins,
     *,
+    displacement: np.ndarray | None = None,
     n_parameters: float = 0.0,
 ) -> GoodnessOfFit:
     """Goodness of fit of a `RateModel` to the counts (nbin, fov.size) and the exposure (fov.size,) in s that it was fitted to.
 
-    The model depends on neither zenith angle nor azimuth.
+    ``displacement``: of what was seen of the bins, see `RateModel.expected_counts`. The model depends on neither zenith angle nor azimuth.
     """
-    summed = SimpleNamespace(exposure=exposure, cos_zenith=np.nan, azimuth=np.nan)
+    summed = SimpleNamespace(exposure=exposure, displacement=displacement, cos_zenith=np.nan, azimuth=np.nan)
     mu = model.expected_counts([summed], energy_edges, fov)
     return goodness_of_fit(np.where(exposure > 0, counts, 0), mu, energy_edges, fov, n_parameters=n_parameters)

@@ -89,6 +89,7 @@ class SeenSlice:
     exposure: np.ndarray
     cos_zenith: float
     azimuth: float
+    displacement: None = None
 
 
 def expected_in_camera(model: RateModel, track: FovTrack, energy_edges: np.ndarray, fov: FovBins) -> np.ndarray:

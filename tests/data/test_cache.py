@@ -56,8 +56,9 @@ def same(a, b):
         for x, y in zip(here, there, strict=True):
             assert np.array_equal(x.counts.toarray(), y.counts.toarray())
             assert np.array_equal(x.exposure, y.exposure)
+            assert np.array_equal(x.displacement, y.displacement)
             for one in fields(x):
-                if one.name not in ("counts", "exposure"):
+                if one.name not in ("counts", "exposure", "displacement"):
                     assert getattr(x, one.name) == getattr(y, one.name), one.name
     return True
 

@@ -40,6 +40,7 @@ def fit_parametric(
     shared: tuple[str, ...] = (),
     on_failure: str = "raise",
     profile_edges: np.ndarray | None = None,
+    displacement: np.ndarray | None = None,
 ) -> ParametricModel:
     """Parametric acceptance from the summed counts of all runs.
 
@@ -64,6 +65,8 @@ def fit_parametric(
     profile_edges : `~numpy.ndarray`, optional
         For a function of position alone: those of the energy edges between which it is the same. Between all of them by
         default; groups with few counts are merged in either case.
+    displacement : `~numpy.ndarray`, shape (fov.size, axis), optional
+        How far the mean position of what was seen of each bin is from that of the bin, in deg.
 
     Returns
     -------
@@ -89,9 +92,11 @@ def fit_parametric(
     seen = exposure > 0
     counts, volume = counts[:, seen], (exposure * fov.solid_angle)[seen]
     if function.n_inputs == 2:
-        model = _fit_by_energy(counts, volume, bin_edges, fov, seen, function, tuple(shared), on_failure, profile_edges)
-        return _judged(model, all_counts, exposure)
-    one = Likelihood(function, BinNodes.of_bins(bin_edges, fov, seen), counts, volume)
+        model = _fit_by_energy(
+            counts, volume, bin_edges, fov, seen, function, tuple(shared), on_failure, profile_edges, displacement
+        )
+        return _judged(model, all_counts, exposure, displacement)
+    one = Likelihood(function, BinNodes.of_bins(bin_edges, fov, seen, displacement), counts, volume)
     start = one.start()
     fitted = fit_likelihoods([one], np.arange(len(start))[None], start)
     values, covariance, _, _ = fitted
@@ -102,17 +107,19 @@ def fit_parametric(
     error = _relative_error(function, values, covariance, np.exp(nodes[0]), nodes)
     shape = shape_of(function, full, bin_edges, fov)
     model = ParametricModel(bin_edges, fov, bin_edges, function.description, (shape,), result, error)
-    return _judged(model, all_counts, exposure)
+    return _judged(model, all_counts, exposure, displacement)
 
 
-def _judged(model, counts, exposure):
+def _judged(model, counts, exposure, displacement):
     """The model with its goodness of fit."""
     n_parameters = int((model.result.errors > 0).sum())
-    goodness = goodness_of_model(model, counts, exposure, model.bin_edges, model.fov, n_parameters=n_parameters)
+    goodness = goodness_of_model(
+        model, counts, exposure, model.bin_edges, model.fov, displacement=displacement, n_parameters=n_parameters
+    )
     return replace(model, result=replace(model.result, goodness=goodness))
 
 
-def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_failure, profile_edges):
+def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_failure, profile_edges, displacement):
     """Fit a function of position in groups of energy bins, each of which has all parameters but the shared ones."""
     with_counts = np.flatnonzero(counts.sum(1))
     used = slice(with_counts[0], with_counts[-1] + 1)
@@ -128,7 +135,7 @@ def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_fa
     grouped = np.add.reduceat(counts, first, axis=0)
     last = np.append(first[1:], len(counts))
     width = (edges[last] - edges[first]) * TEV_IN_MEV
-    pixels = BinNodes.of_bins(np.array([1.0, 2.0]), fov, seen)
+    pixels = BinNodes.of_bins(np.array([1.0, 2.0]), fov, seen, displacement)
 
     def likelihood(one_group, widths):
         # the shape has no energy: the width of the bin is its integral

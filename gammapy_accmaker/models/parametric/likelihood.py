@@ -14,7 +14,7 @@ import numpy as np
 from iminuit import Minuit
 from iminuit.util import IMinuitWarning
 
-from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.camera.bins import FovBins, moved_weights
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV
 from gammapy_accmaker.models.parametric.function import RateFunction
@@ -71,8 +71,10 @@ class BinNodes:
     fov_weight: np.ndarray
 
     @classmethod
-    def of_bins(cls, energy_edges: np.ndarray, fov: FovBins, seen: np.ndarray) -> BinNodes:
-        """Nodes of energy bins and of those bins of a grid that were seen."""
+    def of_bins(
+        cls, energy_edges: np.ndarray, fov: FovBins, seen: np.ndarray, displacement: np.ndarray | None = None
+    ) -> BinNodes:
+        """Nodes of energy bins and of what was seen of those bins of a grid that were; see `moved_weights`."""
         lon, lon_weight = _panels(fov.edges[0], FOV_PANEL, FOV_NODES)
         # even in solid angle
         sin_lat, lat_weight = _panels(np.sin(np.radians(fov.edges[1])), np.radians(FOV_PANEL), FOV_NODES)
@@ -84,7 +86,10 @@ class BinNodes:
             for x in (lon[:, None, :, None], lat[None, :, None, :], weight)
         )
         energy, energy_weight = energy_nodes(energy_edges)
-        return cls(energy, energy_weight, fov_lon, fov_lat, fov_weight / fov_weight.sum(1, keepdims=True))
+        fov_weight = fov_weight / fov_weight.sum(1, keepdims=True)
+        if displacement is not None:
+            fov_weight = moved_weights(fov_weight, fov.positions(fov_lon, fov_lat), displacement[seen])
+        return cls(energy, energy_weight, fov_lon, fov_lat, fov_weight)
 
     def integrate(self, factors: list[np.ndarray]) -> np.ndarray:
         """Integral of a product of factors of shapes (n, 1), (1, m) or (n, m) at the nodes, shape (nbin, npixel)."""

@@ -74,6 +74,12 @@ def attach_background(
         For a path that is taken, or that is the folder of the original store; for unknown runs.
     NotFittedError
         Where the maker has no model.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import attach_background
+    >>> new_store = attach_background(data_store, maker, "dl3-with-background")  # doctest: +SKIP
+    >>> new_store.get_observations([23523], required_irf="full-enclosure")  # doctest: +SKIP
     """
     if not isinstance(data_store, DataStore):
         raise InputError(

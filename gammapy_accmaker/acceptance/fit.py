@@ -195,6 +195,14 @@ def fit_acceptance(
         Without observations, where none can be used, or for a plan of other observations.
     ObservationError
         With ``on_error="raise"``, for the first run that cannot be used.
+    FitError
+        Where a fit does not reach a usable result.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import fit_acceptance
+    >>> model = fit_acceptance(observations, {"model": {"type": "radial"}}, exclusion="sources.reg")  # doctest: +SKIP
+    >>> model.run_table["OBS_ID", "NORM", "NORM_ERR"]  # doctest: +SKIP
     """
     config = AcceptanceConfig.coerce(config)
     if config.matching is not None:

@@ -148,6 +148,17 @@ class AcceptanceBackgroundMaker(Maker):
         -------
         maker : `AcceptanceBackgroundMaker`
             This maker, with `model` set.
+
+        Raises
+        ------
+        InputError
+            Without usable observations, or for matching without OFF runs.
+        ObservationError
+            With ``on_error="raise"``, for the first run that cannot be used.
+
+        Examples
+        --------
+        >>> maker = AcceptanceBackgroundMaker().fit(observations, off_observations=off)  # doctest: +SKIP
         """
         matched = self.config.matching is not None or matches is not None
         if off_observations is None and matched:
@@ -211,7 +222,29 @@ class AcceptanceBackgroundMaker(Maker):
         return self.model.run_table
 
     def adapt(self, observation) -> RateModel:
-        """The acceptance with the effects of one run, from the run's own unexcluded events."""
+        """The acceptance with the effects of one run, from the run's own unexcluded events.
+
+        Parameters
+        ----------
+        observation : `~gammapy.data.Observation`
+
+        Returns
+        -------
+        rate_model : `RateModel`
+            Its arrays and units are those of `RateModel.rate`: TeV, deg, and s-1 MeV-1 sr-1.
+
+        Raises
+        ------
+        NotFittedError
+            Where there is no model yet.
+        ObservationError
+            For an observation that cannot be used.
+
+        Examples
+        --------
+        >>> rate_model = maker.adapt(observation)  # doctest: +SKIP
+        >>> rate_model.rate(1.0, 0.5, 0.0, 0.9)  # doctest: +SKIP
+        """
         return self._apply(observation).model
 
     def _reduction(self) -> Reduction:
@@ -248,18 +281,62 @@ class AcceptanceBackgroundMaker(Maker):
         Returns
         -------
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
+
+        Raises
+        ------
+        NotFittedError
+            Where there is no model yet.
+        ObservationError
+            For an observation that cannot be used.
+
+        Examples
+        --------
+        >>> maker.make_irf(observation).peek()  # doctest: +SKIP
         """
         irf, cos_zenith = self.make_irf_with_zenith(observation, fov_alignment)
         self.warn_of_zenith({run_label(observation.obs_id): cos_zenith})
         return irf
 
     def make_irf_with_zenith(self, observation, fov_alignment=None):
-        """`make_irf` and the mean cos zenith of the run, of which nothing is said: for loops that warn once for all runs."""
+        """`make_irf` and the mean cos zenith of the run, without a warning: for loops that warn once for all runs.
+
+        Parameters
+        ----------
+        observation, fov_alignment
+            As in `make_irf`.
+
+        Returns
+        -------
+        irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
+        cos_zenith : float
+            For `warn_of_zenith`; NaN where it is not known.
+
+        Raises
+        ------
+        NotFittedError
+            Where there is no model yet.
+        ObservationError
+            For an observation that cannot be used.
+
+        Examples
+        --------
+        >>> irf, cos_zenith = maker.make_irf_with_zenith(observation)  # doctest: +SKIP
+        """
         applied = self._apply(observation)
         return applied.irf(self.config.fov_alignment, fov_alignment), applied.track.mean_cos_zenith
 
     def warn_of_zenith(self, cos_zenith: dict[int | str, float]) -> None:
-        """One warning for runs whose mean cos zenith, by their numbers, is outside of what the model was trained for."""
+        """One warning for runs whose mean cos zenith, by their numbers, is outside of what the model was trained for.
+
+        Parameters
+        ----------
+        cos_zenith : dict
+            Mean cos zenith by the number or label of the run.
+
+        Examples
+        --------
+        >>> maker.warn_of_zenith({23523: 0.7})  # doctest: +SKIP
+        """
         warn_outside_zenith(self.model.rate_model, cos_zenith)
 
     def make_background(self, geom, observation) -> Map:
@@ -281,6 +358,10 @@ class AcceptanceBackgroundMaker(Maker):
         ------
         InputError, ObservationError
             Where the geometry or the observation cannot be used.
+
+        Examples
+        --------
+        >>> background = maker.make_background(dataset.counts.geom, observation)  # doctest: +SKIP
         """
         applied = self._apply(observation)
         self._warn_of_zenith_of(applied)
@@ -290,7 +371,27 @@ class AcceptanceBackgroundMaker(Maker):
         self.warn_of_zenith({run_label(applied.observation.obs_id): applied.track.mean_cos_zenith})
 
     def make_background_error(self, geom, observation) -> Map:
-        """Standard deviation of each bin of `make_background`, from the fit and from the effects of the run."""
+        """Standard deviation of each bin of `make_background`, from the fit and from the effects of the run.
+
+        Parameters
+        ----------
+        geom, observation
+            As in `make_background`.
+
+        Returns
+        -------
+        error : `~gammapy.maps.Map`
+            In counts, on ``geom``. The errors of neighbouring bins are correlated.
+
+        Raises
+        ------
+        InputError, ObservationError
+            Where the geometry or the observation cannot be used.
+
+        Examples
+        --------
+        >>> error = maker.make_background_error(dataset.counts.geom, observation)  # doctest: +SKIP
+        """
         applied = self._apply(observation)
         return applied.error(applied.background(geom))
 
@@ -308,6 +409,17 @@ class AcceptanceBackgroundMaker(Maker):
         -------
         dataset : of the same type, or `~gammapy.datasets.MapDatasetOnOff` after a ring
             Bins that the model does not cover are taken out of ``mask_safe``.
+
+        Raises
+        ------
+        NotFittedError
+            Where there is no model yet.
+        InputError
+            For a dataset that the model or the renormalisation cannot be used with.
+
+        Examples
+        --------
+        >>> dataset = maker.run(dataset, observation)  # doctest: +SKIP
         """
         _ = self.model  # an error here is clearer than one about the dataset
         self._check_dataset(dataset)

@@ -77,6 +77,12 @@ class AcceptanceModel:
     exclusion : `Exclusion`
         Sky regions and masks that the fit left out, those of files and what was found included. A maker that is built
         on the model leaves them out too.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceModel
+    >>> model = AcceptanceModel.read("model.fits")  # doctest: +SKIP
+    >>> print(model)  # doctest: +SKIP
     """
 
     rate_model: RateModel
@@ -116,6 +122,15 @@ class AcceptanceModel:
         -------
         rate : `~astropy.units.Quantity`
             In s-1 MeV-1 sr-1; 0 outside of the trained energies and offsets.
+
+        Raises
+        ------
+        InputError
+            For an argument that is no quantity of the right unit.
+
+        Examples
+        --------
+        >>> model.rate([1, 10] * u.TeV, 0.5 * u.deg, 0 * u.deg, cos_zenith=0.9)  # doctest: +SKIP
         """
         lon, lat = as_values(fov_lon, "deg", "fov_lon"), as_values(fov_lat, "deg", "fov_lat")
         azimuth = None if azimuth is None else as_values(azimuth, "deg", "azimuth")
@@ -141,6 +156,11 @@ class AcceptanceModel:
             "counts", "exposure" (unexcluded ontime in s), "measured_rate" (counts over exposure, solid angle and
             energy, NaN without exposure) and "rate" (of the model). The first three are those of the fit, and are not
             there for a model that was not fitted here.
+
+        Examples
+        --------
+        >>> cubes = model.cubes()  # doctest: +SKIP
+        >>> cubes["rate"].plot_grid()  # doctest: +SKIP
         """
         return make_cubes(self.rate_model, self.fit_counts, cos_zenith, smooth_counts)
 
@@ -157,6 +177,15 @@ class AcceptanceModel:
             Default: the middle of the trained range.
         overwrite : bool
             Replace an existing file.
+
+        Raises
+        ------
+        InputError
+            For another format, or an existing file without ``overwrite``.
+
+        Examples
+        --------
+        >>> model.write_cube("background.fits", cos_zenith=0.9)  # doctest: +SKIP
         """
         alignment = self.config.fov_alignment
         if format == "table":
@@ -169,24 +198,102 @@ class AcceptanceModel:
             raise InputError(f"format: got {format!r}, but 'table' or 'image' is needed")
 
     def plot_image(self, energy, ax=None):
-        """Image of the rate in the camera at an energy (`~astropy.units.Quantity`); returns the axes."""
+        """Image of the rate in the camera at an energy, at the middle of the trained zenith angles.
+
+        Parameters
+        ----------
+        energy : `~astropy.units.Quantity`
+            One energy.
+        ax : `~matplotlib.axes.Axes`, optional
+            Default: the current ones.
+
+        Returns
+        -------
+        ax : `~matplotlib.axes.Axes`
+
+        Examples
+        --------
+        >>> model.plot_image(1 * u.TeV)  # doctest: +SKIP
+        """
         return plot_rate_image(self.rate_model, float(u.Quantity(energy).to_value("TeV")), ax)
 
     def plot_spectrum(self, offset=None, ax=None):
-        """Rate against energy at one or more offsets (`~astropy.units.Quantity`); returns the axes."""
+        """Rate against energy, each the mean over a ring of the camera.
+
+        Parameters
+        ----------
+        offset : `~astropy.units.Quantity`, optional
+            One or more offsets; default: three.
+        ax : `~matplotlib.axes.Axes`, optional
+            Default: the current ones.
+
+        Returns
+        -------
+        ax : `~matplotlib.axes.Axes`
+
+        Examples
+        --------
+        >>> model.plot_spectrum([0.5, 1.5] * u.deg)  # doctest: +SKIP
+        """
         offset = None if offset is None else u.Quantity(offset).to_value("deg")
         return plot_spectrum(self.rate_model, ax, offset)
 
     def plot_radial(self, energy, ax=None):
-        """Rate against offset at one or more energies (`~astropy.units.Quantity`); returns the axes."""
+        """Rate against offset, the mean over each ring of the camera.
+
+        Parameters
+        ----------
+        energy : `~astropy.units.Quantity`
+            One or more energies.
+        ax : `~matplotlib.axes.Axes`, optional
+            Default: the current ones.
+
+        Returns
+        -------
+        ax : `~matplotlib.axes.Axes`
+
+        Examples
+        --------
+        >>> model.plot_radial([0.5, 5] * u.TeV)  # doctest: +SKIP
+        """
         return plot_radial(self.rate_model, u.Quantity(energy).to_value("TeV"), ax)
 
     def peek(self, figsize=(12, 8)):
-        """Plot spectrum, profile and images of the rate; returns the figure."""
+        """Plot spectrum, profile and images of the rate.
+
+        Parameters
+        ----------
+        figsize : tuple of float
+            Width and height in inches.
+
+        Returns
+        -------
+        figure : `~matplotlib.figure.Figure`
+
+        Examples
+        --------
+        >>> model.peek()  # doctest: +SKIP
+        """
         return plot_model(self.rate_model, figsize)
 
     def write(self, path, overwrite: bool = False) -> None:
-        """Write a FITS file that `read` reads back exactly; an existing file is kept unless ``overwrite``."""
+        """Write a FITS file that `read` reads back exactly.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+        overwrite : bool
+            Replace an existing file.
+
+        Raises
+        ------
+        InputError
+            For an existing file without ``overwrite``.
+
+        Examples
+        --------
+        >>> model.write("model.fits")  # doctest: +SKIP
+        """
         texts = {"kind": self.rate_model.kind, "config": self.config.to_yaml()}
         texts |= {name: _to_text(getattr(self, name)) for name in EXTRA_TABLES}
         arrays = self.rate_model.to_arrays()
@@ -200,7 +307,25 @@ class AcceptanceModel:
 
     @classmethod
     def read(cls, path) -> AcceptanceModel:
-        """Read a file that `write` wrote."""
+        """Read a file that `write` wrote.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+
+        Returns
+        -------
+        model : `AcceptanceModel`
+
+        Raises
+        ------
+        InputError
+            For a file that is none of a model, or that lacks a part.
+
+        Examples
+        --------
+        >>> model = AcceptanceModel.read("model.fits")  # doctest: +SKIP
+        """
         arrays, texts, run_table = read_model_file(as_path(path))
         try:
             planned, summed, masks = (
@@ -250,6 +375,12 @@ class AcceptanceModel:
         ------
         InputError
             For another object, units that cannot be converted, or IRFs that do not fit together.
+
+        Examples
+        --------
+        >>> from gammapy.irf import Background3D
+        >>> irf = Background3D.read("background.fits", hdu="BACKGROUND")  # doctest: +SKIP
+        >>> model = AcceptanceModel.from_irf(irf, run_effects="norm")  # doctest: +SKIP
         """
         if fov_alignment not in (None, "altaz", "radec", "reverse_lon_radec"):
             raise InputError(

@@ -233,6 +233,13 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     ------
     InputError
         For the spline model, or where no observation can be used.
+
+    Examples
+    --------
+    >>> config = AcceptanceConfig(model={"type": "radial"})
+    >>> plan = plan_groups(observations, config)  # doctest: +SKIP
+    >>> print(plan)  # doctest: +SKIP
+    >>> model = fit_acceptance(observations, config, plan=plan)  # doctest: +SKIP
     """
     config = AcceptanceConfig.coerce(config)
     if config.model.type == "spline":

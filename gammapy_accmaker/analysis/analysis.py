@@ -223,7 +223,20 @@ class AcceptanceAnalysis(AcceptanceReduction, Analysis):
         self._config = AcceptanceAnalysisConfig.coerce(value)
 
     def get_observations(self):
-        """Fetch observations, and OFF observations, from the data store."""
+        """Fetch observations, and OFF observations, from the data store.
+
+        They are then in ``observations`` and ``off_observations``.
+
+        Raises
+        ------
+        InputError
+            For choices that contradict each other, files that are not there, or runs that the store does not have.
+
+        Examples
+        --------
+        >>> analysis.get_observations()  # doctest: +SKIP
+        >>> len(analysis.observations)  # doctest: +SKIP
+        """
         if not self.uses_acceptance:
             super().get_observations()
             return
@@ -240,6 +253,18 @@ class AcceptanceAnalysis(AcceptanceReduction, Analysis):
         -------
         maker : `AcceptanceBackgroundMaker`
             It stays in `acceptance_maker`.
+
+        Raises
+        ------
+        InputError
+            Without ``method: acceptance``, or where the observations or the model file cannot be used.
+        RuntimeError
+            Where observations are needed and have not been selected yet, as gammapy's own steps do.
+
+        Examples
+        --------
+        >>> maker = analysis.get_acceptance()  # doctest: +SKIP
+        >>> maker.model.peek()  # doctest: +SKIP
         """
         if not self.uses_acceptance:
             method = self.config.datasets.background.method

@@ -236,8 +236,24 @@ class ExtendedConfig(GammapyBaseConfig):
 
     @classmethod
     def coerce(cls, config):
-        """Configuration from nested options, the path of a YAML file,
-        or gammapy's configuration that this class extends."""
+        """Configuration from what may stand in its place.
+
+        Parameters
+        ----------
+        config : dict, str, `~pathlib.Path` or configuration
+            Nested options, the path of a YAML file, or gammapy's configuration that this class extends.
+
+        Returns
+        -------
+        config : configuration of this class
+
+        Raises
+        ------
+        InputError
+            For a wrong key or value, which it names.
+        InputTypeError
+            For anything else, and for a file that is not there.
+        """
         if isinstance(config, cls):
             return config
         if isinstance(config, dict):
@@ -252,12 +268,41 @@ class ExtendedConfig(GammapyBaseConfig):
 
     @classmethod
     def from_yaml(cls, config_str: str):
-        """Configuration from YAML (or JSON) text."""
+        """Configuration from YAML (or JSON) text.
+
+        Parameters
+        ----------
+        config_str : str
+            The text itself; for the path of a file see `read`.
+
+        Returns
+        -------
+        config : configuration of this class
+
+        Raises
+        ------
+        InputError
+            For text that is not YAML with sections, and for a wrong key or value, which it names.
+        """
         return cls.from_options(_options_of(config_str))
 
     @classmethod
     def read(cls, path):
-        """Configuration from a YAML file."""
+        """Configuration from a YAML file.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+
+        Returns
+        -------
+        config : configuration of this class
+
+        Raises
+        ------
+        InputError
+            Where there is no such file, or for what is wrong in it.
+        """
         return cls.from_yaml(read_config_file(path, cls.__name__))
 
     def update(self, config=None):
@@ -267,6 +312,16 @@ class ExtendedConfig(GammapyBaseConfig):
         ----------
         config : str, dict or configuration
             The options: YAML text, nested options, or a configuration, of which all that is no default counts.
+
+        Returns
+        -------
+        config : configuration of this class
+            Checked anew; this one is not changed.
+
+        Raises
+        ------
+        InputError
+            For a wrong key or value, which it names.
         """
         if isinstance(config, str):
             changes = _options_of(config)

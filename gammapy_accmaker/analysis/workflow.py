@@ -44,7 +44,14 @@ class AcceptanceWorkflowDatasetsConfig(DatasetsConfig):
 class AcceptanceWorkflowConfig(ExtendedConfig, WorkflowConfig):
     """`~gammapy.workflow.WorkflowConfig` with ``acceptance`` among the methods of ``datasets.background``.
 
-    As in `AcceptanceAnalysisConfig`.
+    The options of the background are those of `AcceptanceAnalysisConfig`.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceWorkflowConfig
+    >>> config = AcceptanceWorkflowConfig.from_yaml("datasets: {background: {method: acceptance}}")
+    >>> config.datasets.background.method
+    'acceptance'
     """
 
     datasets: Annotated[AcceptanceWorkflowDatasetsConfig, as_options(AcceptanceWorkflowDatasetsConfig)] = (
@@ -52,7 +59,18 @@ class AcceptanceWorkflowConfig(ExtendedConfig, WorkflowConfig):
     )
 
     def check(self) -> None:
-        """As that of `AcceptanceAnalysisConfig`, and the steps with an acceptance."""
+        """Check what `AcceptanceAnalysisConfig` checks, and with an acceptance the names of the steps.
+
+        Raises
+        ------
+        InputError
+            For choices that contradict each other, files that are not there, a step that is not known, or fewer values of
+            ``general.overwrite`` than steps.
+
+        Examples
+        --------
+        >>> AcceptanceWorkflowConfig.read("config.yaml").check()  # doctest: +SKIP
+        """
         super().check()
         if self.datasets.background.method != "acceptance":
             return
@@ -148,6 +166,18 @@ class AcceptanceWorkflow(Workflow):
         OFF runs; set by the step "observations".
     acceptance_maker : `AcceptanceBackgroundMaker` or None
         Maker with its model and ``run_table``; set by the step "datasets".
+
+    Raises
+    ------
+    AcceptanceError
+        With gammapy < 2.1, whose steps cannot be extended.
+
+    Examples
+    --------
+    >>> from gammapy_accmaker import AcceptanceWorkflow
+    >>> workflow = AcceptanceWorkflow(AcceptanceWorkflowConfig.read("config.yaml"))  # doctest: +SKIP
+    >>> workflow.run()  # doctest: +SKIP
+    >>> workflow.acceptance_maker.run_table  # doctest: +SKIP
     """
 
     def __init__(self, config):
@@ -180,6 +210,10 @@ class AcceptanceWorkflow(Workflow):
             Whether products of each step are made anew. Default: True.
         name : str, optional
             Name of the steps.
+
+        Examples
+        --------
+        >>> workflow.run(["observations", "datasets"])  # doctest: +SKIP
         """
         if steps is None:
             steps, overwrite = self.config.general.steps, self.config.general.overwrite

@@ -69,6 +69,10 @@ class AcceptanceConfig(Options):
 
     Attributes
     ----------
+    model : mapping
+        Its ``type``, spline, radial, grid or parametric, and the options of that type.
+    energy : mapping
+        Range and number of bins per decade of the reconstructed energy.
     offset_max : angle
         Largest offset of the model and of the events of the fit.
     fit_energy : energies or mapping
@@ -83,6 +87,14 @@ class AcceptanceConfig(Options):
     zenith : mapping
         How the rate follows the zenith angle. A spline model is a smooth function of it (continuous); any other is
         interpolated between bins of cos zenith, or has one where the runs are alike.
+    azimuth : mapping
+        Whether runs are pooled in sectors of azimuth: none, east_west or binned.
+    run_effects : mapping
+        What is fitted to each run: none, its norm, norm and tilt, or norm, energy shift and smooth residuals (shift).
+    renormalization : mapping
+        What the maker scales the background of a dataset by: none, fov, ring or adaptive_ring.
+    exclusion : mapping
+        Parts of the sky that the fit leaves out.
     matching : mapping
         For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs,
         same.
@@ -214,9 +226,27 @@ class AcceptanceConfig(Options):
 
     @classmethod
     def coerce(cls, config) -> AcceptanceConfig:
-        """A configuration from None (all defaults), a mapping, the path of a YAML file or a configuration.
+        """A configuration from None, a mapping, the path of a YAML file or a configuration.
 
-        An `InputError` names a wrong key.
+        Parameters
+        ----------
+        config : None, dict, str, `~pathlib.Path` or `AcceptanceConfig`
+            None: all defaults. A configuration is returned as it is.
+
+        Returns
+        -------
+        config : `AcceptanceConfig`
+
+        Raises
+        ------
+        InputError
+            For anything else, and for a wrong key or value, which it names.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceConfig
+        >>> AcceptanceConfig.coerce({"model": {"type": "radial"}}).model.type
+        'radial'
         """
         if isinstance(config, cls):
             return config
@@ -236,7 +266,28 @@ class AcceptanceConfig(Options):
 
     @classmethod
     def from_yaml(cls, text: str | AcceptanceConfig) -> AcceptanceConfig:
-        """Configuration from YAML (or JSON) text; a configuration as it is."""
+        """Configuration from YAML (or JSON) text; a configuration as it is.
+
+        Parameters
+        ----------
+        text : str or `AcceptanceConfig`
+            The text itself; for the path of a file see `read`.
+
+        Returns
+        -------
+        config : `AcceptanceConfig`
+
+        Raises
+        ------
+        InputError
+            For text that is not YAML, and for a wrong key or value, which it names.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceConfig
+        >>> AcceptanceConfig.from_yaml("offset_max: 2 deg").offset_max
+        <Angle 2. deg>
+        """
         if isinstance(text, cls):  # what `AcceptanceModel.config` is, which was text in earlier versions
             return text
         if not isinstance(text, str):
@@ -253,25 +304,105 @@ class AcceptanceConfig(Options):
 
     @classmethod
     def read(cls, path) -> AcceptanceConfig:
-        """Configuration from a YAML file."""
+        """Configuration from a YAML file.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+
+        Returns
+        -------
+        config : `AcceptanceConfig`
+
+        Raises
+        ------
+        InputError
+            Where there is no such file, or for what is wrong in it.
+
+        Examples
+        --------
+        >>> config = AcceptanceConfig.read("acceptance.yaml")  # doctest: +SKIP
+        """
         return cls.from_yaml(read_config_file(path, cls.__name__))
 
     def to_yaml(self) -> str:
-        """YAML text that `from_yaml` reads back."""
+        """YAML text that `from_yaml` reads back.
+
+        Returns
+        -------
+        text : str
+            All options, those that are defaults included.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceConfig
+        >>> text = AcceptanceConfig(offset_max="2 deg").to_yaml()
+        >>> AcceptanceConfig.from_yaml(text).offset_max
+        <Angle 2. deg>
+        """
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def write(self, path, overwrite: bool = False) -> None:
-        """Write a YAML file."""
+        """Write a YAML file.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+        overwrite : bool
+            Replace an existing file.
+
+        Raises
+        ------
+        InputError
+            For an existing file without ``overwrite``.
+
+        Examples
+        --------
+        >>> AcceptanceConfig().write("acceptance.yaml")  # doctest: +SKIP
+        """
         write_atomically(as_path(path), lambda temporary: temporary.write_text(self.to_yaml()), overwrite)
 
     def update(self, changes: dict) -> AcceptanceConfig:
-        """A new configuration with these options replaced."""
+        """A new configuration with these options replaced.
+
+        Parameters
+        ----------
+        changes : dict
+            Options by their first key; each replaces the whole section of that name.
+
+        Returns
+        -------
+        config : `AcceptanceConfig`
+            Checked anew; this one is not changed.
+
+        Raises
+        ------
+        InputError
+            For what is no dict, and for a wrong key or value, which it names.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceConfig
+        >>> AcceptanceConfig().update({"offset_max": "2 deg"}).offset_max
+        <Angle 2. deg>
+        """
         if not isinstance(changes, dict):
             raise InputError(f"changes: got {type(changes).__name__}, but a dict of options is needed")
         return type(self).coerce({name: getattr(self, name) for name in type(self).model_fields} | changes)
 
     def without_files(self) -> AcceptanceConfig:
-        """A copy that names no file of an exclusion: a fitted model holds what was in them."""
+        """A copy that names no file of an exclusion: a fitted model holds what was in them.
+
+        Returns
+        -------
+        config : `AcceptanceConfig`
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceConfig
+        >>> AcceptanceConfig().without_files().exclusion.regions is None
+        True
+        """
         nothing = dict.fromkeys(("regions", "mask", "catalog"))
         return self.model_copy(update={"exclusion": self.exclusion.model_copy(update=nothing)})
 

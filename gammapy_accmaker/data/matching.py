@@ -87,6 +87,11 @@ def match_observations(
     ------
     InputError
         For a criterion that is no column, for OFF runs that are none, and where no ON run has a match.
+
+    Examples
+    --------
+    >>> matches = match_observations(on, off, limits={"zenith": 5}, hours=10)  # doctest: +SKIP
+    >>> maker.fit(on, off, matches=matches)  # doctest: +SKIP
     """
     weights = _checked_weights(weights)
     limits = {} if limits is None else dict(check_kind(limits, dict, "limits", "a dict of limits by criterion"))

@@ -39,6 +39,7 @@ def orthonormal_modes(functions: np.ndarray, weight: np.ndarray) -> np.ndarray:
     modes : `~numpy.ndarray`
         Shape (bin, m); without those that the bins with a weight cannot tell from the others.
     """
+    # Gram-Schmidt with weights, as a QR decomposition; the constant comes first, and what is left is free of it
     columns = np.column_stack([np.ones(len(weight)), functions])
     _, triangle = np.linalg.qr(np.sqrt(weight / weight.sum())[:, None] * columns)
     size = np.sqrt(weight @ columns**2 / weight.sum())
@@ -79,6 +80,7 @@ def fit_drift(
         return np.zeros(counts.shape)
     nodes = np.linspace(log_energy[0], log_energy[-1], n_nodes)
     hats = linear_weights(nodes, log_energy)
+    # the random walk as a penalty: the sum of the squared steps between neighbouring nodes
     steps = np.diff(np.eye(n_nodes), axis=0)
     walk, ridge = steps.T @ steps, RIDGE * np.eye(n_nodes * n_modes)
     seen = mu.sum(0) > 0
@@ -90,6 +92,8 @@ def fit_drift(
         log_share = log_mu + (hats @ amplitude) @ inside.T
         share = np.exp(log_share - log_share.max(1, keepdims=True))
         share /= share.sum(1, keepdims=True)
+        # mean and covariance of the modes over the bins, as the profile at each energy weighs them: a multinomial's
+        # slope is counts * (observed mean - mean), and its information counts * covariance
         mean = share @ inside
         spread = (share @ squares).reshape(-1, n_modes, n_modes) - mean[:, :, None] * mean[:, None, :]
         # of the amplitudes, mode by mode
@@ -98,11 +102,15 @@ def fit_drift(
         slope = (hats.T @ ((seen_counts - total * share) @ inside)).T - precision[:, None] * (amplitude.T @ walk)
         covariance = cho_solve(cho_factor(hessian), np.eye(len(hessian)))
         change = (covariance @ (slope - RIDGE * amplitude.T).ravel()).reshape(n_modes, n_nodes).T
+        # a Newton step, at most 1 in any amplitude: a factor e where a mode is 1
         size = np.abs(change).max()
         amplitude = amplitude + change * min(1, 1 / max(size, 1e-300))
+        # Fellner-Schall: the number of steps that the data decide (`known`: all, without those that the walk decides),
+        # over the sum of the squared steps, is the new precision of a step
         own = covariance.reshape(n_modes, n_nodes, n_modes, n_nodes)
         known = np.array([len(steps) - precision[m] * np.sum(own[m, :, m] * walk) for m in range(n_modes)])
         new = np.maximum(known, 1e-9) / np.maximum(np.sum((steps @ amplitude) ** 2, axis=0), 1e-12)
+        # the inner limit is that of one round: far from the maximum the update would jump too far
         new = np.clip(np.clip(new, precision / 30, precision * 30), *PRECISION_RANGE)
         drift, precision = np.abs(np.log(new / precision)).max(), new
         if size < TOLERANCE[0] and drift < TOLERANCE[1]:

@@ -96,6 +96,7 @@ class RunScatter:
         total = counts.sum()
         if not total > 0:
             return 0.0
+        # posterior mean for a Gaussian spread of the thresholds: few events tell little, and move the run little
         shrink = self.spread**2 / (self.spread**2 + self.event_spread**2 / total)
         return float(shrink * (_quantile(counts, log_edges, QUARTILE) - self.quartile))
 
@@ -129,12 +130,15 @@ def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
     low, high = (_quantile(pooled, mean_edges, QUARTILE + d) for d in (-BESIDE, BESIDE))
     event_spread = np.sqrt(QUARTILE * (1 - QUARTILE)) * max(high - low, 1e-3) / (2 * BESIDE)
     noise, variance = event_spread**2 / total, SD_SHIFT**2
+    # EM for the spread of the thresholds: the shift of each run given the spread, and the spread given the shifts and
+    # what each leaves open (`seconds`: second moments)
     for _ in range(ROUNDS):
         mean = np.average(quartile, weights=1 / (variance + noise))
         shift = (quartile - mean) * variance / (variance + noise)
         seconds = shift**2 + variance * noise / (variance + noise)
         variance = (seconds.sum() + PRIOR_RUNS * SD_SHIFT**2) / (len(shift) + PRIOR_RUNS)
     aligned = sum(_moved(c, e - s, mean_edges) for c, e, s in zip(counts, edges, shift, strict=True))
+    # the slowest runs down to a small share of the counts are passed over; the next one is the slowest that matters
     falling = np.argsort(-shift, kind="stable")
     first = np.searchsorted(np.cumsum(total[falling]), SLOW_SHARE * total.sum(), side="right")
     slowest = max(float(shift[falling[min(first, len(shift) - 1)]]), 0.0)
@@ -151,6 +155,7 @@ def norm_spread(norms: np.ndarray, counts: np.ndarray) -> float:
         Norms, and the counts that they were fitted to.
     """
     seen = counts > 0
+    # the log of a norm from n counts has a variance of 1/n, which is no difference between runs
     variance = np.sum(np.log(norms[seen]) ** 2 - 1 / counts[seen])
     return float(np.sqrt((max(variance, 0.0) + PRIOR_RUNS * SD_NORM**2) / (seen.sum() + PRIOR_RUNS)))
 
@@ -229,6 +234,7 @@ def _moved(counts, log_edges, new_edges):
 
 def _agreement(counts, log_edges, variance, size):
     """Log energies from which on the spectrum is steep, and the norm of a run of some counts has a small error."""
+    # bins wide enough that the index is not noise
     group = max(int(round(ENERGY_STEP * np.log(10) / np.diff(log_edges).mean())), 1)
     starts = np.arange(0, len(counts), group)
     counts, edges = np.add.reduceat(counts, starts), np.append(log_edges[starts], log_edges[-1])
@@ -253,6 +259,8 @@ def _agreement(counts, log_edges, variance, size):
     density = spectrum(np.exp(x)) * np.exp(x)
     above, first, second = (np.cumsum((density * power)[::-1])[::-1] for power in (1.0, index, index**2))
     size = size * (1 - np.interp(x[0], edges, np.append(0, np.cumsum(counts))) / counts.sum()) / above[0]
+    # variance of the log norm from the counts above x, plus that from thresholds that differ: a shift s changes the rate
+    # by s * index, which a common index would make a mere norm, so its variance above x is what is lost
     error = 1 / (size * above) + variance * (second / above - (first / above) ** 2)
     best = x[np.argmin(error[above > TAIL * above[0]])]
     # there the rates of the range are best, and from the threshold on the sum of all above it: half way

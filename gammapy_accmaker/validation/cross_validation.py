@@ -106,6 +106,18 @@ def cross_validate(
     Returns
     -------
     result : `CrossValidation`
+
+    Raises
+    ------
+    InputError
+        For a number of folds that the observations do not allow, for configurations with ``matching`` or
+        ``exclusion.iterative``, and where too few observations can be used.
+
+    Examples
+    --------
+    >>> configs = {"radial": {"model": {"type": "radial"}}, "spline": {}}
+    >>> result = cross_validate(observations, configs, exclusion="sources.reg")  # doctest: +SKIP
+    >>> result.table["CONFIG", "GAIN", "GAIN_ERR"]  # doctest: +SKIP
     """
     observations = as_observations(observations)
     if not 2 <= check_whole(n_folds, 1, "n_folds") <= len(observations):

@@ -176,6 +176,7 @@ class EffectBasis:
         blocks = [np.array([[(SD_SHIFT if m == "flat" else SD_SHIFT_GRADIENT) ** 2]]) for m in self.shift_modes]
         for name, _, k in self.terms:
             distance = np.subtract.outer(np.arange(k), np.arange(k)) / PRIOR_CORRELATION
+            # neighbours go together; a little of each coefficient is its own, or the matrix could not be inverted
             correlation = 0.98 * np.exp(-0.5 * distance**2) + 0.02 * np.eye(k)
             blocks.append(widths.get(name, SD_GRADIENT) ** 2 * correlation)
         out = np.zeros((self.n, self.n))
@@ -211,6 +212,7 @@ class NormTails:
     def prior(self, weight: float) -> np.ndarray:
         """Prior covariance of a run of this weight, shape (n, n)."""
         along, variance = self._along
+        # only the variance along the norm grows, to variance / weight; what is left given the norm stays as it is
         return self.covariance + (1 / weight - 1) / variance * np.outer(along, along)
 
     def shorten(self, weight: float) -> np.ndarray:
@@ -242,9 +244,12 @@ class NormTails:
         # what the counts alone tell of the norm: a Gaussian of this precision, and precision times mean
         precision, pull = max(1 / remaining - weight / variance, 0.0), self.row @ deviation / remaining
         widths, shares = NORM_TAILS
+        # posterior shares of the Gaussians of the mixture: how well each predicts what the counts tell (its evidence)
         prior = 1 / (variance * widths**2)
         log_share = np.log(shares) - 0.5 * np.log1p(precision / prior) + 0.5 * pull**2 / (precision + prior)
         share = np.exp(log_share - log_share.max())
+        # the mixture's posterior mean is pull * sum(by_precision) / sum(share); the weight is the factor on the precision
+        # of one Gaussian prior that gives the same mean
         by_precision = share / (precision + prior)
         return float(variance * (by_precision @ prior) / by_precision.sum()), bool(share[0] < share[1:].sum())
 
@@ -323,9 +328,12 @@ def update_population(
     -------
     population : `RunPopulation`
     """
+    # M step: regression of the effects on the covariates, each run with its weight, so that a run behind clouds does
+    # not move the means of all
     weighted = covariates * weights[:, None]
     gram = covariates.T @ weighted + COVARIATE_RUNS * np.eye(covariates.shape[1])
     regression = np.zeros(allowed.shape)
+    # effects that may depend on the same covariates share one linear system
     for pattern in np.unique(allowed, axis=1).T:
         columns = np.all(allowed == pattern[:, None], axis=0)
         solution = np.linalg.solve(gram[np.ix_(pattern, pattern)], weighted[:, pattern].T @ effects[:, columns])
@@ -333,6 +341,7 @@ def update_population(
     left = effects - covariates @ regression
     norm = float(np.sqrt(np.mean(weights * (norm_rows * left).sum(1) ** 2) + norm_variance / len(effects)))
     left = np.array([population.tails.shorten(weight) @ own for weight, own in zip(weights, left, strict=True)])
+    # scatter of the means plus what each run leaves open: the first alone would shrink from step to step
     prior = PRIOR_RUNS * population.basis.prior_covariance()
     covariance = (left.T @ left + second_moments + prior) / (len(effects) + PRIOR_RUNS)
     covariance = 0.5 * (covariance + covariance.T)

@@ -188,6 +188,7 @@ def _threshold_scaling(scale, slices, spectra, log_energy):
     weights = spectra[seen].sum(1)
     quantile = np.array([_quantiles(log_energy, s, (0.05,))[0] for s in spectra[seen]])
     mean = np.average(standard, axis=0, weights=weights)
+    # weighted least squares of the quantile on the covariates, with a small ridge for those that go together
     centered = (standard - mean) * weights[:, None]
     gram = centered.T @ standard + 1e-2 * weights.sum() * np.eye(standard.shape[1])
     slope = np.linalg.solve(gram, centered.T @ (quantile - np.average(quantile, weights=weights)))
@@ -336,13 +337,17 @@ def _sum_chunk(
         if known is not None:
             known.add(run.zenith, information, gradient)
         if adapt:
+            # Schur complement: with rate and effects in one Gaussian of information [[R, C], [C', E]], the rate alone has
+            # R - C E^-1 C'. What the effects can explain as well does not count as knowledge of the rate.
             posterior = np.linalg.inv(sums.information + precision)
             gain = sums.cross_information @ posterior
             information = information - gain @ sums.cross_information.T
             deviation = values[i] - mean
+            # 0 at the maximum of the effects, which one or two Newton steps do not quite reach
             gradient = gradient - gain @ (sums.gradient - precision @ deviation)
             gains.append(gain.astype(np.float32))
             weights[i], _ = population.tails.weight(deviation, posterior, weights[i])
+            # the effects are uncertain as well because the rate is, which they follow by the gain
             posterior = posterior + quadratic_form(spread, gain)
             shorten = population.tails.shorten(weights[i])
             second_moments += shorten @ posterior @ shorten.T
@@ -681,6 +686,8 @@ class _JointFit:
         values = values + step
         self.coefficients = values.reshape(self.coefficients.shape)
         if learn and (adapt or not n):
+            # smoothing parameters are updated with the covariance of the penalised fit; errors of the rate are taken
+            # without the penalty along `held` (Woodbury's identity), see _held_against_moving
             held, inner = self._held_against_moving()
             free = cho_solve((lower, True), held)
             covariance = lapack.dpotri(lower, lower=1, overwrite_c=1)[0]
@@ -716,6 +723,7 @@ class _JointFit:
         """
         if self.last is not None and damping < 1:
             before, step, promised = self.last
+            # share by which the slope along the step has fallen, over the share that the step should have made it fall
             bend = (1 - gradient @ step / promised) / before if promised > 0 else 1.0
             self.bend = max(bend, BEND_MEMORY * self.bend)
             damping = damping / self.bend if self.bend > MAX_BEND else damping
@@ -746,6 +754,8 @@ class _JointFit:
         precision = np.array([np.linalg.inv(tails.prior(weight)) for weight in self.weights])
         weighted = np.einsum("ien,ief->ifn", effects, precision)
         left, values = self.values - self.population.mean(self.regressors), self.coefficients.ravel()
+        # what runs share by `shared` goes from the effects to the rate; counts do not change, so only the two penalties
+        # speak: a small linear system for their maximum
         matrix = np.einsum("ifn,ifm->nm", weighted, effects) + moves.T @ (penalty @ moves)
         target = np.einsum("ifn,if->n", weighted, left) + moves.T @ (self.penalty.pull - penalty @ values)
         shared = np.linalg.solve(matrix, target)
@@ -794,6 +804,7 @@ class _JointFit:
 
     def _fit_asymmetry(self, expected):
         at_energy, space = self.asymmetry_bases
+        # the asymmetry multiplies what all else expects, so it is fitted alone with that as its exposure
         without = expected / np.exp(self._log_asymmetry()[0])
         fit = fit_tensor_spline(
             self.counts,

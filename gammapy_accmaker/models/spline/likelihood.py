@@ -235,7 +235,8 @@ class RunSums:
         # what the effects are fitted to, and the rate is not
         told = mu if run.effect_energies is None else mu * run.effect_energies[:, None]
 
-        # additive effects
+        # additive effects: log mu is linear in them, so the score is (counts - mu) and the information mu, each weighted
+        # by the columns; columns of one camera mode share their sum over the cells, which is done first
         gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
         gradient[n_shift:] = run.additive_counts - (columns * (told @ table.modes.additive)[:, mode_of]).sum(0)
         products = told @ mode_mode
@@ -244,7 +245,8 @@ class RunSums:
             sums = np.concatenate([by_pair @ products[:, k] for k, by_pair in pairs])
             information[n_shift:, n_shift:] = sums[place]
 
-        # energy shift: d log mu / d shift is the slope
+        # energy shift: log mu is not linear in it; its derivative by the shift is the slope of the log spectrum, so this
+        # block is Fisher's information (that of the expected counts), which is never negative
         mu_slope = told * slope
         if n_shift:
             residual = -mu_slope.sum(0)
@@ -269,6 +271,7 @@ class RunSums:
         if run.displacement is not None:
             by_offset = (residual * run.displacement[:, 0]).reshape(n_energy, n_ring, -1).sum(2) @ design.ring_slopes
         size, node = len(design.energy.grid) * n_ring, node.ravel()
+        # the rate of a cell is linear between two nodes of the grid: its derivative is shared out to both by the fraction
         upper = residual * fraction
         residual -= upper
         on_grid = np.bincount(node, residual.ravel(), size)
@@ -287,6 +290,7 @@ class RunSums:
         slopes_by_ring = design.ring_sums(mu_slope, shift_weights)
         for k in range(n_shift):
             cross[:, :, k] = at_energy.T @ (slopes_by_ring[:, :, k] @ design.ring_basis)
+        # how the effects and the rate can stand in for each other: what `fit` needs to integrate the effects out
         for m, here in enumerate(design.mode_columns):
             products = row_tensor(at_energy, columns[:, here]).T @ (by_ring[:, :, 1 + m] @ design.ring_basis)
             cross[:, :, n_shift + here] = products.reshape(n_e, len(here), n_t).transpose(0, 2, 1)
@@ -394,6 +398,8 @@ def fit_effects(
         sums = sum_slices(design, tables, slices, mean + free @ values)
         gradient = free.T @ sums.gradient - precision @ values
         if taken is not None and gradient @ taken < -OVERSHOOT * before:
+            # secant step: the slope along the last step was `before` at its start and is `behind` at its end, with the
+            # other sign; back to where the straight line through the two is zero
             behind = gradient @ taken
             values, taken = values + behind / (before - behind) * taken, None
             continue
@@ -437,6 +443,7 @@ def fit_effects_and_weight(
         Whether its norm is rather one of those far out.
     converged : bool
     """
+    # effects depend on the weight through their prior, and the weight on the effects: each in turn, until both stay
     effects = mean if start is None else start
     free = np.eye(len(mean)) if directions is None else directions
     for _ in range(WEIGHT_ROUNDS):

@@ -42,6 +42,7 @@ class RatePenalty:
 
     def __init__(self, start: np.ndarray):
         self.sizes = n_energy, n_offset, n_zenith = start.shape
+        # projector on the mean over the offsets: what it takes away is how the offsets differ
         common = np.kron(np.full((n_offset, n_offset), 1 / n_offset), np.eye(n_zenith))
         self._groups = _energy_groups(n_energy)
         self._whole = [sum(self._groups)]
@@ -71,10 +72,13 @@ class RatePenalty:
             Their posterior covariance at the present smoothing parameters.
         """
         new = self.smoothing.copy()
+        # Fellner-Schall: smoothing * `left` is the number of directions that the data decide: all that the penalty acts
+        # on (`rank`) without those that it decides itself (trace of covariance times matrix). At the maximum of the
+        # marginal likelihood smoothing * roughness (`size`) is that number; the ratio of the two is the update.
         for i, (matrix, rank) in enumerate(zip(self._matrices, self._ranks(), strict=True)):
             if not matrix.count_nonzero():
                 continue
-            entries = matrix.tocoo()
+            entries = matrix.tocoo()  # trace of a product, from the few entries that are not 0
             left = rank - entries.data @ covariance[entries.coords]
             size = values @ (matrix @ values)
             new[i] *= np.clip(max(left, 1e-9) / max(size, 1e-12), 1 / SMOOTHING_STEP, SMOOTHING_STEP)
@@ -94,6 +98,7 @@ class RatePenalty:
         ]
         for place, groups, smoothing, of_offset in parts:
             of_offset, of_zenith = (a.ravel() for a in np.meshgrid(of_offset, by_zenith, indexing="ij"))
+            # the penalties along offset and zenith have common eigenvectors: one matrix over the energies for each pair
             stiff = self.smoothing[-2] * of_offset + self.smoothing[-1] * of_zenith
             loose = stiff == 0
             # the rows of the differences are independent: alone, each group has full rank

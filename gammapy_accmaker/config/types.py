@@ -89,6 +89,13 @@ def _edges_to_strings(value):
     return [f"{v} {value.unit}" for v in value.value]
 
 
+def _with_unit(key, value, unit):
+    quantity = u.Quantity(value)
+    if not quantity.unit.is_equivalent(unit):
+        raise ValueError(f"got {value!r} for {key}, but a quantity in units such as '{unit}' is needed")
+    return quantity
+
+
 @_naming
 def _location(value):
     if value is None or isinstance(value, EarthLocation):
@@ -100,7 +107,8 @@ def _location(value):
             )
         return observatory_locations[value]
     if isinstance(value, dict) and set(value) == {"lon", "lat", "height"}:
-        return EarthLocation.from_geodetic(*(u.Quantity(value[k]) for k in ("lon", "lat", "height")))
+        units = {"lon": "deg", "lat": "deg", "height": "m"}
+        return EarthLocation.from_geodetic(*(_with_unit(key, value[key], unit) for key, unit in units.items()))
     raise ValueError(f"got {value!r}, but a name, or a mapping with lon, lat and height is needed")
 
 

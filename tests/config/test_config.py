@@ -161,6 +161,7 @@ def test_unknown_keys_are_named(wrong, named):
         ({"exclusion": {"mask": "no-such-file.fits"}}, "no-such-file.fits"),
         ({"observatory_location": "mars"}, "observatory_location"),
         ({"observatory_location": {"lon": "1 deg", "lat": "2 deg"}}, "observatory_location"),
+        ({"observatory_location": {"lon": 16.5, "lat": -23.3, "height": 1835}}, "16.5 for lon.*such as 'deg'"),
         ({"observatory_location": {"lon": "1 deg", "lat": "2 deg", "height": "3 s"}}, "observatory_location"),
         ({"zenith": {"type": "continuous"}}, "zenith"),
     ],

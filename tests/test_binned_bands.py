@@ -1,6 +1,8 @@
-"""Radial and grid without options on real fields: counts over background by run, energy band and ring, as chance has it.
+"""Radial and grid without options on real fields: counts over background by run, energy band and ring, as chance has
+it.
 
-This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration, 2018).
+This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration,
+2018).
 """
 
 import astropy.units as u

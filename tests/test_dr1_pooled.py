@@ -1,6 +1,7 @@
 """Zenith interpolation on H.E.S.S. DL3 DR1, each run predicted by a fit to the runs of the other folds.
 
-This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration, 2018).
+This work made use of data from the H.E.S.S. DL3 public test data release 1 (HESS DL3 DR1, H.E.S.S. collaboration,
+2018).
 """
 
 import numpy as np
@@ -27,7 +28,8 @@ def config():
 
 @pytest.mark.slow
 def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
-    """All 105 runs, 5 folds: none is off by more than 3x in total, nor 3x too high in an energy bin above its threshold."""
+    """All 105 runs, 5 folds: none is off by more than 3x in total,
+    nor 3x too high in an energy bin above its threshold."""
     settings = config()
     reduction = Reduction.of(settings)
     bins = reduction.bins

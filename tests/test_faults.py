@@ -1,4 +1,5 @@
-"""Broken files and dying processes: a run that cannot be used is named, left out and listed, and the others are fitted."""
+"""Broken files and dying processes: a run that cannot be used is named, left out and listed,
+and the others are fitted."""
 
 import logging
 import os

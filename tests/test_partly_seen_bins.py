@@ -1,4 +1,5 @@
-"""A bin of which an exclusion covers a part stands for its other part, in the reduction, in a forward model and in a fit."""
+"""A bin of which an exclusion covers a part stands for its other part, in the reduction,
+in a forward model and in a fit."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""ON and OFF observations -> an `AcceptanceModel` with a model for each ON run, fitted to the OFF runs matched to it."""
+"""ON and OFF observations -> an `AcceptanceModel` with a model for each ON run,
+fitted to the OFF runs matched to it."""
 
 from __future__ import annotations
 
@@ -168,8 +169,8 @@ def _places(matches, side, observations):
             candidates = [place for place in candidates if column in matches.colnames and place == row[column]]
             if not candidates:
                 raise InputError(
-                    f"matches: several {side} runs have the number {row[f'{side}_OBS_ID']}, and the table does not tell which "
-                    "is meant; make it with match_observations from the same lists of observations"
+                    f"matches: several {side} runs have the number {row[f'{side}_OBS_ID']}, and the table does not "
+                    "tell which is meant; make it with match_observations from the same lists of observations"
                 )
         found.append(candidates[0] if candidates else -1)
     return found

@@ -99,8 +99,8 @@ def split_bins(edges: np.ndarray, max_width: float) -> np.ndarray:
 def merge_bins(counts: np.ndarray, edges: np.ndarray, min_counts: float, max_width: float) -> np.ndarray:
     """Merge neighbouring energy bins until each holds a number of counts or is as wide as it may be.
 
-    The bin with the fewest counts is joined to the poorer of its neighbours, again and again, as long as the two together
-    are not too wide. A bin that stays below ``min_counts`` is one that no neighbour fits.
+    The bin with the fewest counts is joined to the poorer of its neighbours, again and again, as long as the two
+    together are not too wide. A bin that stays below ``min_counts`` is one that no neighbour fits.
 
     Parameters
     ----------
@@ -293,7 +293,8 @@ def axis_index(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def azimuth_sector(edges: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
-    """Number of the sector of each azimuth (deg), the last of which goes on from the last edge through 360 deg to the first."""
+    """Number of the sector of each azimuth (deg), the last of which goes on from the last edge
+    through 360 deg to the first."""
     return (np.searchsorted(edges, np.asarray(azimuth) % 360, side="right") - 1) % len(edges)
 
 

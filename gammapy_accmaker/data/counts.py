@@ -54,8 +54,8 @@ class CountsBins:
     alignment : {"altaz", "radec"}
         Frame that the camera axes follow.
     offset_max : float
-        In deg; field-of-view bins whose centre is not closer than this hold nothing. A fit that keeps the corners of a grid
-        has no limit.
+        In deg; field-of-view bins whose centre is not closer than this hold nothing. A fit that keeps the corners of a
+        grid has no limit.
     """
 
     energy_edges: np.ndarray
@@ -97,10 +97,12 @@ class RunCounts:
     pointing : tuple of float
         Right ascension and declination in deg, at the start of the run.
     displacement : `~numpy.ndarray`, float32, or None
-        How far the mean position of the unexcluded part of each bin is from that of the bin, in deg along the axes of the
-        bins, shape (bin, axis); None where it is in its middle everywhere, and for bins so fine that it does not matter.
+        How far the mean position of the unexcluded part of each bin is from that of the bin, in deg along the axes of
+        the bins, shape (bin, axis); None where it is in its middle everywhere, and for bins so fine that it does not
+        matter.
     covariates : dict of float
-        What the event header tells of the state of the instrument, by keyword; one that is missing or no number is not here.
+        What the event header tells of the state of the instrument, by keyword; one that is missing or no number is not
+        here.
     dropped : dict of int
         Events of the whole run that were left out, by reason.
     notes : `RunNotes`
@@ -137,8 +139,8 @@ def observation_track(
 ) -> FovTrack:
     """Camera track of a gammapy observation, see `fov_track`.
 
-    A ``location`` that is given wins over that of the observation. Zenith angle and azimuth are NaN where the site is not
-    known, or cannot be true since the run would be below the horizon, and the camera frame does not need it.
+    A ``location`` that is given wins over that of the observation. Zenith angle and azimuth are NaN where the site is
+    not known, or cannot be true since the run would be below the horizon, and the camera frame does not need it.
 
     Raises
     ------
@@ -187,8 +189,9 @@ def _without_zenith(site, track, given):
     """Why the zenith angle of a run is not known, and what to do."""
     if site is None:
         return (
-            "it has no observatory location (GEOLON, GEOLAT, ALTITUDE are missing, NaN or all 0), but the zenith angle, or the "
-            f"alignment 'altaz', needs one; {SITE_REMEDY}, or use `fov_alignment: radec` with `zenith: {{type: none}}`"
+            "it has no observatory location (GEOLON, GEOLAT, ALTITUDE are missing, NaN or all 0), but the zenith "
+            "angle, or the alignment 'altaz', needs one; "
+            f"{SITE_REMEDY}, or use `fov_alignment: radec` with `zenith: {{type: none}}`"
         )
     zenith = np.degrees(np.arccos(np.clip(track.cos_zenith, -1, 1)))
     where = f"lon {site.lon.deg:.4f} deg, lat {site.lat.deg:.4f} deg"
@@ -352,7 +355,8 @@ def _live_fraction(observation):
 
 
 def _read_events(observation, track):
-    """ICRS unit vectors, energies in TeV and seconds after the start of the track of the usable events, and their header."""
+    """ICRS unit vectors, energies in TeV and seconds after the start of the track of the usable events,
+    and their header."""
     try:
         events = observation.events  # once: gammapy reads the file at each access
         if events is None:
@@ -373,7 +377,8 @@ def _read_events(observation, track):
     if not keep.any():
         raise ObservationError(
             f"observation {observation.obs_id}: none of its {len(keep)} events can be used ({dropped['not finite']} "
-            f"masked, with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); leave the run out"
+            f"masked, with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); "
+            "leave the run out"
         )
     return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped, table.meta
 

@@ -112,12 +112,14 @@ class RateModel(ABC):
 
     @property
     def middle_cos_zenith(self) -> float:
-        """Middle of the trained range, for what is shown of no certain run; NaN where the model does not depend on it."""
+        """Middle of the trained range, for what is shown of no certain run;
+        NaN where the model does not depend on it."""
         return np.nan if self.zenith_range is None else 0.5 * sum(self.zenith_range)
 
     @abstractmethod
     def rate_grid(self, energy: np.ndarray, fov_lon: np.ndarray, fov_lat: np.ndarray, cos_zenith: float) -> np.ndarray:
-        """Rate at each of n energies and m positions, shape (n, m); at the middle of the trained range where cos zenith is NaN."""
+        """Rate at each of n energies and m positions, shape (n, m);
+        at the middle of the trained range where cos zenith is NaN."""
 
     @abstractmethod
     def integral_grid(
@@ -128,9 +130,9 @@ class RateModel(ABC):
     def expected_counts(self, slices, energy_edges: np.ndarray, fov: FovBins) -> np.ndarray:
         """Counts that the model expects of a reduced run, outside of its exclusion: the one forward model.
 
-        The rate of each slice is taken at its mean zenith angle and azimuth, integrated over the energy bins, averaged over
-        the part of each bin of the field of view that was seen, and multiplied by its exposure. A map of the run is the same integral
-        over its own pixels (`~gammapy_accmaker.products.background.expected_counts`).
+        The rate of each slice is taken at its mean zenith angle and azimuth, integrated over the energy bins, averaged
+        over the part of each bin of the field of view that was seen, and multiplied by its exposure. A map of the run
+        is the same integral over its own pixels (`~gammapy_accmaker.products.background.expected_counts`).
 
         Parameters
         ----------

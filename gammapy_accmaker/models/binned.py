@@ -50,8 +50,8 @@ class BinnedModel(RateModel):
     exposure : `~numpy.ndarray`
         Unexcluded ontime in s times the norms of the runs, shape (fov.size,).
     energy_edges : `~numpy.ndarray`
-        Edges in TeV from the first to the last energy bin with counts, some of them left out where bins share a profile,
-        shape (m + 1,).
+        Edges in TeV from the first to the last energy bin with counts, some of them left out where bins share a
+        profile, shape (m + 1,).
     spectrum : `SmoothSpectrum`
         Counts per TeV of all of the fit.
     profile : `~numpy.ndarray`
@@ -83,8 +83,8 @@ class BinnedModel(RateModel):
     def _coverage(self):
         """First and last value of each axis in deg, shape (axis, 2).
 
-        The last value goes on for one bin, as gammapy continues a Background2D: datasets are cut out as squares that the
-        field turns in, and events on their rim would be lost without.
+        The last value goes on for one bin, as gammapy continues a Background2D: datasets are cut out as squares that
+        the field turns in, and events on their rim would be lost without.
         """
         return np.array([(2 * e[0] - e[1], 2 * e[-1] - e[-2]) for e in self.fov.edges])
 
@@ -191,7 +191,8 @@ def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float 
         if change < tolerance:
             return norm
     raise FitError(
-        f"run norms: changed by {change:.1e} in the last of 200 rounds; are there runs that share no pixel with the others?"
+        f"run norms: changed by {change:.1e} in the last of 200 rounds; "
+        "are there runs that share no pixel with the others?"
     )
 
 
@@ -251,10 +252,10 @@ def _merged(counts, bin_edges, edges):
 def _expected(counts, volume, fov, log_energy):
     """Expected counts over exposure and solid angle, > 0 everywhere: the counts, shrunk where they are few.
 
-    A ring's mean is drawn from a gamma distribution around the product of spectrum and profile, and a bin's mean from one
-    around the rings at the same energy, times the pattern over the field that all energies share. Profile and pattern drift
-    smoothly with energy, see `fit_drift`. The relative spread of each is estimated from the counts, so that a bin with many
-    counts keeps them, and one with few takes what its peers have.
+    A ring's mean is drawn from a gamma distribution around the product of spectrum and profile, and a bin's mean from
+    one around the rings at the same energy, times the pattern over the field that all energies share. Profile and
+    pattern drift smoothly with energy, see `fit_drift`. The relative spread of each is estimated from the counts, so
+    that a bin with many counts keeps them, and one with few takes what its peers have.
     """
     seen = volume > 0
     theta = offset(fov.fov_lon, fov.fov_lat)
@@ -294,7 +295,8 @@ def _drifted(prior, counts, volume, functions, log_energy, node_step):
 
 
 def _between_rings(values, theta, ring):
-    """Values of rings, shape (n, ring), at offsets: within a ring the rate falls steeply towards the edge of the camera."""
+    """Values of rings, shape (n, ring), at offsets: within a ring the rate falls steeply
+    towards the edge of the camera."""
     members = np.bincount(ring)
     known = members > 0
     at = np.bincount(ring, theta)[known] / members[known]
@@ -323,7 +325,8 @@ def _fill_1d(values):
 
 
 def _from_neighbours(log_known, fov, seen):
-    """Values of the bins of a grid that were never seen, interpolated between the others, and the nearest beyond them."""
+    """Values of the bins of a grid that were never seen, interpolated between the others,
+    and the nearest beyond them."""
     points = np.stack([fov.fov_lon, fov.fov_lat], axis=1)
     values = griddata(points[seen], log_known.T, points[~seen], method="nearest")
     if seen.sum() > 3:
@@ -333,7 +336,8 @@ def _from_neighbours(log_known, fov, seen):
 
 
 def _profile(intensity, volume, fov, shares, displacement):
-    """Values at the bin centres whose interpolation has the mean of the intensity over what was seen of each bin, per count.
+    """Values at the bin centres whose interpolation has the mean of the intensity over what was seen of each bin, per
+    count.
 
     ``shares``, shape (nbin, nbin), are the parts that each bin's spectrum takes from the nodes in energy.
     """
@@ -351,7 +355,8 @@ def _profile(intensity, volume, fov, shares, displacement):
 
 
 def _block_sum(rows, weights):
-    """Weighted sums over consecutive blocks of the rows of a sparse matrix; weights of shape (block, row of the block)."""
+    """Weighted sums over consecutive blocks of the rows of a sparse matrix;
+    weights of shape (block, row of the block)."""
     block = csr_array(
         (weights.ravel(), (np.repeat(np.arange(len(weights)), weights.shape[1]), np.arange(weights.size)))
     )

@@ -1,4 +1,7 @@
-"""What went into a fit, in few bins: counts over energy and field of view, and unexcluded ontime. Small enough to keep."""
+"""What went into a fit, in few bins: counts over energy and field of view, and unexcluded ontime.
+
+Small enough to keep.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,10 @@ class GoodnessOfFit:
         return self.p_value < IMPROBABLE and self.misfit > MATTERS
 
     def __str__(self):
-        text = f"deviance {self.deviance:.0f} in {self.n_cells} cells of field and energy, {self.expected:.0f} +- {self.error:.0f} by chance"
+        text = (
+            f"deviance {self.deviance:.0f} in {self.n_cells} cells of field and energy, {self.expected:.0f} +- "
+            f"{self.error:.0f} by chance"
+        )
         if self.is_poor:
             text = f"poor, {text}; {100 * self.misfit:.1f} % off beyond the noise, most at {self.worst}"
         return text
@@ -125,7 +128,8 @@ def field_parts(fov: FovBins, mu: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def energy_groups(mu: np.ndarray, energy_edges: np.ndarray, n_parts: int) -> np.ndarray:
-    """First energy bin of each group that is wide enough and holds enough expected counts (shape (nbin,)) for so many parts."""
+    """First energy bin of each group that is wide enough and holds enough expected counts
+    (shape (nbin,)) for so many parts."""
     starts, held, low = [0], 0.0, energy_edges[0]
     left = np.cumsum(mu[::-1])[::-1]
     for k, one in enumerate(mu):
@@ -202,7 +206,8 @@ def goodness_of_fit(
         n_cells=len(n),
         p_value=float(chi2.sf(deviance / scale, expected / scale)),
         misfit=float(np.sqrt(max(deviance - expected, 0) / max(m.sum(), 1e-300))),
-        worst=f"{edges[k]:.3g} to {edges[k + 1]:.3g} TeV, {names[part]}: {counts[k, part]:.0f} events, {mu[k, part]:.0f} expected",
+        worst=f"{edges[k]:.3g} to {edges[k + 1]:.3g} TeV, {names[part]}: {counts[k, part]:.0f} events, "
+        f"{mu[k, part]:.0f} expected",
     )
 
 
@@ -216,9 +221,11 @@ def goodness_of_model(
     displacement: np.ndarray | None = None,
     n_parameters: float = 0.0,
 ) -> GoodnessOfFit:
-    """Goodness of fit of a `RateModel` to the counts (nbin, fov.size) and the exposure (fov.size,) in s that it was fitted to.
+    """Goodness of fit of a `RateModel` to the counts (nbin, fov.size) and the exposure (fov.size,) in s that it was
+    fitted to.
 
-    ``displacement``: of what was seen of the bins, see `RateModel.expected_counts`. The model depends on neither zenith angle nor azimuth.
+    ``displacement``: of what was seen of the bins, see `RateModel.expected_counts`. The model depends on neither zenith
+    angle nor azimuth.
     """
     summed = SimpleNamespace(exposure=exposure, displacement=displacement, cos_zenith=np.nan, azimuth=np.nan)
     mu = model.expected_counts([summed], energy_edges, fov)

@@ -76,7 +76,8 @@ class Residuals:
     failures: dict[int, LeftOut]
 
     def camera_scores(self) -> np.ndarray:
-        """Scores of discs in the camera frame, shape (n, n_lon, n_lat); NaN where a disc would reach beyond the field."""
+        """Scores of discs in the camera frame, shape (n, n_lon, n_lat);
+        NaN where a disc would reach beyond the field."""
         inside = offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max - DISC_RADIUS
         scores = disc_scores(self.counts, self.expected, self.fov.shape, PIXEL, inside)
         return scores.reshape(-1, *self.fov.shape)

@@ -1,5 +1,5 @@
-"""Counts against their prediction, in the camera frame and in the sky: what is expected in the bins, and the significance of
-the difference in discs around them, for runs that are stacked.
+"""Counts against their prediction, in the camera frame and in the sky: what is expected in the bins, and the
+significance of the difference in discs around them, for runs that are stacked.
 """
 
 from __future__ import annotations

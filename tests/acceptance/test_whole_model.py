@@ -45,7 +45,8 @@ FRAMES = {
     "icrs": CRAB,
     "galactic": CRAB.galactic,
     "supergalactic": CRAB.supergalactic,
-    "fk5 of date": CRAB.transform_to("fk5").transform_to(SkyCoord(0 * u.deg, 0 * u.deg, frame="fk5", equinox="J1975.3").frame),
+    "fk5 of date": CRAB.transform_to("fk5").transform_to(SkyCoord(0 * u.deg, 0 * u.deg, frame="fk5",
+        equinox="J1975.3").frame),
     "fk4": CRAB.transform_to("fk4"),
     "ecliptic": CRAB.transform_to("barycentricmeanecliptic"),
     "with a distance": SkyCoord(CRAB, distance=2 * u.kpc),
@@ -68,9 +69,12 @@ def shapes(center):
         "rectangle annulus": RectangleAnnulusSkyRegion(center, *([1, 2, 0.5, 1] * DEG), 70 * DEG),
         "point": PointSkyRegion(center),
         "line": LineSkyRegion(vertices[0], vertices[1]),
-        "intersection": CircleSkyRegion(center, 1 * DEG) & RectangleSkyRegion(vertices[1], 1.3 * DEG, 0.7 * DEG, 10 * DEG),
-        "difference": CompoundSkyRegion(CircleSkyRegion(center, 1 * DEG), CircleSkyRegion(vertices[3], 0.5 * DEG), lambda a, b: a & ~b),
-        "nested": (CircleSkyRegion(center, 1 * DEG) ^ CircleSkyRegion(vertices[3], 0.9 * DEG)) & CircleSkyRegion(center, 0.9 * DEG),
+        "intersection": CircleSkyRegion(center, 1 * DEG) & RectangleSkyRegion(vertices[1], 1.3 * DEG, 0.7 * DEG,
+            10 * DEG),
+        "difference": CompoundSkyRegion(CircleSkyRegion(center, 1 * DEG), CircleSkyRegion(vertices[3], 0.5 * DEG),
+            lambda a, b: a & ~b),
+        "nested": (CircleSkyRegion(center, 1 * DEG) ^ CircleSkyRegion(vertices[3], 0.9 * DEG)) & CircleSkyRegion(center,
+            0.9 * DEG),
     }  # fmt: skip
 
 
@@ -164,11 +168,13 @@ def masks():
         "AIT of the sky": WcsGeom.create(skydir=far, binsz=0.5, proj="AIT", frame="galactic"),
         "CAR of the sky": WcsGeom.create(skydir=(10, 0), binsz=0.5, proj="CAR"),
         "energies": WcsGeom.create(skydir=near, width=4, binsz=0.1, axes=[energy]),
-        "two axes": WcsGeom.create(skydir=near, width=4, binsz=0.1, axes=[energy, MapAxis.from_edges([0, 1, 2], name="phase")]),
+        "two axes": WcsGeom.create(skydir=near, width=4, binsz=0.1,
+            axes=[energy, MapAxis.from_edges([0, 1, 2], name="phase")]),
         "nest": HpxGeom.create(nside=256, nest=True, frame="galactic"),
         "ring": HpxGeom.create(nside=64, nest=False, frame="icrs"),
         "partial": HpxGeom.create(nside=256, nest=False, frame="icrs", region="DISK(83.6,22,5)"),
-        "partial, energies": HpxGeom.create(nside=256, nest=True, frame="galactic", region="DISK(184,-5.8,5)", axes=[energy]),
+        "partial, energies": HpxGeom.create(nside=256, nest=True, frame="galactic", region="DISK(184,-5.8,5)",
+            axes=[energy]),
     }  # fmt: skip
     for name, geom in geoms.items():
         mask = Map.from_geom(geom, data=np.ones(geom.data_shape, bool))
@@ -342,7 +348,8 @@ def files(store, folder):
 
 @pytest.mark.parametrize("kind", ["grid", "spline"])
 def test_the_recipe_of_the_readme(kind, store, on_runs, tmp_path):
-    """Fit, write, throw the files away, read, make a maker: the same background, and a norm that the source does not raise."""
+    """Fit, write, throw the files away, read, make a maker:
+    the same background, and a norm that the source does not raise."""
     (tmp_path / "files").mkdir()
     more = {"exclusion": files(store, tmp_path / "files")}
     settings = options(kind, **more) if kind == "grid" else {"offset_max": "2 deg", **more}

@@ -1,8 +1,8 @@
 """Fit of a parametric acceptance to counts in bins.
 
-A function of energy, or of energy and position, is fitted to all bins at once. A function of position alone is fitted in
-each energy bin (bins with few counts are merged), and the energy dependence is a smooth spectrum of all counts, as for the
-binned models, so that the counts of each energy are kept.
+A function of energy, or of energy and position, is fitted to all bins at once. A function of position alone is fitted
+in each energy bin (bins with few counts are merged), and the energy dependence is a smooth spectrum of all counts, as
+for the binned models, so that the counts of each energy are kept.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def fit_parametric(
     fov : `FovBins`
         Bins of a grid.
     function, parameters
-        As for `rate_function`. A free parameter that scales the rate starts where the total counts agree, unless its value is
-        given.
+        As for `rate_function`. A free parameter that scales the rate starts where the total counts agree, unless its
+        value is given.
     shared : tuple of str
         For a function of position alone: parameters that all energies have in common.
     on_failure : {"raise", "flag"}
@@ -180,7 +180,8 @@ def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_fa
 
 
 def _fit_groups(groups, starts, is_shared):
-    """Fit groups one by one, or at once if they share parameters; and the number of each group's parameters, (group, n)."""
+    """Fit groups one by one, or at once if they share parameters;
+    and the number of each group's parameters, (group, n)."""
     n, n_shared = len(is_shared), int(is_shared.sum())
     # the shared parameters come first, then those of each group
     which = np.empty((len(groups), n), dtype=int)
@@ -266,14 +267,15 @@ def _report(result, function, on_failure):
     text = f"parametric fit of {function.description!r} failed: {result.message}"
     if on_failure == "raise":
         raise FitError(
-            f"{text}. Fix, limit or share over energy what the counts do not tell, give better start values, use fewer energy "
-            "bins, or set on_failure to 'flag'"
+            f"{text}. Fix, limit or share over energy what the counts do not tell, give better start values, use fewer "
+            "energy bins, or set on_failure to 'flag'"
         )
     log.warning(f"{text}. It is used all the same, and flagged in the result of the model.")
 
 
 def _relative_error(function, values, covariance, energy, nodes):
-    """Standard deviation of the log of the rate, by linear propagation, shape (energy, fov_lon, fov_lat); 1 if unknown."""
+    """Standard deviation of the log of the rate, by linear propagation, shape (energy, fov_lon, fov_lat);
+    1 if unknown."""
     lon, lat = (g.ravel() for g in np.meshgrid(*nodes[1:], indexing="ij"))
     shape = (len(energy), len(nodes[1]), len(nodes[2]))
     if not np.isfinite(covariance).all():

@@ -1,7 +1,7 @@
 """Poisson likelihood of a rate function for counts in energy and field-of-view bins, and its minimum by iminuit.
 
-The counts of a bin are Poisson with mean exposure x solid angle x the integral of the rate over its energies, averaged over
-its solid angle: Gauss-Legendre sums in log energy and in the field of view, not values at the centre.
+The counts of a bin are Poisson with mean exposure x solid angle x the integral of the rate over its energies, averaged
+over its solid angle: Gauss-Legendre sums in log energy and in the field of view, not values at the centre.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ class Likelihood:
         return out
 
     def information(self, values: np.ndarray) -> np.ndarray:
-        """Expected information on the free parameters (Fisher), shape (n_free, n_free), from the slopes of the counts."""
+        """Expected information on the free parameters (Fisher), shape (n_free, n_free),
+        from the slopes of the counts."""
         function, of_each = self.function, []
         for k in function.free:
             step = max(abs(values[k]), 1e-3) * SLOPE_STEP
@@ -173,7 +174,8 @@ class Likelihood:
         return (slopes / mu) @ slopes.T
 
     def start(self, guess: np.ndarray | None = None) -> np.ndarray:
-        """Free parameters to start from: the first that the rate is proportional to makes the totals agree, unless given.
+        """Free parameters to start from: the first that the rate is proportional to makes the totals agree, unless
+        given.
 
         ``guess``: free parameters near the minimum; without it, the start values of the function.
         """
@@ -182,8 +184,9 @@ class Likelihood:
         total = self.expected(values).sum()
         if not (np.isfinite(self.deviance(values)) and total > 0):
             raise InputError(
-                f"parameters: at the start values {dict(zip(function.names, values.tolist(), strict=True))} the likelihood of "
-                f"{function.description!r} is not finite, or its rate is 0; give others, or mend the function"
+                f"parameters: at the start values {dict(zip(function.names, values.tolist(), strict=True))} the "
+                f"likelihood of {function.description!r} is not finite, or its rate is 0; "
+                "give others, or mend the function"
             )
         for k in function.free:
             changed = values.copy()

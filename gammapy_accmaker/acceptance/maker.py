@@ -89,7 +89,13 @@ class AcceptanceBackgroundMaker(Maker):
 
     @property
     def model(self) -> AcceptanceModel:
-        """The fitted model; a `NotFittedError` says what to call where there is none yet."""
+        """The fitted model (`AcceptanceModel`); it can be set to another one.
+
+        Raises
+        ------
+        NotFittedError
+            Where there is no model yet; it says what to call.
+        """
         if self._model is None:
             raise NotFittedError(
                 "there is no model yet: call `maker.fit(observations)` first, or pass "

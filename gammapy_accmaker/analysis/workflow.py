@@ -64,8 +64,8 @@ class AcceptanceWorkflowConfig(ExtendedConfig, WorkflowConfig):
         Raises
         ------
         InputError
-            For choices that contradict each other, files that are not there, a step that is not known, or fewer values of
-            ``general.overwrite`` than steps.
+            For choices that contradict each other, files that are not there, a step that is not known, or fewer values
+            of ``general.overwrite`` than steps.
 
         Examples
         --------

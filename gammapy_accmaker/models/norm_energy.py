@@ -259,8 +259,8 @@ def _agreement(counts, log_edges, variance, size):
     density = spectrum(np.exp(x)) * np.exp(x)
     above, first, second = (np.cumsum((density * power)[::-1])[::-1] for power in (1.0, index, index**2))
     size = size * (1 - np.interp(x[0], edges, np.append(0, np.cumsum(counts))) / counts.sum()) / above[0]
-    # variance of the log norm from the counts above x, plus that from thresholds that differ: a shift s changes the rate
-    # by s * index, which a common index would make a mere norm, so its variance above x is what is lost
+    # variance of the log norm from the counts above x, plus that from thresholds that differ: a shift s changes the
+    # log rate by s * index, which a common index would make a mere norm, so its variance above x is what is lost
     error = 1 / (size * above) + variance * (second / above - (first / above) ** 2)
     best = x[np.argmin(error[above > TAIL * above[0]])]
     # there the rates of the range are best, and from the threshold on the sum of all above it: half way

@@ -248,8 +248,8 @@ class NormTails:
         prior = 1 / (variance * widths**2)
         log_share = np.log(shares) - 0.5 * np.log1p(precision / prior) + 0.5 * pull**2 / (precision + prior)
         share = np.exp(log_share - log_share.max())
-        # the mixture's posterior mean is pull * sum(by_precision) / sum(share); the weight is the factor on the precision
-        # of one Gaussian prior that gives the same mean
+        # the mixture's posterior mean is pull * sum(by_precision) / sum(share); the weight is the factor on the
+        # precision of one Gaussian prior that gives the same mean
         by_precision = share / (precision + prior)
         return float(variance * (by_precision @ prior) / by_precision.sum()), bool(share[0] < share[1:].sum())
 

@@ -337,8 +337,8 @@ def _sum_chunk(
         if known is not None:
             known.add(run.zenith, information, gradient)
         if adapt:
-            # Schur complement: with rate and effects in one Gaussian of information [[R, C], [C', E]], the rate alone has
-            # R - C E^-1 C'. What the effects can explain as well does not count as knowledge of the rate.
+            # Schur complement: with rate and effects in one Gaussian of information [[R, C], [C', E]], the rate alone
+            # has R - C E^-1 C'. What the effects can explain as well does not count as knowledge of the rate.
             posterior = np.linalg.inv(sums.information + precision)
             gain = sums.cross_information @ posterior
             information = information - gain @ sums.cross_information.T

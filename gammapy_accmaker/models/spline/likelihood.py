@@ -235,8 +235,8 @@ class RunSums:
         # what the effects are fitted to, and the rate is not
         told = mu if run.effect_energies is None else mu * run.effect_energies[:, None]
 
-        # additive effects: log mu is linear in them, so the score is (counts - mu) and the information mu, each weighted
-        # by the columns; columns of one camera mode share their sum over the cells, which is done first
+        # additive effects: log mu is linear in them, so the score is (counts - mu) and the information mu, each
+        # weighted by the columns; columns of one camera mode share their sum over the cells, which is done first
         gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
         gradient[n_shift:] = run.additive_counts - (columns * (told @ table.modes.additive)[:, mode_of]).sum(0)
         products = told @ mode_mode
@@ -245,8 +245,8 @@ class RunSums:
             sums = np.concatenate([by_pair @ products[:, k] for k, by_pair in pairs])
             information[n_shift:, n_shift:] = sums[place]
 
-        # energy shift: log mu is not linear in it; its derivative by the shift is the slope of the log spectrum, so this
-        # block is Fisher's information (that of the expected counts), which is never negative
+        # energy shift: log mu is not linear in it; its derivative by the shift is the slope of the log spectrum, so
+        # this block is Fisher's information (that of the expected counts), which is never negative
         mu_slope = told * slope
         if n_shift:
             residual = -mu_slope.sum(0)
@@ -271,7 +271,7 @@ class RunSums:
         if run.displacement is not None:
             by_offset = (residual * run.displacement[:, 0]).reshape(n_energy, n_ring, -1).sum(2) @ design.ring_slopes
         size, node = len(design.energy.grid) * n_ring, node.ravel()
-        # the rate of a cell is linear between two nodes of the grid: its derivative is shared out to both by the fraction
+        # the rate of a cell is linear between two nodes of the grid: its derivative goes to both by the fraction
         upper = residual * fraction
         residual -= upper
         on_grid = np.bincount(node, residual.ravel(), size)

@@ -23,7 +23,8 @@ FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
 SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
 SMOOTHING_RANGE = (1e-3, 1e8)
 # smoothing parameters that still creep after 80 rounds are left as they are
-STEPS = NewtonSteps(200, max_step=1.0, tolerance=1e-8, learn_below=0.3, learn_rounds=80, learned=(1e-4, 0.01))
+# steps of 1e-7 are rounding where a smoothing parameter is large
+STEPS = NewtonSteps(200, max_step=1.0, tolerance=1e-6, learn_below=0.3, learn_rounds=80, learned=(1e-4, 0.01))
 
 
 @dataclass(frozen=True)

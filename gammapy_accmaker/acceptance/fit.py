@@ -257,10 +257,8 @@ def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> Non
 
 def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) -> None:
     """One warning for each keyword that the model is to follow and that reduced runs lack."""
-    if config.model.type != "spline":
-        return
     names = run_names(slices[0].obs_id for slices in runs)
-    for name in dict.fromkeys(config.model.covariates):
+    for name in config.model.keywords:
         lacking = [run for run, slices in zip(names, runs, strict=True) if name not in slices[0].covariates]
         if not lacking:
             continue
@@ -401,9 +399,7 @@ def _fit_spline(runs, bins, config, starmap) -> SplineRate:
         gradient=config.run_effects.gradient,
         norm_energy=_given_energies(config),
         zenith=config.zenith.type == "continuous",
-        covariates=tuple(
-            name for name in dict.fromkeys(config.model.covariates) if any(name in run[0].covariates for run in runs)
-        ),
+        covariates=tuple(name for name in config.model.keywords if any(name in run[0].covariates for run in runs)),
         starmap=starmap,
     )
     rate_model = SplineRate(model)

@@ -231,8 +231,7 @@ class Reduction:
     @property
     def _keywords(self):
         """Keywords of the event header that are read of each run: what the model follows, and the muon efficiency to be shown."""
-        asked = self.config.model.covariates if self.config.model.type == "spline" else ()
-        return tuple(dict.fromkeys((MUON_EFFICIENCY, *asked)))
+        return tuple(dict.fromkeys((MUON_EFFICIENCY, *self.config.model.keywords)))
 
 
 def _reduce_or_explain(reduction, observation, cache):

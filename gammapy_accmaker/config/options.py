@@ -58,7 +58,16 @@ __all__ = [
 ]
 
 
-class SplineOptions(Options):
+class ModelOptions(Options):
+    """What the options of each kind of model tell of it."""
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """Keywords of the event header that the model follows, each once."""
+        return ()
+
+
+class SplineOptions(ModelOptions):
     """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
 
     ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow: any with a
@@ -68,8 +77,12 @@ class SplineOptions(Options):
     type: Literal["spline"] = "spline"
     covariates: list[str] = ["MUONEFF"]
 
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.covariates))
 
-class RadialOptions(Options):
+
+class RadialOptions(ModelOptions):
     """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges.
 
     Events beyond the last ring have no part in the fit; there the rate goes on for the width of one ring, and is 0
@@ -86,7 +99,7 @@ class RadialOptions(Options):
         return self
 
 
-class GridOptions(Options):
+class GridOptions(ModelOptions):
     """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or
     edges.
 
@@ -120,7 +133,7 @@ class ParameterOptions(Options):
         return data
 
 
-class ParametricOptions(Options):
+class ParametricOptions(ModelOptions):
     """A function of energy, of position or of both, fitted to counts on a grid.
 
     Parameters

@@ -6,12 +6,9 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import astropy.units as u
-import numpy as np
 from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
 
-from gammapy_accmaker.camera.bins import FovBins, energy_edges_per_decade, split_bins
 from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE, FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.cache import RunCache, in_memory
@@ -43,34 +40,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SPLINE_BINS_PER_DECADE = 50
-SPLINE_PIXEL = 0.1  # deg
-
 
 def make_bins(config: AcceptanceConfig) -> CountsBins:
     """Bins that the configuration asks for."""
-    if config.model.type == "spline":
-        low, high = config.energy.min, config.energy.max
-        edges = energy_edges_per_decade(low, high, SPLINE_BINS_PER_DECADE)
-        return CountsBins(
-            edges,
-            FovBins.grid(config.offset_max.deg, 2 * int(np.ceil(config.offset_max.deg / SPLINE_PIXEL))),
-            config.fov_alignment,
-            config.offset_max.deg,
-        )
-    if isinstance(config.fit_energy, u.Quantity):
-        # in a wide bin the spectrum is one of fine bins; the profile over the field is that of the wide one
-        edges = split_bins(config.fit_energy.to_value("TeV"), 1 / config.energy.nbins_per_decade)
-    else:
-        edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)
-    offset_max, offset_bins = config.offset_max.deg, config.model.offset_bins
-    radial = config.model.type == "radial"
-    if isinstance(offset_bins, u.Quantity):
-        fov_edges = offset_bins.to_value("deg")
-        fov = FovBins((fov_edges,) if radial else (fov_edges, fov_edges))
-    else:
-        fov = FovBins.rings(offset_max, offset_bins) if radial else FovBins.grid(offset_max, 2 * offset_bins)
-    return CountsBins(edges, fov, config.fov_alignment)
+    return config.model.make_bins(config)
 
 
 def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:

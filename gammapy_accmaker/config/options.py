@@ -8,12 +8,13 @@ Several options are one of some kinds, told apart by ``type``; a kind has the op
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import astropy.units as u
 import numpy as np
 from pydantic import Field, PlainSerializer, model_validator
 
+from gammapy_accmaker.camera.bins import FovBins, energy_edges_per_decade, split_bins
 from gammapy_accmaker.config.types import (
     AngleEdges,
     EnergyEdges,
@@ -26,8 +27,12 @@ from gammapy_accmaker.config.types import (
     SpatialNorm,
     TimeStep,
 )
+from gammapy_accmaker.data.counts import CountsBins
 from gammapy_accmaker.models.parametric.function import PYTHON, check_shared, describe_function, rate_function
 from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
+
+if TYPE_CHECKING:
+    from gammapy_accmaker.config.config import AcceptanceConfig
 
 __all__ = [
     "AdaptiveEnergy",
@@ -58,6 +63,10 @@ __all__ = [
 ]
 
 
+SPLINE_BINS_PER_DECADE = 50
+SPLINE_PIXEL = 0.1  # deg
+
+
 class ModelOptions(Options):
     """What the options of each kind of model tell of it."""
 
@@ -65,6 +74,26 @@ class ModelOptions(Options):
     def keywords(self) -> tuple[str, ...]:
         """Keywords of the event header that the model follows, each once."""
         return ()
+
+    def make_bins(self, config: AcceptanceConfig) -> CountsBins:
+        """Bins of the counts that a model with these options is fitted to, in a configuration."""
+        if isinstance(config.fit_energy, u.Quantity):
+            # in a wide bin the spectrum is one of fine bins; the profile over the field is that of the wide one
+            edges = split_bins(config.fit_energy.to_value("TeV"), 1 / config.energy.nbins_per_decade)
+        else:
+            edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)
+        return CountsBins(edges, self.make_fov_bins(config.offset_max.deg), config.fov_alignment)
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        """Bins of the field of view up to an offset in deg, or those that are given."""
+        raise NotImplementedError
+
+
+def _grid_bins(offset_bins, offset_max):
+    if isinstance(offset_bins, u.Quantity):
+        edges = offset_bins.to_value("deg")
+        return FovBins((edges, edges))
+    return FovBins.grid(offset_max, 2 * offset_bins)
 
 
 class SplineOptions(ModelOptions):
@@ -80,6 +109,14 @@ class SplineOptions(ModelOptions):
     @property
     def keywords(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.covariates))
+
+    def make_bins(self, config: AcceptanceConfig) -> CountsBins:
+        edges = energy_edges_per_decade(config.energy.min, config.energy.max, SPLINE_BINS_PER_DECADE)
+        offset_max = config.offset_max.deg
+        return CountsBins(edges, self.make_fov_bins(offset_max), config.fov_alignment, offset_max)
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        return FovBins.grid(offset_max, 2 * int(np.ceil(offset_max / SPLINE_PIXEL)))
 
 
 class RadialOptions(ModelOptions):
@@ -98,6 +135,11 @@ class RadialOptions(ModelOptions):
             raise ValueError(f"offset_bins: got {self.offset_bins}, but offsets >= 0 are needed")
         return self
 
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        if isinstance(self.offset_bins, u.Quantity):
+            return FovBins((self.offset_bins.to_value("deg"),))
+        return FovBins.rings(offset_max, self.offset_bins)
+
 
 class GridOptions(ModelOptions):
     """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or
@@ -109,6 +151,9 @@ class GridOptions(ModelOptions):
 
     type: Literal["grid"] = "grid"
     offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        return _grid_bins(self.offset_bins, offset_max)
 
 
 class ParameterOptions(Options):
@@ -159,6 +204,9 @@ class ParametricOptions(ModelOptions):
     shared: list[str] = []
     offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
     on_failure: Literal["raise", "flag"] = "raise"
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        return _grid_bins(self.offset_bins, offset_max)
 
     @model_validator(mode="after")
     def _fits(self):

@@ -57,7 +57,8 @@ class AcceptanceBackgroundMaker(Maker):
     Parameters
     ----------
     config : `AcceptanceConfig` or dict, optional
-        Options. Those that it does not set are those that ``model`` was fitted with, or the defaults of `AcceptanceConfig`.
+        Options. Those that it does not set are those that ``model`` was fitted with, or the defaults of
+        `AcceptanceConfig`.
     model : `AcceptanceModel`, optional
         A model made earlier; without one, call `fit`.
     exclusion : sky region, region file, mask map, or a list of these, optional
@@ -212,7 +213,8 @@ class AcceptanceBackgroundMaker(Maker):
 
     @property
     def exclusion(self) -> Exclusion:
-        """All that is left out of a run's effects and of the renormalisation: what was given, and what the fit left out."""
+        """All that is left out of a run's effects and of the renormalisation:
+        what was given, and what the fit left out."""
         return self._with_that_of(self._model)
 
     def _with_that_of(self, model):
@@ -223,7 +225,8 @@ class AcceptanceBackgroundMaker(Maker):
     def run_table(self):
         """Run by run: exposure, counts, norm and its error, and why a run was left out (`~astropy.table.Table`).
 
-        What its columns hold, and over which bins: `gammapy_accmaker.acceptance.run_table`, or ``run_table.info("attributes")``.
+        What its columns hold, and over which bins: `gammapy_accmaker.acceptance.run_table`, or
+        ``run_table.info("attributes")``.
         """
         return self.model.run_table
 
@@ -270,8 +273,8 @@ class AcceptanceBackgroundMaker(Maker):
         adapted, row = adapt_to_run(rate_model, reduction.bins, slices, config)
         if NOT_CONVERGED in row["FLAG"]:
             log.warning(
-                f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its residuals, "
-                "or use run_effects 'norm' or 'none'"
+                f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its "
+                "residuals, or use run_effects 'norm' or 'none'"
             )
         return _AppliedModel(observation, adapted, track, config.time_step_seconds, slices)
 
@@ -351,8 +354,8 @@ class AcceptanceBackgroundMaker(Maker):
         Parameters
         ----------
         geom : `~gammapy.maps.WcsGeom` or `~gammapy.maps.RegionGeom`
-            Geometry with the reconstructed energy axis "energy". Around a `~regions.PointSkyRegion` the background is counted
-            within the RAD_MAX of the observation at each energy, as gammapy counts its events there.
+            Geometry with the reconstructed energy axis "energy". Around a `~regions.PointSkyRegion` the background is
+            counted within the RAD_MAX of the observation at each energy, as gammapy counts its events there.
         observation : `~gammapy.data.Observation`
 
         Returns
@@ -466,8 +469,8 @@ class AcceptanceBackgroundMaker(Maker):
         lacking = [key for key in self.model.rate_model.covariate_names if key not in keywords]
         if lacking:
             log.warning(
-                f"observation {name}: the header of its events has no number for {', '.join(lacking)}, which the model follows: "
-                "it counts as the mean of the runs of the fit; fill it in"
+                f"observation {name}: the header of its events has no number for {', '.join(lacking)}, which the model "
+                "follows: it counts as the mean of the runs of the fit; fill it in"
             )
 
     def _renormalized(self, dataset, applied):
@@ -512,7 +515,8 @@ class AcceptanceBackgroundMaker(Maker):
         nbin = geom.axes["energy"].nbin
         if kind in ("ring", "adaptive_ring") and nbin != 1:
             raise InputError(
-                f"renormalization: {kind!r} needs a dataset with one energy bin, but got {nbin}; use one bin or `type: fov`"
+                f"renormalization: {kind!r} needs a dataset with one energy bin, but got {nbin}; "
+                "use one bin or `type: fov`"
             )
 
     def _covers(self, dataset):
@@ -521,8 +525,8 @@ class AcceptanceBackgroundMaker(Maker):
         inside = (edges[:-1] > fit[0] * (1 - 1e-6)) & (edges[1:] < fit[-1] * (1 + 1e-6))
         if not inside.all():
             log.warning(
-                f"{dataset.name}: {(~inside).sum()} of its {len(inside)} energy bins, {edges[0]:.3g} to {edges[-1]:.3g} TeV, "
-                f"reach beyond the model, {fit[0]:.3g} to {fit[-1]:.3g} TeV, and are masked"
+                f"{dataset.name}: {(~inside).sum()} of its {len(inside)} energy bins, {edges[0]:.3g} to "
+                f"{edges[-1]:.3g} TeV, reach beyond the model, {fit[0]:.3g} to {fit[-1]:.3g} TeV, and are masked"
             )
         return inside
 
@@ -597,13 +601,15 @@ def _options_with_model(model: AcceptanceModel, asked: dict) -> AcceptanceConfig
 
 def _refuse(key: str, given, fitted) -> None:
     raise InputError(
-        f"{key}: got {given}, but the model that is given was fitted with {fitted}; leave it out, or fit anew without `model`"
+        f"{key}: got {given}, but the model that is given was fitted with {fitted}; "
+        "leave it out, or fit anew without `model`"
     )
 
 
 def _checked_model(model):
     if not isinstance(model, AcceptanceModel):
         raise InputError(
-            f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with AcceptanceModel.read(path)"
+            f"model: got {type(model).__name__}, but an AcceptanceModel is needed; read one with "
+            "AcceptanceModel.read(path)"
         )
     return model

@@ -29,7 +29,9 @@ HOUR = 3600.0  # s
 
 @dataclass(frozen=True, eq=False)
 class GroupPlan:
-    """Groups of runs, or of parts of runs, that are pooled in a fit. Made by `plan_groups`; its arrays cannot be changed.
+    """Groups of runs, or of parts of runs, that are pooled in a fit.
+
+    Made by `plan_groups`; its arrays cannot be changed.
 
     Attributes
     ----------
@@ -42,8 +44,8 @@ class GroupPlan:
     positions : `~numpy.ndarray`
         Right ascension and declination in deg of the wobble positions that were found, shape (n, 2).
     obs_id, group, wobble, cos_zenith, azimuth, ontime, livetime, counts, run : `~numpy.ndarray`
-        Of each part of a run, shape (part,): the label of the run, where it belongs, its mean pointing (deg), its time in s, its unexcluded
-        counts, and a number from 0 that the parts of a run share and other runs do not have.
+        Of each part of a run, shape (part,): the label of the run, where it belongs, its mean pointing (deg), its time
+        in s, its unexcluded counts, and a number from 0 that the parts of a run share and other runs do not have.
     """
 
     settings: str
@@ -85,7 +87,8 @@ class GroupPlan:
         return np.bincount(self.group, self.ontime * self.cos_zenith) / np.bincount(self.group, self.ontime)
 
     def describe_missed(self, config: AcceptanceConfig) -> str:
-        """Which sectors of azimuth hold less than the minimum of a zenith bin over zenith angles that differ; empty for none."""
+        """Which sectors of azimuth hold less than the minimum of a zenith bin over zenith angles that differ;
+        empty for none."""
         pooled, missed = config.zenith_bins, []
         if pooled is None:
             return ""
@@ -151,7 +154,8 @@ class GroupPlan:
         """
         if self.settings != _settings(config):
             raise InputError(
-                f"plan: it was made for {self.settings}, but the configuration asks for {_settings(config)}; make it with plan_groups"
+                f"plan: it was made for {self.settings}, but the configuration asks for {_settings(config)}; "
+                "make it with plan_groups"
             )
         parts = _Parts(runs, config)
         labels, planned = (array.astype(str).tolist() for array in (parts.obs_id, self.obs_id))
@@ -181,7 +185,8 @@ class GroupPlan:
         return cls(str(arrays["settings"]), **given)
 
     def plot(self, ax=None):
-        """Draw the bins, zenith angle against azimuth, or against hours where all azimuths are pooled; returns the axes."""
+        """Draw the bins, zenith angle against azimuth, or against hours where all azimuths are pooled;
+        returns the axes."""
         ax = plt.gca() if ax is None else ax
         low, high = (_zenith(z) for z in (self.cos_zenith_high, self.cos_zenith_low))
         hours, by_azimuth = np.bincount(self.group, self.livetime, self.n_groups) / HOUR, len(self.azimuth_edges) > 0
@@ -244,7 +249,8 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     config = AcceptanceConfig.coerce(config)
     if config.model.type == "spline":
         raise InputError(
-            "config: the model 'spline' follows the zenith angle without groups; choose another model for a plan, such as 'radial'"
+            "config: the model 'spline' follows the zenith angle without groups; "
+            "choose another model for a plan, such as 'radial'"
         )
     observations = as_observations(observations)
     runs, failures = Reduction.of(config, exclusion).reduce_all(observations, Execution.of(n_jobs, parallel_backend))
@@ -260,8 +266,8 @@ def warn_missed(plan: GroupPlan, config: AcceptanceConfig) -> None:
     missed = plan.describe_missed(config)
     if missed:
         log.warning(
-            f"zenith: all runs, or all of a sector of azimuth, hold less than the minimum of a bin ({missed}); they are one bin, "
-            "of their mean zenith angle. Give more runs, or a smaller min_observations or min_livetime"
+            f"zenith: all runs, or all of a sector of azimuth, hold less than the minimum of a bin ({missed}); they "
+            "are one bin, of their mean zenith angle. Give more runs, or a smaller min_observations or min_livetime"
         )
 
 
@@ -293,13 +299,15 @@ def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPla
         sector += [k] * (len(edges) - 1)
         low, high = [*low, *edges[:-1]], [*high, *edges[1:]]
     return GroupPlan(
-        _settings(config), config.azimuth.edges, np.array(sector), np.array(low), np.array(high), parts.positions, parts.obs_id, group, parts.wobble,
+        _settings(config), config.azimuth.edges, np.array(sector), np.array(low), np.array(high), parts.positions,
+        parts.obs_id, group, parts.wobble,
         parts.cos_zenith, parts.azimuth, parts.ontime, parts.livetime, parts.counts, parts.run,
     )  # fmt: skip
 
 
 class _Parts:
-    """What is pooled: the slices of all runs, in the order of time within an order of the runs, and arrays over them."""
+    """What is pooled: the slices of all runs, in the order of time within an order of the runs,
+    and arrays over them."""
 
     def __init__(self, runs, config):
         runs = [sorted(slices, key=lambda part: part.mjd) for slices in in_own_order(runs)]

@@ -1,7 +1,7 @@
 """How well a configuration predicts runs that its fit has not seen.
 
-The runs are divided into folds; each fold is predicted by a model fitted to the others. What a configuration fits to the
-run itself is fitted to a random half of the run's events, and the prediction is scored on the other half.
+The runs are divided into folds; each fold is predicted by a model fitted to the others. What a configuration fits to
+the run itself is fitted to a random half of the run's events, and the prediction is scored on the other half.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class CrossValidation:
     Attributes
     ----------
     table : `~astropy.table.Table`
-        One row for each configuration: score, its gain over the first, the error of the gain from its scatter over the runs,
-        bias and scatter of the log norm of the runs before they are adapted to, mean time of a fit.
+        One row for each configuration: score, its gain over the first, the error of the gain from its scatter over the
+        runs, bias and scatter of the log norm of the runs before they are adapted to, mean time of a fit.
     scores : `~astropy.table.Table`
         One row for each run: the score of each configuration, in a column of its name.
     significance : `~astropy.table.Table`
-        Mean and width of the significance of the held-out runs, each adapted to by its own events (or by a norm, with run
-        effects ``none``), for each configuration and energy band: in the camera frame stacked one fold at a time and, if
-        asked for, in the sky frame stacked one field at a time.
+        Mean and width of the significance of the held-out runs, each adapted to by its own events (or by a norm, with
+        run effects ``none``), for each configuration and energy band: in the camera frame stacked one fold at a time
+        and, if asked for, in the sky frame stacked one field at a time.
     """
 
     table: Table
@@ -77,8 +77,8 @@ def cross_validate(
 ) -> CrossValidation:
     """Score configurations on runs that their fit has not seen.
 
-    The score of a run is the sum of n log(mu / sum(mu)) over energy bins and camera pixels of 0.1 deg, that is its Poisson
-    log-likelihood with a free norm, on half of its events and scaled to all of them.
+    The score of a run is the sum of n log(mu / sum(mu)) over energy bins and camera pixels of 0.1 deg, that is its
+    Poisson log-likelihood with a free norm, on half of its events and scaled to all of them.
 
     Parameters
     ----------
@@ -132,8 +132,8 @@ def cross_validate(
     for name, config in configs.items():
         if config.matching is not None or config.exclusion.iterative is not None:
             raise InputError(
-                f"configs: {name!r} asks for matching or exclusion.iterative, which are not scored; leave them out, and give "
-                "what was found as the exclusion"
+                f"configs: {name!r} asks for matching or exclusion.iterative, which are not scored; leave them out, "
+                "and give what was found as the exclusion"
             )
     execution = Execution.of(n_jobs, parallel_backend)
     seed, split_seed = check_whole(seed, 0, "seed"), check_whole(split_seed, 0, "split_seed")
@@ -215,7 +215,8 @@ def _common_offset(offset_max, reductions):
     if reach[smallest] > offset_max - 1e-6:
         return offset_max
     log.warning(
-        f"offset_max: got {offset_max:g} deg, but the model of {smallest!r} ends at {reach[smallest]:g} deg; all are scored within that"
+        f"offset_max: got {offset_max:g} deg, but the model of {smallest!r} ends at {reach[smallest]:g} deg; "
+        "all are scored within that"
     )
     return reach[smallest]
 
@@ -262,7 +263,8 @@ def _members(fine, edges):
 
 
 def _reduce(observations, halves, fitting, scoring, execution):
-    """By place in the list: the run and its first half in the bins of the fit, it and its second half in those of the score."""
+    """By place in the list: the run and its first half in the bins of the fit,
+    it and its second half in those of the score."""
     scoring_bins = CountsBins(scoring.fine, scoring.fov, fitting.bins.alignment, scoring.offset_max)
     to_score = replace(fitting, bins=scoring_bins)
     parts = []

@@ -154,7 +154,8 @@ class RunDesign:
         return pairs, place
 
     def ring_sums(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Weighted sums over the sectors of each ring, shape (n_energy, n_ring, n); weights as in `CellModes.ring_weights`."""
+        """Weighted sums over the sectors of each ring, shape (n_energy, n_ring, n);
+        weights as in `CellModes.ring_weights`."""
         by_ring = values.reshape(len(values), *weights.shape[:2]).transpose(1, 0, 2)
         return np.matmul(by_ring, weights).transpose(1, 0, 2)
 
@@ -174,7 +175,8 @@ class RateTable:
     log_rate, slope : tuple of `~numpy.ndarray`, shapes (n_grid, n_ring)
         At the nodes, and the change to the next one: of the log rate and of its derivative by u.
     asymmetry : `~numpy.ndarray`, shape (n_energy, n_cell)
-        What adds to the rate of the ring: the log asymmetry, and the change to the mean position of what was seen of each cell.
+        What adds to the rate of the ring: the log asymmetry, and the change to the mean position of what was seen of
+        each cell.
     modes : `CellModes`
         Of what was seen of each cell.
     """
@@ -186,7 +188,8 @@ class RateTable:
 
     @classmethod
     def of(cls, design: RunDesign, coefficients: np.ndarray, asymmetry: np.ndarray, run: RunCells):
-        """Tabulate; ``asymmetry``: log asymmetry and its derivatives, shape (3, n_energy, n_cell), see `FovCells.expansion`."""
+        """Tabulate; ``asymmetry``: log asymmetry and its derivatives, shape (3, n_energy, n_cell),
+        see `FovCells.expansion`."""
         profile = coefficients @ run.zenith_basis
         rings = profile @ design.ring_basis.T
         log_rate, slope = (
@@ -195,7 +198,8 @@ class RateTable:
         )
         added = asymmetry[0]
         if run.displacement is not None:
-            # the slope is that before the own shift of the run, so that it is worked out once for all steps of its effects
+            # the slope is that before the own shift of the run, so that it is worked out once for all steps of its
+            # effects
             by_ring = design.energy.interpolate(run.scaled_energy) @ (profile @ design.ring_slopes.T)
             by_offset, by_angle = run.displacement.T
             added = added + (asymmetry[1] + by_ring[:, design.cells.ring_of_cell]) * by_offset + asymmetry[2] * by_angle
@@ -362,8 +366,8 @@ def fit_effects(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Effects of a run by penalised maximum likelihood (Newton steps with Fisher's information).
 
-    Along an energy shift the likelihood may be bent more than Fisher's information knows, and full steps would swing about the
-    maximum for ever: behind a step that went too far the zero of the slope between its ends is taken.
+    Along an energy shift the likelihood may be bent more than Fisher's information knows, and full steps would swing
+    about the maximum for ever: behind a step that went too far the zero of the slope between its ends is taken.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """Reduced runs -> `AcceptanceModel`: the fit of all runs together, or of a model for each group of a plan.
 
-From the top: the groups of a plan, put together to one model that follows zenith and azimuth; `fit_acceptance`, the public
-door, and `fit_runs` below it; the adaption of a model to one run; and the run table, in which every run has a row.
+From the top: the groups of a plan, put together to one model that follows zenith and azimuth; `fit_acceptance`, the
+public door, and `fit_runs` below it; the adaption of a model to one run; and the run table, in which every run has a
+row.
 """
 
 from __future__ import annotations
@@ -166,10 +167,10 @@ def fit_acceptance(
     Parameters
     ----------
     observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
-        ON or OFF observations. One that cannot be used is left out, named in a warning and listed in the run table. Each
-        entry of the list is a run with effects of its own: observation numbers may repeat, be missing or be text. So are the
-        pieces that gammapy's ``select_time`` makes of a run; where they are to share its effects, give the run as a whole (its
-        good time intervals may have gaps, and within it the rate follows the zenith angle).
+        ON or OFF observations. One that cannot be used is left out, named in a warning and listed in the run table.
+        Each entry of the list is a run with effects of its own: observation numbers may repeat, be missing or be text.
+        So are the pieces that gammapy's ``select_time`` makes of a run; where they are to share its effects, give the
+        run as a whole (its good time intervals may have gaps, and within it the rate follows the zenith angle).
     config : `AcceptanceConfig` or dict, optional
         Options; their defaults where it is None.
     exclusion : sky region, region file, mask map, or a list of these, optional
@@ -241,7 +242,8 @@ def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
         if config.model.type != "parametric":
             remedy = "use finer offset_bins and fit_energy, or the model 'spline'"
         log.warning(
-            f"model: {config.model.type} does not describe the counts; {describe_goodness(rate_model.goodness)}; {remedy}"
+            f"model: {config.model.type} does not describe the counts; {describe_goodness(rate_model.goodness)}; "
+            f"{remedy}"
         )
 
 
@@ -250,8 +252,9 @@ def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> Non
     options = config.exclusion
     if exclusion.is_empty and options.iterative is None and options.wobble_half is False:
         log.warning(
-            f"exclusion: nothing is excluded: {WITHOUT_EXCLUSION}, in the fit and in the effects of each run; give their "
-            "regions as `exclusion`, or set `exclusion: {iterative: {}}` to look for them. Runs on fields without sources need none."
+            f"exclusion: nothing is excluded: {WITHOUT_EXCLUSION}, in the fit and in the effects of each run; give "
+            "their regions as `exclusion`, or set `exclusion: {iterative: {}}` to look for them. Runs on fields "
+            "without sources need none."
         )
 
 
@@ -266,8 +269,8 @@ def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) ->
         what = f"model.covariates: {name} is missing from the event header, or is no number there,"
         if len(lacking) < len(runs):
             log.warning(
-                f"{what} of {len(lacking)} of {len(runs)} runs ({some}): they count as the mean of the others, so that their "
-                "norm and energy scale follow from their events alone; fill it in, or leave it out"
+                f"{what} of {len(lacking)} of {len(runs)} runs ({some}): they count as the mean of the others, so that "
+                "their norm and energy scale follow from their events alone; fill it in, or leave it out"
             )
         else:  # that of the default is one of H.E.S.S.
             level = logging.INFO if name in DEFAULT_COVARIATES else logging.WARNING
@@ -309,7 +312,8 @@ def fit_runs(
     *,
     execution: Execution = SERIAL,
 ) -> RateModel:
-    """Model fitted to reduced runs, each a list of slices, in the groups of a plan, which is made of them by default."""
+    """Model fitted to reduced runs, each a list of slices, in the groups of a plan,
+    which is made of them by default."""
     if config.model.type == "spline":
         return _fit_spline(runs, bins, config, execution.starmap("Fit of the spline model"))
     runs = in_own_order(runs)
@@ -486,7 +490,8 @@ def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int | str, float
     if outside:
         named = ", ".join(f"{name} ({z:.3f})" for name, z in outside.items())
         log.warning(
-            f"cos zenith of runs outside of the trained range, {low:.3f} to {high:.3f}: {named}; they take the rate at its end"
+            f"cos zenith of runs outside of the trained range, {low:.3f} to {high:.3f}: {named}; "
+            "they take the rate at its end"
         )
 
 
@@ -504,8 +509,8 @@ def _mean_azimuth(slices):
 def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=None) -> Table:
     """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out.
 
-    ``runs`` and ``failures`` are those of `Reduction.reduce_all`; the rows are in the order of the observations. ``models``: of
-    each of the runs, where they differ.
+    ``runs`` and ``failures`` are those of `Reduction.reduce_all`; the rows are in the order of the observations.
+    ``models``: of each of the runs, where they differ.
     """
     used = by_place(runs, failures)
     labels = {place: slices[0].obs_id for place, slices in used.items()}
@@ -527,7 +532,8 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=
         first, ontime = slices[0], [part.ontime for part in slices]
         rows[place] = {
             "ROLE": role, "USED": True, "ONTIME": sum(ontime), "LIVETIME": sum(p.livetime for p in slices),
-            "ZENITH": np.degrees(np.arccos(np.clip(_mean_cos_zenith(slices), -1, 1))), "AZIMUTH": _mean_azimuth(slices), "MJD": np.average([part.mjd for part in slices], weights=ontime),
+            "ZENITH": np.degrees(np.arccos(np.clip(_mean_cos_zenith(slices), -1, 1))), "AZIMUTH": _mean_azimuth(slices),
+            "MJD": np.average([part.mjd for part in slices], weights=ontime),
             "COUNTS": int(sum(part.counts.sum() for part in slices)),
             "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **of_run,
             "START": first.key.start, "RA": first.key.pointing[0], "DEC": first.key.pointing[1],
@@ -540,8 +546,8 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=
     swinging = [str(names[place]) for place, row in rows.items() if NOT_CONVERGED in row["FLAG"]]
     if swinging:
         log.warning(
-            f"the effects of {len(swinging)} of {len(runs)} runs did not converge: {', '.join(swinging)}; look at their residuals, or "
-            "use run_effects 'norm' or 'none'"
+            f"the effects of {len(swinging)} of {len(runs)} runs did not converge: {', '.join(swinging)}; look at "
+            "their residuals, or use run_effects 'norm' or 'none'"
         )
     unknown = {
         name: np.nan for name in RUN_COLUMNS if name not in ("OBS_ID", "ROLE", "USED", "COUNTS", "DROPPED", "FLAG")

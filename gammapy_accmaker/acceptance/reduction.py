@@ -151,18 +151,20 @@ class Reduction:
             )
         if not any(part.counts.nnz for part in slices):
             raise ObservationError(
-                f"observation {observation.obs_id}: it has no events in the energies and offsets of the model outside of the exclusion"
+                f"observation {observation.obs_id}: it has no events in the energies and offsets of the model outside "
+                "of the exclusion"
             )
         return slices
 
     def reduce_all(
         self, observations, execution: Execution = SERIAL, *, cache=None, on_error="skip", places=None
     ) -> tuple[list[list[RunCounts]], dict[int, LeftOut]]:
-        """Slices of the observations that can be used, in their order, and by place in the list those that cannot, with the reason.
+        """Slices of the observations that can be used, in their order, and by place in the list those that cannot, with
+        the reason.
 
-        ``places``: of the observations that are wanted; all by default. `by_place` tells where in the list the runs stand.
-        One warning names those that are left out; with ``on_error="raise"`` the first of them ends the reduction.
-        ``cache``: folder of the reduced runs, see `RunCache`.
+        ``places``: of the observations that are wanted; all by default. `by_place` tells where in the list the runs
+        stand. One warning names those that are left out; with ``on_error="raise"`` the first of them ends the
+        reduction. ``cache``: folder of the reduced runs, see `RunCache`.
         """
         check_choice(on_error, ("skip", "raise"), "on_error")
         if cache is not None:
@@ -203,7 +205,8 @@ class Reduction:
 
     @property
     def _keywords(self):
-        """Keywords of the event header that are read of each run: what the model follows, and the muon efficiency to be shown."""
+        """Keywords of the event header that are read of each run:
+        what the model follows, and the muon efficiency to be shown."""
         return tuple(dict.fromkeys((MUON_EFFICIENCY, *self.config.model.keywords)))
 
 
@@ -227,7 +230,8 @@ def by_place(runs, failures, places=None) -> dict[int, list[RunCounts]]:
 
 
 def in_own_order(runs: list[list[RunCounts]]) -> list[list[RunCounts]]:
-    """Reduced runs in an order that is theirs: sums are then the same to the last digit, in whatever order the runs came."""
+    """Reduced runs in an order that is theirs: sums are then the same to the last digit,
+    in whatever order the runs came."""
     return sorted(runs, key=_content)
 
 

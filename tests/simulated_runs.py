@@ -27,6 +27,7 @@ class SimulatedRun:
     covariates: dict = field(default_factory=dict)
     norm: float = 0.0  # log
     shift: float = 0.0
+    displacement: None = None  # all cells are seen whole
 
     @property
     def cos_zenith_range(self):

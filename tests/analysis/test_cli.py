@@ -325,7 +325,7 @@ def test_plan_says_which_runs_are_pooled(tmp_path):
     model = tmp_path / "model.fits"
     assert invoke("fit", path, "--output", model).exit_code == 0
     assert str(expected) in invoke("inspect", model).output
-    text = report_sections.plan(AcceptanceModel.read(model))
+    text = report_sections._plan(AcceptanceModel.read(model))
     assert f"Runs were pooled in {expected.n_groups} bins" in text and "data:image/png" in text
 
 

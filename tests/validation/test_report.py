@@ -179,17 +179,17 @@ def test_bands_are_half_decades_within_the_model():
 
 def test_cross_validation_is_a_table_beside_a_radial_model():
     config = AcceptanceConfig(offset_max="2 deg", energy={"min": "0.5 TeV"})
-    configs = report_sections.with_reference(config)
+    configs = report_sections._with_reference(config)
     assert list(configs.values())[-1] is config
     reference = configs["plain radial model"]
     assert reference.model.type == "radial" and reference.zenith.type == "interpolated"
-    without = report_sections.with_reference(config.update({"zenith": {"type": "none"}}))
+    without = report_sections._with_reference(config.update({"zenith": {"type": "none"}}))
     assert without["plain radial model"].zenith.type == "none"
     assert reference.offset_max == config.offset_max and reference.energy == config.energy
     radial = AcceptanceConfig(model={"type": "radial"})
-    assert report_sections.with_reference(radial) == {"this model": radial}
+    assert report_sections._with_reference(radial) == {"this model": radial}
     searched = config.update({"exclusion": {"iterative": {}}})
-    assert report_sections.with_reference(searched)["this model"].exclusion.iterative is None
+    assert report_sections._with_reference(searched)["this model"].exclusion.iterative is None
 
     names = ["CONFIG", "SCORE", "GAIN", "GAIN_ERR", "LOG_NORM_BIAS", "LOG_NORM_STD", "FIT_TIME"]
     scores = Table(

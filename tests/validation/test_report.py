@@ -198,10 +198,10 @@ def test_cross_validation_is_a_table_beside_a_radial_model():
     names = ["CONFIG", "FRAME", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
     rows = [("plain", "camera", 0.316, 1.0, 0.02, 1.14, 900), (EVIL, "camera", 0.316, 1.0, -0.01, 1.04, 900)]
     widths = Table(rows=rows, names=names)
-    text = report_sections.cross_validation(CrossValidation(scores, Table(), widths))
+    text = report_sections._cross_validation(CrossValidation(scores, Table(), widths))
     assert "+100 ± 7" in text and escape(EVIL) in text
     assert re.search(r"camera, 0.316 to 1 TeV.*\+0.02 / 1.14.*-0.01 / 1.04", text)
-    assert report_sections.cross_validation(None) == ""
+    assert report_sections._cross_validation(None) == ""
 
 
 def test_matched_models_are_not_cross_validated(tmp_path, maker):

@@ -52,7 +52,7 @@ from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
-from gammapy_accmaker.utils.run_key import RunKey, label_array, require_runs, run_names
+from gammapy_accmaker.utils.run_key import RunKey, label_array, require_runs, run_names, some_names
 
 __all__ = [
     "fit_groups",
@@ -69,6 +69,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
+DEFAULT_COVARIATES = SplineOptions().covariates
 
 
 def fit_groups(
@@ -144,11 +147,6 @@ def _whole(slices):
         cos_zenith=float(np.average([part.cos_zenith for part in slices], weights=ontime)),
         cos_zenith_range=_seen_range([slices]),
     )
-
-
-ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
-NAMED = 5  # runs in a warning
-DEFAULT_COVARIATES = SplineOptions().covariates
 
 
 def fit_acceptance(
@@ -265,12 +263,12 @@ def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) ->
         lacking = [run for run, slices in zip(names, runs, strict=True) if name not in slices[0].covariates]
         if not lacking:
             continue
-        some = ", ".join(map(str, lacking[:NAMED])) + (", ..." if len(lacking) > NAMED else "")
         what = f"model.covariates: {name} is missing from the event header, or is no number there,"
         if len(lacking) < len(runs):
             log.warning(
-                f"{what} of {len(lacking)} of {len(runs)} runs ({some}): they count as the mean of the others, so that "
-                "their norm and energy scale follow from their events alone; fill it in, or leave it out"
+                f"{what} of {len(lacking)} of {len(runs)} runs ({some_names(lacking)}): they count as the mean of the "
+                "others, so that their norm and energy scale follow from their events alone; fill it in, or leave it "
+                "out"
             )
         else:  # that of the default is one of H.E.S.S.
             level = logging.INFO if name in DEFAULT_COVARIATES else logging.WARNING

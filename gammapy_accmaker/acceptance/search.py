@@ -55,7 +55,7 @@ def fit_until_stable(
     for iteration in range(1, options.max_iterations + 1):
         left_out = exclusion.with_regions(excess_regions(found))
         new = find_excess(
-            stack_residuals(observations, model, adapted, config, left_out),
+            stack_residuals(observations, model, adapted, config, options, left_out),
             options.threshold,
             options.correlation_radius.deg,
             options.dilation.deg,
@@ -80,7 +80,7 @@ def fit_until_stable(
     return replace(model, found=found)
 
 
-def stack_residuals(observations, model, adapted, config, exclusion):
+def stack_residuals(observations, model, adapted, config, options, exclusion):
     """Counts and expectations of runs on the sky, with models by place in the list, in one energy bin."""
     usable = {place: observations[place] for place in adapted}
     stack = SkyStack(
@@ -88,7 +88,7 @@ def stack_residuals(observations, model, adapted, config, exclusion):
         model.rate_model.energy_edges[[0, -1]],
         config.offset_max.deg,
         exclusion,
-        pixel=config.exclusion.iterative.correlation_radius.deg / PIXELS_PER_RADIUS,
+        pixel=options.correlation_radius.deg / PIXELS_PER_RADIUS,
         alignment=config.fov_alignment,
         location=config.observatory_location,
         time_step=config.time_step_seconds,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gammapy_accmaker.utils.run_key import run_names
+from gammapy_accmaker.utils.run_key import run_names, some_names
 
 __all__ = ["RunNotes", "find_reach", "warn_of_notes", "warn_outside_gti"]
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 MAX_OUTSIDE_GTI = 0.002  # of the events of a run: times that are rounded to seconds leave a few in 10 000
 SAME_SITE = 1.0  # km
 MIN_GAP, RING, MIN_IN_RING = 0.1, 0.25, 30  # deg, deg, events; see `find_reach`
-NAMED = 5  # runs in a line
+NAMED = 5  # sites in a line
 
 
 @dataclass(frozen=True)
@@ -133,5 +133,4 @@ def _near(a, b):
 
 
 def _some(runs):
-    first = ", ".join(str(k) for k in list(runs)[:NAMED])
-    return f"{len(runs)} run{'s' * (len(runs) > 1)} ({first}{', ...' if len(runs) > NAMED else ''})"
+    return f"{len(runs)} run{'s' * (len(runs) > 1)} ({some_names(runs)})"

@@ -12,10 +12,21 @@ from astropy.coordinates import angular_separation
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["LeftOut", "RunKey", "find_run", "find_runs", "label_array", "require_runs", "run_label", "run_names"]
+__all__ = [
+    "LeftOut",
+    "RunKey",
+    "find_run",
+    "find_runs",
+    "label_array",
+    "require_runs",
+    "run_label",
+    "run_names",
+    "some_names",
+]
 
 START_TOLERANCE = 0.1  # s; a time that was written to a file and read again is rounded
 POINTING_TOLERANCE = 0.01  # deg
+NAMED = 5  # runs in a message
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,12 @@ def run_names(labels: Iterable[int | str]) -> list[int | str]:
         label if label != "" and seen[str(label)] == 1 else f"{label} (run {place} of the list)".strip()
         for place, label in enumerate(labels, start=1)
     ]
+
+
+def some_names(names: Collection[int | str]) -> str:
+    """The first names of many, for a message."""
+    first = ", ".join(map(str, list(names)[:NAMED]))
+    return first + (", ..." if len(names) > NAMED else "")
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ def test_significance_of_pure_background_is_normal(store, on_runs):
     settings = AcceptanceConfig.coerce(config("grid"))
     truth = fit_acceptance(observations(store), options("grid"))
     maker = AcceptanceBackgroundMaker(options("grid"), model=truth)
-    stack = stack_residuals(on_runs, truth, {k: maker.adapt(o) for k, o in enumerate(on_runs)}, settings, Exclusion())
+    adapted = {k: maker.adapt(o) for k, o in enumerate(on_runs)}
+    stack = stack_residuals(on_runs, truth, adapted, settings, settings.exclusion.iterative, Exclusion())
     assert len(stack.fields) == 1
     significance = significance_map(stack.fields[0], stack.pixel, 0.1)
     values = significance.data[significance.data != 0]

@@ -211,7 +211,8 @@ def fit_acceptance(
     if plan is not None:
         check_kind(plan, GroupPlan, "plan", "a GroupPlan of `plan_groups`")
     if plan is not None and not is_grouped(config):
-        raise InputError("plan: got one, but the configuration pools all runs; set zenith or azimuth to one with bins")
+        plan.check_settings(config)
+        plan = None  # of one group, which is what the fit makes of the runs anyway
     observations, execution = as_observations(observations), Execution.of(n_jobs, parallel_backend)
     reduction = Reduction.of(config, exclusion)
     say_without_exclusion(config, reduction.exclusion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, fields
 
 import matplotlib.pyplot as plt
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 HOUR = 3600.0  # s
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GroupPlan:
     """Groups of runs, or of parts of runs, that are pooled in a fit.
 
@@ -101,6 +102,17 @@ class GroupPlan:
                 missed.append(f"{given[0].sum() / HOUR:.2g} h in {share.sum():.3g} observations")
         return "; ".join(missed)
 
+    def describe_one_group(self) -> str:
+        """Why all runs are in one group; empty where they are in several."""
+        if self.n_groups > 1:
+            return ""
+        zenith, azimuth = re.findall(r'"type":"(\w+)"', self.settings)
+        if zenith == "continuous":
+            return "one group: the rate is a smooth function of the zenith angle, fitted to all runs together"
+        if (zenith, azimuth) == ("none", "none"):
+            return "one group: neither zenith nor azimuth has bins in the configuration"
+        return "one group: the runs are alike in zenith angle and azimuth, or too few for a second bin"
+
     def edges_in(self, sector: int) -> np.ndarray:
         """Edges of cos zenith of the groups of a sector, increasing."""
         groups = np.flatnonzero(self.sector == sector)
@@ -144,6 +156,14 @@ class GroupPlan:
         units = {"AZIMUTH": "deg", "ONTIME": "s", "LIVETIME": "s"}
         return Table({name.upper(): getattr(self, name).copy() for name in names}, units=units)
 
+    def check_settings(self, config: AcceptanceConfig) -> None:
+        """Raise an `InputError` where a configuration asks for other groups."""
+        if self.settings != _settings(config):
+            raise InputError(
+                f"plan: it was made for {self.settings}, but the configuration asks for {_settings(config)}; "
+                "make it with plan_groups"
+            )
+
     def assign(self, runs: list[list[RunCounts]], config: AcceptanceConfig) -> list[list[list[RunCounts]]]:
         """The slices of each group, run by run: those that the plan was made of.
 
@@ -152,11 +172,7 @@ class GroupPlan:
         InputError
             Where the plan is one of other observations or options.
         """
-        if self.settings != _settings(config):
-            raise InputError(
-                f"plan: it was made for {self.settings}, but the configuration asks for {_settings(config)}; "
-                "make it with plan_groups"
-            )
+        self.check_settings(config)
         parts = _Parts(runs, config)
         labels, planned = (array.astype(str).tolist() for array in (parts.obs_id, self.obs_id))
         if not (labels == planned and np.array_equal(parts.counts, self.counts)):
@@ -206,11 +222,19 @@ class GroupPlan:
         )
         return ax
 
-    def __str__(self):
-        found = len(self.positions)
+    def __repr__(self):
+        groups, found = self.n_groups, len(self.positions)
         return (
-            f"GroupPlan: {self.n_groups} groups, {len(np.unique(self.run))} runs in {len(self.obs_id)} parts, "
-            f"{self.livetime.sum() / HOUR:.3g} h, {self.counts.sum()} counts, {found} wobble positions\n"
+            f"GroupPlan: {groups} group{'s' * (groups != 1)}, {len(np.unique(self.run))} runs in {len(self.obs_id)} "
+            f"parts, {self.livetime.sum() / HOUR:.3g} h, {self.counts.sum()} counts, "
+            f"{found} wobble position{'s' * (found != 1)}"
+        )
+
+    def __str__(self):
+        why = self.describe_one_group()
+        return (
+            f"{self!r}\n"
+            + (f"{why}\n" if why else "")
             + "\n".join(self.table["GROUP", "AZIMUTH_MIN", "AZIMUTH_MAX", "COS_ZENITH_MIN", "COS_ZENITH_MAX", "N_RUNS",
                                    "LIVETIME", "COUNTS", "WOBBLES"].pformat(max_lines=-1, max_width=-1))
         )  # fmt: skip
@@ -223,7 +247,8 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     ----------
     observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
     config : `AcceptanceConfig` or dict, optional
-        Its ``zenith`` and ``azimuth`` say how runs are pooled; its model is not ``spline``, which pools all.
+        Its ``zenith`` and ``azimuth`` say how runs are pooled; the model ``spline``, which follows the zenith angle
+        without bins, has one group.
     exclusion : sky region, region file, mask map, or a list of these, optional
         As for `fit_acceptance`: counts in it are not counted.
     n_jobs, parallel_backend
@@ -237,7 +262,7 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     Raises
     ------
     InputError
-        For the spline model, or where no observation can be used.
+        Where no observation can be used.
 
     Examples
     --------
@@ -247,11 +272,6 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     >>> model = fit_acceptance(observations, config, plan=plan)  # doctest: +SKIP
     """
     config = AcceptanceConfig.coerce(config)
-    if config.model.type == "spline":
-        raise InputError(
-            "config: the model 'spline' follows the zenith angle without groups; "
-            "choose another model for a plan, such as 'radial'"
-        )
     observations = as_observations(observations)
     runs, failures = Reduction.of(config, exclusion).reduce_all(observations, Execution.of(n_jobs, parallel_backend))
     warn_of_notes(runs, config.offset_max.deg)

@@ -13,7 +13,7 @@ from gammapy.maps import Map
 
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.analysis.config import BACKGROUND, AcceptanceAnalysisConfig
+from gammapy_accmaker.analysis.config import BACKGROUND, AcceptanceAnalysisConfig, check_file
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 
@@ -41,6 +41,7 @@ def select_observations(config, settings, key: str) -> Analysis:
 
     ``settings`` are those found at ``key`` of the configuration.
     """
+    check_file(f"{key}.datastore", settings.datastore)
     options = settings.model_dump()
     options["required_irf"] = [name for name in options["required_irf"] if name != "bkg"]
     selection = Analysis(AnalysisConfig(general={"log": config.general.log.model_dump()}, observations=options))

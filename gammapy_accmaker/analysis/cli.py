@@ -1,4 +1,7 @@
-"""Command line `gammapy-accmaker`: its commands, and the files that `gammapy-accmaker run` writes."""
+"""Command line `gammapy-accmaker`.
+
+Each command imports what it needs when it runs: help, version and wrong usage are answered without gammapy.
+"""
 
 from __future__ import annotations
 
@@ -9,99 +12,36 @@ import warnings
 from pathlib import Path
 
 import click
-import matplotlib as mpl
-import numpy as np
-from gammapy.utils import pbar
-from matplotlib.figure import Figure
 
-from gammapy_accmaker.acceptance.dl3 import HDU_INDEX, attach_background
-from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.acceptance.plan import plan_groups
-from gammapy_accmaker.analysis.analysis import AcceptanceAnalysis, make_maker
-from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
-from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.config.template import commented_yaml
 from gammapy_accmaker.errors import AcceptanceError, InputError
-from gammapy_accmaker.simulation.demo import run_demo
-from gammapy_accmaker.utils.files import check_free, write_atomically, write_folder_atomically
-from gammapy_accmaker.validation.pictures import label_sky_axes
-from gammapy_accmaker.validation.report import write_report
 
 __all__ = ["cli"]
 
 log = logging.getLogger(__name__)
 
 
-MARKER = "datasets.yaml"  # tells a folder of results from others
-MAPS = {"npred_excess": "excess", "sqrt_ts": "significance"}
+# what `gammapy-accmaker config` prints is an analysis of it
+CRAB = {"frame": "icrs", "lon": "83.633 deg", "lat": "22.014 deg"}
+HEADER = """\
+# An analysis of the Crab nebula in the data of H.E.S.S. DL3 DR1, which gammapy's tutorials use ($GAMMAPY_DATA).
+# Put your own in place of the data store, the choice of runs and the centre of the map. Sources are looked for in the
+# data and left out of the fit (exclusion.iterative); the regions of known ones are better, as a file for
+# datasets.background.exclusion.
 
-
-def write_results(analysis, path: Path) -> list[str]:
-    """Write datasets, model, run table and configuration of an analysis, and the excess and significance of its maps.
-
-    Parameters
-    ----------
-    analysis : `~gammapy_accmaker.AcceptanceAnalysis`
-        With datasets.
-    path : `~pathlib.Path`
-        An empty folder.
-
-    Returns
-    -------
-    names : list of str
-        Of the files, those of single datasets left out.
-    """
-    analysis.datasets.write(path / MARKER)
-    analysis.config.write(path / "config.yaml")
-    maker = analysis.acceptance_maker
-    maker.model.write(path / "model.fits")
-    maker.run_table.write(path / "run_table.ecsv")
-    names = [MARKER, "config.yaml", "model.fits", "run_table.ecsv"]
-    if len(analysis.datasets) != 1 or not analysis.datasets[0].tag.startswith("MapDataset"):
-        log.warning("Excess and significance are of one map: use `datasets: {type: 3d, stack: true}` for them")
-        return names
-    analysis.get_excess_map()
-    for quantity, name in MAPS.items():
-        image = analysis.excess_map[quantity]
-        image.write(path / f"{name}.fits")
-        _save_picture(image, name, path / f"{name}.png")
-        names += [f"{name}.fits", f"{name}.png"]
-    return names
-
-
-def _save_picture(image, name, path):
-    """A panel for each energy bin."""
-    axis = image.geom.axes[0]
-    with mpl.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(1 + 4.6 * axis.nbin, 4.4), layout="constrained")
-        for k in range(axis.nbin):
-            panel = image.slice_by_idx({axis.name: k})
-            ax = figure.add_subplot(1, axis.nbin, k + 1, projection=panel.geom.wcs)
-            _draw(panel.data, name, ax, figure)
-            low, high = axis.edges[k : k + 2].to_value("TeV")
-            label_sky_axes(ax, panel.geom)
-            ax.set_title(f"{low:.3g} to {high:.3g} TeV")
-        figure.savefig(path, dpi=120)
-
-
-def _draw(values, name, ax, figure):
-    finite = values[np.isfinite(values)]
-    limit = 5.0 if name == "significance" else max(np.percentile(np.abs(finite), 99.5, method="lower"), 1e-9)
-    shown = ax.imshow(values, origin="lower", vmin=-limit, vmax=limit, cmap="RdBu_r")
-    figure.colorbar(
-        shown, ax=ax, label=f"{name} [sigma]" if name == "significance" else f"{name} [counts]", extend="both"
-    )
-    ax.set(facecolor="0.85")
-
+"""
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-class Commands(click.Group):
+class Command(click.Command):
     """What a user can mend is told in one line, with exit code 1; wrong usage has exit code 2."""
 
     def invoke(self, ctx):
+        from gammapy.utils import pbar
+
+        progress = ctx.find_root().params["progress"]
+        pbar.SHOW_PROGRESS_BAR = sys.stderr.isatty() if progress is None else progress
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # who reads the output has seen enough: click ends without a word
@@ -109,6 +49,10 @@ class Commands(click.Group):
         except (AcceptanceError, OSError) as error:
             log.debug("The error came from here", exc_info=True)
             raise click.ClickException(str(error)) from error
+
+
+class Commands(click.Group):
+    command_class = Command
 
 
 def parallel(command):
@@ -122,7 +66,10 @@ def overwriting(command):
 
 
 def writing(default, help_text, path_type=FILE):
-    return click.option("--output", default=default, type=path_type, show_default=True, help=help_text)
+    """Option of an output; `_output` puts the default into the folder that the configuration names."""
+    if default is not None:
+        help_text += f"  [default: {default}, in `general.outdir` of CONFIG]"
+    return click.option("--output", type=path_type, help=help_text)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -131,7 +78,7 @@ def writing(default, help_text, path_type=FILE):
 )
 @click.option("--progress/--no-progress", default=None, help="Progress bars.  [default: on a terminal]")
 @click.version_option(package_name="gammapy_accmaker")
-def cli(log_level, progress):
+def cli(log_level, progress):  # progress: see Command
     """Background models of imaging Cherenkov telescopes, for gammapy.
 
     CONFIG is a YAML file of gammapy's analysis with `method: acceptance` in `datasets.background`:
@@ -140,15 +87,20 @@ def cli(log_level, progress):
     logging.basicConfig(level=log_level.upper(), format="%(levelname)s: %(message)s")
     if log_level != "debug":
         warnings.simplefilter("ignore")
-    pbar.SHOW_PROGRESS_BAR = sys.stderr.isatty() if progress is None else progress
 
 
 @cli.command()
-@writing("gammapy-accmaker-demo", "Folder of the results.", FOLDER)
+@click.option(
+    "--output", default="gammapy-accmaker-demo", type=FOLDER, show_default=True, help="Folder of the results."
+)
 @click.option("--n-jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @overwriting
 def demo(output, n_jobs, overwrite):
     """Simulate runs, fit their background and compare with the truth (under a minute)."""
+    import matplotlib as mpl
+
+    from gammapy_accmaker.simulation.demo import run_demo
+
     mpl.use("Agg")
     start = time.monotonic()
     result = run_demo(output, n_jobs, overwrite)
@@ -164,11 +116,25 @@ def demo(output, n_jobs, overwrite):
 @writing(None, "File to write; printed otherwise.")
 @overwriting
 def config(output, overwrite):
-    """Print a configuration with all its defaults, each explained."""
-    parameters = AcceptanceConfig()
+    """Print a configuration with all its options, each explained; it runs as it is where H.E.S.S. DL3 DR1 is there."""
+    from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
+    from gammapy_accmaker.config.config import AcceptanceConfig
+    from gammapy_accmaker.config.template import commented_yaml
+    from gammapy_accmaker.utils.files import write_atomically
+
+    parameters = AcceptanceConfig.coerce({"exclusion": {"iterative": {}}})
     background = {"method": "acceptance", "parameters": parameters.model_dump(mode="json")}
-    options = AcceptanceAnalysisConfig.from_options({"datasets": {"background": background}})
-    text = commented_yaml(options, {"datasets.background.parameters": parameters})
+    options = AcceptanceAnalysisConfig.from_options(
+        {
+            "observations": {"obs_cone": CRAB | {"radius": "2 deg"}},
+            "datasets": {
+                "type": "3d",
+                "geom": {"wcs": {"skydir": CRAB, "width": {"width": "4 deg", "height": "4 deg"}}},
+                "background": background,
+            },
+        }
+    )
+    text = HEADER + commented_yaml(options, {"datasets.background.parameters": parameters})
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -182,10 +148,16 @@ def config(output, overwrite):
 @parallel
 @overwriting
 def plan(config, output, n_jobs, overwrite):
-    """Print which runs are pooled in a fit that has bins of zenith angle or azimuth."""
+    """Print which runs are pooled in a fit: one group, or several where the fit has bins of zenith angle or azimuth."""
+    from matplotlib.figure import Figure
+
+    from gammapy_accmaker.acceptance.plan import plan_groups
+    from gammapy_accmaker.analysis.analysis import make_maker
+    from gammapy_accmaker.utils.files import check_free, write_atomically
+
+    analysis = _read_analysis(config, n_jobs)
     if output is not None:
         check_free(output, overwrite)
-    analysis = _read_analysis(config, n_jobs)
     maker = make_maker(analysis.config)
     analysis.get_observations()
     observations = analysis.observations if analysis.off_observations is None else analysis.off_observations
@@ -206,10 +178,10 @@ def plan(config, output, n_jobs, overwrite):
 @overwriting
 def fit(config, output, n_jobs, overwrite):
     """Fit the acceptance to the runs that CONFIG selects, and write a model file."""
-    check_free(output, overwrite)
     analysis = _read_analysis(config, n_jobs)
     if analysis.config.datasets.background.model is not None:
         raise InputError("datasets.background.model: it names a fitted model; leave it out to fit")
+    output = _output(analysis, output, "model.fits", overwrite)
     maker = _fitted_maker(analysis)
     maker.model.write(output, overwrite=overwrite)
     click.echo(str(maker.model))
@@ -223,12 +195,15 @@ def fit(config, output, n_jobs, overwrite):
 @overwriting
 def run(config, output, n_jobs, overwrite):
     """Make the datasets of CONFIG with their background; of stacked maps, excess and significance too."""
-    check_free(output, overwrite, holds=MARKER)
+    from gammapy_accmaker.analysis.results import MARKER, write_results
+    from gammapy_accmaker.utils.files import write_folder_atomically
+
     analysis = _read_analysis(config, n_jobs)
     analysis.config.check_complete()
+    output = _output(analysis, output, "datasets", overwrite, holds=MARKER)
     analysis.get_observations()
     analysis.get_datasets()
-    names = []
+    names: list[str] = []
     write_folder_atomically(output, lambda path: names.extend(write_results(analysis, path)), overwrite, holds=MARKER)
     click.echo(f"In {output}: {', '.join(names)}")
 
@@ -241,9 +216,12 @@ def run(config, output, n_jobs, overwrite):
 @overwriting
 def attach(config, output, copy, n_jobs, overwrite):
     """Write a data store of the runs that CONFIG selects, each with its background; the original is not changed."""
-    if (output / HDU_INDEX).exists():
-        check_free(output, overwrite, holds=HDU_INDEX)
+    import numpy as np
+
+    from gammapy_accmaker.acceptance.dl3 import HDU_INDEX, attach_background
+
     analysis = _read_analysis(config, n_jobs)
+    output = _output(analysis, output, "dl3-with-background", overwrite, holds=HDU_INDEX, may_exist=True)
     maker = _fitted_maker(analysis)
     store = attach_background(
         analysis.datastore,
@@ -262,6 +240,8 @@ def attach(config, output, copy, n_jobs, overwrite):
 @click.argument("model", type=FILE)
 def inspect(model):
     """Print what is in a model file: the model, its configuration, what its fit left out, and its runs."""
+    from gammapy_accmaker.acceptance.model import AcceptanceModel
+
     found = AcceptanceModel.read(model)
     click.echo(str(found))
     click.echo("Configuration\n-------------\n")
@@ -283,8 +263,10 @@ def inspect(model):
 @overwriting
 def report(config, output, cross_validate, n_jobs, overwrite):
     """Fit the acceptance, or read the model that CONFIG names, and write an HTML page about it."""
-    check_free(output, overwrite)
+    from gammapy_accmaker.validation.report import write_report
+
     analysis = _read_analysis(config, n_jobs)
+    output = _output(analysis, output, "report.html", overwrite)
     maker = _fitted_maker(analysis)
     write_report(
         maker,
@@ -300,11 +282,30 @@ def report(config, output, cross_validate, n_jobs, overwrite):
 
 def _read_analysis(path, n_jobs):
     """The analysis of a configuration, checked as far as it can be before data are read."""
+    from gammapy_accmaker.analysis.analysis import AcceptanceAnalysis
+    from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
+
     options = AcceptanceAnalysisConfig.read(path)
     method = options.datasets.background.method
     if method != "acceptance":
         raise InputError(f"datasets.background.method: got {method!r}, but 'acceptance' is needed here")
     return AcceptanceAnalysis(options if n_jobs is None else options.update({"general": {"n_jobs": n_jobs}}))
+
+
+def _output(analysis, output, name, overwrite, *, holds=None, may_exist=False):
+    """Where an output goes: where the user says, or into the folder that the configuration names, which is made.
+
+    It must be free; a folder that ``may_exist`` only where it holds an earlier output.
+    """
+    from gammapy_accmaker.utils.files import as_path, check_free
+
+    if output is None:
+        folder = as_path(analysis.config.general.outdir, "general.outdir")
+        folder.mkdir(parents=True, exist_ok=True)
+        output = folder / name
+    if not may_exist or (output / holds).exists():
+        check_free(output, overwrite, holds)
+    return output
 
 
 def _fitted_maker(analysis):

@@ -6,6 +6,7 @@ and checks a configuration with it, for the analysis here and for the workflow.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -44,6 +45,7 @@ __all__ = [
     "AcceptanceBackground",
     "OffObservationsConfig",
     "as_options",
+    "check_file",
     "read_parameters",
     "AcceptanceAnalysisConfig",
     "ExtendedConfig",
@@ -156,7 +158,7 @@ class AcceptanceBackground(GammapyBaseConfig):
             _check_runs(self.off_observations, f"{BACKGROUND}.off_observations")
             files["off_observations.obs_file"] = self.off_observations.obs_file
         for key, path in files.items():
-            _check_file(f"{BACKGROUND}.{key}", path)
+            check_file(f"{BACKGROUND}.{key}", path)
 
 
 def read_parameters(parameters: dict) -> AcceptanceConfig:
@@ -190,10 +192,17 @@ def _given(dumped, given):
     return dumped
 
 
-def _check_file(key: str, path: Path | None) -> None:
+def check_file(key: str, path: Path | None) -> None:
     """Raise an `InputError` for a file or folder that is named and not there."""
-    if path is not None and not path.exists():
-        raise InputError(f"{key}: there is no {path}; give the path of an existing one")
+    if path is None or path.exists():
+        return
+    unset = re.findall(r"\$\{?(\w+)", str(path))  # those that are set were replaced
+    if unset:
+        raise InputError(
+            f"{key}: {path} cannot be found, since the environment variable {unset[0]} is not set; set it to the "
+            f"folder of the data (export {unset[0]}=...), or give the path of an existing file or folder"
+        )
+    raise InputError(f"{key}: there is no {path}; give the path of an existing one")
 
 
 def _check_runs(observations: ObservationsConfig, key: str) -> None:
@@ -359,10 +368,10 @@ class ExtendedConfig(GammapyBaseConfig):
             return
         _check_runs(self.observations, "observations")
         for key, path in (("datastore", self._named_datastore()), ("obs_file", self.observations.obs_file)):
-            _check_file(f"observations.{key}", path)
+            check_file(f"observations.{key}", path)
         off = background.off_observations
         if off is not None:
-            _check_file(f"{BACKGROUND}.off_observations.datastore", off.datastore)
+            check_file(f"{BACKGROUND}.off_observations.datastore", off.datastore)
             if not off.selects and off.datastore in (None, self.observations.datastore):
                 raise InputError(
                     f"{BACKGROUND}.off_observations: it selects no runs of its own; "

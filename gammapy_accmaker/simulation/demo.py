@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import astropy.units as u
@@ -21,13 +20,14 @@ from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import observation_track
-from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.simulation.store import SimulatedStore, simulate_data_store
+from gammapy_accmaker.utils.files import write_folder_atomically
 from gammapy_accmaker.validation.pictures import plot_significance_histogram, plot_sky_residuals
 from gammapy_accmaker.validation.stacks import expected_in_camera
 
 __all__ = ["run_demo"]
 
+MARKER = "truth_against_fit.ecsv"  # tells a folder of a demo from others
 SOURCE_RADIUS = 0.4 * u.deg
 OFFSET_MAX = 2.5 * u.deg
 BANDS = np.geomspace(0.2, 20, 9)  # TeV, of the table and the pictures
@@ -55,13 +55,16 @@ def run_demo(path, n_jobs: int | None = None, overwrite: bool = False) -> DemoRe
     overwrite : bool
         Replace the output of an earlier demo in this folder.
     """
-    path = Path(path)
-    if path.exists() and not ((path / "dl3").is_dir() and overwrite):
-        raise InputError(f"{path} exists; give another folder with --output, or --overwrite to replace an earlier demo")
+    path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(exist_ok=True)
+    found: list[DemoResult] = []
+    # a demo that is interrupted leaves nothing that would be in the way of the next one
+    write_folder_atomically(path, lambda folder: found.append(_make_demo(folder, n_jobs)), overwrite, MARKER)
+    return replace(found[0], path=path)
 
-    store = simulate_data_store(path / "dl3", overwrite=overwrite)
+
+def _make_demo(path: Path, n_jobs) -> DemoResult:
+    store = simulate_data_store(path / "dl3")
     data_store = DataStore.from_dir(path / "dl3")
     observations = data_store.get_observations(required_irf=["aeff", "edisp", "psf"])
     assert store.source is not None  # it was asked for
@@ -71,12 +74,12 @@ def run_demo(path, n_jobs: int | None = None, overwrite: bool = False) -> DemoRe
     maker.fit(observations, n_jobs=n_jobs)
     datasets = _make_datasets(maker, observations[[str(obs_id) for obs_id in store.on_obs_ids]], source, n_jobs)
 
-    maker.model.write(path / "model.fits", overwrite=True)
-    datasets.write(path / "datasets.yaml", overwrite=True)
-    maker.run_table.write(path / "run_table.ecsv", overwrite=True)
+    maker.model.write(path / "model.fits")
+    datasets.write(path / "datasets.yaml")
+    maker.run_table.write(path / "run_table.ecsv")
     truth, fit = _in_camera(store, maker, observations)
     table = _truth_against_fit(truth, fit)
-    table.write(path / "truth_against_fit.ecsv", overwrite=True)
+    table.write(path / MARKER)
 
     _save(maker.model.peek(), path / "model.png")
     _save(_plot_residuals(truth, fit), path / "residuals.png")
@@ -174,9 +177,5 @@ def _plot_significance(datasets, source):
 
 
 def _save(figure, path):
-    # the picture appears whole or not at all
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        temporary = Path(scratch) / path.name
-        figure.savefig(temporary, dpi=120)
-        temporary.replace(path)
+    figure.savefig(path, dpi=120)
     plt.close(figure)

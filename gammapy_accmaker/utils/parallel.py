@@ -261,12 +261,12 @@ def _pool(n_jobs):
 
 
 def _context():
-    """Where processes come from; a fork server imports the package while this process goes on."""
+    """Where processes come from; a fork server imports what this process has of the package, while that goes on."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver
 
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["gammapy_accmaker"])
+        context.set_forkserver_preload([name for name in sys.modules if name.startswith("gammapy_accmaker")])
         try:
             with _without_the_script():
                 forkserver.ensure_running()

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import astropy.units as u
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import stores
 import yaml
+from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from click.testing import CliRunner
 from gammapy.analysis import AnalysisConfig
@@ -25,6 +28,7 @@ from gammapy_accmaker import (
 )
 from gammapy_accmaker.analysis.cli import cli
 from gammapy_accmaker.config.template import commented_yaml
+from gammapy_accmaker.simulation.store import simulate_data_store
 from gammapy_accmaker.validation import report as report_sections
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -88,6 +92,21 @@ def test_demo_overwrites_only_an_earlier_demo(tmp_path):
     result = CliRunner().invoke(cli, ["demo", "--output", str(tmp_path), "--overwrite"])
     assert result.exit_code == 1
     assert (tmp_path / "thesis.txt").read_text() == "irreplaceable"
+
+
+def test_interrupted_demo_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    def interrupted(maker, observations, n_jobs=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gammapy_accmaker.simulation.demo.AcceptanceBackgroundMaker.fit", interrupted)
+    monkeypatch.setattr(
+        "gammapy_accmaker.simulation.demo.simulate_data_store",
+        lambda path: simulate_data_store(path, n_wobble=1, n_off=1),
+    )
+    for arguments in ([], ["--overwrite"]):
+        result = invoke("demo", "--output", tmp_path / "demo", *arguments)
+        assert result.exit_code == 1 and "Aborted" in result.output
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -190,25 +209,37 @@ def test_template_explains_every_group_and_names_the_choices():
     assert "`" not in text and max(map(len, lines)) <= 100
 
 
-def test_printed_configuration_is_one_of_an_acceptance(tmp_path, monkeypatch):
-    (tmp_path / "hess-dl3-dr1").mkdir()  # the default data store has to be there
-    if "GAMMAPY_DATA" not in os.environ:
-        monkeypatch.setenv("GAMMAPY_DATA", str(tmp_path))
+def test_printed_configuration_is_one_of_an_acceptance():
     result = invoke("config")
     assert result.exit_code == 0
-    found = AcceptanceAnalysisConfig.from_yaml(result.output)
+    found = AcceptanceAnalysisConfig.from_options(yaml.safe_load(result.output) | {"observations": {}})
     background = found.datasets.background
     assert background.method == "acceptance"
-    assert AcceptanceConfig.coerce(background.parameters).to_yaml() == AcceptanceConfig().to_yaml()
-    rest = found.model_dump()
-    rest["datasets"].pop("background")
-    # gammapy fills in $GAMMAPY_DATA when it is imported, if it is set then
-    assert rest["observations"]["datastore"].name == "hess-dl3-dr1"
-    rest["observations"]["datastore"] = AnalysisConfig().observations.datastore
-    defaults = AcceptanceAnalysisConfig().model_dump()
-    defaults["datasets"].pop("background")
+    searched = AcceptanceConfig(exclusion={"iterative": {}})
+    assert AcceptanceConfig.coerce(background.parameters).to_yaml() == searched.to_yaml()
+    defaults, rest = AcceptanceAnalysisConfig().model_dump(), found.model_dump()
+    for options in (defaults, rest):
+        options["datasets"].pop("background")
+        options["datasets"].pop("type")
+        options["datasets"]["geom"]["wcs"] = None
     assert rest == defaults
+    assert found.datasets.type == "3d"
+    found.check_complete()
     assert "# off_observations: null" in result.output and "# model: null" in result.output
+
+
+@pytest.mark.gammapy_data
+def test_printed_configuration_runs_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert invoke("config", "--output", "config.yaml").exit_code == 0
+    result = invoke("run", "config.yaml")
+    assert result.exit_code == 0, result.output
+    significance = Map.read(tmp_path / "datasets" / "significance.fits")
+    crab = SkyCoord("83.633 deg", "22.014 deg")
+    assert np.all(significance.get_by_coord({"skycoord": crab, "energy": significance.geom.axes[0].center[:3]}) > 10)
+    model = AcceptanceModel.read(tmp_path / "datasets" / "model.fits")
+    (found,) = model.found_regions
+    assert found.center.separation(crab) < 0.1 * u.deg
 
 
 def test_configuration_file_is_kept(tmp_path):
@@ -329,11 +360,67 @@ def test_plan_says_which_runs_are_pooled(tmp_path):
     assert f"Runs were pooled in {expected.n_groups} bins" in text and "data:image/png" in text
 
 
-def test_plan_needs_a_model_with_groups(tmp_path):
+def test_plan_of_the_default_model_is_one_group_that_says_why(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path, parameters={})))
-    result = invoke("plan", path)
-    assert result.exit_code == 1 and "spline" in result.output
+    result = invoke("plan", path, "--output", tmp_path / "plan.png")
+    assert result.exit_code == 0, result.output
+    assert "1 group, 3 runs" in result.output and "smooth function of the zenith angle" in result.output
+
+
+def test_outputs_go_where_the_configuration_says(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = settings(tmp_path) | {"general": {"outdir": str(tmp_path / "results" / "today")}}
+    config.write_text(yaml.safe_dump(options))
+    result = invoke("fit", config)
+    assert result.exit_code == 0, result.output
+    assert AcceptanceModel.read(tmp_path / "results" / "today" / "model.fits").run_table["USED"].all()
+    assert invoke("fit", config, "--output", "here.fits").exit_code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "sources.reg", "results", "here.fits"}
+
+
+@pytest.mark.parametrize("command", ["fit", "run", "report", "attach"])
+def test_what_is_wrong_with_the_configuration_is_told_before_the_output(command, config, tmp_path):
+    output = tmp_path / "output"
+    if command in ("fit", "report"):
+        output.touch()
+    else:
+        output.mkdir()
+        (output / ("datasets.yaml" if command == "run" else "hdu-index.fits.gz")).touch()
+    assert "--overwrite" in invoke(command, config, "--output", output).output
+    result = invoke(command, tmp_path / "nowhere.yaml", "--output", output)
+    assert result.exit_code in (1, 2) and "nowhere.yaml" in result.output and "--overwrite" not in result.output
+    config.write_text(config.read_text().replace("radial", "redial"))
+    result = invoke(command, config, "--output", output)
+    assert result.exit_code == 1 and "redial" in result.output and "--overwrite" not in result.output
+
+
+@pytest.mark.parametrize("given", [{}, {"datastore": "$GAMMAPY_DATA/hess-dl3-dr1"}])
+def test_variable_that_is_not_set_is_named(given, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path) | {"observations": given}))
+    environment = {name: value for name, value in os.environ.items() if name != "GAMMAPY_DATA"}
+    # gammapy looks at it when it is imported
+    code = f"from gammapy_accmaker.analysis.cli import cli; cli(['fit', {str(path)!r}])"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "observations.datastore" in result.stderr and "GAMMAPY_DATA is not set" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"], ["fit"], ["nothing"]])
+def test_help_and_wrong_usage_are_answered_without_gammapy(arguments):
+    code = f"""
+import sys
+from gammapy_accmaker.analysis.cli import cli
+try:
+    cli({arguments!r})
+except SystemExit:
+    assert not {{"gammapy", "astropy", "numpy", "matplotlib"}} & set(sys.modules)
+    print("answered")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.endswith("answered\n"), result.stderr
 
 
 def test_attach_writes_a_store_that_gammapy_reads(config, tmp_path):

@@ -1,0 +1,58 @@
+"""What the package exports, and when it is imported."""
+
+import ast
+import importlib
+import importlib.metadata
+import inspect
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import gammapy_accmaker
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_exports_are_listed_alike_for_python_and_for_type_checkers():
+    tree = ast.parse(inspect.getsource(gammapy_accmaker))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = {name.name: statement.module for statement in block.body for name in statement.names}
+    lazy = {name: f"gammapy_accmaker.{home}" for name, home in gammapy_accmaker.HOMES.items()}
+    assert typed == lazy and sorted(typed) == sorted(gammapy_accmaker.__all__)
+
+
+@pytest.mark.parametrize("name", gammapy_accmaker.__all__)
+def test_export_is_the_object_of_its_module(name):
+    found = getattr(gammapy_accmaker, name)
+    assert found is getattr(importlib.import_module(found.__module__), name)
+    assert found.__module__ == f"gammapy_accmaker.{gammapy_accmaker.HOMES[name]}"
+    assert pickle.loads(pickle.dumps(found)) is found
+
+
+def test_star_import_and_dir_and_packages():
+    names = {}
+    exec("from gammapy_accmaker import *", names)
+    assert set(gammapy_accmaker.__all__) <= set(names)
+    assert {*gammapy_accmaker.__all__, "__version__", "errors", "validation"} <= set(dir(gammapy_accmaker))
+    assert not {"import_module", "iter_modules", "TYPE_CHECKING"} & set(dir(gammapy_accmaker))
+    found = run("import gammapy_accmaker as a; print(a.errors.InputError.__name__, a.validation.__name__)")
+    assert found == ["InputError", "gammapy_accmaker.validation"]
+
+
+def test_version_is_that_of_the_installation():
+    assert gammapy_accmaker.__version__ == importlib.metadata.version("gammapy_accmaker")
+
+
+def test_name_that_does_not_exist_is_refused():
+    with pytest.raises(AttributeError, match="no attribute 'AcceptanceMaker'"):
+        _ = gammapy_accmaker.AcceptanceMaker
+    with pytest.raises(ImportError, match="AcceptanceMaker"):
+        exec("from gammapy_accmaker import AcceptanceMaker")
+
+
+def test_import_of_the_package_does_not_import_gammapy():
+    assert run("import sys, gammapy_accmaker as a; print('gammapy' in sys.modules, a.__version__)")[0] == "False"

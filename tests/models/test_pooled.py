@@ -274,9 +274,24 @@ def test_a_plan_is_drawn(azimuth):
 
 
 def test_a_plan_without_bins_is_one_group():
-    plan = plan_groups(zenith_runs()[:3], config("none"), n_jobs=1)
+    runs = zenith_runs()[:3]
+    plan = plan_groups(runs, config("none"), n_jobs=1)
     assert plan.n_groups == 1 and plan.table["N_RUNS"][0] == 3
+    assert "1 group, 3 runs" in repr(plan) and "neither zenith nor azimuth" in str(plan)
     assert maker_of("none").model.plan is None
+    # it is what a fit does without it
+    planned, plain = (fit_acceptance(runs, config("none"), n_jobs=1, plan=p) for p in (plan, None))
+    np.testing.assert_array_equal(planned.run_table["EXPECTED"], plain.run_table["EXPECTED"])
+
+
+def test_a_plan_of_the_default_model_says_why_it_is_one_group():
+    runs = zenith_runs()[:3]
+    plan = plan_groups(runs, n_jobs=1)
+    assert plan.n_groups == 1 and plan.table["N_RUNS"][0] == 3
+    assert "smooth function of the zenith angle" in str(plan)
+    few = plan_groups(runs[:1], config("log"), n_jobs=1)
+    assert few.n_groups == 1 and "too few" in str(few)
+    assert plan_groups(zenith_runs(), config("log"), n_jobs=1).describe_one_group() == ""
 
 
 def test_wobble_positions_of_a_plan():
@@ -429,14 +444,12 @@ def test_a_plan_of_other_observations_or_options():
         fit_acceptance(runs[1:], config("log"), n_jobs=1, plan=plan)
     with pytest.raises(InputError, match="plan.*made for"):
         fit_acceptance(runs, config("binned"), n_jobs=1, plan=plan)
-    with pytest.raises(InputError, match="plan.*pools all"):
+    with pytest.raises(InputError, match="plan.*made for"):
         fit_acceptance(runs, config("none"), n_jobs=1, plan=plan)
     with pytest.raises(InputError, match="counts or times differ"):
         counts = plan.counts.copy()
         counts[0] += 1
         fit_acceptance(runs, config("log"), n_jobs=1, plan=replace(plan, counts=counts))
-    with pytest.raises(InputError, match="spline"):
-        plan_groups(runs, {"model": {"type": "spline"}})
     with pytest.raises(InputError, match="observations: got none"):
         plan_groups([], config("log"))
 

@@ -19,7 +19,7 @@ from stores import fitted, options
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel
 from gammapy_accmaker.acceptance.reduction import Reduction, make_bins
-from gammapy_accmaker.data.cache import RunCache, in_memory
+from gammapy_accmaker.data.cache import in_memory
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import AcceptanceError
 
@@ -185,7 +185,7 @@ def _events(rng, folder):
     events.table, events.meta = table, None
     observation = make_observation(pointing)
     observation.events = events
-    for part in Reduction(CONFIG, bins, exclusion).reduce(observation):
+    for part in Reduction(CONFIG, bins, exclusion).reduce(observation).slices:
         assert 0 < part.counts.sum() <= len(table)
         assert np.isfinite(part.exposure).all() and (part.exposure >= 0).all() and part.exposure.max() <= 1701
 
@@ -211,19 +211,19 @@ def _stored(folder):
     )
     observation.write(path, overwrite=True, include_irfs=False)
     stored = _lazy(path)
-    run_cache = RunCache.open(folder / "cache", bins, exclusion)
-    slices = Reduction(CONFIG, bins, exclusion).reduce(observation)
-    run_cache.put(stored, slices, in_memory(stored))
-    return run_cache, stored, slices, run_cache.path(stored).read_bytes()
+    reduction = Reduction(CONFIG, bins, exclusion)
+    run_cache, run = reduction.open_cache(folder / "cache"), reduction.reduce(observation)
+    run_cache.put(stored, run, in_memory(stored))
+    return run_cache, stored, run, run_cache.path(stored).read_bytes()
 
 
 def _cache(rng, folder):
-    run_cache, observation, slices, content = _stored(folder)
+    run_cache, observation, run, content = _stored(folder)
     run_cache.path(observation).write_bytes(_damaged_fits(content, rng))
     found = run_cache.get(observation)
     if found is None:
         raise AcceptanceError("not used")
-    for here, there in zip(found, slices, strict=True):
+    for here, there in zip(found.slices, run.slices, strict=True):
         assert np.array_equal(here.counts.toarray(), there.counts.toarray())
         assert np.array_equal(here.exposure, there.exposure) and here.livetime == there.livetime
 
@@ -233,7 +233,7 @@ def _event_file(rng, folder):
     path = folder / "damaged-events.fits"
     path.write_bytes(_damaged_fits(_event_bytes(folder), rng))
     _, _, bins, exclusion = _reduction()
-    for part in Reduction(CONFIG, bins, exclusion).reduce(_lazy(path)):
+    for part in Reduction(CONFIG, bins, exclusion).reduce(_lazy(path)).slices:
         assert np.isfinite(part.exposure).all() and (part.exposure >= 0).all()
         assert np.isfinite(part.counts.data).all() and part.counts.nnz <= 40
 

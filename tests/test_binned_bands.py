@@ -65,9 +65,9 @@ def pulls(kind, observations, given, options):
     theta = np.hypot(bins.fov.fov_lon, bins.fov.fov_lat)
     parts = np.stack([theta >= 0, *((theta >= a) & (theta < b) for a, b in ((0, 0.8), (0.8, 1.6), (1.6, 9)))])
     found = []
-    for slices in runs:
-        adapted, row = adapt_to_run(model.rate_model, bins, slices, config)
-        mu, counts = adapted.expected_counts(slices, bins.energy_edges, bins.fov), add_up(slices)
+    for run in runs:
+        adapted, row = adapt_to_run(model.rate_model, bins, run, config)
+        mu, counts = adapted.expected_counts(run.slices, bins.energy_edges, bins.fov), add_up(run.slices)
         center = np.sqrt(bins.energy_edges[1:] * bins.energy_edges[:-1])
         for low, high in zip(BANDS[:-1], BANDS[1:], strict=True):
             inside = (center > low) & (center < high)

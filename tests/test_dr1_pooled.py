@@ -38,14 +38,14 @@ def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
     assert len(runs) == 105 and not failures
     plan = make_plan(runs, settings)
     assert plan.n_groups >= 6 and np.all(plan.table["N_RUNS"] >= 3)
-    assert plan.table["COUNTS"].sum() == sum(part.counts.sum() for slices in runs for part in slices)
+    assert plan.table["COUNTS"].sum() == sum(part.counts.sum() for run in runs for part in run.slices)
     ratios, bands = [], []
     for fold in np.array_split(np.random.default_rng(0).permutation(105), 5):
         model = fit_runs([runs[k] for k in range(105) if k not in set(fold)], bins, settings)
         assert isinstance(model, ZenithInterpolated)
         for k in fold:
-            expected = model.expected_counts(runs[k], bins.energy_edges, bins.fov).sum(1)
-            counts = sum(np.asarray(part.counts.sum(1)).ravel() for part in runs[k])
+            expected = model.expected_counts(runs[k].slices, bins.energy_edges, bins.fov).sum(1)
+            counts = sum(np.asarray(part.counts.sum(1)).ravel() for part in runs[k].slices)
             ratios.append(expected.sum() / counts.sum())
             # the trigger threshold differs from run to run: by the energy, the bins from the fullest on
             many = (counts > 20) & (np.arange(len(counts)) >= np.argmax(counts))
@@ -70,7 +70,7 @@ def test_a_few_runs_of_dr1():
     assert plan.n_groups >= 2 and len(plan.positions) >= 2
     model = fit_runs(runs, bins, settings)
     for low, high, counts in plan.table["COS_ZENITH_MIN", "COS_ZENITH_MAX", "COUNTS"].iterrows():
-        inside = [part for slices in runs for part in slices if low < part.cos_zenith < high]
+        inside = [part for run in runs for part in run.slices if low < part.cos_zenith < high]
         assert sum(part.counts.sum() for part in inside) == counts > 1000
         expected = model.expected_counts(inside, bins.energy_edges, bins.fov).sum()
         assert expected == pytest.approx(counts, rel=0.01)

@@ -260,8 +260,8 @@ def test_stores_with_the_same_numbers_share_no_entry_of_the_cache(tmp_path, monk
         found.append(reading.reduce_all([*both[0], *both[1], *pieces], cache=tmp_path)[0])
     assert len(read) == 5 and len(list(tmp_path.glob("run-*.fits"))) == 5
     for here, there in zip(*found, strict=True):
-        assert here[0].key == there[0].key and np.array_equal(here[0].counts.toarray(), there[0].counts.toarray())
-    assert len({slices[0].counts.sum() for slices in found[0]}) == 5
+        assert here.key == there.key and np.array_equal(here.counts.toarray(), there.counts.toarray())
+    assert len({run.counts.sum() for run in found[0]}) == 5
 
 
 def test_labels_that_are_no_file_names_are_cached(tmp_path):
@@ -272,8 +272,8 @@ def test_labels_that_are_no_file_names_are_cached(tmp_path):
         for _ in range(2):
             (observation,) = observations(store, store.on_obs_ids[:1])
             observation.obs_id = label
-            ((slices,), _) = reading.reduce_all([observation], cache=tmp_path)
-            assert slices[0].obs_id == run_label(label)
+            ((run,), _) = reading.reduce_all([observation], cache=tmp_path)
+            assert run.obs_id == run_label(label)
     assert len(list(tmp_path.glob("run-*.fits"))) == 3
 
 

@@ -20,8 +20,8 @@ from gammapy_accmaker import (
     match_observations,
     plan_groups,
 )
-from gammapy_accmaker.camera.bins import FovBins
-from gammapy_accmaker.data.counts import CountsBins, reduce_observation
+from gammapy_accmaker.camera.bins import CountsBins, FovBins
+from gammapy_accmaker.data.counts import reduce_observation
 from gammapy_accmaker.data.notes import find_reach
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.validation.report import write_report

@@ -10,8 +10,8 @@ from helpers import make_observation, tracking
 from regions import CircleSkyRegion
 from stores import AnalyticModel
 
-from gammapy_accmaker.camera.bins import FovBins
-from gammapy_accmaker.data.counts import CountsBins, observation_track, reduce_observation
+from gammapy_accmaker.camera.bins import CountsBins, FovBins
+from gammapy_accmaker.data.counts import observation_track, reduce_observation
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.models.binned import fit_binned
 from gammapy_accmaker.models.parametric.fit import fit_parametric
@@ -31,7 +31,7 @@ def excluded(fov):
 def reduced(fov):
     """A run without turning, and for points in each bin whether they were seen."""
     run, exclusion = make_observation(POINTING), Exclusion([excluded(fov)])
-    part = reduce_observation(run, CountsBins(EDGES, fov, "radec"), exclusion)
+    part = reduce_observation(run, CountsBins(EDGES, fov, "radec"), exclusion).whole()
     track = observation_track(run, "radec")
     lon, lat = fov.subpoints(FINE)
     x, y = np.radians(lon), np.radians(lat)

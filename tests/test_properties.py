@@ -20,8 +20,8 @@ from stores import EDGES, fitted, options
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel, fit_acceptance
 from gammapy_accmaker.acceptance.fit import fit_runs
 from gammapy_accmaker.acceptance.reduction import Reduction
-from gammapy_accmaker.camera.bins import FovBins
-from gammapy_accmaker.data.counts import CountsBins, reduce_slices
+from gammapy_accmaker.camera.bins import CountsBins, FovBins
+from gammapy_accmaker.data.counts import reduce_observation
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.models.binned import fit_binned
 from gammapy_accmaker.models.spline.fit import fit_spline
@@ -53,15 +53,15 @@ def reduced(config, observations, exclusion=None):
 def test_counts_are_conserved_by_every_regrouping(change, nbin, width, radial, alignment):
     fov = FovBins.rings(width, nbin) if radial else FovBins.grid(width, nbin)
     bins = CountsBins(np.geomspace(0.1, 100, nbin + 1), fov, alignment)
-    slices = reduce_slices(observation(), bins, max_zenith_change=change)
-    dropped = sum(n for reason, n in slices[0].dropped.items())
+    run = reduce_observation(observation(), bins, max_zenith_change=change)
+    slices, dropped = run.slices, sum(run.dropped.values())
     assert sum(part.counts.sum() for part in slices) + dropped == 800
     assert sum(part.ontime for part in slices) == pytest.approx(1500)
     assert sum(part.exposure for part in slices) == pytest.approx(np.full(fov.size, 1500))
     # two energy bins in one, or all pixels in one, hold what both held
     whole = sum(part.counts.toarray() for part in slices)
     coarse = CountsBins(bins.energy_edges[[0, -1]], fov, alignment)
-    assert np.array_equal(whole.sum(0), reduce_slices(observation(), coarse)[0].counts.toarray()[0])
+    assert np.array_equal(whole.sum(0), reduce_observation(observation(), coarse).counts.toarray()[0])
 
 
 @few

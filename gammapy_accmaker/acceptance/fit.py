@@ -13,21 +13,20 @@ from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
-from astropy.stats import circmean
 from astropy.table import Table, vstack
 
 from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.plan import GroupPlan, make_plan, warn_missed
-from gammapy_accmaker.acceptance.reduction import Reduction, by_place, in_own_order
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.acceptance.search import fit_until_stable
-from gammapy_accmaker.camera.bins import merge_bins
+from gammapy_accmaker.camera.bins import CountsBins, merge_bins
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.options import SplineOptions
-from gammapy_accmaker.data.counts import CountsBins, RunCounts
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
@@ -75,30 +74,30 @@ DEFAULT_COVARIATES = SplineOptions().covariates
 
 
 def fit_groups(
-    runs: list[list[RunCounts]],
+    runs: list[ReducedRun],
     plan: GroupPlan,
     config: AcceptanceConfig,
-    fit_one: Callable[[list[list[RunCounts]]], RateModel],
+    fit_one: Callable[[list[ReducedRun]], RateModel],
 ) -> RateModel:
     """Fit the groups of a plan.
 
     Parameters
     ----------
-    runs : list of list of `RunCounts`
-        Slices of each run; the plan was made of them.
+    runs : list of `ReducedRun`
+        The plan was made of them.
     plan : `GroupPlan`
     config : `AcceptanceConfig`
         It says how the models of the groups are put together.
     fit_one : callable
-        Fits runs of one slice each, without zenith or azimuth.
+        Fits the runs of a group, without zenith or azimuth.
     """
     models = []
     assigned = plan.assign(runs, config)
     for number, group in enumerate(assigned):
         try:
-            models.append(fit_one([[_whole(slices)] for slices in group]))
+            models.append(fit_one(group))
         except FitError as error:
-            ids = ", ".join(str(slices[0].obs_id) for slices in group)
+            ids = ", ".join(str(run.obs_id) for run in group)
             raise FitError(f"group {number} of the plan, runs {ids}: {error}") from error
     mean, ranges = plan.mean_cos_zenith(), [_seen_range(group) for group in assigned]
     sectors = np.unique(plan.sector)
@@ -130,23 +129,8 @@ def fit_groups(
 
 def _seen_range(group):
     """Smallest and largest cos zenith in runs."""
-    low, high = np.array([part.cos_zenith_range for slices in group for part in slices]).T
+    low, high = np.array([run.cos_zenith_range for run in group]).T
     return float(low.min()), float(high.max())
-
-
-def _whole(slices):
-    """The slices of a run in a group as one: the run has one norm there."""
-    ontime = np.array([part.ontime for part in slices])
-    return replace(
-        slices[0],
-        counts=sum(part.counts for part in slices),
-        exposure=sum(part.exposure for part in slices),
-        displacement=mean_displacement(slices),
-        ontime=float(ontime.sum()),
-        livetime=float(sum(part.livetime for part in slices)),
-        cos_zenith=float(np.average([part.cos_zenith for part in slices], weights=ontime)),
-        cos_zenith_range=_seen_range([slices]),
-    )
 
 
 def fit_acceptance(
@@ -257,11 +241,11 @@ def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> Non
         )
 
 
-def warn_of_covariates(runs: list[list[RunCounts]], config: AcceptanceConfig) -> None:
+def warn_of_covariates(runs: list[ReducedRun], config: AcceptanceConfig) -> None:
     """One warning for each keyword that the model is to follow and that reduced runs lack."""
-    names = run_names(slices[0].obs_id for slices in runs)
+    names = run_names(run.obs_id for run in runs)
     for name in config.model.keywords:
-        lacking = [run for run, slices in zip(names, runs, strict=True) if name not in slices[0].covariates]
+        lacking = [label for label, run in zip(names, runs, strict=True) if name not in run.covariates]
         if not lacking:
             continue
         what = f"model.covariates: {name} is missing from the event header, or is no number there,"
@@ -288,12 +272,9 @@ def _fit_once(runs, failures, reduction, plan, execution):
     warn_of_poor_fit(rate_model, config)
     adapted = {}
     if config.exclusion.iterative is not None:
-        adapted = {
-            place: adapt_to_run(rate_model, bins, slices, config)[0]
-            for place, slices in by_place(runs, failures).items()
-        }
+        adapted = {run.place: adapt_to_run(rate_model, bins, run, config)[0] for run in runs}
     run_table = make_run_table(rate_model, bins, runs, failures, config)
-    fit_counts = sum_counts([part for slices in in_own_order(runs) for part in slices], bins.energy_edges, bins.fov)
+    fit_counts = sum_counts([part for run in in_own_order(runs) for part in run.slices], bins.energy_edges, bins.fov)
     parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion}
     return AcceptanceModel(rate_model, config.without_files(), run_table, **parts), adapted
 
@@ -304,15 +285,14 @@ def is_grouped(config: AcceptanceConfig) -> bool:
 
 
 def fit_runs(
-    runs: list[list[RunCounts]],
+    runs: list[ReducedRun],
     bins: CountsBins,
     config: AcceptanceConfig,
     plan: GroupPlan | None = None,
     *,
     execution: Execution = SERIAL,
 ) -> RateModel:
-    """Model fitted to reduced runs, each a list of slices, in the groups of a plan,
-    which is made of them by default."""
+    """Model fitted to reduced runs, in the groups of a plan, which is made of them by default."""
     if config.model.type == "spline":
         return _fit_spline(runs, bins, config, execution.starmap("Fit of the spline model"))
     runs = in_own_order(runs)
@@ -324,7 +304,7 @@ def fit_runs(
 
 
 def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricModel:
-    whole = [part for slices in runs for part in slices]  # one slice a run
+    whole = [run.whole() for run in runs]
     exposure = np.array([run.exposure for run in whole])
     norms = np.ones(len(whole))
     spectra = np.array([np.asarray(run.counts.sum(1)).ravel() for run in whole])
@@ -388,21 +368,21 @@ def make_profile_edges(runs, bins, config) -> np.ndarray | None:
         return edges if len(edges) < len(bins.energy_edges) else None
     if config.fit_energy is None:
         return None
-    counts = add_up(part for slices in runs for part in slices)
+    counts = add_up(part for run in runs for part in run.slices)
     return merge_bins(counts.sum(1), bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
 
 
 def _fit_spline(runs, bins, config, starmap) -> SplineRate:
     inside = bins.inside
     model = fit_spline(
-        ([_of_pixels(part, inside) for part in slices] for slices in runs),
+        ([_of_pixels(part, inside) for part in run.slices] for run in runs),
         bins.energy_edges,
         *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
         run_effects=config.run_effects.type,
         gradient=config.run_effects.gradient,
         norm_energy=_given_energies(config),
         zenith=config.zenith.type == "continuous",
-        covariates=tuple(name for name in config.model.keywords if any(name in run[0].covariates for run in runs)),
+        covariates=tuple(name for name in config.model.keywords if any(name in run.covariates for run in runs)),
         starmap=starmap,
     )
     rate_model = SplineRate(model)
@@ -418,7 +398,7 @@ def _of_pixels(part, inside):
 def adapt_to_run(
     rate_model: RateModel,
     bins: CountsBins,
-    slices: list[RunCounts],
+    run: ReducedRun,
     config: AcceptanceConfig,
     effect: RunEffect | None = None,
 ) -> tuple[RateModel, dict]:
@@ -430,7 +410,7 @@ def adapt_to_run(
     if isinstance(rate_model, SplineRate):
         model, inside = rate_model.model, bins.inside
         if effect is None:
-            parts = [_of_pixels(part, inside) for part in slices]
+            parts = [_of_pixels(part, inside) for part in run.slices]
             effect = fit_run(
                 model,
                 parts,
@@ -446,7 +426,8 @@ def adapt_to_run(
             "DEVIANCE": np.max(effect.deviance, initial=0.0),
         }
         row |= {"FLAG": "; ".join(effect.flags), "NORM_EMIN": effect.norm_energy[0], "NORM_EMAX": effect.norm_energy[1]}
-        return SplineRate(model, effect, slices[0].azimuth, slices[0].covariates), row
+        return SplineRate(model, effect, run.slices[0].azimuth, run.covariates), row
+    slices = run.slices
     in_bins = rate_model.expected_counts(slices, bins.energy_edges, bins.fov)
     expected, counted = in_bins.sum(1), add_up(slices)
     counts = counted.sum(1)
@@ -494,48 +475,34 @@ def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int | str, float
         )
 
 
-def _mean_cos_zenith(slices):
-    return float(np.average([part.cos_zenith for part in slices], weights=[part.ontime for part in slices]))
-
-
-def _mean_azimuth(slices):
-    if len(slices) == 1:
-        return slices[0].azimuth
-    azimuth = np.radians([part.azimuth for part in slices])
-    return float(np.degrees(circmean(azimuth, weights=[part.ontime for part in slices])) % 360)
-
-
 def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=None) -> Table:
     """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out.
 
     ``runs`` and ``failures`` are those of `Reduction.reduce_all`; the rows are in the order of the observations.
     ``models``: of each of the runs, where they differ.
     """
-    used = by_place(runs, failures)
-    labels = {place: slices[0].obs_id for place, slices in used.items()}
+    labels = {run.place: run.obs_id for run in runs}
     labels |= {place: left_out.obs_id for place, left_out in failures.items()}
     names = dict(zip(sorted(labels), run_names(labels[place] for place in sorted(labels)), strict=True))
-    warn_outside_zenith(rate_model, {names[place]: _mean_cos_zenith(slices) for place, slices in used.items()})
+    warn_outside_zenith(rate_model, {names[run.place]: run.cos_zenith for run in runs})
     effects: Sequence[RunEffect | None] = [None] * len(runs)
     if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
         effects = rate_model.model.effects
     models = [rate_model] * len(runs) if models is None else models
     rows, outside = {}, {}
-    for (place, slices), model, effect in zip(used.items(), models, effects, strict=True):
-        _, of_run = adapt_to_run(model, bins, slices, config, effect)
+    for run, model, effect in zip(runs, models, effects, strict=True):
+        _, of_run = adapt_to_run(model, bins, run, config, effect)
         limits = config.run_effects.norm_limits
         if limits is not None and not limits[0] <= of_run["NORM"] <= limits[1]:
-            outside[names[place]] = of_run["NORM"]
+            outside[names[run.place]] = of_run["NORM"]
             flag = f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]"
             of_run["FLAG"] = "; ".join(filter(None, (of_run["FLAG"], flag)))
-        first, ontime = slices[0], [part.ontime for part in slices]
-        rows[place] = {
-            "ROLE": role, "USED": True, "ONTIME": sum(ontime), "LIVETIME": sum(p.livetime for p in slices),
-            "ZENITH": np.degrees(np.arccos(np.clip(_mean_cos_zenith(slices), -1, 1))), "AZIMUTH": _mean_azimuth(slices),
-            "MJD": np.average([part.mjd for part in slices], weights=ontime),
-            "COUNTS": int(sum(part.counts.sum() for part in slices)),
-            "DROPPED": first.dropped["not finite"] + first.dropped["outside GTI"], **of_run,
-            "START": first.key.start, "RA": first.key.pointing[0], "DEC": first.key.pointing[1],
+        rows[run.place] = {
+            "ROLE": role, "USED": True, "ONTIME": run.ontime, "LIVETIME": run.livetime,
+            "ZENITH": np.degrees(np.arccos(np.clip(run.cos_zenith, -1, 1))), "AZIMUTH": run.azimuth, "MJD": run.mjd,
+            "COUNTS": int(sum(part.counts.sum() for part in run.slices)),
+            "DROPPED": run.dropped["not finite"] + run.dropped["outside GTI"], **of_run,
+            "START": run.key.start, "RA": run.key.pointing[0], "DEC": run.key.pointing[1],
         }  # fmt: skip
     if outside:
         named = ", ".join(f"{name} ({norm:.3g})" for name, norm in outside.items())

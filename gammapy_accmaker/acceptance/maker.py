@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
@@ -30,10 +30,11 @@ from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exc
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.data.counts import RunCounts, in_good_time, run_key
+from gammapy_accmaker.data.counts import in_good_time, run_key
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, warn_of_notes, warn_outside_gti
 from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.spline.adapt import NOT_CONVERGED
@@ -269,14 +270,14 @@ class AcceptanceBackgroundMaker(Maker):
             rate_model = rate_model.for_run(run_key(observation, track))
         if config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
             return _AppliedModel(observation, ScaledModel(rate_model, 1.0), track, config.time_step_seconds)
-        slices = reduction.reduce(observation, track)
-        adapted, row = adapt_to_run(rate_model, reduction.bins, slices, config)
+        run = reduction.reduce(observation, track)
+        adapted, row = adapt_to_run(rate_model, reduction.bins, run, config)
         if NOT_CONVERGED in row["FLAG"]:
             log.warning(
                 f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its "
                 "residuals, or use run_effects 'norm' or 'none'"
             )
-        return _AppliedModel(observation, adapted, track, config.time_step_seconds, slices)
+        return _AppliedModel(observation, adapted, track, config.time_step_seconds, run)
 
     def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
@@ -460,8 +461,8 @@ class AcceptanceBackgroundMaker(Maker):
         if find_runs([run_key(observation, applied.track)], run_keys(self.run_table))[0]:
             return
         name, keywords = run_label(observation.obs_id), {}
-        if applied.slices:
-            notes, keywords = applied.slices[0].notes, applied.slices[0].covariates
+        if applied.run is not None:
+            notes, keywords = applied.run.notes, applied.run.covariates
         else:  # a model without effects of the run, and so without covariates, did not read it
             outside = ~in_good_time(observation.events, applied.track)
             notes = RunNotes(n_events=len(outside), outside_gti=int(outside.sum()))
@@ -544,7 +545,7 @@ class _AppliedModel:
     model: RateModel
     track: FovTrack
     time_step: float | None
-    slices: list[RunCounts] = field(default_factory=list)  # empty where the run was not read
+    run: ReducedRun | None = None  # where its events were not read
 
     def background(self, geom) -> Map:
         if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):

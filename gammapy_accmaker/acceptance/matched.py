@@ -16,7 +16,7 @@ from gammapy_accmaker.acceptance.fit import (
     warn_of_covariates,
 )
 from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.acceptance.reduction import Reduction, by_place
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.options import MatchingOptions
 from gammapy_accmaker.data.matching import match_observations
@@ -71,7 +71,7 @@ def fit_matched(
     reading = {"execution": execution, "cache": cache, "on_error": on_error}
     in_use = sorted({k for _, k in pairs})
     off_runs, off_failures = reduction.reduce_all(off, places=in_use, **reading)
-    usable = by_place(off_runs, off_failures, in_use)
+    usable = {run.place: run for run in off_runs}
 
     models, number, which, why = [], {}, {}, {}
     for place in range(len(on)):
@@ -95,7 +95,7 @@ def fit_matched(
         raise InputError(f"matching: no ON run gets a model ({reasons})")
 
     on_runs, on_failures = reduction.reduce_all(on, places=list(which), **reading)
-    adapted = by_place(on_runs, on_failures, list(which))
+    adapted = {run.place: run for run in on_runs}
     keys = {place: _key(on[place], adapted.get(place), reduction) for place in which}
     known = [place for place, key in keys.items() if key is not None]
     rate_model = ModelPerRun(models, [keys[place] for place in known], [which[place] for place in known])
@@ -115,7 +115,7 @@ def fit_matched(
     first = {k: i for taken, i in reversed(number.items()) for k in taken}
     not_fitted = {k: "no ON run takes it" for k in range(len(off)) if k not in in_use}
     not_fitted |= {k: "the fits that it is part of failed" for k in usable if k not in first}
-    off_runs = [slices for k, slices in usable.items() if k in first]
+    off_runs = [run for k, run in usable.items() if k in first]
     off_table = make_run_table(
         rate_model,
         bins,
@@ -131,10 +131,10 @@ def fit_matched(
     )
 
 
-def _key(observation, slices, reduction):
+def _key(observation, run, reduction):
     """What an ON run is recognised by when its background is wanted; None for one that cannot be read."""
     try:
-        return reduction.recognise(observation) if slices is None else slices[0].key
+        return reduction.recognise(observation) if run is None else run.key
     except AcceptanceError:
         return None
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 from astropy.table import Table
 
-from gammapy_accmaker.acceptance.reduction import Reduction, in_own_order
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import azimuth_sector
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.data.counts import RunCounts
 from gammapy_accmaker.data.grouping import BinMinimum, grow_zenith_bins, wobble_positions
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice, in_own_order
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import label_array, require_runs
@@ -164,8 +164,8 @@ class GroupPlan:
                 "make it with plan_groups"
             )
 
-    def assign(self, runs: list[list[RunCounts]], config: AcceptanceConfig) -> list[list[list[RunCounts]]]:
-        """The slices of each group, run by run: those that the plan was made of.
+    def assign(self, runs: list[ReducedRun], config: AcceptanceConfig) -> list[list[ReducedRun]]:
+        """The runs of each group, each with the slices that belong there.
 
         Raises
         ------
@@ -184,10 +184,10 @@ class GroupPlan:
                 f"plan: it was made of other observations or with another exclusion ({what}); make it with plan_groups "
                 "from the observations that are fitted"
             )
-        groups: list[dict[int, list[RunCounts]]] = [{} for _ in range(self.n_groups)]
+        groups: list[dict[int, list[RunSlice]]] = [{} for _ in range(self.n_groups)]
         for part, k, run in zip(parts.slices, self.group, self.run.tolist(), strict=True):
             groups[k].setdefault(run, []).append(part)
-        return [list(by_run.values()) for by_run in groups]
+        return [[replace(parts.runs[k], slices=tuple(own)) for k, own in group.items()] for group in groups]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Serial form, exact."""
@@ -291,8 +291,8 @@ def warn_missed(plan: GroupPlan, config: AcceptanceConfig) -> None:
         )
 
 
-def make_plan(runs: list[list[RunCounts]], config: AcceptanceConfig) -> GroupPlan:
-    """Plan of reduced runs, each a list of slices."""
+def make_plan(runs: list[ReducedRun], config: AcceptanceConfig) -> GroupPlan:
+    """Plan of reduced runs."""
     parts, pooled = _Parts(runs, config), config.zenith_bins
     sector: list[int] = []
     low: list[float] = []
@@ -330,10 +330,11 @@ class _Parts:
     and arrays over them."""
 
     def __init__(self, runs, config):
-        runs = [sorted(slices, key=lambda part: part.mjd) for slices in in_own_order(runs)]
-        self.slices = [part for slices in runs for part in slices]
-        self.run = run = np.repeat(np.arange(len(runs)), [len(slices) for slices in runs])
-        self.obs_id = label_array(part.obs_id for part in self.slices)
+        self.runs = in_own_order(runs)
+        in_time = [sorted(run.slices, key=lambda part: part.mjd) for run in self.runs]
+        self.slices = [part for slices in in_time for part in slices]
+        self.run = run = np.repeat(np.arange(len(in_time)), [len(slices) for slices in in_time])
+        self.obs_id = label_array(part.key.obs_id for part in self.slices)
         names = ("cos_zenith", "azimuth", "ontime", "livetime")
         self.cos_zenith, self.azimuth, self.ontime, self.livetime = (
             np.array([getattr(part, name) for part in self.slices]) for name in names

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
 
+from gammapy_accmaker.camera.bins import CountsBins
 from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE, FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.data.cache import RunCache, in_memory
+from gammapy_accmaker.data.cache import RunCache, fingerprint, in_memory
 from gammapy_accmaker.data.counts import (
     MUON_EFFICIENCY,
-    CountsBins,
-    RunCounts,
     check_zenith,
     observation_track,
-    reduce_slices,
+    reduce_observation,
     run_key,
 )
 from gammapy_accmaker.data.exclusion import Exclusion, without_source_half
 from gammapy_accmaker.data.grouping import zenith_cells
 from gammapy_accmaker.data.observations import check_files
+from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.data.region_files import catalog_regions
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.utils.arguments import check_choice
@@ -32,8 +32,6 @@ from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
 
 __all__ = [
     "Reduction",
-    "by_place",
-    "in_own_order",
     "make_bins",
     "make_exclusion",
 ]
@@ -123,7 +121,7 @@ class Reduction:
                 check_zenith(observation, track, location)
             return track
 
-    def reduce(self, observation, track: FovTrack | None = None) -> list[RunCounts]:
+    def reduce(self, observation, track: FovTrack | None = None) -> ReducedRun:
         """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle.
 
         ``track``: that of `track`, where it is known already.
@@ -132,7 +130,7 @@ class Reduction:
         if track is None:
             check_files(observation)
         with _explained(observation):
-            slices = reduce_slices(
+            run = reduce_observation(
                 observation,
                 self.bins,
                 self.run_exclusion(observation),
@@ -145,26 +143,25 @@ class Reduction:
                 covariates=self._keywords,
                 track=track,
             )
-        if not any(part.exposure.any() for part in slices):
+        if not any(part.exposure.any() for part in run.slices):
             raise ObservationError(
                 f"observation {observation.obs_id}: the exclusion covers its whole field of view; make it smaller"
             )
-        if not any(part.counts.nnz for part in slices):
+        if not any(part.counts.nnz for part in run.slices):
             raise ObservationError(
                 f"observation {observation.obs_id}: it has no events in the energies and offsets of the model outside "
                 "of the exclusion"
             )
-        return slices
+        return run
 
     def reduce_all(
         self, observations, execution: Execution = SERIAL, *, cache=None, on_error="skip", places=None
-    ) -> tuple[list[list[RunCounts]], dict[int, LeftOut]]:
-        """Slices of the observations that can be used, in their order, and by place in the list those that cannot, with
+    ) -> tuple[list[ReducedRun], dict[int, LeftOut]]:
+        """The runs that can be used, in the order of the observations, and by place in the list those that cannot, with
         the reason.
 
-        ``places``: of the observations that are wanted; all by default. `by_place` tells where in the list the runs
-        stand. One warning names those that are left out; with ``on_error="raise"`` the first of them ends the
-        reduction. ``cache``: folder of the reduced runs, see `RunCache`.
+        ``places``: of the observations that are wanted; all by default. One warning names those that are left out; with
+        ``on_error="raise"`` the first of them ends the reduction. ``cache``: folder of reduced runs, see `RunCache`.
         """
         check_choice(on_error, ("skip", "raise"), "on_error")
         if cache is not None:
@@ -176,8 +173,8 @@ class Reduction:
         runs, failures = [], {}
         results = execution.map(_reduce_or_explain, inputs, "Reduction of observations")
         for place, result in zip(places, results, strict=True):
-            if isinstance(result, list):
-                runs.append(result)
+            if isinstance(result, ReducedRun):
+                runs.append(replace(result, place=place))
                 continue
             reason = f"{type(result).__name__}: {result}" if isinstance(result, ProcessDiedError) else result
             if on_error == "raise":
@@ -189,9 +186,16 @@ class Reduction:
         return runs, failures
 
     def open_cache(self, folder) -> RunCache:
-        """The cache of reduced runs in a folder, for all settings that `reduce` depends on."""
+        """The cache of the runs that this reduces, in a folder."""
+        return RunCache.open(folder, self.fingerprint, (len(self.bins.energy_edges) - 1, self.bins.fov.size))
+
+    @property
+    def fingerprint(self) -> str:
+        """One number for all that `reduce` depends on besides the observation: equal ones give equal runs."""
         config, pooled = self.config, self.config.zenith_bins
-        settings = (
+        return fingerprint(
+            self.bins,
+            MAX_ZENITH_CHANGE,
             self.exclusion,
             config.zenith.type,
             None if pooled is None else pooled.initial_width,
@@ -201,7 +205,6 @@ class Reduction:
             config.observatory_location,
             self._keywords,
         )
-        return RunCache.open(folder, self.bins, MAX_ZENITH_CHANGE, *settings)
 
     @property
     def _keywords(self):
@@ -212,30 +215,12 @@ class Reduction:
 
 def _reduce_or_explain(reduction, observation, cache):
     try:
-        slices = None if cache is None else cache.get(observation)
-        if slices is None:
+        run = None if cache is None else cache.get(observation)
+        if run is None:
             held = in_memory(observation)
-            slices = reduction.reduce(observation)
+            run = reduction.reduce(observation)
             if cache is not None:
-                cache.put(observation, slices, held)
-        return slices
+                cache.put(observation, run, held)
+        return run
     except Exception as error:  # of whatever kind, it costs this run, not the fit
         return f"{type(error).__name__}: {error}"
-
-
-def by_place(runs, failures, places=None) -> dict[int, list[RunCounts]]:
-    """What `Reduction.reduce_all` found, by the place of each run in the list of observations."""
-    places = range(len(runs) + len(failures)) if places is None else places
-    return dict(zip((place for place in places if place not in failures), runs, strict=True))
-
-
-def in_own_order(runs: list[list[RunCounts]]) -> list[list[RunCounts]]:
-    """Reduced runs in an order that is theirs: sums are then the same to the last digit,
-    in whatever order the runs came."""
-    return sorted(runs, key=_content)
-
-
-def _content(slices):
-    label, first = slices[0].obs_id, slices[0]
-    totals = (float(sum(values)) for values in zip(*((s.counts.sum(), s.exposure.sum()) for s in slices), strict=True))
-    return isinstance(label, str), label, first.mjd, *totals

@@ -12,6 +12,7 @@ from gammapy.maps import MapAxis
 from gammapy_accmaker.errors import InputError
 
 __all__ = [
+    "CountsBins",
     "FovBins",
     "as_edges",
     "as_number",
@@ -304,3 +305,35 @@ def offset(fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:
     # haversine: exact near the centre, where arccos loses digits
     s = np.sin(0.5 * lat) ** 2 + np.cos(lat) * np.sin(0.5 * lon) ** 2
     return np.degrees(2 * np.arcsin(np.sqrt(s)))
+
+
+@dataclass(frozen=True)
+class CountsBins:
+    """Bins of the counts of a reduced run.
+
+    Attributes
+    ----------
+    energy_edges : `~numpy.ndarray`
+        In TeV.
+    fov : `FovBins`
+    alignment : {"altaz", "radec"}
+        Frame that the camera axes follow.
+    offset_max : float
+        In deg; field-of-view bins whose centre is not closer than this hold nothing. A fit that keeps the corners of a
+        grid has no limit.
+    """
+
+    energy_edges: np.ndarray
+    fov: FovBins
+    alignment: str = "altaz"
+    offset_max: float = np.inf
+
+    def __post_init__(self):
+        object.__setattr__(self, "energy_edges", check_edges("energy edges", self.energy_edges))
+        if self.alignment not in ("altaz", "radec"):
+            raise InputError(f"fov_alignment: got {self.alignment!r}, but 'altaz' or 'radec' is needed")
+
+    @cached_property
+    def inside(self) -> np.ndarray:
+        """Field-of-view bins that may hold something, shape (fov.size,)."""
+        return offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max

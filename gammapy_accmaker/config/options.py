@@ -14,7 +14,7 @@ import astropy.units as u
 import numpy as np
 from pydantic import Field, PlainSerializer, model_validator
 
-from gammapy_accmaker.camera.bins import FovBins, energy_edges_per_decade, split_bins
+from gammapy_accmaker.camera.bins import CountsBins, FovBins, energy_edges_per_decade, split_bins
 from gammapy_accmaker.config.types import (
     AngleEdges,
     EnergyEdges,
@@ -27,7 +27,6 @@ from gammapy_accmaker.config.types import (
     SpatialNorm,
     TimeStep,
 )
-from gammapy_accmaker.data.counts import CountsBins
 from gammapy_accmaker.models.parametric.function import PYTHON, check_shared, describe_function, rate_function
 from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
 

@@ -26,9 +26,9 @@ from gammapy.maps import Map
 from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
-from gammapy_accmaker.data.counts import CountsBins, RunCounts
 from gammapy_accmaker.data.notes import RunNotes
 from gammapy_accmaker.data.observations import event_locations
+from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
@@ -116,8 +116,12 @@ class RunCache:
     shape: tuple[int, int]
 
     @classmethod
-    def open(cls, folder, bins: CountsBins, *settings) -> RunCache:
-        """A cache in a folder, which is made; ``settings``: all besides the bins that a reduction depends on."""
+    def open(cls, folder, settings: str, shape: tuple[int, int]) -> RunCache:
+        """A cache in a folder, which is made.
+
+        ``settings``: fingerprint of all that a reduction depends on besides the observation; ``shape``: of the counts
+        of a slice.
+        """
         folder = as_path(folder, "cache")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -125,11 +129,11 @@ class RunCache:
             raise InputError(
                 f"cache: {folder} cannot be made a folder ({error}); give one that can be written"
             ) from error
-        used = version("gammapy_accmaker"), version("gammapy"), FORMAT_VERSION, bins, *settings
-        return cls(folder.absolute(), fingerprint(used), (len(bins.energy_edges) - 1, bins.fov.size))
+        used = version("gammapy_accmaker"), version("gammapy"), FORMAT_VERSION, settings
+        return cls(folder.absolute(), fingerprint(used), shape)
 
-    def get(self, observation) -> list[RunCounts] | None:
-        """Slices of a run, where its files, its settings and what was changed in memory are the same; else None."""
+    def get(self, observation) -> ReducedRun | None:
+        """A reduced run, where its files, its settings and what was changed in memory are the same; else None."""
         path = self.path(observation)
         if path is None or not path.is_file():
             return None
@@ -143,15 +147,15 @@ class RunCache:
             path.unlink(missing_ok=True)
             return None
 
-    def put(self, observation, slices: list[RunCounts], held: dict[str, str]) -> None:
-        """Store the slices of a run that was just reduced; ``held``: what `in_memory` said before.
+    def put(self, observation, run: ReducedRun, held: dict[str, str]) -> None:
+        """Store a run that was just reduced; ``held``: what `in_memory` said before.
 
         Nothing is stored of a run that does not come from its files alone.
         """
         path = self.path(observation)
         if path is None or not held.items() <= (_in_files(observation) if held else {}).items():
             return
-        arrays = _to_arrays(slices)
+        arrays = _to_arrays(run)
         primary = fits.PrimaryHDU()
         state = {"files": _file_state(observation), "memory": in_memory(observation)}
         primary.header.update({"FORMAT": FORMAT, "VERSION": FORMAT_VERSION, "DIGEST": _digest(arrays, state)})
@@ -219,8 +223,8 @@ def _digest(arrays, state):
     return fingerprint(arrays, hashlib.sha256(json.dumps(state).encode()).hexdigest())
 
 
-def _to_arrays(slices):
-    texts = {"covariates": slices[0].covariates, "dropped": slices[0].dropped, "notes": asdict(slices[0].notes)}
+def _to_arrays(run):
+    slices, texts = run.slices, {"covariates": run.covariates, "dropped": run.dropped, "notes": asdict(run.notes)}
     counts = [part.counts.tocoo() for part in slices]
     size = slices[0].counts.shape[1]
     return {
@@ -234,7 +238,7 @@ def _to_arrays(slices):
             [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
             dtype="f8",
         ),
-        "START": np.array([slices[0].key.start, *slices[0].key.pointing], dtype="f8"),
+        "START": np.array([run.key.start, *run.key.pointing], dtype="f8"),
         "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
     }
 
@@ -253,7 +257,7 @@ def _from_arrays(arrays, label, shape):
     index, counts = arrays["INDEX"], arrays["COUNTS"]
     ends = np.cumsum(arrays["NUMBER"])
     texts = json.loads(arrays["TEXTS"].tobytes())
-    notes = texts.pop("notes")
+    notes, covariates = texts.pop("notes"), texts["covariates"]
     notes = RunNotes(**notes | {"site": None if notes["site"] is None else tuple(notes["site"])})
     slices, (first, *pointing) = [], arrays["START"].tolist()
     displacements = [own if own.any() else None for own in arrays.get("DISPLACEMENT", [])]
@@ -270,8 +274,8 @@ def _from_arrays(arrays, label, shape):
             "displacement": displacement,
             "pointing": (lon, lat),
             "cos_zenith_range": (low, high),
+            "covariates": covariates,
             **dict(zip(NUMBERS, numbers, strict=True)),
-            **texts,
         }
-        slices.append(RunCounts(key=key, counts=matrix, notes=notes, **given))
-    return slices
+        slices.append(RunSlice(key=key, counts=matrix, **given))
+    return ReducedRun(key, tuple(slices), notes=notes, **texts)

@@ -1,10 +1,9 @@
-"""One observation -> `RunCounts`: counts and exposure in the field of view. The only reader of events."""
+"""One observation -> `ReducedRun`: counts and exposure in the field of view. The only reader of events."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
@@ -12,24 +11,22 @@ from astropy.coordinates import EarthLocation
 from scipy.ndimage import binary_dilation
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.camera.bins import FINE, FovBins, axis_index, check_edges, offset
+from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, axis_index, offset
 from gammapy_accmaker.camera.track import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, find_reach
 from gammapy_accmaker.data.observations import SITE_REMEDY, named_site, observation_site
-from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
+from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, run_label
 
 __all__ = [
-    "CountsBins",
-    "RunCounts",
     "MUON_EFFICIENCY",
     "check_zenith",
     "header_number",
     "in_good_time",
     "observation_track",
     "reduce_observation",
-    "reduce_slices",
     "run_key",
 ]
 
@@ -40,94 +37,6 @@ RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wa
 POINTING_STEP = 60.0  # s, between the nodes of the track
 EVEN = 1e-6  # deg; a displacement below is rounding
 MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
-
-
-@dataclass(frozen=True)
-class CountsBins:
-    """Bins of `RunCounts`.
-
-    Attributes
-    ----------
-    energy_edges : `~numpy.ndarray`
-        In TeV.
-    fov : `FovBins`
-    alignment : {"altaz", "radec"}
-        Frame that the camera axes follow.
-    offset_max : float
-        In deg; field-of-view bins whose centre is not closer than this hold nothing. A fit that keeps the corners of a
-        grid has no limit.
-    """
-
-    energy_edges: np.ndarray
-    fov: FovBins
-    alignment: str = "altaz"
-    offset_max: float = np.inf
-
-    def __post_init__(self):
-        object.__setattr__(self, "energy_edges", check_edges("energy edges", self.energy_edges))
-        if self.alignment not in ("altaz", "radec"):
-            raise InputError(f"fov_alignment: got {self.alignment!r}, but 'altaz' or 'radec' is needed")
-
-    @cached_property
-    def inside(self) -> np.ndarray:
-        """Field-of-view bins that may hold something, shape (fov.size,)."""
-        return offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max
-
-
-@dataclass(frozen=True)
-class RunCounts:
-    """Counts and exposure of one run, or of a part of it.
-
-    Attributes
-    ----------
-    key : `RunKey`
-        Of the run, the same in all of its slices.
-    counts : `~scipy.sparse.csr_array`
-        Unexcluded counts, shape (energy, field-of-view bin).
-    exposure : `~numpy.ndarray`
-        Unexcluded ontime of each field-of-view bin in s, shape (bin,). Dead time is not taken off.
-    ontime, livetime : float
-        In s.
-    cos_zenith, azimuth : float
-        Of the pointing, mean over the good time; azimuth in deg; NaN without a location.
-    cos_zenith_range : tuple of float
-        Smallest and largest cos zenith of the pointing during the good time; NaN without a location.
-    mjd : float
-        Mean time.
-    pointing : tuple of float
-        Right ascension and declination in deg, at the start of the run.
-    displacement : `~numpy.ndarray`, float32, or None
-        How far the mean position of the unexcluded part of each bin is from that of the bin, in deg along the axes of
-        the bins, shape (bin, axis); None where it is in its middle everywhere, and for bins so fine that it does not
-        matter.
-    covariates : dict of float
-        What the event header tells of the state of the instrument, by keyword; one that is missing or no number is not
-        here.
-    dropped : dict of int
-        Events of the whole run that were left out, by reason.
-    notes : `RunNotes`
-        Of the whole run.
-    """
-
-    key: RunKey
-    counts: csr_array
-    exposure: np.ndarray
-    ontime: float
-    livetime: float
-    cos_zenith: float
-    azimuth: float
-    cos_zenith_range: tuple[float, float]
-    mjd: float
-    pointing: tuple[float, float] = (np.nan, np.nan)
-    displacement: np.ndarray | None = None
-    covariates: dict[str, float] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
-    notes: RunNotes = field(default_factory=RunNotes)
-
-    @property
-    def obs_id(self) -> int | str:
-        """Label of the observation; other runs may have the same."""
-        return self.key.obs_id
 
 
 def observation_track(
@@ -219,18 +128,6 @@ def reduce_observation(
     bins: CountsBins,
     exclusion: Exclusion | None = None,
     *,
-    time_step: float | None = 60.0,
-    location: EarthLocation | None = None,
-) -> RunCounts:
-    """Counts and exposure of a whole observation in the field of view; see `reduce_slices`."""
-    return reduce_slices(observation, bins, exclusion, time_step=time_step, location=location)[0]
-
-
-def reduce_slices(
-    observation,
-    bins: CountsBins,
-    exclusion: Exclusion | None = None,
-    *,
     max_zenith_change: float | None = None,
     cos_zenith_edges=(),
     azimuth_edges=(),
@@ -239,7 +136,7 @@ def reduce_slices(
     needs_zenith: bool = False,
     covariates=(MUON_EFFICIENCY,),
     track: FovTrack | None = None,
-) -> list[RunCounts]:
+) -> ReducedRun:
     """Counts and exposure of an observation in the field of view, slice by slice in time.
 
     Parameters
@@ -267,8 +164,8 @@ def reduce_slices(
 
     Returns
     -------
-    slices : list of `RunCounts`
-        Their exposures sum to that of the run.
+    run : `ReducedRun`
+        The exposures of its slices sum to that of the run.
 
     Raises
     ------
@@ -284,8 +181,8 @@ def reduce_slices(
     if needs_zenith or len(cos_zenith_edges) + len(azimuth_edges):
         check_zenith(observation, track, location)
     xyz, energy, seconds, dropped, header = _read_events(observation, track)
-    numbers = {name: header_number(header, name) for name in covariates}
-    numbers = {name: number for name, number in numbers.items() if number is not None}
+    read = {name: header_number(header, name) for name in covariates}
+    numbers = {name: number for name, number in read.items() if number is not None}
     if exclusion is None:
         exclusion = Exclusion()
     exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + track.pointing_drift)
@@ -320,14 +217,14 @@ def reduce_slices(
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
         counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
         counts.sum_duplicates()
-        slices.append(_run_counts(key, part, counts, fraction, displacement, live, numbers, dropped, notes))
-    return slices
+        slices.append(_run_slice(key, part, counts, fraction, displacement, live, numbers))
+    return ReducedRun(key, tuple(slices), numbers, dropped, notes)
 
 
-def _run_counts(key, track, counts, fraction, displacement, live, covariates, dropped, notes):
+def _run_slice(key, track, counts, fraction, displacement, live, covariates):
     nodes, weights = time_nodes(track.intervals, POINTING_STEP)
     mean_time = np.average(nodes, weights=weights)
-    return RunCounts(
+    return RunSlice(
         key=key,
         counts=counts,
         exposure=fraction * track.ontime,
@@ -340,8 +237,6 @@ def _run_counts(key, track, counts, fraction, displacement, live, covariates, dr
         mjd=float(track.start.mjd + mean_time / 86400),
         pointing=_pointing(track),
         covariates=covariates,
-        dropped=dropped,
-        notes=notes,
     )
 
 
@@ -440,7 +335,7 @@ def _drifts(matrices):
 def _unexcluded_part(fov, track, exclusion, time_step):
     """What of the ontime and of the solid angle of each bin is not excluded.
 
-    Its share, 0 where below MIN_EXPOSURE, and the displacement of its mean position, see `RunCounts`.
+    Its share, 0 where below MIN_EXPOSURE, and the displacement of its mean position, see `RunSlice`.
     """
     fraction = np.ones(fov.size)
     if not len(exclusion):

@@ -64,9 +64,9 @@ def find_reach(offset: np.ndarray, offset_max: float) -> float:
 
 
 def warn_of_notes(runs, offset_max: float) -> None:
-    """One warning for each thing that reduced runs, each a list of slices, should be looked at for."""
+    """One warning for each thing that reduced runs should be looked at for."""
     # an ON run may be an OFF run too
-    by_key = {slices[0].key: slices[0].notes for slices in runs}
+    by_key = {run.key: run.notes for run in runs}
     notes = dict(zip(run_names(key.obs_id for key in by_key), by_key.values(), strict=True))
     _warn_of_instruments(notes)
     moved = {k: one.site_moved for k, one in notes.items() if one.site_moved > SAME_SITE}

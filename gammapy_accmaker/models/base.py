@@ -136,9 +136,9 @@ class RateModel(ABC):
 
         Parameters
         ----------
-        slices : list of `RunCounts`-like
+        slices : list of `RunSlice`-like
             Slices of the run, with ``exposure`` in s in the bins of ``fov``, shape (fov.size,), ``displacement`` (see
-            `~gammapy_accmaker.data.counts.RunCounts`), ``cos_zenith``, and ``azimuth`` in deg.
+            `~gammapy_accmaker.data.reduced_run.RunSlice`), ``cos_zenith``, and ``azimuth`` in deg.
         energy_edges : `~numpy.ndarray`, shape (n + 1,)
             In TeV.
         fov : `FovBins`

@@ -18,10 +18,9 @@ from gammapy.data import EventList
 from gammapy.utils.pbar import progress_bar
 
 from gammapy_accmaker.acceptance.fit import adapt_to_run, fit_runs, warn_of_covariates
-from gammapy_accmaker.acceptance.reduction import Reduction, by_place
-from gammapy_accmaker.camera.bins import FovBins, as_edges, as_number, offset
+from gammapy_accmaker.acceptance.reduction import Reduction
+from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, as_number, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.data.counts import CountsBins
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations, find_unreadable
 from gammapy_accmaker.errors import InputError
@@ -246,13 +245,9 @@ class _Scoring:
         self.whole_discs = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max - DISC_RADIUS
         self.in_score, self.in_band = (_members(self.fine, e) for e in (edges, bands))
 
-    def expected(self, model, slices):
+    def expected(self, model, run):
         """Expected counts in the fine bins, shape (n, fov.size)."""
-        return model.expected_counts(slices, self.fine, self.fov)
-
-    def counts(self, slices):
-        """Counts in the fine bins, shape (n, fov.size)."""
-        return sum(part.counts for part in slices).toarray()
+        return model.expected_counts(run.slices, self.fine, self.fov)
 
 
 def _members(fine, edges):
@@ -274,7 +269,7 @@ def _reduce(observations, halves, fitting, scoring, execution):
         (observations, to_score),
         ([half for _, half in halves], to_score),
     ):
-        parts.append(by_place(*reduction.reduce_all(runs, execution)))
+        parts.append({run.place: run for run in reduction.reduce_all(runs, execution)[0]})
     return {k: tuple(part[k] for part in parts) for k in parts[0] if all(k in part for part in parts)}
 
 
@@ -299,7 +294,7 @@ class _HeldOut:
             stack = np.zeros(())
             for k in fold:
                 run, to_adapt, whole, to_score = reduced[k]
-                all_counts, counts = (scoring.counts(slices) for slices in (whole, to_score))
+                all_counts, counts = (one.counts.toarray() for one in (whole, to_score))
                 mu = scoring.expected(adapt_to_run(model, bins, to_adapt, config)[0], to_score)
                 binned = scoring.in_score @ counts
                 scale = (scoring.in_score @ all_counts).sum() / max(binned.sum(), 1)

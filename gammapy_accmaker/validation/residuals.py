@@ -8,8 +8,8 @@ import astropy.units as u
 import numpy as np
 
 from gammapy_accmaker.acceptance.reduction import Reduction
-from gammapy_accmaker.camera.bins import FovBins, as_edges, offset
-from gammapy_accmaker.data.counts import CountsBins, observation_track
+from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, offset
+from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.data.observations import as_observations, find_unreadable
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.products.background import icrs_vectors
@@ -153,7 +153,7 @@ def _residuals_of_run(observation, maker, reduction, geom):
     bins = reduction.bins
     try:
         model = maker.adapt(observation)
-        slices = reduction.reduce(observation)
+        run = reduction.reduce(observation)
         config = maker.config
         track = observation_track(observation, config.fov_alignment, config.observatory_location)
         in_sky = fill_sky(
@@ -170,10 +170,7 @@ def _residuals_of_run(observation, maker, reduction, geom):
     if maker.config.exclusion.wobble_half is not False:  # what is left out of this run alone
         left_out = reduction.run_exclusion(observation).contains(icrs_vectors(geom.to_image()))
         in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
-    counts = sum(part.counts for part in slices).toarray()
-    expected = model.expected_counts(slices, bins.energy_edges, bins.fov)
-    exposure, ontime = np.sum([part.exposure for part in slices], axis=0), sum(part.ontime for part in slices)
-    unexcluded = np.average(exposure[bins.inside], weights=bins.fov.solid_angle[bins.inside]) / ontime
-    first = slices[0]
-    summary = RunSummary(first.key, first.covariates, first.dropped, float(unexcluded))
-    return summary, (counts, expected), in_sky
+    expected = model.expected_counts(run.slices, bins.energy_edges, bins.fov)
+    unexcluded = np.average(run.exposure[bins.inside], weights=bins.fov.solid_angle[bins.inside]) / run.ontime
+    summary = RunSummary(run.key, run.covariates, run.dropped, float(unexcluded))
+    return summary, (run.counts.toarray(), expected), in_sky

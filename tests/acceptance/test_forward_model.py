@@ -68,7 +68,7 @@ def geom_around(observation, nbin, binsz):
 def share_within(maker, observation, radius):
     """Part of the counts that a model expects of a run which lies within a radius, cells by the part inside."""
     reduction = Reduction.of(maker.config, maker.exclusion)
-    bins, slices, model = reduction.bins, reduction.reduce(observation), maker.adapt(observation)
+    bins, slices, model = reduction.bins, reduction.reduce(observation).slices, maker.adapt(observation)
     lon, lat = bins.fov.subpoints(8)
     counts = np.zeros(lon.shape)
     for part in slices:
@@ -136,7 +136,7 @@ def test_every_model_with_every_kind_of_runs(case):
 
 def reduced(maker, run):
     reduction = Reduction.of(maker.config, maker.exclusion)
-    return reduction.bins, reduction.reduce(run)
+    return reduction.bins, reduction.reduce(run).slices
 
 
 def test_the_fast_counts_of_the_spline_are_those_of_the_forward_model():

@@ -11,8 +11,8 @@ from gammapy.makers import MapDatasetMaker
 from stores import altered, full_store, observations, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel
-from gammapy_accmaker.camera.bins import FovBins
-from gammapy_accmaker.data.counts import CountsBins, observation_track, reduce_observation, reduce_slices
+from gammapy_accmaker.camera.bins import CountsBins, FovBins
+from gammapy_accmaker.data.counts import observation_track, reduce_observation
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.products.background import expected_counts_directly, icrs_vectors
@@ -181,7 +181,7 @@ def test_slices_of_a_run_sum_to_the_run():
 
     exclusion = Exclusion([source_region(full_store(), 0.6)])
     whole = reduce_observation(observation, bins, exclusion)
-    slices = reduce_slices(observation, bins, exclusion, max_zenith_change=0.01)
+    slices = reduce_observation(observation, bins, exclusion, max_zenith_change=0.01).slices
     assert len(slices) > 3
     assert (sum(part.counts for part in slices) - whole.counts).nnz == 0
     np.testing.assert_allclose(sum(part.exposure for part in slices), whole.exposure, atol=0.03 * whole.ontime)

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from gammapy_accmaker import AcceptanceConfig, fit_acceptance  # noqa: E402
 from gammapy_accmaker.acceptance.fit import fit_runs, make_run_table  # noqa: E402
 from gammapy_accmaker.acceptance.reduction import make_bins  # noqa: E402
-from gammapy_accmaker.data.counts import RunCounts  # noqa: E402
+from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice  # noqa: E402
 from gammapy_accmaker.simulation.irfs import BackgroundTruth  # noqa: E402
 from gammapy_accmaker.utils.parallel import Execution  # noqa: E402
 from gammapy_accmaker.utils.run_key import RunKey
@@ -67,7 +67,8 @@ def draw_runs(bins, number, events):
         dropped = {"not finite": 0, "outside GTI": 0}
         times = {"ontime": ONTIME, "livetime": 0.94 * ONTIME, "mjd": 59000.0 + k}
         where = {"cos_zenith": cos_zenith[z], "azimuth": rng.uniform(0, 360), "cos_zenith_range": (cos_zenith[z],) * 2}
-        yield [RunCounts(key=RunKey(k + 1), counts=counts, exposure=exposure, dropped=dropped, **times, **where)]
+        part = RunSlice(key=RunKey(k + 1), counts=counts, exposure=exposure, **times, **where)
+        yield ReducedRun(part.key, (part,), dropped=dropped, place=k)
 
 
 def repeated_observations(number):

@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from regions import CircleSkyRegion, RectangleSkyRegion
 
-from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.camera.bins import CountsBins, FovBins
 from gammapy_accmaker.data import counts
-from gammapy_accmaker.data.counts import CountsBins, reduce_observation, reduce_slices
+from gammapy_accmaker.data.counts import reduce_observation
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError, ObservationError
 
@@ -485,7 +485,7 @@ def circles():
 def test_each_slice_has_the_events_of_its_time():
     run = simulate(tracking(250, 40), 4000, seed=3)
     bins = CountsBins(ENERGY, FOV["grid"])
-    slices = reduce_slices(run, bins, max_zenith_change=0.02)
+    slices = reduce_observation(run, bins, max_zenith_change=0.02).slices
     assert len(slices) > 3 and sum(s.ontime for s in slices) == pytest.approx(1700)
     cos_zenith = np.array([s.cos_zenith for s in slices])
     assert np.abs(np.diff(cos_zenith)).max() <= 0.02 and np.ptp(cos_zenith) > 0.05

@@ -52,15 +52,15 @@ def test_the_half_on_the_side_of_the_source(on_runs):
 
 
 def test_half_of_each_ring_is_used(on_runs):
-    (run,), _ = reduced(on_runs[0], config("radial"))
+    run, _ = reduced(on_runs[0], config("radial"))
     assert np.allclose(run.exposure, 0.5 * run.ontime, rtol=0.05)
-    (whole,), _ = reduced(on_runs[0], config("radial", half=False))
+    whole, _ = reduced(on_runs[0], config("radial", half=False))
     assert run.counts.sum() == pytest.approx(0.5 * whole.counts.sum(), abs=5 * np.sqrt(0.5 * whole.counts.sum()))
     assert np.allclose(whole.exposure, run.ontime)
 
 
 def test_in_the_camera_frame_of_radec_the_half_stands_still(on_runs):
-    (run,), bins = reduced(on_runs[0], config(fov_alignment="radec", model={"type": "grid", "offset_bins": 12}))
+    run, bins = reduced(on_runs[0], config(fov_alignment="radec", model={"type": "grid", "offset_bins": 12}))
     source = on_runs[0].meta.target.position
     assert abs(source.ra.deg - on_runs[0].get_pointing_icrs(on_runs[0].tmid).ra.deg) < 1e-6
     # the source lies south of the pointing: the half of lower declination
@@ -72,7 +72,7 @@ def test_in_the_camera_frame_of_radec_the_half_stands_still(on_runs):
 
 def test_it_turns_with_the_field(on_runs):
     """In the ALTAZ camera the half turns during the run: its exposure is a mean over time, half of all."""
-    (run,), bins = reduced(on_runs[0], config(fov_alignment="altaz"))
+    run, bins = reduced(on_runs[0], config(fov_alignment="altaz"))
     part = run.exposure / run.ontime
     volume = bins.fov.solid_angle
     assert np.sum(part * volume) / volume.sum() == pytest.approx(0.5, abs=0.01)
@@ -105,9 +105,9 @@ def test_a_given_source_and_runs_that_do_not_see_it(store, on_runs):
     )
     here, _ = reduced(on_runs[1], given)
     there, _ = reduced(on_runs[1], config())
-    assert np.allclose(here[0].exposure, there[0].exposure, atol=1)
+    assert np.allclose(here.exposure, there.exposure, atol=1)
     (off,) = observations(store, store.off_obs_ids[:1])
-    (run,), _ = reduced(off, given)
+    run, _ = reduced(off, given)
     assert np.allclose(run.exposure, run.ontime)
     assert AcceptanceConfig.from_yaml(given.to_yaml()).to_yaml() == given.to_yaml()
 

@@ -15,8 +15,8 @@ from stores import IRFS, sky_geom
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig
 from gammapy_accmaker.acceptance.fit import adapt_to_run, fit_runs
-from gammapy_accmaker.camera.bins import FovBins
-from gammapy_accmaker.data.counts import CountsBins
+from gammapy_accmaker.camera.bins import CountsBins, FovBins
+from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.norm_energy import (
     RunScatter,
@@ -60,6 +60,10 @@ def simulate(n, *, seconds=1700.0, sd_norm=0.2, sd_shift=0.25, seed=1, fov=None)
     return runs
 
 
+def as_reduced(run):
+    return ReducedRun(run.key, (run,))
+
+
 def spectra(runs):
     return np.array([run.counts.sum(1) for run in runs])
 
@@ -71,8 +75,8 @@ def radial(**effects):
 
 
 def rows_of(runs, config, fitted=None):
-    model = fit_runs([[run] for run in (runs if fitted is None else fitted)], BINS, config)
-    return model, [adapt_to_run(model, BINS, [run], config)[1] for run in runs]
+    model = fit_runs([as_reduced(run) for run in (runs if fitted is None else fitted)], BINS, config)
+    return model, [adapt_to_run(model, BINS, as_reduced(run), config)[1] for run in runs]
 
 
 @pytest.mark.parametrize(("n", "seconds", "sd"), [(1, 1700, 0.3), (4, 1700, 0.2), (30, 1700, 0.3), (60, 100, 0.15)])
@@ -215,7 +219,7 @@ def test_a_run_without_counts_there_keeps_the_norm_1():
 
 
 def test_the_model_keeps_the_scatter_in_its_file():
-    model = fit_runs([[run] for run in simulate(3, fov=RINGS)], BINS, radial())
+    model = fit_runs([as_reduced(run) for run in simulate(3, fov=RINGS)], BINS, radial())
     arrays = model.to_arrays()
     assert type(model).from_arrays(arrays).run_scatter == model.run_scatter
     del arrays["run_scatter"]  # an older file

@@ -105,7 +105,7 @@ def fit_run(
     Parameters
     ----------
     model : `SplineModel`
-    run : `RunCounts`-like or list of them
+    run : `RunSlice`-like or list of them
         A run or its slices, in the bins of the model.
     kind : str, optional
         ``none``, ``norm``, ``tilt`` or ``shift``; that of the model by default. Fewer effects than the model

@@ -246,7 +246,7 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
     cells : `FovCells`
     n_energy : int
         Number of energy bins.
-    run : `RunCounts`-like
+    run : `RunSlice`-like
         With ``key``, ``counts`` (n_energy, n_fov), sparse, and ``exposure`` (n_fov,) in s, in the pixels of the cells.
     """
     n_fov = len(cells.fov_lon)

@@ -463,7 +463,7 @@ def fit_spline(
 
     Parameters
     ----------
-    runs : iterable of `RunCounts`-like, or of lists of them
+    runs : iterable of `RunSlice`-like, or of lists of them
         One entry for each run: its slices, which share its effects, or the run as a whole. Only what `CellCounts` hold
         is kept of each. With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``,
         ``azimuth`` in deg, ``covariates`` and ``key``, by which a run is recognised later; two runs with the same key

@@ -1,14 +1,14 @@
 """Polar cells of the field of view: all that a fit of the spline model keeps of a run is its counts and exposure there.
 
-`FovCells` are the cells, with the functions over the field that are averaged over them (modes of the camera,
-asymmetry); `gather_counts` sums a slice of a run over them, and `RunCells` prepares the sums for the likelihood.
+`FovCells` are the cells, with what functions over the field are in them (modes of the camera, and the log asymmetry by
+`AsymmetryCells`); `gather_counts` sums a slice of a run over them, and `RunCells` prepares the sums for the likelihood.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -18,6 +18,7 @@ from gammapy_accmaker.utils.run_key import RunKey
 
 __all__ = [
     "CAMERA_MODES",
+    "AsymmetryCells",
     "FovCells",
     "asymmetry_basis",
     "asymmetry_orders",
@@ -188,6 +189,18 @@ class FovCells:
         slopes = [self.mean(at(*step) - at(*-step)) / (2 * STEP) for step in STEP * np.eye(2)]
         return np.stack([self.mean(function(self.fov_lon, self.fov_lat)), *slopes])
 
+    def log_mean(self, log_values: np.ndarray) -> np.ndarray:
+        """Log of the mean of the exponentials over the pixels of each cell, shapes (n, n_fov) to (n, n_cell)."""
+        mean = self.mean(log_values.T).T
+        # about the mean of the logs, so that no exponential overflows
+        return mean + np.log(np.maximum(self.mean(np.exp(log_values - mean[:, self.membership.indices]).T).T, 1e-300))
+
+    @cached_property
+    def ring_variance(self) -> np.ndarray:
+        """Variance of the offset over the pixels of each ring, deg2, shape (n_ring,)."""
+        moments = self.ring_mean(np.stack([self.offset, self.offset**2], axis=1), np.zeros(2))
+        return np.maximum(moments[:, 1] - moments[:, 0] ** 2, 0)
+
     def ring_mean(self, values: np.ndarray, default: np.ndarray) -> np.ndarray:
         """Mean over the pixels of each ring, shapes (n_fov, k) to (n_ring, k); ``default`` in rings without pixels."""
         pixels = self._rings(self.membership.sum(axis=0)[:, None])
@@ -200,6 +213,53 @@ class FovCells:
     def ring_offset(self) -> np.ndarray:
         """Middle of each ring in deg."""
         return (np.arange(self.n_ring) + 0.5) * self.offset_max / self.n_ring
+
+
+@dataclass(frozen=True)
+class AsymmetryCells:
+    """Bases of the log asymmetry in bins of energy and in cells.
+
+    Parameters
+    ----------
+    cells : `FovCells`
+    log_energy : `~numpy.ndarray`, shape (n_energy,)
+    energy_axis, offset_axis : `BSplineAxis`
+        In log(E / TeV) and deg.
+    """
+
+    cells: FovCells
+    log_energy: np.ndarray
+    energy_axis: BSplineAxis
+    offset_axis: BSplineAxis
+
+    @cached_property
+    def at_energy(self) -> np.ndarray:
+        """Splines in energy, shape (n_energy, n_a)."""
+        return self.energy_axis.basis(self.log_energy)
+
+    @cached_property
+    def space(self) -> np.ndarray:
+        """`asymmetry_basis` in the cells, see `FovCells.expansion`, shape (3, n_cell, n_b)."""
+        return self.cells.expansion(partial(asymmetry_basis, axis=self.offset_axis))
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """The same in the pixels, shape (n_fov, n_b)."""
+        return asymmetry_basis(self.cells.fov_lon, self.cells.fov_lat, self.offset_axis)
+
+    def mean_log(self, coefficients: np.ndarray) -> np.ndarray:
+        """Mean over each cell of the log asymmetry of coefficients of shape (n_a, n_b), shape (n_energy, n_cell)."""
+        return self.at_energy @ coefficients @ self.space[0].T
+
+    def log_mean(self, coefficients: np.ndarray) -> np.ndarray:
+        """Log of the mean asymmetry of each cell, and its derivatives as in `FovCells.expansion`,
+        shape (3, n_energy, n_cell).
+
+        Within a sector of 30 deg the log asymmetry may change by more than 1: its mean is not the log of the mean.
+        """
+        out = self.at_energy @ coefficients @ self.space.transpose(0, 2, 1)
+        out[0] = self.cells.log_mean(self.at_energy @ coefficients @ self.pixels.T)
+        return out
 
 
 @dataclass(frozen=True)

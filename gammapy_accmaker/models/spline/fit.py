@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, lapack
@@ -45,7 +44,7 @@ from gammapy_accmaker.models.spline.adapt import (
     project_run,
     summarise_run,
 )
-from gammapy_accmaker.models.spline.cells import FovCells, RunCells, asymmetry_basis, asymmetry_orders, gather_counts
+from gammapy_accmaker.models.spline.cells import AsymmetryCells, FovCells, RunCells, asymmetry_orders, gather_counts
 from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EffectBasis, RunEffect, RunPopulation, norm_row, update_population
 from gammapy_accmaker.models.spline.equations import (
@@ -247,7 +246,7 @@ class RateState:
         One of fewer sectors than the runs have takes their sectors together.
     coefficients : `~numpy.ndarray`, shape (n_energy, n_offset, n_zenith)
     asymmetry : `~numpy.ndarray`
-        Log asymmetry in the bins and cells and its derivatives, see `FovCells.expansion`, shape (3, n_energy, n_cell).
+        Log asymmetry in the bins and cells and its derivatives, see `AsymmetryCells.log_mean`.
     population : `RunPopulation`
     covariance : `RateCovariance`, optional
         Of the coefficients, once it is known.
@@ -545,10 +544,9 @@ class _JointFit:
         self.allowed[-1] = basis.odd
         self.coefficients = self._first_coefficients()
         self.penalty = RatePenalty(self.coefficients)
-        self.asymmetry_bases = [
-            setup.asymmetry_energy_axis.basis(self.design.log_energy),
-            self.design.cells.expansion(partial(asymmetry_basis, axis=setup.asymmetry_offset_axis)),
-        ]
+        self.asymmetry_cells = AsymmetryCells(
+            self.design.cells, self.design.log_energy, setup.asymmetry_energy_axis, setup.asymmetry_offset_axis
+        )
         orders = asymmetry_orders(setup.asymmetry_offset_axis).astype(float)
         n = setup.asymmetry_energy_axis.n
         self.asymmetry_penalties = [difference_penalty(n, 1) + 1e-3 * np.eye(n), np.diag(orders**2)]
@@ -788,7 +786,7 @@ class _JointFit:
 
     def _state(self, design=None, asymmetry=None):
         design = self.design if design is None else design
-        asymmetry = self._log_asymmetry() if asymmetry is None else asymmetry
+        asymmetry = self.asymmetry_cells.log_mean(self.asymmetry) if asymmetry is None else asymmetry
         return RateState(design, self.coefficients, asymmetry, self.population, self.rate_covariance)
 
     def _each_chunk(self, function, state, option) -> Iterator:
@@ -798,18 +796,15 @@ class _JointFit:
         inputs = [(state, self.runs[here], self.values[here], self.weights[here], option) for here in chunks]
         return zip(chunks, self.starmap(function, inputs), strict=True)
 
-    def _log_asymmetry(self):
-        at_energy, space = self.asymmetry_bases
-        return at_energy @ self.asymmetry @ space.transpose(0, 2, 1)
-
     def _fit_asymmetry(self, expected):
-        at_energy, space = self.asymmetry_bases
-        # the asymmetry multiplies what all else expects, so it is fitted alone with that as its exposure
-        without = expected / np.exp(self._log_asymmetry()[0])
+        bases = self.asymmetry_cells
+        # the asymmetry multiplies what all else expects, so it is fitted alone with that as its exposure; by how much
+        # the mean of a cell is above what the mean of its log gives is as at the last round
+        without = expected / np.exp(bases.mean_log(self.asymmetry))
         fit = fit_tensor_spline(
             self.counts,
             np.maximum(without, 1e-12),
-            [at_energy, space[0]],
+            [bases.at_energy, bases.space[0]],
             self.asymmetry_penalties,
             smoothing=self.asymmetry_smoothing,
             start=self.asymmetry,

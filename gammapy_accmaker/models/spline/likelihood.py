@@ -188,19 +188,20 @@ class RateTable:
 
     @classmethod
     def of(cls, design: RunDesign, coefficients: np.ndarray, asymmetry: np.ndarray, run: RunCells):
-        """Tabulate; ``asymmetry``: log asymmetry and its derivatives, shape (3, n_energy, n_cell),
-        see `FovCells.expansion`."""
+        """Tabulate; ``asymmetry``: see `AsymmetryCells.log_mean`."""
         profile = coefficients @ run.zenith_basis
-        rings = profile @ design.ring_basis.T
+        rings, by_offset = profile @ design.ring_basis.T, profile @ design.ring_slopes.T
+        # the log of the mean rate of a ring is above the mean of the log by half the variance of the log
+        bend = 0.5 * design.cells.ring_variance * (design.energy.grid_basis @ by_offset) ** 2
         log_rate, slope = (
             (values, np.diff(values, axis=0, append=values[-1:]))
-            for values in (design.energy.grid_basis @ rings, design.energy.grid_derivative @ rings)
+            for values in (design.energy.grid_basis @ rings + bend, design.energy.grid_derivative @ rings)
         )
         added = asymmetry[0]
         if run.displacement is not None:
             # the slope is that before the own shift of the run, so that it is worked out once for all steps of its
             # effects
-            by_ring = design.energy.interpolate(run.scaled_energy) @ (profile @ design.ring_slopes.T)
+            by_ring = design.energy.interpolate(run.scaled_energy) @ by_offset
             by_offset, by_angle = run.displacement.T
             added = added + (asymmetry[1] + by_ring[:, design.cells.ring_of_cell]) * by_offset + asymmetry[2] * by_angle
         return cls(log_rate, slope, added, design.modes_of(run.displacement))

@@ -9,13 +9,13 @@ It is fitted by `~gammapy_accmaker.models.spline.fit.fit_spline` and adapted to 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
 from gammapy_accmaker.models.norm_energy import RunScatter, find_scatter
-from gammapy_accmaker.models.spline.cells import FovCells, asymmetry_basis
+from gammapy_accmaker.models.spline.cells import AsymmetryCells, FovCells, asymmetry_basis
 from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EffectBasis, RunEffect, RunPopulation
 from gammapy_accmaker.models.spline.likelihood import RunDesign
@@ -128,10 +128,10 @@ class SplineModel:
 
     @cached_property
     def asymmetry_cells(self) -> np.ndarray:
-        """`asymmetry_at` and its derivatives in the cells, see `FovCells.expansion`, shape (3, n_energy, n_cell)."""
-        basis = self.asymmetry_energy_axis.basis(self.design.log_energy)
-        space = self.design.cells.expansion(partial(asymmetry_basis, axis=self.asymmetry_offset_axis))
-        return basis @ self.asymmetry @ space.transpose(0, 2, 1)
+        """`asymmetry_at` in the cells, see `AsymmetryCells.log_mean`, shape (3, n_energy, n_cell)."""
+        design = self.design
+        bases = AsymmetryCells(design.cells, design.log_energy, self.asymmetry_energy_axis, self.asymmetry_offset_axis)
+        return bases.log_mean(self.asymmetry)
 
     @cached_property
     def spectrum_weights(self) -> np.ndarray:

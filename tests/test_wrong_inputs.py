@@ -100,6 +100,9 @@ def test_the_path_of_a_configuration(reader, kind, tmp_path):
         READERS[reader](kind(tmp_path / "none.yaml"))
     with pytest.raises(InputError, match="no file"):
         READERS[reader](kind(tmp_path))
+    path.write_text("offsetmax: 2 deg")
+    with pytest.raises(InputError, match="config.yaml: offsetmax: unknown key; did you mean 'offset_max'"):
+        READERS[reader](kind(path))
 
 
 def test_paths_for_other_functions(runs, tmp_path):
@@ -108,6 +111,10 @@ def test_paths_for_other_functions(runs, tmp_path):
     assert plan_groups(runs, path).n_groups == plan_groups(runs, {"model": {"type": "radial"}}).n_groups
     with pytest.raises(InputError, match="there is no file"):
         cross_validate(runs, {"a": tmp_path / "none.yaml"})
+    path.write_text("offset_max: 2 TeV")
+    for read in (lambda: plan_groups(runs, path), lambda: cross_validate(runs, {"a": path})):
+        with pytest.raises(InputError, match="config.yaml: offset_max: got.* 'deg' is needed"):
+            read()
 
 
 EXTENDED = [(AcceptanceAnalysis, AcceptanceAnalysisConfig)]
@@ -136,7 +143,7 @@ def test_one_printer_of_errors(wrong, tmp_path):
     for given in (wrong, path):
         with pytest.raises(InputError, match="unknown key; did you mean") as caught:
             AcceptanceBackgroundMaker(given)
-        said.add(str(caught.value).removeprefix("config: "))
+        said.add(str(caught.value).removeprefix("config: ").removeprefix(f"{path}: "))
     with pytest.raises(InputError) as caught:
         AcceptanceAnalysis({"datasets": {"background": {"method": "acceptance", "parameters": wrong}}})
     said.add(str(caught.value).removeprefix("config: ").removeprefix("datasets.background.parameters."))

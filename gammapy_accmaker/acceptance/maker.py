@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from dataclasses import dataclass, replace
 
 import astropy.units as u
@@ -42,6 +43,7 @@ from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.products.rad_max import make_rad_max_background
+from gammapy_accmaker.utils.describe import as_html, as_text
 from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import find_runs, run_label
 
@@ -57,9 +59,9 @@ class AcceptanceBackgroundMaker(Maker):
 
     Parameters
     ----------
-    config : `AcceptanceConfig` or dict, optional
-        Options. Those that it does not set are those that ``model`` was fitted with, or the defaults of
-        `AcceptanceConfig`.
+    config : `AcceptanceConfig`, dict, str or `~pathlib.Path`, optional
+        Options, or the path of a YAML file with them. Those that it does not set are those that ``model`` was fitted
+        with, or the defaults of `AcceptanceConfig`.
     model : `AcceptanceModel`, optional
         A model made earlier; without one, call `fit`.
     exclusion : sky region, region file, mask map, or a list of these, optional
@@ -531,10 +533,26 @@ class AcceptanceBackgroundMaker(Maker):
             )
         return inside
 
+    def _facts(self):
+        """Its settings, and its model."""
+        exclusion = self.exclusion.in_brief() if len(self.exclusion) else "none"
+        facts = [("config", self.config.to_yaml()), ("exclusion", exclusion)]
+        # without the title of the model
+        model = str(self.model).split("\n\n", 1)[1] if self.is_fitted else "none yet: call fit"
+        return [*facts, ("model", textwrap.dedent(model))]
+
+    def __repr__(self):
+        model = self.model.in_brief() if self.is_fitted else f"{self.config.model.type}, no model yet: call fit"
+        return f"<{type(self).__name__}: {model}>"
+
     def __str__(self):
-        lines = "\n".join(f"  {line}" for line in self.config.to_yaml().splitlines())
-        fitted = str(self.model).split("\n\n", 1)[1].strip() if self.is_fitted else "none yet: call fit"
-        return f"{type(self).__name__}\n{'-' * len(type(self).__name__)}\n\n{lines}\n\n  model: {fitted}\n"
+        return as_text(type(self).__name__, self._facts())
+
+    def _repr_html_(self):
+        if not self.is_fitted:
+            return as_html(type(self).__name__, self._facts())
+        (config, exclusion, _) = self._facts()
+        return as_html(type(self).__name__, [exclusion, config]) + self.model._repr_html_()
 
 
 @dataclass(frozen=True)

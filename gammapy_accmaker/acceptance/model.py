@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field
 from io import StringIO
 
@@ -18,15 +19,15 @@ from gammapy_accmaker.camera.bins import as_values
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import MODEL_KINDS, RateModel
+from gammapy_accmaker.models.base import MODEL_KINDS, RateModel, describe_cos_zenith
 from gammapy_accmaker.models.fit_counts import FitCounts
 from gammapy_accmaker.models.goodness import describe_goodness
-from gammapy_accmaker.models.parametric.model import ParametricModel
 from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
 from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
 from gammapy_accmaker.products.plots import plot_model, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.products.tables import model_from_irfs
+from gammapy_accmaker.utils.describe import as_html, as_text, counted, in_thousands
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
 
@@ -49,7 +50,7 @@ def _to_text(table):
     return text.getvalue()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AcceptanceModel:
     """Fitted acceptance: background rate over energy and field of view.
 
@@ -399,30 +400,131 @@ class AcceptanceModel:
         })  # fmt: skip
         return cls(rate_model, config, Table(names=["OBS_ID", "USED"], dtype=[int, bool]))
 
-    def __str__(self):
-        model = self.rate_model
+    @property
+    def energy_range(self) -> u.Quantity:
+        """Reconstructed energies with events of the fit (to a bin), within those of the configuration.
+
+        Where it was not fitted here, the energies of the model.
+        """
+        counts = self.fit_counts
+        found = None if counts is None else counts.energy_range
+        return u.Quantity(self.rate_model.energy_edges[[0, -1]] if found is None else found, "TeV")
+
+    @property
+    def n_events(self) -> int:
+        """Events of the fit, outside of the exclusion."""
+        fitted = self._used_runs("fit")
+        return int(np.sum(fitted["COUNTS"])) if "COUNTS" in fitted.colnames else 0
+
+    @property
+    def excluded_share(self) -> float:
+        """Part of the exposure of the field of view that the exclusion takes from the fit; NaN where it is not known.
+
+        In ontime and solid angle, within ``offset_max`` and over all runs.
+        """
+        fitted = self._used_runs("fit")
+        if self.fit_counts is None or not len(fitted):
+            return np.nan
+        return self.fit_counts.excluded_share(float(np.sum(fitted["ONTIME"])), self.config.offset_max.deg)
+
+    def _used_runs(self, role):
         runs = self.run_table
-        used = runs["USED"] if len(runs) else np.zeros(0, bool)
-        low, high = model.energy_edges[[0, -1]]
-        return (
-            f"{type(self).__name__}\n{'-' * len(type(self).__name__)}\n\n"
-            f"  model       : {type(model).__name__}\n"
-            f"  energy      : {low:.3g} to {high:.3g} TeV\n"
-            f"  offset max  : {self._offset_max_in_words()}\n"
-            f"  zenith      : {model.describe_zenith()}\n"
-            f"  runs        : {used.sum()} used, {len(runs) - used.sum()} left out\n"
-            f"  exclusion   : {self._excluded_in_words()}\n"
-            + (f"  fit         : {model.result.message}\n" if isinstance(model, ParametricModel) else "")
-            + (f"  fit         : {model.not_converged}\n" if model.not_converged else "")
-            + (f"  goodness    : {describe_goodness(model.goodness)}\n" if model.goodness else "")
-        )
+        used = runs[np.asarray(runs["USED"], dtype=bool)] if len(runs) else runs
+        return used[np.asarray(used["ROLE"]).astype(str) == role] if "ROLE" in used.colnames else used
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What it was made of and how the fit ended, each with its name."""
+        model = self.rate_model
+        facts = [
+            ("model", f"{self.config.model.type} ({type(model).__name__})"),
+            ("energy", self._energies_in_words()),
+            ("offset max", self._offset_max_in_words()),
+            ("zenith", self._zenith_in_words()),
+            ("covariates", ", ".join(model.covariate_names)),
+            ("runs", self._runs_in_words()),
+            ("events", self._events_in_words()),
+            ("exclusion", self._excluded_in_words()),
+            ("fit", model.convergence),
+            ("goodness", describe_goodness(model.goodness) if model.goodness else ""),
+        ]
+        return [(name, value) for name, value in facts if value]
+
+    def in_brief(self) -> str:
+        """What it was fitted to, in one line."""
+        low, high = self.energy_range.to_value("TeV")
+        n_runs, convergence = len(self._used_runs("fit")), self.rate_model.convergence
+        parts = [
+            self.config.model.type,
+            f"{low:.3g} to {high:.3g} TeV",
+            f"offset to {self.config.offset_max.deg:.3g} deg",
+            *([self._zenith_range_in_words()] if self._zenith_range_in_words() else []),
+            *([f"{counted(n_runs, 'run')}, {in_thousands(self.n_events)} events"] if n_runs else ["not fitted here"]),
+            f"{re.split('[;,]', self._excluded_in_words())[0].replace('none', 'nothing')} excluded",
+            *([re.split("[:;]", convergence)[0]] if convergence else []),
+        ]
+        return ", ".join(parts)
+
+    def __repr__(self):
+        return f"<{type(self).__name__}: {self.in_brief()}>"
+
+    def __str__(self):
+        return as_text(type(self).__name__, self._facts())
+
+    def _repr_html_(self):
+        return as_html(type(self).__name__, self._facts())
+
+    def _energies_in_words(self):
+        low, high = self.rate_model.energy_edges[[0, -1]]
+        model = f"{low:.3g} to {high:.3g} TeV"
+        found = None if self.fit_counts is None else self.fit_counts.energy_range
+        if found is None:
+            return model
+        with_events = f"{found[0]:.3g} to {found[1]:.3g} TeV"
+        return with_events if with_events == model else f"{with_events} with events, of {model}"
+
+    def _zenith_range_in_words(self):
+        """Of the model or, where it does not follow the zenith angle, of the runs."""
+        if self.rate_model.zenith_range is not None:
+            return describe_cos_zenith(self.rate_model.zenith_range)
+        runs = self._used_runs("fit")
+        zenith = np.asarray(runs["ZENITH"], dtype=float) if "ZENITH" in runs.colnames else np.zeros(0)
+        zenith = zenith[np.isfinite(zenith)]
+        return describe_cos_zenith(tuple(np.cos(np.radians([zenith.max(), zenith.min()])))) if len(zenith) else ""
+
+    def _zenith_in_words(self):
+        words, of_runs = self.rate_model.describe_zenith(), self._zenith_range_in_words()
+        return words if self.rate_model.zenith_range is not None or not of_runs else f"{words}; runs at {of_runs}"
+
+    def _runs_in_words(self):
+        runs = self.run_table
+        used = np.asarray(runs["USED"], dtype=bool) if len(runs) else np.zeros(0, bool)
+        text = f"{used.sum()} used, {len(runs) - used.sum()} left out"
+        if "ROLE" in runs.colnames:
+            adapted = len(self._used_runs("apply"))
+            text += f", {adapted} of them adapted to alone" if adapted else ""
+        if "FLAG" in runs.colnames:
+            flagged = np.sum(np.asarray(runs["FLAG"][used]).astype(str) != "")
+            text += f", {flagged} flagged" if flagged else ""
+        return text
+
+    def _events_in_words(self):
+        if not len(self._used_runs("fit")):
+            return ""
+        hours = np.sum(self._used_runs("fit")["ONTIME"]) / 3600
+        text = f"{in_thousands(self.n_events)} in {hours:.3g} h"
+        share = self.excluded_share
+        return text if not np.isfinite(share) else f"{text}, {100 * share:.2g} % of the field of view excluded"
 
     def _offset_max_in_words(self):
         bins, asked = getattr(self.config.model, "offset_bins", None), self.config.offset_max.to_value("deg")
         if isinstance(bins, u.Quantity):
             asked = bins.to_value("deg").max()
         reach = self.rate_model.offset_max
-        return f"{asked:.3g} deg" + (f", and the rate goes on to {reach:.3g} deg" if reach > asked * (1 + 1e-6) else "")
+        seen = None if self.fit_counts is None else self.fit_counts.offset_range
+        inner = "" if seen is None or seen[0] < 0.5 else f" from {seen[0]:.2g}"
+        outer = "" if seen is None or seen[1] > 0.95 * asked else f", with events{inner} to {seen[1]:.3g} deg"
+        goes_on = f", and the rate goes on to {reach:.3g} deg" if reach > asked * (1 + 1e-6) else ""
+        return f"{asked:.3g} deg{outer}{goes_on}"
 
     def _excluded_in_words(self):
         options = self.config.exclusion

@@ -230,6 +230,10 @@ class GroupPlan:
             f"{found} wobble position{'s' * (found != 1)}"
         )
 
+    def _repr_html_(self):
+        why = self.describe_one_group()
+        return f"<p>{repr(self)}{f'<br>{why}' if why else ''}</p>{self.table._repr_html_()}"
+
     def __str__(self):
         why = self.describe_one_group()
         return (

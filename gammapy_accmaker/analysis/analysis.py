@@ -16,10 +16,12 @@ from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.analysis.config import BACKGROUND, AcceptanceAnalysisConfig, check_file
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.utils.describe import as_html, as_text
 
 __all__ = [
     "AcceptanceAnalysis",
     "AcceptanceReduction",
+    "Described",
     "make_fitted_maker",
     "make_maker",
     "select_observations",
@@ -36,6 +38,13 @@ OPTIONS_OF_APPLICATION = {
 }
 
 
+class _Selection(Analysis):
+    """gammapy's choice of runs, without what an analysis says of logging when it is made: that has been said."""
+
+    def __init__(self, config):
+        self.config, self.datastore, self.observations = config, None, None
+
+
 def select_observations(config, settings, key: str) -> Analysis:
     """gammapy's own selection of runs, with ``datastore`` and ``observations``; no run is asked for a background.
 
@@ -44,7 +53,7 @@ def select_observations(config, settings, key: str) -> Analysis:
     check_file(f"{key}.datastore", settings.datastore)
     options = settings.model_dump()
     options["required_irf"] = [name for name in options["required_irf"] if name != "bkg"]
-    selection = Analysis(AnalysisConfig(general={"log": config.general.log.model_dump()}, observations=options))
+    selection = _Selection(AnalysisConfig(general={"log": config.general.log.model_dump()}, observations=options))
     try:
         selection.get_observations()
     except (KeyError, OSError) as error:
@@ -181,7 +190,38 @@ class AcceptanceReduction(ABC, REDUCTION):
             super()._spectrum_extraction()
 
 
-class AcceptanceAnalysis(AcceptanceReduction, Analysis):
+class Described:
+    """What an analysis or a workflow has by now, in print and in notebooks; goes before gammapy's class."""
+
+    def _facts(self):
+        off, maker, method = self.off_observations, self.acceptance_maker, self.config.datasets.background.method
+        facts = [
+            ("datastore", str(self.config.observations.datastore)),
+            ("runs", _number(self.observations) + (f"; OFF runs: {len(off)}" if off is not None else "")),
+            ("background", "none" if method is None else str(getattr(method, "value", method))),
+            ("model", maker.model.in_brief() if maker is not None else "none yet"),
+            ("datasets", ", ".join(f"{d.name} ({d.tag})" for d in self.datasets or []) or "none yet"),
+            ("fit", "none yet" if self.fit_result is None else f"success: {self.fit_result.success}"),
+        ]
+        return facts if method == "acceptance" else [fact for fact in facts if fact[0] != "model"]
+
+    def __repr__(self):
+        facts = dict(self._facts())
+        shown = [f"{name}: {facts[name]}" for name in ("runs", "background", "model", "datasets") if name in facts]
+        return f"<{type(self).__name__}: {'; '.join(shown)}>"
+
+    def __str__(self):
+        return as_text(type(self).__name__, self._facts())
+
+    def _repr_html_(self):
+        return as_html(type(self).__name__, [*self._facts(), ("config", self.config.to_yaml())])
+
+
+def _number(observations):
+    return "none selected yet" if observations is None else f"{len(observations)} selected"
+
+
+class AcceptanceAnalysis(Described, AcceptanceReduction, Analysis):
     """`~gammapy.analysis.Analysis` with ``acceptance`` among the background methods.
 
     With ``datasets.background.method: acceptance``, `get_datasets` fits the acceptance to the OFF observations, or to

@@ -37,8 +37,9 @@ from pydantic import (
 )
 
 from gammapy_accmaker.config.config import AcceptanceConfig, without_retired_keys
-from gammapy_accmaker.config.errors import explain, find_key, read_config_file
+from gammapy_accmaker.config.errors import explain, find_key, naming_file, read_config_file
 from gammapy_accmaker.errors import InputError, InputTypeError
+from gammapy_accmaker.utils.describe import as_call, as_html
 
 __all__ = [
     "BACKGROUND",
@@ -312,7 +313,16 @@ class ExtendedConfig(GammapyBaseConfig):
         InputError
             Where there is no such file, or for what is wrong in it.
         """
-        return cls.from_yaml(read_config_file(path, cls.__name__))
+        text = read_config_file(path, cls.__name__)
+        with naming_file(path):
+            return cls.from_yaml(text)
+
+    def __repr__(self):
+        """The call that makes it: what is no default."""
+        return as_call(type(self).__name__, self.model_dump(mode="json", exclude_defaults=True))
+
+    def _repr_html_(self):
+        return as_html(type(self).__name__, [("no default", repr(self)), ("all options", self.to_yaml())])
 
     def update(self, config=None):
         """A new configuration with some options replaced.

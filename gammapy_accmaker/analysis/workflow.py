@@ -18,6 +18,7 @@ from gammapy.workflow.steps import (
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.analysis.analysis import (
     AcceptanceReduction,
+    Described,
     make_fitted_maker,
     make_maker,
     select_observations,
@@ -148,7 +149,7 @@ if SUPPORTED:
     WORKFLOW_STEP_REGISTRY.extend(STEPS.values())
 
 
-class AcceptanceWorkflow(Workflow):
+class AcceptanceWorkflow(Described, Workflow):
     """`~gammapy.workflow.Workflow` with ``acceptance`` among the background methods.
 
     With ``datasets.background.method: acceptance``, the steps "observations", "datasets" and "data-selection" are those

@@ -10,7 +10,7 @@ import astropy.units as u
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from gammapy_accmaker.config.errors import explain, read_config_file
+from gammapy_accmaker.config.errors import explain, naming_file, read_config_file
 from gammapy_accmaker.config.options import (
     AdaptiveEnergy,
     AdaptiveRingRenormalization,
@@ -36,6 +36,7 @@ from gammapy_accmaker.config.options import (
 )
 from gammapy_accmaker.config.types import EnergyEdges, Location, OneAngle, Options, TimeStep
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.utils.describe import as_call, as_html
 from gammapy_accmaker.utils.files import as_path, write_atomically
 
 __all__ = ["AcceptanceConfig", "without_retired_keys"]
@@ -323,7 +324,9 @@ class AcceptanceConfig(Options):
         --------
         >>> config = AcceptanceConfig.read("acceptance.yaml")  # doctest: +SKIP
         """
-        return cls.from_yaml(read_config_file(path, cls.__name__))
+        text = read_config_file(path, cls.__name__)
+        with naming_file(path):
+            return cls.from_yaml(text)
 
     def to_yaml(self) -> str:
         """YAML text that `from_yaml` reads back.
@@ -406,5 +409,17 @@ class AcceptanceConfig(Options):
         nothing = dict.fromkeys(("regions", "mask", "catalog"))
         return self.model_copy(update={"exclusion": self.exclusion.model_copy(update=nothing)})
 
+    def __repr__(self):
+        """The call that makes it: what is no default."""
+        changed = self.model_dump(mode="json", exclude_defaults=True)
+        for name in changed:
+            kind = getattr(getattr(self, name), "type", None)
+            if kind is not None:  # the default of its group, which is told by it
+                changed[name] = {"type": kind} | changed[name]
+        return as_call(type(self).__name__, changed)
+
     def __str__(self):
         return self.to_yaml()
+
+    def _repr_html_(self):
+        return as_html(type(self).__name__, [("no default", repr(self)), ("all options", str(self))])

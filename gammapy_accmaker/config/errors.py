@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from gammapy_accmaker.errors import InputError, InputTypeError
 from gammapy_accmaker.utils.files import as_path
 
-__all__ = ["explain", "find_key", "read_config_file"]
+__all__ = ["explain", "find_key", "naming_file", "read_config_file"]
 
 NEEDED = {
     Angle: "an angle such as '0.5 deg'",
@@ -43,6 +44,15 @@ def read_config_file(path: str | Path, name: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config: {path} cannot be read as text ({error})") from error
+
+
+@contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """What is wrong in the configuration of a file is told with its path."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"config: {path}: {str(error).removeprefix('config: ')}") from error
 
 
 def explain(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> str:

@@ -32,8 +32,8 @@ TEV_IN_MEV = 1e6
 
 def describe_cos_zenith(zenith_range: tuple[float, float]) -> str:
     """A range of cos zenith in words."""
-    low, high = zenith_range
-    return f"cos zenith {low:.3f} to {high:.3f}" if high - low >= 5e-4 else f"cos zenith {0.5 * (low + high):.3f}"
+    low, high = np.degrees(np.arccos(np.clip(zenith_range[::-1], -1, 1)))
+    return f"zenith angle {low:.1f} to {high:.1f} deg" if high - low >= 0.05 else f"zenith angle {high:.1f} deg"
 
 
 MODEL_KINDS: dict[str, type[RateModel]] = {}  # every class that has a serial form, by its `kind`
@@ -187,6 +187,11 @@ class RateModel(ABC):
     def describe_zenith(self) -> str:
         """How the rate follows the zenith angle, in words."""
         return "not followed" if self.zenith_range is None else f"followed, {describe_cos_zenith(self.zenith_range)}"
+
+    @property
+    def convergence(self) -> str:
+        """How the fit ended, in words; empty where there was nothing to iterate."""
+        return self.not_converged
 
     @property
     def not_converged(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.camera.bins import FovBins, offset
 
 __all__ = ["FitCounts", "add_up", "mean_displacement", "sum_counts"]
 
@@ -35,6 +35,28 @@ class FitCounts:
     fov: FovBins
     counts: np.ndarray
     exposure: np.ndarray
+
+    @property
+    def energy_range(self) -> tuple[float, float] | None:
+        """Edges in TeV of the lowest and the highest bin with an event; None without events."""
+        seen = np.flatnonzero(self.counts.sum(1))
+        return (float(self.energy_edges[seen[0]]), float(self.energy_edges[seen[-1] + 1])) if len(seen) else None
+
+    @property
+    def offset_range(self) -> tuple[float, float] | None:
+        """Smallest and largest offset in deg of the bins with an event, to half a bin; None without events."""
+        seen = self._offsets[self.counts.sum(0) > 0]
+        half = 0.5 * self.fov.step
+        return (max(float(seen.min()) - half, 0.0), float(seen.max()) + half) if len(seen) else None
+
+    @property
+    def _offsets(self):
+        return offset(self.fov.fov_lon, self.fov.fov_lat)
+
+    def excluded_share(self, ontime: float, offset_max: float) -> float:
+        """Part of the ontime (of all runs, in s) and of the solid angle within an offset that is excluded."""
+        inside = self._offsets < offset_max
+        return max(1 - float(np.average(self.exposure[inside], weights=self.fov.solid_angle[inside])) / ontime, 0.0)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         edges = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}

@@ -6,6 +6,7 @@ Each is a `RateModel` over any other, and hands a question on to the part that i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,12 @@ class _OfParts(RateModel):
     half_width: float
     is_radial: bool
     zenith_range: tuple[float, float] | None
+    models: Sequence[RateModel]
+
+    @property
+    def convergence(self) -> str:
+        texts = Counter(model.convergence for model in self.models if model.convergence)
+        return "; ".join(f"{n} of {len(self.models)} fits: {text}" for text, n in texts.items())
 
 
 def _common_coverage(model: _OfParts, parts: Sequence[RateModel]) -> None:

@@ -167,6 +167,10 @@ class ParametricModel(RateModel):
         return np.where(self._covers(fov_lon, fov_lat), total, 0)
 
     @property
+    def convergence(self) -> str:
+        return self.result.message
+
+    @property
     def goodness(self):
         return () if self.result.goodness is None else (self.result.goodness,)
 

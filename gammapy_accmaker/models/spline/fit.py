@@ -558,7 +558,7 @@ class _JointFit:
         self.rate_covariance: RateCovariance | None = None
         self.factor: np.ndarray  # known when all is fitted
         self.effects: tuple[RunEffect, ...] = ()
-        self.converged = False
+        self.converged, self.rounds = False, 0
 
     def _norm_energies(self, grouped, given):
         """How the runs differ, and for each the energies that tell of its effects and what there is to say of them."""
@@ -634,6 +634,7 @@ class _JointFit:
         for k in range(max_rounds):
             before, rings, learn = self.population, k < RATE_ONLY_ROUNDS - 1, k < LEARNING_ROUNDS
             n_steps = 0 if not adapt or k < RATE_ONLY_ROUNDS else 2 if k < MIN_ROUNDS else 1
+            self.rounds = k + 1
             expected = self._round(n_steps, rings=rings, damping=1.0 if k < MIN_ROUNDS else DAMPING, learn=learn)
             if rings:
                 continue
@@ -836,6 +837,7 @@ class _JointFit:
             population=population,
             effects=self.effects,
             converged=self.converged,
+            rounds=self.rounds,
             run_scatter=tuple(self.scatter.to_array().tolist()),
         )
 

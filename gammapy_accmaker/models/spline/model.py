@@ -67,6 +67,8 @@ class SplineModel:
     converged : bool
     run_scatter : tuple of float
         How the training runs differ, see `RunScatter.to_array`; empty in an older file.
+    rounds : int
+        Rounds of the fit; 0 in an older file.
     """
 
     energy_edges: np.ndarray
@@ -89,6 +91,7 @@ class SplineModel:
     effects: tuple[RunEffect, ...]
     converged: bool
     run_scatter: tuple[float, ...] = ()
+    rounds: int = 0
 
     def __getstate__(self):
         # tables that are computed on demand need not travel to worker processes

@@ -58,6 +58,11 @@ class SplineRate(RateModel):
         return "" if self.model.converged else NOT_CONVERGED
 
     @property
+    def convergence(self) -> str:
+        rounds = self.model.rounds
+        return self.not_converged or "converged" + (f" after {rounds} rounds" if rounds else "")
+
+    @property
     def half_width(self) -> float:
         return self.offset_max
 

@@ -1,0 +1,203 @@
+"""What objects say of themselves in print and in notebooks: short, and true."""
+
+import re
+from html.parser import HTMLParser
+
+import astropy.units as u
+import numpy as np
+import pytest
+import stores
+from analyses import FAST, nested
+
+from gammapy_accmaker import (
+    AcceptanceAnalysis,
+    AcceptanceAnalysisConfig,
+    AcceptanceBackgroundMaker,
+    AcceptanceConfig,
+    AcceptanceModel,
+    plan_groups,
+)
+from gammapy_accmaker.utils.describe import as_html, as_text
+
+SPLINE = {"energy": {"min": "0.05 TeV", "max": "100 TeV"}}
+RADIAL = {"model": {"type": "radial"}}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return stores.observations(stores.full_store())
+
+
+@pytest.fixture(scope="module")
+def maker(runs):
+    return AcceptanceBackgroundMaker(SPLINE, exclusion=[stores.source_region(stores.full_store())]).fit(runs[:4])
+
+
+class Balanced(HTMLParser):
+    """Tags that are open; each is closed where it should be."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def text_of(html):
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+    return parser.text
+
+
+def made_by(call):
+    names = {"AcceptanceConfig": AcceptanceConfig, "AcceptanceAnalysisConfig": AcceptanceAnalysisConfig}
+    exec(f"made = {call}", names)
+    return names["made"]
+
+
+def facts(text):
+    return dict(re.findall(r"^  (\w[\w ]*?) +: (.*)$", text, flags=re.MULTILINE))
+
+
+def test_model_tells_trained_ranges_and_not_configured_ones(maker, runs):
+    model = maker.model
+    low, high = model.energy_range.to_value("TeV")
+    energies, offsets = [], []
+    for run in runs[:4]:
+        offset = run.events.radec.separation(run.get_pointing_icrs(run.tmid)).deg
+        inside = offset < 2.4
+        energies += run.events.energy.to_value("TeV")[inside].tolist()
+        offsets += offset[inside].tolist()
+    # to a bin of a tenth of a decade
+    assert low <= min(energies) < low * 10**0.11 and 0.05 < low
+    assert high * 10**-0.31 < max(energies) <= high < 100
+    told = facts(str(model))
+    assert told["energy"] == f"{low:.3g} to {high:.3g} TeV with events, of 0.05 to 100 TeV"
+    assert told["offset max"].startswith("2.5 deg, and the rate goes on to 2.71")
+    zenith = np.degrees(np.arccos(model.rate_model.zenith_range[::-1]))
+    assert f"{zenith[0]:.1f} to {zenith[1]:.1f} deg" in told["zenith"]
+    assert told["events"].startswith(f"{model.n_events:,}".replace(",", " "))
+    assert model.n_events == model.run_table["COUNTS"].sum()
+    assert told["exclusion"] == "1 sky region" and told["runs"] == "4 used, 0 left out"
+    assert re.fullmatch(r"converged after \d+ rounds", told["fit"])
+    assert told["covariates"] == "MUONEFF"
+
+
+def test_offsets_that_hold_no_events_are_told(runs):
+    far = AcceptanceBackgroundMaker({"offset_max": "4.5 deg", **RADIAL}).fit(runs[4:6]).model
+    reach = max(np.max(r.events.radec.separation(r.get_pointing_icrs(r.tmid)).deg) for r in runs[4:6])
+    told = float(re.search(r"4.5 deg, with events to ([\d.]+) deg", str(far))[1])
+    assert told == pytest.approx(reach, abs=4.5 / 12)
+
+
+def test_excluded_share_is_that_of_solid_angle_and_time(maker, runs):
+    region = stores.source_region(stores.full_store())
+    # a small circle wholly within the field of view of each ON run
+    on = [k for k, run in enumerate(runs[:4]) if run.get_pointing_icrs(run.tmid).separation(region.center).deg < 2]
+    share = (region.radius.to_value("deg") / 2.5) ** 2
+    seen = sum(runs[k].gti.time_sum.to_value("s") for k in on) / sum(r.gti.time_sum.to_value("s") for r in runs[:4])
+    assert maker.model.excluded_share == pytest.approx(share * seen, rel=0.03)
+    without = AcceptanceBackgroundMaker(RADIAL).fit(runs[4:6]).model
+    assert without.excluded_share == pytest.approx(0, abs=1e-6) and "0 % of the field of view" in str(without)
+
+
+def test_repr_is_one_short_line(maker, runs):
+    for thing in (maker, maker.model, maker.config, plan_groups(runs[:3], RADIAL), AcceptanceBackgroundMaker()):
+        assert "\n" not in repr(thing) and len(repr(thing)) < 250, repr(thing)
+        assert type(thing).__name__ in repr(thing)
+    assert repr(maker.model.n_events // 1000) in repr(maker.model) and "converged" in repr(maker)
+    assert "4 runs" in repr(maker.model) and "1 sky region excluded" in repr(maker.model)
+    assert "call fit" in repr(AcceptanceBackgroundMaker())
+
+
+def test_str_of_a_maker_is_well_formed(maker):
+    for text in (str(maker), str(AcceptanceBackgroundMaker())):
+        title, line, empty, *rest = text.splitlines()
+        assert title == "AcceptanceBackgroundMaker" and line == "-" * len(title) and empty == ""
+        assert all(re.match(r"  \S", r) is None or re.match(r"  \w+ +: ?", r) for r in rest), text
+        assert "    offset_max: 2.5 deg" in rest
+    lines = str(maker).splitlines()
+    start = lines.index("  model       :")
+    assert [line.strip() for line in lines[start + 1 :]] == [line.strip() for line in str(maker.model).splitlines()[3:]]
+    assert AcceptanceConfig.from_yaml("\n".join(lines[lines.index("  config      :") + 1 : start - 1])) == maker.config
+
+
+def test_notebooks_show_the_same(maker, runs):
+    plan = plan_groups(runs[:3], RADIAL)
+    for thing in (maker, maker.model, maker.config, plan, AcceptanceBackgroundMaker(), AcceptanceAnalysisConfig()):
+        text = text_of(thing._repr_html_())
+        assert (repr(plan) if thing is plan else type(thing).__name__) in text
+    assert "1 sky region" in text_of(maker._repr_html_()) and "converged" in text_of(maker._repr_html_())
+
+
+def test_text_of_others_is_no_html():
+    text = as_html("<b>", [("<i>", "<script>"), ("lines", "<u>\nb")])
+    assert not re.search("<(b|i|script|u)>", text)
+    assert as_text("T", [("a", "1\n\n2")]) == "T\n-\n\n  a           :\n    1\n\n    2\n"
+
+
+CONFIGS = [
+    {},
+    RADIAL,
+    {"model": {"type": "grid", "offset_bins": ["0 deg", "1 deg", "2 deg"]}, "zenith": {"type": "binned"}},
+    RADIAL | {"fit_energy": {"type": "adaptive", "min_counts": 100}},
+    RADIAL | {"fit_energy": ["0.1 TeV", "1 TeV", "10 TeV"]},
+    {"run_effects": {"type": "tilt", "norm_energy": ["1 TeV", "10 TeV"]}, "time_step": None},
+    {"model": {"type": "parametric", "function": "power_law * gaussian"}, "exclusion": {"wobble_half": True}},
+    {
+        "matching": {"limits": {"zenith": "2 deg"}},
+        "observatory_location": {"lon": "16 deg", "lat": "-23 deg", "height": "9 m"},
+    },
+]
+
+
+@pytest.mark.parametrize("options", CONFIGS, ids=str)
+def test_repr_of_a_configuration_makes_it_again_from_what_is_no_default(options):
+    config = AcceptanceConfig.coerce(options)
+    assert made_by(repr(config)).to_yaml() == config.to_yaml()
+    changed = {name for name in AcceptanceConfig.model_fields if re.search(rf"[( ]{name}=", repr(config))}
+    assert changed == {
+        name
+        for name in AcceptanceConfig.model_fields
+        if config.model_dump(mode="json")[name] != AcceptanceConfig().model_dump(mode="json")[name]
+    }
+
+
+def test_analysis_says_how_far_it_is():
+    options = nested(stores.full_store())
+    analysis = AcceptanceAnalysis(options)
+    assert "none selected yet" in repr(analysis) and "acceptance" in repr(analysis)
+    analysis.get_observations()
+    assert facts(str(analysis))["runs"] == "2 selected" and facts(str(analysis))["model"] == "none yet"
+    analysis.get_datasets()
+    told = facts(str(analysis))
+    assert told["model"].startswith("radial") and "2 runs" in told["model"]
+    assert told["datasets"] == "stacked (MapDataset)" and told["fit"] == "none yet"
+    text_of(analysis._repr_html_())
+    config = analysis.config
+    assert made_by(repr(config)) == config and FAST["model"]["type"] in repr(config)
+    plain = AcceptanceAnalysis({})
+    assert "model" not in facts(str(plain)) and facts(str(plain))["background"] == "none"
+
+
+def test_model_that_was_not_fitted_here_says_so(maker, runs):
+    model = AcceptanceModel.from_irf(maker.make_irf(runs[0]))
+    assert "not fitted here" in repr(model) and "events" not in facts(str(model))
+    assert np.isnan(model.excluded_share)
+    np.testing.assert_allclose(model.energy_range, model.rate_model.energy_edges[[0, -1]] * u.TeV)
+    text_of(model._repr_html_())
+
+
+def test_rounds_of_a_fit_are_in_its_file(maker, tmp_path):
+    maker.model.write(tmp_path / "model.fits")
+    again = AcceptanceModel.read(tmp_path / "model.fits")
+    assert str(again) == str(maker.model) and repr(again) == repr(maker.model)

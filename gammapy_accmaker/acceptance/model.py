@@ -413,8 +413,7 @@ class AcceptanceModel:
     @property
     def n_events(self) -> int:
         """Events of the fit, outside of the exclusion."""
-        fitted = self._used_runs("fit")
-        return int(np.sum(fitted["COUNTS"])) if "COUNTS" in fitted.colnames else 0
+        return int(self._total("COUNTS"))
 
     @property
     def excluded_share(self) -> float:
@@ -422,10 +421,15 @@ class AcceptanceModel:
 
         In ontime and solid angle, within ``offset_max`` and over all runs.
         """
-        fitted = self._used_runs("fit")
-        if self.fit_counts is None or not len(fitted):
+        ontime = self._total("ONTIME")
+        if self.fit_counts is None or not ontime:
             return np.nan
-        return self.fit_counts.excluded_share(float(np.sum(fitted["ONTIME"])), self.config.offset_max.deg)
+        return self.fit_counts.excluded_share(ontime, self.config.offset_max.deg)
+
+    def _total(self, column):
+        """Of the runs of the fit; 0 in a table that does not have it."""
+        fitted = self._used_runs("fit")
+        return float(np.sum(fitted[column])) if column in fitted.colnames else 0.0
 
     def _used_runs(self, role):
         runs = self.run_table
@@ -508,9 +512,9 @@ class AcceptanceModel:
         return text
 
     def _events_in_words(self):
-        if not len(self._used_runs("fit")):
+        hours = self._total("ONTIME") / 3600
+        if not hours:
             return ""
-        hours = np.sum(self._used_runs("fit")["ONTIME"]) / 3600
         text = f"{in_thousands(self.n_events)} in {hours:.3g} h"
         share = self.excluded_share
         return text if not np.isfinite(share) else f"{text}, {100 * share:.2g} % of the field of view excluded"

@@ -193,6 +193,13 @@ class AcceptanceReduction(ABC, REDUCTION):
 class Described:
     """What an analysis or a workflow has by now, in print and in notebooks; goes before gammapy's class."""
 
+    config: Any
+    observations: Observations | None
+    off_observations: Observations | None
+    acceptance_maker: AcceptanceBackgroundMaker | None
+    datasets: Any
+    fit_result: Any
+
     def _facts(self):
         off, maker, method = self.off_observations, self.acceptance_maker, self.config.datasets.background.method
         facts = [

@@ -34,7 +34,7 @@ from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import in_good_time, run_key
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, warn_of_notes, warn_outside_gti
-from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.observations import as_observations, read_files
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
@@ -266,12 +266,13 @@ class AcceptanceBackgroundMaker(Maker):
     def _apply(self, observation) -> _AppliedModel:
         """The model on one run: its events are read once, and its track is made once."""
         config, rate_model = self.config, self.model.rate_model
-        reduction = self._reduction()
+        reduction, given = self._reduction(), observation
+        observation = read_files(observation)
         track = reduction.track(observation)
         if rate_model.differs_by_run:
             rate_model = rate_model.for_run(run_key(observation, track))
         if config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
-            return _AppliedModel(observation, ScaledModel(rate_model, 1.0), track, config.time_step_seconds)
+            return _AppliedModel(given, ScaledModel(rate_model, 1.0), track, config.time_step_seconds)
         run = reduction.reduce(observation, track)
         adapted, row = adapt_to_run(rate_model, reduction.bins, run, config)
         if NOT_CONVERGED in row["FLAG"]:
@@ -279,7 +280,7 @@ class AcceptanceBackgroundMaker(Maker):
                 f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its "
                 "residuals, or use run_effects 'norm' or 'none'"
             )
-        return _AppliedModel(observation, adapted, track, config.time_step_seconds, run)
+        return _AppliedModel(given, adapted, track, config.time_step_seconds, run)
 
     def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.

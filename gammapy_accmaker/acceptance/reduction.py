@@ -22,7 +22,7 @@ from gammapy_accmaker.data.counts import (
 )
 from gammapy_accmaker.data.exclusion import Exclusion, without_source_half
 from gammapy_accmaker.data.grouping import zenith_cells
-from gammapy_accmaker.data.observations import check_files
+from gammapy_accmaker.data.observations import read_files
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.data.region_files import catalog_regions
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
@@ -106,14 +106,14 @@ class Reduction:
 
     def recognise(self, observation) -> RunKey:
         """What an observation that comes alone is recognised by; its events are not read."""
-        check_files(observation)
+        observation = read_files(observation)
         with _explained(observation):
             site = self.config.observatory_location
             return run_key(observation, observation_track(observation, "radec", site, turning=False))
 
     def track(self, observation) -> FovTrack:
         """Its track in the camera, with a zenith angle where the model follows it; its events are not read."""
-        check_files(observation)
+        observation = read_files(observation)
         location = self.config.observatory_location
         with _explained(observation):
             track = observation_track(observation, self.bins.alignment, location)
@@ -127,8 +127,7 @@ class Reduction:
         ``track``: that of `track`, where it is known already.
         """
         config, pooled = self.config, self.config.zenith_bins
-        if track is None:
-            check_files(observation)
+        observation = read_files(observation)
         with _explained(observation):
             run = reduce_observation(
                 observation,
@@ -218,6 +217,7 @@ def _reduce_or_explain(reduction, observation, cache):
         run = None if cache is None else cache.get(observation)
         if run is None:
             held = in_memory(observation)
+            observation = read_files(observation)
             run = reduction.reduce(observation)
             if cache is not None:
                 cache.put(observation, run, held)

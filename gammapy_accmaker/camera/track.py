@@ -14,6 +14,7 @@ import astropy.units as u
 import erfa
 import numpy as np
 from astropy.coordinates import AltAz, EarthLocation, SkyCoord
+from astropy.coordinates.erfa_astrom import ErfaAstromInterpolator
 from astropy.time import Time, TimeDelta
 from scipy.spatial.transform import Rotation, Slerp
 
@@ -26,6 +27,7 @@ MIN_STEP = 1.0  # s
 MAX_SPAN = 86400.0  # s; times beyond it are damaged, and would take all memory
 MIN_PART = 1.0  # s, of good time in a part of a run
 MAX_ZENITH_CHANGE = 0.05  # of cos zenith within a slice of a run
+EARTH = ErfaAstromInterpolator(300 * u.s)  # how the Earth turns is exact, how it nods is interpolated
 MEAN_STEP = 60.0  # s, between the nodes over which the conditions of a run are averaged
 
 
@@ -304,9 +306,7 @@ def _track_at(pointing, zero, intervals, seconds, location, alignment):
         around = around[:1]
     sky = np.einsum("pi,nij->npj", around, to_icrs_offset)
     ra, dec = vectors_to_lonlat(sky)
-    frame = AltAz(obstime=times[:, None], location=location)
-    altaz = SkyCoord(ra * u.rad, dec * u.rad, frame="icrs").transform_to(frame)
-    az, alt = altaz.az.rad, altaz.alt.rad
+    az, alt = _altaz(ra, dec, AltAz(obstime=times, location=location))
     if alignment == "radec":
         matrices = to_icrs_offset
     else:
@@ -317,6 +317,17 @@ def _track_at(pointing, zero, intervals, seconds, location, alignment):
         matrices = left @ right
     azimuth = np.degrees(np.unwrap(az[:, 0]))
     return FovTrack(zero, intervals, seconds, matrices, np.sin(alt[:, 0]), azimuth)
+
+
+def _altaz(ra, dec, frame):
+    """Azimuth and altitude in rad of stars, shape (n, p), at the n times of a frame.
+
+    As `~astropy.coordinates.SkyCoord.transform_to` does it, but the orientation of the Earth, and its motion, are
+    interpolated between times that lie EARTH_STEP apart: to 1e-6 arcsec.
+    """
+    astrom = EARTH.apco(frame)[:, None]
+    azimuth, zenith, *_ = erfa.atioq(*erfa.atciqz(ra, dec, astrom), astrom)
+    return azimuth, 0.5 * np.pi - zenith
 
 
 def _east(lon):

@@ -15,7 +15,7 @@ from gammapy.data import Observations
 
 from gammapy_accmaker.camera.track import time_nodes
 from gammapy_accmaker.data.counts import MUON_EFFICIENCY, header_number, observation_track, run_key
-from gammapy_accmaker.data.observations import as_observations, check_files
+from gammapy_accmaker.data.observations import as_observations, read_files
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, require_runs, run_label, run_names
 
@@ -173,8 +173,7 @@ def _from_observations(argument, observations, columns, same, location):
     names = run_names(run_label(observation.obs_id) for observation in observations)
     for place, observation in enumerate(observations):
         try:
-            check_files(observation)
-            rows.append(_of_observation(argument, observation, columns, same, location))
+            rows.append(_of_observation(argument, read_files(observation), columns, same, location))
         except ObservationError as error:
             unusable[names[place]] = str(error)
         else:

@@ -15,7 +15,7 @@ from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, axis_index, 
 from gammapy_accmaker.camera.track import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, find_reach
-from gammapy_accmaker.data.observations import SITE_REMEDY, named_site, observation_site
+from gammapy_accmaker.data.observations import SITE_REMEDY, named_site, observation_site, site_numbers
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, run_label
@@ -313,7 +313,7 @@ def _notes(observation, meta, track, location, n_events, outside_gti, reach):
     ontime = (observation.gti.time_stop - observation.gti.time_start).to_value("s")
     return RunNotes(
         instrument=" ".join(str(meta[key]).strip() for key in ("TELESCOP", "INSTRUME") if meta.get(key)),
-        site=None if site is None else (float(site.lon.deg), float(site.lat.deg), float(site.height.to_value("m"))),
+        site=None if site is None else site_numbers(site),
         site_moved=0.0 if own is None or location is None else float(np.nan_to_num(_distance(own, location))),
         n_events=n_events,
         outside_gti=outside_gti,

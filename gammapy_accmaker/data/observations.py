@@ -7,23 +7,31 @@ site.
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
 from astropy.coordinates import EarthLocation, SkyCoord
-from gammapy.data import DataStore, Observation
-from gammapy.utils.fits import HDULocation
+from astropy.io import fits
+from astropy.table import Table
+from gammapy.data import GTI, DataStore, EventList, FixedPointingInfo, Observation, ObservationMetaData
+from gammapy.data.io import EventListReader
+from gammapy.utils.fits import HDULocation, earth_location_from_dict
+from gammapy.utils.metadata import TargetMetaData
+from gammapy.utils.time import time_ref_from_dict
 
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
+from gammapy_accmaker.utils.hdu_sizes import read_tables
 
 __all__ = [
     "SITE_REMEDY",
     "file_site",
     "named_site",
+    "site_numbers",
     "observation_site",
     "pointing_icrs",
-    "check_files",
+    "read_files",
     "event_locations",
     "find_unreadable",
     "as_observations",
@@ -49,8 +57,13 @@ def file_site(observation) -> EarthLocation | None:
     # in geocentric coordinates, which are what astropy holds: NaN in them would warn on the way to degrees
     if site is None or not np.all(np.isfinite([x.value for x in site.geocentric])):
         return None
-    numbers = [site.lon.deg, site.lat.deg, site.height.to_value("m")]
-    return site if np.any(np.abs(numbers) > 1e-6) else None
+    return site if np.any(np.abs(site_numbers(site)) > 1e-6) else None
+
+
+def site_numbers(site: EarthLocation) -> tuple[float, float, float]:
+    """Longitude and latitude in deg, and height in m."""
+    lon, lat, height = site.geodetic  # once: astropy computes it anew for each of the three
+    return float(lon.deg), float(lat.deg), float(height.to_value("m"))
 
 
 def observation_site(observation, given: EarthLocation | None) -> EarthLocation | None:
@@ -85,17 +98,96 @@ def event_locations(observation) -> list[HDULocation]:
     return [location for location in found if location.hdu_class in READ_FOR_COUNTS]
 
 
-def check_files(observation) -> None:
-    """That it is an observation; and the headers of what will be read, before anything is allocated for it."""
+class _ReadLocation(HDULocation):
+    """Where a table was read already: what gammapy makes of it is made of what was read, as far as counts need it.
+
+    ``whole``: the events have all of their columns.
+    """
+
+    def __init__(self, location: HDULocation, table: fits.BinTableHDU, whole: bool):
+        vars(self).update(vars(location))
+        self._table, self._whole = table, whole
+
+    def get_hdu(self):
+        return self._table
+
+    def load(self):
+        if self.hdu_class == "events":
+            return EventListReader.from_gadf_hdu(self._table) if self._whole else _make_events(self._table)
+        if self.hdu_class == "gti":
+            return _make_gti(self._table)
+        if self.hdu_class == "pointing":
+            return FixedPointingInfo.from_fits_header(self._table.header)
+        return _make_metadata(self._table.header)
+
+
+# What gammapy's readers make of a whole table and all of its header, at three times the cost
+
+
+def _make_events(hdu):
+    values = _quantities(hdu, ("TIME", "RA", "DEC", "ENERGY"))
+    if values is None:
+        return EventListReader.from_gadf_hdu(hdu)
+    values["TIME"] = time_ref_from_dict(hdu.header) + values["TIME"]
+    table = Table(values, copy=False)
+    table.meta = hdu.header
+    return EventList(table)
+
+
+def _make_gti(hdu):
+    values = _quantities(hdu, ("START", "STOP"), hdu.header.get("TIMEUNIT", "s"))
+    if values is None or not all(np.isfinite(value).all() for value in values.values()):
+        return GTI.from_table_hdu(hdu)
+    return GTI.create(values["START"], values["STOP"], time_ref_from_dict(hdu.header, format="mjd", scale="tt"))
+
+
+def _make_metadata(header):
+    return ObservationMetaData.model_construct(
+        location=earth_location_from_dict(header),
+        deadtime_fraction=1 - header["DEADC"],
+        target=TargetMetaData.from_header(header),
+    )
+
+
+def _quantities(hdu, names, unit=""):
+    """Columns of a table; ``unit``: where they have none. None where one is missing, or has numbers that stand for
+    none: gammapy says what is missing, and masks."""
+    columns = {column.name: column for column in hdu.columns if column.name in names}
+    if len(columns) < len(names) or any(column.null is not None for column in columns.values()):
+        return None
+    return {
+        name: u.Quantity(np.asarray(hdu.data[name], dtype=float), column.unit or unit)
+        for name, column in columns.items()
+    }
+
+
+def read_files(observation) -> Observation:
+    """The observation with what its counts need in memory: its files are checked and read once, and it is not changed.
+
+    gammapy opens, and unpacks, a file for each of the events, good time intervals, pointing and metadata.
+    """
     check_observation(observation)
+    locations = [location for location in event_locations(observation) if not isinstance(location, _ReadLocation)]
+    if not locations:
+        return observation
     names: dict[Path, set[str]] = {}
-    for location in event_locations(observation):
-        names.setdefault(location.path(), set()).add(str(location.hdu_name).strip().upper())
-    for path, hdus in names.items():
+    for location in locations:
+        names.setdefault(location.path(), set()).add(_hdu_name(location))
+    tables = {}
+    for path, wanted in names.items():
         try:
-            check_hdu_sizes(path, until=hdus)
+            tables[path] = read_tables(path, wanted)
         except InputError as error:
             raise ObservationError(f"observation {observation.obs_id}: {error}") from error
+    read, whole = copy(observation), bool(observation.obs_filter.event_filters)  # they may be by any column
+    for name, value in vars(observation).items():
+        if any(value is location for location in locations):
+            setattr(read, name, _ReadLocation(value, tables[value.path()][_hdu_name(value)], whole))
+    return read
+
+
+def _hdu_name(location):
+    return str(location.hdu_name).strip().upper()
 
 
 def find_unreadable(observations, location=None) -> dict[int, str]:
@@ -106,8 +198,7 @@ def find_unreadable(observations, location=None) -> dict[int, str]:
     reasons = {}
     for position, observation in enumerate(observations):
         try:
-            check_files(observation)
-            pointing_icrs(observation, location)
+            pointing_icrs(read_files(observation), location)
         except Exception as error:  # whatever a broken file makes the readers raise
             reasons[position] = f"{type(error).__name__}: {error}"
     return reasons

@@ -16,17 +16,17 @@ from astropy.utils.exceptions import AstropyWarning
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["check_hdu_sizes"]
+__all__ = ["check_hdu_sizes", "read_tables"]
 
 MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
 MAX_AXES = 999  # and columns, of the FITS standard
 BITS = (8, 16, 32, 64, -32, -64)
 COMPRESSION = 1100  # no gzip file grows more
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-BLOCK = 2880
+BLOCK, CARD = 2880, 80
 
 
-def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES, until: set[str] | None = None) -> None:
+def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES) -> None:
     """Raise where a header claims more data than the file can hold, fewer than none, or more than ``max_bytes``.
 
     Parameters
@@ -34,16 +34,42 @@ def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES, until: set[str] | No
     path : `~pathlib.Path`
     max_bytes : int
         Of the data of one HDU.
-    until : set of str, optional
-        Names of the HDUs that will be read; those behind the last of them are not looked at. Default: all are.
-        One that is not there is an error.
 
     Raises
     ------
     InputError
         For a file that is missing, is no FITS file, or does not hold what its headers claim.
     """
-    path = Path(path)
+    _walk(Path(path), max_bytes, None)
+
+
+def read_tables(path: Path, names: set[str], max_bytes: int = MAX_BYTES) -> dict[str, fits.BinTableHDU]:
+    """Tables of a file, by the names of their HDUs in capitals: the file is opened, and unpacked, once.
+
+    What their headers claim is checked before it is read; what stands behind the last of them is not looked at.
+
+    Parameters
+    ----------
+    path : `~pathlib.Path`
+    names : set of str
+        One that is not there is an error, and of those of one name the first is taken.
+    max_bytes : int
+        Of the data of one HDU.
+
+    Returns
+    -------
+    hdus : dict of `~astropy.io.fits.BinTableHDU`
+
+    Raises
+    ------
+    InputError
+        As of `check_hdu_sizes`, and for an HDU that is missing or no table.
+    """
+    return _walk(Path(path), max_bytes, names)
+
+
+def _walk(path, max_bytes, names):
+    """Go through the headers of a file, and take the tables of these names; without names all HDUs are checked."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     length = path.stat().st_size
@@ -51,7 +77,7 @@ def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES, until: set[str] | No
         opener = COMPRESSED.get(file.read(2))
     if opener is not None:
         length *= COMPRESSION
-    left = None if until is None else set(until)
+    tables: dict[str, fits.BinTableHDU] = {}
     try:
         # header by header: `fits.open` would make objects of what they claim
         with warnings.catch_warnings(), (opener or open)(path, "rb") as file:
@@ -59,7 +85,8 @@ def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES, until: set[str] | No
             position = 0
             while file.seek(position) == position and file.peek(1) if opener else position < length:
                 file.seek(position)
-                header = fits.Header.fromfile(file, endcard=True)
+                head = _read_header(file)
+                header = fits.Header.fromstring(head)
                 name = str(header.get("EXTNAME", "" if position else "PRIMARY")).strip().upper()
                 size = _data_size(path, name, header)
                 if size > min(max_bytes, length):
@@ -67,19 +94,48 @@ def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES, until: set[str] | No
                         f"{path}: the header of HDU {name!r} claims {size} bytes of data, but the file can hold "
                         f"{min(max_bytes, length)}; it is truncated or damaged"
                     )
-                position = file.tell() + -(-size // BLOCK) * BLOCK
-                if until is None or name in until:
+                if names is None:
                     _check_kind(path, name, header)
-                if left is not None:
-                    left.discard(name)
-                    if not left:
-                        return
+                padded = -(-size // BLOCK) * BLOCK
+                if names is not None and name in names - tables.keys():
+                    tables[name] = _table(path, name, header, head, file.read(padded), size)
+                    if len(tables) == len(names):
+                        return tables
+                position += len(head) + padded
     except InputError:
         raise
     except Exception as error:  # damaged headers make astropy raise many kinds
         raise InputError(f"{path} is no FITS file or is damaged ({type(error).__name__}: {error})") from error
-    if left:
-        raise InputError(f"{path} has no HDU {' and '.join(sorted(left))}; it is cut off, or its index table is wrong")
+    if names is not None and (left := names - tables.keys()):
+        raise InputError(
+            f"{path} has no HDU {' and '.join(sorted(left))}; it is cut off, or its index table is wrong"
+        )
+    return tables
+
+
+def _read_header(file):
+    """The blocks of a header, up to the one with its end, as they are in the file."""
+    blocks = []
+    while not blocks or not _ends(blocks[-1]):
+        blocks.append(file.read(BLOCK))
+        if len(blocks[-1]) < BLOCK:
+            raise OSError("a header does not end")
+    return b"".join(blocks)
+
+
+def _ends(block):
+    at = block.rfind(b"END ")
+    return at >= 0 and at % CARD == 0 and not block[at + 3 :].strip()
+
+
+def _table(path, name, header, head, data, size):
+    if header.get("ZIMAGE") or str(header.get("XTENSION", "")).strip() != "BINTABLE":
+        raise InputError(f"{path}: HDU {name!r} is no table; the index table is wrong")
+    if len(data) < size:
+        raise InputError(f"{path}: HDU {name!r} ends after {len(data)} of {size} bytes; the file is cut off")
+    table = fits.BinTableHDU.fromstring(head + data)
+    _check_rows(path, name, table.columns, header)
+    return table
 
 
 def _data_size(path, name, header):
@@ -106,9 +162,13 @@ def _check_kind(path, name, header):
     if str(header.get("XTENSION", "")).strip() == "BINTABLE":
         numbers = range(1, header["TFIELDS"] + 1)
         columns = [fits.Column(name=f"COLUMN_{k}", format=header[f"TFORM{k}"]) for k in numbers]
-        row = fits.ColDefs(columns).dtype.itemsize
-        if row != header["NAXIS1"]:
-            raise InputError(
-                f"{path}: the columns of HDU {name!r} claim rows of {row} bytes, but a row has "
-                f"{header['NAXIS1']}; the file is damaged"
-            )
+        _check_rows(path, name, fits.ColDefs(columns), header)
+
+
+def _check_rows(path, name, columns, header):
+    row = columns.dtype.itemsize
+    if row != header["NAXIS1"]:
+        raise InputError(
+            f"{path}: the columns of HDU {name!r} claim rows of {row} bytes, but a row has "
+            f"{header['NAXIS1']}; the file is damaged"
+        )

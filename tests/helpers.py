@@ -1,5 +1,8 @@
 """Observations in memory for the tests of the reduction."""
 
+import sys
+from contextlib import contextmanager
+
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import ICRS, AltAz, EarthLocation, SkyCoord
@@ -71,3 +74,26 @@ def simulate(pointing, size, *, intervals=((0, 1700),), radius=3.5, seed=0, loca
 def xyz_of(positions):
     """ICRS unit vectors, shape (n, 3)."""
     return positions.icrs.cartesian.xyz.value.T
+
+
+_opened: list[list[str]] = []
+
+
+def _note_opening(event, arguments):
+    if event == "open":
+        for paths in _opened:
+            paths.append(str(arguments[0]))
+
+
+@contextmanager
+def opened_files():
+    """Paths of the files that this process opens, each as often as it is opened."""
+    if not hasattr(opened_files, "hook"):
+        opened_files.hook = _note_opening  # Python has no way to take it off again
+        sys.addaudithook(_note_opening)
+    paths: list[str] = []
+    _opened.append(paths)
+    try:
+        yield paths
+    finally:
+        _opened.remove(paths)

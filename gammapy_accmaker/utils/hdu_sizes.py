@@ -73,15 +73,14 @@ def _walk(path, max_bytes, names):
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     length = path.stat().st_size
-    with open(path, "rb") as file:
-        opener = COMPRESSED.get(file.read(2))
-    if opener is not None:
-        length *= COMPRESSION
     tables: dict[str, fits.BinTableHDU] = {}
     try:
         # header by header: `fits.open` would make objects of what they claim
-        with warnings.catch_warnings(), (opener or open)(path, "rb") as file:
+        with warnings.catch_warnings(), open(path, "rb") as stored:
             warnings.simplefilter("ignore", AstropyWarning)
+            opener = COMPRESSED.get(stored.peek(2)[:2])
+            file = stored if opener is None else opener(stored)
+            length *= 1 if opener is None else COMPRESSION
             position = 0
             while file.seek(position) == position and file.peek(1) if opener else position < length:
                 file.seek(position)
@@ -107,9 +106,7 @@ def _walk(path, max_bytes, names):
     except Exception as error:  # damaged headers make astropy raise many kinds
         raise InputError(f"{path} is no FITS file or is damaged ({type(error).__name__}: {error})") from error
     if names is not None and (left := names - tables.keys()):
-        raise InputError(
-            f"{path} has no HDU {' and '.join(sorted(left))}; it is cut off, or its index table is wrong"
-        )
+        raise InputError(f"{path} has no HDU {' and '.join(sorted(left))}; it is cut off, or its index table is wrong")
     return tables
 
 

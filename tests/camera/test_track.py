@@ -261,3 +261,15 @@ def test_unit_vectors_round_trip():
     np.testing.assert_allclose(vectors_to_lonlat(unit_vectors(lon, lat)), (lon, lat), atol=1e-12)
     positions = random_in_cap(SkyCoord(10, 20, unit="deg"), 180, 50, rng)
     np.testing.assert_allclose(unit_vectors(positions.ra.rad, positions.dec.rad), xyz_of(positions), atol=1e-12)
+
+
+@pytest.mark.parametrize("pointing", [POINTINGS["zenith angle 45 deg"], POINTINGS["0.8 deg from the zenith"]])
+def test_the_interpolated_orientation_of_the_earth_is_that_of_astropy(pointing):
+    observation = make_observation(pointing)
+    track = observation_track(observation, "radec")
+    times = track.start + track.seconds * u.s
+    altaz = pointing.fixed_icrs.transform_to(AltAz(obstime=times, location=HESS))
+    assert len(times) > 20
+    np.testing.assert_allclose(track.cos_zenith, np.sin(altaz.alt.rad), atol=1e-11)
+    turns = (track.azimuth - altaz.az.deg) / 360
+    np.testing.assert_allclose((turns - np.round(turns)) * 360 * np.cos(altaz.alt.rad), 0, atol=1e-8)

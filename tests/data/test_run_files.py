@@ -2,10 +2,13 @@
 
 import shutil
 
+import astropy.units as u
 import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.table import Table
-from gammapy.data import DataStore, EventList, Observations
+from gammapy.data import DataStore, ObservationFilter, Observations
+from helpers import opened_files
 from stores import IRFS, options, plain_store
 
 from gammapy_accmaker import (
@@ -17,8 +20,10 @@ from gammapy_accmaker import (
     fit_acceptance,
     match_observations,
 )
+from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.analysis.analysis import make_maker
-from gammapy_accmaker.data.observations import find_unreadable
+from gammapy_accmaker.data.cache import fingerprint
+from gammapy_accmaker.data.observations import find_unreadable, read_files
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
 
@@ -142,14 +147,81 @@ def test_an_analysis_of_an_older_version(folder, tmp_path, caplog):
     assert make_maker(config).config == AcceptanceConfig.coerce(CONFIG) and len(warned(caplog)) == 1
 
 
-def test_the_events_of_a_run_are_read_once(monkeypatch):
-    """gammapy reads them from the file whenever they are asked for."""
-    observations, reads, read_events = read(plain_store().path)[:3], [], EventList.read
+@pytest.mark.parametrize("model", ["radial", "spline"])
+def test_the_file_of_a_run_is_opened_once(model):
+    """gammapy opens it for each of events, good time intervals, pointing and metadata."""
+    store = plain_store()
+    observations = read(store.path)[:3]
+    files = [str(store.path / "data" / f"simulated_{o.obs_id}.fits") for o in observations]
+    with opened_files() as opened:
+        maker = AcceptanceBackgroundMaker(options(model)).fit(observations)
+    assert sorted(path for path in opened if path in files) == files
+    with opened_files() as opened:
+        maker.make_irf(observations[0])
+    assert opened.count(files[0]) == 1
 
-    def counting(path, **kwargs):
-        reads.append(path)
-        return read_events(path, **kwargs)
 
-    monkeypatch.setattr(EventList, "read", counting)
-    fit_acceptance(observations, CONFIG)
-    assert len(reads) == len(set(reads)) == 3
+def check_read(observation):
+    """What is read at once is what gammapy reads."""
+    ours, events = read_files(observation), observation.events
+    for name in ("RA", "DEC", "ENERGY"):
+        assert ours.events.table[name].unit == events.table[name].unit
+        np.testing.assert_array_equal(np.asarray(ours.events.table[name]), np.asarray(events.table[name]))
+    assert np.abs((ours.events.time - events.time).to_value("s")).max() < 1e-9
+    for name in ("time_start", "time_stop"):
+        assert np.abs((getattr(ours.gti, name) - getattr(observation.gti, name)).to_value("s")).max() < 1e-9
+    for name in ("fixed_icrs", "fixed_altaz"):
+        assert fingerprint(getattr(ours.pointing, name)) == fingerprint(getattr(observation.pointing, name))
+    assert fingerprint(ours.meta) == fingerprint(observation.meta)
+    assert fingerprint(ours.meta.target.position) == fingerprint(observation.meta.target.position)
+    assert read_files(ours) is ours
+    assert all(str(ours.events.table.meta[key]) == str(value) for key, value in headers(events))
+
+
+def headers(events):
+    return [(key, value) for key, value in events.table.meta.items() if isinstance(value, (int, float, str)) and key]
+
+
+def test_runs_of_a_simulated_store_are_read_as_gammapy_reads_them():
+    check_read(read(plain_store().path)[0])
+
+
+@pytest.mark.gammapy_data
+@pytest.mark.parametrize("store", ["hess-dl3-dr1", "magic/rad_max/data", "cta-1dc/index/gps"])
+def test_runs_of_telescopes_are_read_as_gammapy_reads_them(store):
+    check_read(DataStore.from_dir(f"$GAMMAPY_DATA/{store}").get_observations(required_irf=[])[0])
+
+
+def test_filters_of_an_observation_hold_for_what_is_read():
+    observation = read(plain_store().path)[0]
+    start = observation.gti.time_start[0]
+    by_column = {"type": "custom", "opts": {"parameter": "ENERGY", "values": (1 * u.TeV, 5 * u.TeV)}}
+    for chosen in ({"time_filter": start + [100, 400] * u.s}, {"event_filters": [by_column]}):
+        observation.obs_filter = ObservationFilter(**chosen)
+        ours = read_files(observation)
+        assert 0 < len(ours.events.table) == len(observation.events.table)
+        assert ours.gti.time_sum == observation.gti.time_sum
+
+
+@pytest.mark.parametrize("extra", [{}, {"TNULL": -1}])
+def test_events_of_unusual_columns_are_left_to_gammapy(folder, extra):
+    """Energies as whole numbers of GeV, some of which stand for none."""
+    path = folder / "data" / name_of(0)
+    with fits.open(path, mode="update", memmap=False) as hdulist:
+        table, header = Table(hdulist["EVENTS"].data), hdulist["EVENTS"].header
+        energy = np.maximum((1000 * np.asarray(table["ENERGY"])).astype("i4"), 1)
+        energy[:10] = -1
+        table["ENERGY"] = energy
+        new = fits.BinTableHDU(table, name="EVENTS")
+        for key in ("MJDREFI", "MJDREFF", "TIMESYS", "RA_PNT", "DEC_PNT", "GEOLON", "GEOLAT", "ALTITUDE", "DEADC"):
+            new.header[key] = header[key]
+        number = 1 + table.colnames.index("ENERGY")
+        new.header[f"TUNIT{number}"] = "GeV"
+        if extra:
+            new.header[f"TNULL{number}"] = -1
+        for k, name in enumerate(table.colnames, 1):
+            new.header.setdefault(f"TUNIT{k}", {"RA": "deg", "DEC": "deg", "TIME": "s"}.get(name, ""))
+        hdulist["EVENTS"] = new
+    run = Reduction.of(AcceptanceConfig.coerce(CONFIG)).reduce(read(folder)[0])
+    assert run.dropped["not finite"] == 10
+    assert sum(part.counts.sum() for part in run.slices) > 100

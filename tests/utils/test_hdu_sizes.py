@@ -9,7 +9,7 @@ from astropy.io import fits
 
 from gammapy_accmaker import AcceptanceModel
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
+from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes, read_tables
 
 
 def write(path, rows=10):
@@ -31,7 +31,6 @@ def card(path, hdu, key, value):
 def test_good_files_pass(tmp_path):
     path = write(tmp_path / "a.fits")
     check_hdu_sizes(path)
-    check_hdu_sizes(path, until={"EVENTS"})
     packed = tmp_path / "a.fits.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     check_hdu_sizes(packed)
@@ -92,13 +91,49 @@ def test_a_compressed_image_that_claims_to_be_huge(tmp_path):
         check_hdu_sizes(path)
 
 
-def test_hdus_that_are_wanted(tmp_path):
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "packed"])
+def test_tables_that_are_wanted(tmp_path, pack):
     path = write(tmp_path / "a.fits")
+    values = np.arange(10.0)
+    fits.setval(path, "WHO", value="it's me", ext=1)
+    with fits.open(path, mode="update") as hdulist:
+        hdulist[1].data["A"] = values
     card(path, 2, "NAXIS1", 10**9)
-    check_hdu_sizes(path, until={"EVENTS"})
+    path.write_bytes(pack(path.read_bytes()))
+    table = read_tables(path, {"EVENTS"})["EVENTS"]  # what stands behind it is not looked at
+    np.testing.assert_array_equal(table.data["A"], values)
+    assert table.header["WHO"] == "it's me"
     with pytest.raises(InputError, match="claims"):
-        check_hdu_sizes(path, until={"EVENTS", "ARRAY_1"})
-    with pytest.raises(InputError, match="no HDU GTI"):
-        check_hdu_sizes(write(path), until={"EVENTS", "GTI"})
+        read_tables(path, {"EVENTS", "ARRAY_1"})
+    with pytest.raises(InputError, match="claims"):
+        read_tables(path, {"EVENTS", "GTI"})
     with pytest.raises(InputError, match="no file"):
-        check_hdu_sizes(tmp_path / "b.fits")
+        read_tables(tmp_path / "b.fits", {"EVENTS"})
+
+
+def test_tables_that_are_not_there(tmp_path):
+    path = write(tmp_path / "a.fits")
+    with pytest.raises(InputError, match="no HDU GTI"):
+        read_tables(path, {"EVENTS", "GTI"})
+    with pytest.raises(InputError, match="'ARRAY_1' is no table"):
+        read_tables(path, {"ARRAY_1"})
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"XTENSION") + 2880 + 40])
+    with pytest.raises(InputError, match="40 of 80 bytes"):
+        read_tables(path, {"EVENTS"})
+    path.write_bytes(content[: content.index(b"XTENSION") + 800])
+    with pytest.raises(InputError, match="does not end"):
+        read_tables(path, {"EVENTS"})
+
+
+@pytest.mark.parametrize("damage", HOSTILE, ids=str)
+def test_hostile_headers_of_tables(tmp_path, damage):
+    path = write(tmp_path / "a.fits")
+    card(path, *damage)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="a.fits"):
+            read_tables(path, {"EVENTS", "ARRAY_1"})
+        assert tracemalloc.get_traced_memory()[1] < 1e7
+    finally:
+        tracemalloc.stop()

@@ -8,6 +8,7 @@ row.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -30,7 +31,7 @@ from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.base import RateModel, ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
-from gammapy_accmaker.models.fit_counts import add_up, mean_displacement, sum_counts
+from gammapy_accmaker.models.fit_counts import FitCounts, add_up, mean_displacement, sum_counts
 from gammapy_accmaker.models.goodness import describe_goodness, group_scores
 from gammapy_accmaker.models.norm_energy import (
     NO_ENERGIES,
@@ -50,6 +51,7 @@ from gammapy_accmaker.models.spline.effects import RunEffect
 from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.utils.arguments import check_kind
+from gammapy_accmaker.utils.describe import counted, in_thousands
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
 from gammapy_accmaker.utils.run_key import RunKey, label_array, require_runs, run_names, some_names
 
@@ -62,6 +64,8 @@ __all__ = [
     "make_run_table",
     "run_keys",
     "stack_run_tables",
+    "say_how_it_ended",
+    "say_what_is_fitted",
     "say_without_exclusion",
     "warn_of_covariates",
     "warn_outside_zenith",
@@ -205,13 +209,13 @@ def fit_acceptance(
 
     def fit(exclusion):
         nonlocal warned
-        reading = replace(reduction, exclusion=exclusion)
+        start, reading = time.monotonic(), replace(reduction, exclusion=exclusion)
         runs, failures = reading.reduce_all(observations, execution, cache=cache, on_error=on_error)
         if not warned:  # the search for sources comes here again
             warn_of_notes(runs, config.offset_max.deg)
             warn_of_covariates(runs, config)
             warned = True
-        return _fit_once(runs, failures, reading, plan, execution)
+        return _fit_once(runs, failures, reading, plan, execution, start)
 
     if config.exclusion.iterative is not None:
         return fit_until_stable(fit, observations, config, config.exclusion.iterative, reduction.exclusion)
@@ -260,21 +264,39 @@ def warn_of_covariates(runs: list[ReducedRun], config: AcceptanceConfig) -> None
             log.log(level, f"{what} of all {len(runs)} runs, and the model does not follow it; correct or leave it out")
 
 
-def _fit_once(runs, failures, reduction, plan, execution):
+def say_what_is_fitted(runs: list[ReducedRun], n_left_out: int, counts: FitCounts, model: str, offset_max: float):
+    """The runs of a fit, their events, and how much of what they saw is excluded, at the level info."""
+    ontime = sum(part.ontime for run in runs for part in run.slices)
+    left_out = f" ({n_left_out} left out)" if n_left_out else ""
+    log.info(
+        f"fit: {model} model of {counted(len(runs), 'run')}{left_out}, {in_thousands(counts.counts.sum())} events in "
+        f"{ontime / 3600:.3g} h, {100 * counts.excluded_share(ontime, offset_max):.2g} % of the field of view excluded"
+    )
+
+
+def say_how_it_ended(rate_model: RateModel, start: float) -> None:
+    """How a fit converged, what it follows, and the seconds since it was begun, at the level info."""
+    ended, names = rate_model.convergence, rate_model.covariate_names
+    follows = f"zenith {rate_model.describe_zenith()}; covariates {', '.join(names) if names else 'none'}"
+    log.info(f"fit: {f'{ended}; ' if ended else ''}{follows}; {time.monotonic() - start:.1f} s")
+
+
+def _fit_once(runs, failures, reduction, plan, execution, start):
     """The fit of reduced runs, and the model adapted to each of them where that is needed, by place in the list."""
     config, bins = reduction.config, reduction.bins
     require_runs(runs, failures.values())
+    fit_counts = sum_counts([part for run in in_own_order(runs) for part in run.slices], bins.energy_edges, bins.fov)
+    say_what_is_fitted(runs, len(failures), fit_counts, config.model.type, config.offset_max.deg)
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
         warn_missed(plan, config)
     rate_model = fit_runs(runs, bins, config, plan, execution=execution)
-    log.info(f"zenith: {rate_model.describe_zenith()}")
+    say_how_it_ended(rate_model, start)
     warn_of_poor_fit(rate_model, config)
     adapted = {}
     if config.exclusion.iterative is not None:
         adapted = {run.place: adapt_to_run(rate_model, bins, run, config)[0] for run in runs}
     run_table = make_run_table(rate_model, bins, runs, failures, config)
-    fit_counts = sum_counts([part for run in in_own_order(runs) for part in run.slices], bins.energy_edges, bins.fov)
     parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion}
     return AcceptanceModel(rate_model, config.without_files(), run_table, **parts), adapted
 

@@ -4,6 +4,7 @@ fitted to the OFF runs matched to it."""
 from __future__ import annotations
 
 import logging
+import time
 
 import numpy as np
 from astropy.table import Table
@@ -11,6 +12,8 @@ from astropy.table import Table
 from gammapy_accmaker.acceptance.fit import (
     fit_runs,
     make_run_table,
+    say_how_it_ended,
+    say_what_is_fitted,
     say_without_exclusion,
     stack_run_tables,
     warn_of_covariates,
@@ -23,6 +26,7 @@ from gammapy_accmaker.data.matching import match_observations
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import AcceptanceError, FitError, InputError
+from gammapy_accmaker.models.fit_counts import sum_counts
 from gammapy_accmaker.models.pooled import ModelPerRun
 from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.parallel import Execution
@@ -69,9 +73,13 @@ def fit_matched(
             "matches: none of its OFF runs is among the off_observations; give the observations it was made of"
         )
     reading = {"execution": execution, "cache": cache, "on_error": on_error}
+    start = time.monotonic()
     in_use = sorted({k for _, k in pairs})
     off_runs, off_failures = reduction.reduce_all(off, places=in_use, **reading)
     usable = {run.place: run for run in off_runs}
+    if off_runs:
+        counts = sum_counts([part for run in off_runs for part in run.slices], bins.energy_edges, bins.fov)
+        say_what_is_fitted(off_runs, len(off_failures), counts, config.model.type, config.offset_max.deg)
 
     models, number, which, why = [], {}, {}, {}
     for place in range(len(on)):
@@ -110,7 +118,7 @@ def fit_matched(
     )
     warn_of_notes([*off_runs, *on_runs], config.offset_max.deg)
     warn_of_covariates([*off_runs, *on_runs], config)
-    log.info(f"zenith: {rate_model.describe_zenith()}")
+    say_how_it_ended(rate_model, start)
     # an OFF run is compared with the first of the models that it is part of
     first = {k: i for taken, i in reversed(number.items()) for k in taken}
     not_fitted = {k: "no ON run takes it" for k in range(len(off)) if k not in in_use}

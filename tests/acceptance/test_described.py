@@ -1,5 +1,6 @@
 """What objects say of themselves in print and in notebooks: short, and true."""
 
+import logging
 import re
 from html.parser import HTMLParser
 
@@ -195,6 +196,40 @@ def test_model_that_was_not_fitted_here_says_so(maker, runs):
     assert np.isnan(model.excluded_share)
     np.testing.assert_allclose(model.energy_range, model.rate_model.energy_edges[[0, -1]] * u.TeV)
     text_of(model._repr_html_())
+
+
+@pytest.mark.parametrize("options", [SPLINE, RADIAL], ids=["spline", "radial"])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_fit_tells_what_it_does_and_nothing_twice(options, n_jobs, runs, caplog):
+    region = stores.source_region(stores.full_store())
+    with caplog.at_level(logging.INFO):
+        maker = AcceptanceBackgroundMaker(options, exclusion=[region])
+        maker.fit([*runs[:3], stores.altered(runs[4], keep=[], obs_id=99)], n_jobs=n_jobs)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert len(set(told)) == len(told)
+    begin, end = (line for line in told if line.startswith("fit: "))
+    model = maker.model
+    assert f"{model.config.model.type} model of 3 runs (1 left out)" in begin
+    assert f"{model.n_events:,} events".replace(",", " ") in begin
+    assert f"{100 * model.excluded_share:.2g} % of the field of view excluded" in begin
+    assert model.rate_model.convergence in end and model.rate_model.describe_zenith() in end
+    assert ("covariates MUONEFF" in end) == (options is SPLINE)
+    assert 0 < float(re.search(r"; ([\d.]+) s$", end)[1]) < 600
+
+
+def test_matched_fits_tell_what_they_do(runs, caplog):
+    with caplog.at_level(logging.INFO):
+        AcceptanceBackgroundMaker({"matching": {"n_runs": 2}, **RADIAL}).fit(runs[:2], runs[4:7])
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("fit: ")]
+    assert len(told) == 2 and "radial model of" in told[0] and "models, each for the runs" in told[1]
+
+
+def test_selection_of_runs_says_nothing_twice(caplog):
+    with caplog.at_level(logging.INFO):
+        analysis = AcceptanceAnalysis(nested(stores.full_store()))
+        analysis.get_observations()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(set(told)) == len(told) > 2
 
 
 def test_rounds_of_a_fit_are_in_its_file(maker, tmp_path):

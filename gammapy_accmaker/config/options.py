@@ -1,6 +1,6 @@
-"""The groups of options that an `AcceptanceConfig` holds besides those of the model, in the order of its keys: the
-energy axis, how the rate follows zenith angle and azimuth, the exclusion, run effects, the renormalisation of a
-background, and matching with OFF runs.
+"""The groups of options that an `AcceptanceConfig` holds, in the order of its keys: the model, its energy axis, how it
+follows zenith angle and azimuth, the exclusion, run effects, the renormalisation of a background, and matching with OFF
+runs.
 
 Several options are one of some kinds, told apart by ``type``; a kind has the options that it needs, and no others.
 """
@@ -8,12 +8,13 @@ Several options are one of some kinds, told apart by ``type``; a kind has the op
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import astropy.units as u
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
+from gammapy_accmaker.camera.bins import CountsBins, FovBins, energy_edges_per_decade, split_bins
 from gammapy_accmaker.config.types import (
     AngleEdges,
     EnergyEdges,
@@ -26,11 +27,20 @@ from gammapy_accmaker.config.types import (
     SpatialNorm,
     TimeStep,
 )
-from gammapy_accmaker.models.base import EffectSettings
+from gammapy_accmaker.models.parametric.function import PYTHON, check_shared, describe_function, rate_function
+from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
+
+if TYPE_CHECKING:
+    from gammapy_accmaker.config.config import AcceptanceConfig
 
 __all__ = [
     "AdaptiveEnergy",
     "EnergyOptions",
+    "GridOptions",
+    "ParameterOptions",
+    "ParametricOptions",
+    "RadialOptions",
+    "SplineOptions",
     "BinnedAzimuth",
     "BinnedZenith",
     "ContinuousZenith",
@@ -52,8 +62,178 @@ __all__ = [
 ]
 
 
+SPLINE_BINS_PER_DECADE = 50
+SPLINE_PIXEL = 0.1  # deg
+
+
+class ModelOptions(Options):
+    """What the options of each kind of model tell of it."""
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """Keywords of the event header that the model follows, each once."""
+        return ()
+
+    def make_bins(self, config: AcceptanceConfig) -> CountsBins:
+        """Bins of the counts that a model with these options is fitted to, in a configuration."""
+        if isinstance(config.fit_energy, u.Quantity):
+            # in a wide bin the spectrum is one of fine bins; the profile over the field is that of the wide one
+            edges = split_bins(config.fit_energy.to_value("TeV"), 1 / config.energy.nbins_per_decade)
+        else:
+            edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)
+        return CountsBins(edges, self.make_fov_bins(config.offset_max.deg), config.fov_alignment)
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        """Bins of the field of view up to an offset in deg, or those that are given."""
+        raise NotImplementedError
+
+
+def _grid_bins(offset_bins, offset_max):
+    if isinstance(offset_bins, u.Quantity):
+        edges = offset_bins.to_value("deg")
+        return FovBins((edges, edges))
+    return FovBins.grid(offset_max, 2 * offset_bins)
+
+
+class SplineOptions(ModelOptions):
+    """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
+
+    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow: any with a
+    number that differs from run to run. A run that lacks one counts as the mean of the others.
+    """
+
+    type: Literal["spline"] = "spline"
+    covariates: list[str] = ["MUONEFF"]
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.covariates))
+
+    def make_bins(self, config: AcceptanceConfig) -> CountsBins:
+        edges = energy_edges_per_decade(config.energy.min, config.energy.max, SPLINE_BINS_PER_DECADE)
+        offset_max = config.offset_max.deg
+        return CountsBins(edges, self.make_fov_bins(offset_max), config.fov_alignment, offset_max)
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        return FovBins.grid(offset_max, 2 * int(np.ceil(offset_max / SPLINE_PIXEL)))
+
+
+class RadialOptions(ModelOptions):
+    """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges.
+
+    Events beyond the last ring have no part in the fit; there the rate goes on for the width of one ring, and is 0
+    then.
+    """
+
+    type: Literal["radial"] = "radial"
+    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+
+    @model_validator(mode="after")
+    def _from_zero(self):
+        if not isinstance(self.offset_bins, int) and self.offset_bins[0] < 0:
+            raise ValueError(f"offset_bins: got {self.offset_bins}, but offsets >= 0 are needed")
+        return self
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        if isinstance(self.offset_bins, u.Quantity):
+            return FovBins((self.offset_bins.to_value("deg"),))
+        return FovBins.rings(offset_max, self.offset_bins)
+
+
+class GridOptions(ModelOptions):
+    """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or
+    edges.
+
+    The grid keeps its corners: the events of the whole square are fitted, those beyond offset_max too. Around it the
+    rate goes on for the width of one bin, and is 0 then.
+    """
+
+    type: Literal["grid"] = "grid"
+    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        return _grid_bins(self.offset_bins, offset_max)
+
+
+class ParameterOptions(Options):
+    """Start value, limits and whether it is fixed, of one parameter of a function; what is None is left as it is.
+
+    Ties are callables on an astropy model: ``model.sigma.tied = lambda model: 2 * model.width``.
+    """
+
+    value: float | None = None
+    min: float | None = None
+    max: float | None = None
+    fixed: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_text_ties(cls, data):
+        if isinstance(data, dict) and "tied" in data:
+            raise ValueError(
+                f"got tied: {data['tied']!r}, but text is not taken; "
+                "tie it by a callable on the astropy model, model.name.tied"
+            )
+        return data
+
+
+class ParametricOptions(ModelOptions):
+    """A function of energy, of position or of both, fitted to counts on a grid.
+
+    Parameters
+    ----------
+    function : str, `~astropy.modeling.Model`, callable or list
+        In a file: gaussian, gaussian_gradient, radial_profile, power_law, power_law_cutoffs, or a product such as
+        ``"power_law * gaussian"``. In Python also what `~gammapy_accmaker.models.parametric.function.rate_function`
+        takes. Of energy in TeV and positions in deg; the rate in s-1 MeV-1 sr-1. A file names a Python function but
+        holds no code: what is read from it applies a fitted model, and a fit asks for the function.
+    parameters : dict
+        `ParameterOptions` by name.
+    shared : list of str
+        Parameters of a function of position alone that all energies have in common.
+    offset_bins : int or edges
+        As for `GridOptions`.
+    on_failure : {"raise", "flag"}
+        What is done where the fit fails; "flag" warns and marks the result of the model.
+    """
+
+    type: Literal["parametric"] = "parametric"
+    function: Annotated[Any, PlainSerializer(describe_function, when_used="json")] = None
+    parameters: dict[str, ParameterOptions] = {}
+    shared: list[str] = []
+    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+    on_failure: Literal["raise", "flag"] = "raise"
+
+    def make_fov_bins(self, offset_max: float) -> FovBins:
+        return _grid_bins(self.offset_bins, offset_max)
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.function is None:
+            raise ValueError(
+                f"function: a parametric model needs one; name {list(READY_SHAPES)}, a product such as "
+                "'power_law * gaussian', or in Python an astropy model or a plain function"
+            )
+        # what was read from a file may apply a model; a fit refuses it
+        if not (isinstance(self.function, str) and self.function.startswith(PYTHON)):
+            check_shared(rate_function(self.function, self.given_parameters()), self.shared)
+        return self
+
+    def given_parameters(self) -> dict[str, dict]:
+        """What is set of each parameter."""
+        return {name: options.model_dump(exclude_none=True) for name, options in self.parameters.items()}
+
+
 class EnergyOptions(Options):
-    """Energy axis of the fitted model."""
+    """Energy axis of the fitted model.
+
+    Attributes
+    ----------
+    min, max : energy
+        Its ends. Outside of them no background is expected.
+    nbins_per_decade : int
+        Of radial, grid and parametric models. The spline is fitted to 50 bins per decade whatever stands here.
+    """
 
     min: OneEnergy = u.Quantity("0.1 TeV")
     max: OneEnergy = u.Quantity("100 TeV")
@@ -108,8 +288,9 @@ class ZenithBins(Options):
         Of cos zenith. Within a bin the runs share one trigger threshold: few runs at large zenith angles, where it
         moves fast, are better described by small bins (0.02, ``min_observations: 1``), at the price of more noise.
     min_livetime : quantity, optional
+        Of all runs in a bin.
     min_observations : int, optional
-        A run that is split counts in each bin by its part of the time.
+        Runs in a bin. One that is split counts in each bin by its part of the time.
     per_wobble : bool
         Whether each wobble position that is seen in a bin must hold both minima.
     max_wobble_separation : angle
@@ -327,14 +508,17 @@ class ExclusionOptions(Options):
 class RunEffectsOptions(Options):
     """What differs from run to run and is taken from the run's own unexcluded events.
 
-    ``norm``: a factor; ``tilt``: and a power law; ``shift``: and instead of it an energy shift, a smooth spectral
-    residual and, with ``gradient``, gradients over the field of view. ``tilt`` and ``shift`` need the spline model.
-    ``min_counts``: a run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded
-    events. A run whose norm lies outside of ``norm_limits``, such as [0.5, 2], is flagged in the run table and keeps
-    its norm.
-
     Attributes
     ----------
+    type : str
+        norm: a factor; tilt: and a power law; shift: and instead of it an energy shift, a smooth spectral residual and,
+        with ``gradient``, gradients over the field of view. tilt and shift need the spline model.
+    gradient : bool
+        Whether shift has gradients over the field of view.
+    min_counts : int
+        A run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded events.
+    norm_limits : two numbers
+        Such as [0.5, 2]: a run whose norm lies outside is flagged in the run table, and keeps its norm.
     norm_energy : energies
         For ``norm`` and ``tilt``: range over which they are fitted, such as [0.5 TeV, 20 TeV]. The threshold differs
         from run to run, which a norm cannot follow; so null stands for the energies where the runs agree in shape,
@@ -346,12 +530,6 @@ class RunEffectsOptions(Options):
     min_counts: Annotated[int, Field(ge=0)] = 0
     norm_limits: tuple[float, float] | None = None
     norm_energy: EnergyEdges | None = None
-
-    @property
-    def settings(self) -> EffectSettings:
-        """The same as the numerics take it."""
-        energies = None if self.norm_energy is None else tuple(self.norm_energy.to_value("TeV").tolist())
-        return EffectSettings(self.type, self.gradient, self.min_counts, energies)
 
     @model_validator(mode="after")
     def _norms_in_order(self):
@@ -379,10 +557,22 @@ class NoRenormalization(Options):
 
 
 class FovRenormalization(Options):
-    """`~gammapy.makers.FoVBackgroundMaker` outside of the exclusion; ``fit_options`` go to `~gammapy.modeling.Fit`.
+    """`~gammapy.makers.FoVBackgroundMaker` outside of the exclusion.
 
-    ``prior``: a Gaussian prior on norm and tilt of the model that stays on the dataset, as wide as the acceptance is
-    sure.
+    Attributes
+    ----------
+    method : str
+        scale: one factor, counts over background; fit: the spectral and spatial model are fitted.
+    spectral_model : str or mapping
+        Norm model of gammapy, such as pl-norm or piecewise-norm.
+    spatial_model : str or mapping
+        Spatial model of gammapy that the background is multiplied by.
+    min_counts, min_npred_background : float
+        What a run must have to be scaled; else it is masked, as gammapy does.
+    fit_options : mapping
+        They go to `~gammapy.modeling.Fit`.
+    prior : bool
+        A Gaussian prior on norm and tilt of the model that stays on the dataset, as wide as the acceptance is sure.
     """
 
     type: Literal["fov"] = "fov"
@@ -396,7 +586,15 @@ class FovRenormalization(Options):
 
 
 class RingRenormalization(Options):
-    """`~gammapy.makers.RingBackgroundMaker` outside of the exclusion; for datasets with one energy bin."""
+    """`~gammapy.makers.RingBackgroundMaker` outside of the exclusion; for datasets with one energy bin.
+
+    Attributes
+    ----------
+    r_in : angle
+        Inner radius of the ring.
+    width : angle
+        Of the ring.
+    """
 
     type: Literal["ring"] = "ring"
     r_in: OneAngle = "0.5 deg"
@@ -404,7 +602,23 @@ class RingRenormalization(Options):
 
 
 class AdaptiveRingRenormalization(Options):
-    """`~gammapy.makers.AdaptiveRingBackgroundMaker` outside of the exclusion; for datasets with one energy bin."""
+    """`~gammapy.makers.AdaptiveRingBackgroundMaker` outside of the exclusion; for datasets with one energy bin.
+
+    Attributes
+    ----------
+    r_in, width : angle
+        Inner radius and width of the ring that is tried first.
+    r_out_max : angle
+        Largest outer radius.
+    stepsize : angle
+        By which the ring grows.
+    threshold_alpha : float
+        Ratio of the acceptance in the disc to that in the ring above which the ring grows.
+    theta : angle
+        Radius of the disc whose acceptance is compared.
+    method : str
+        Whether the ring keeps its width and grows outwards, or keeps its inner radius and widens.
+    """
 
     type: Literal["adaptive_ring"] = "adaptive_ring"
     r_in: OneAngle = "0.5 deg"

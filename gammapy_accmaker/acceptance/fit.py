@@ -1,15 +1,14 @@
 """Reduced runs -> `AcceptanceModel`: the fit of all runs together, or of a model for each group of a plan.
 
 From the top: the groups of a plan, put together to one model that follows zenith and azimuth; `fit_acceptance`, the
-public door, and `fit_runs` below it; the adaption of a model to one run; and the run table, in which every run has a
-row.
+public door, and `fit_runs` below it; and the run table, in which every run has a row.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import astropy.units as u
@@ -23,33 +22,16 @@ from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.acceptance.search import fit_until_stable
 from gammapy_accmaker.camera.bins import CountsBins, merge_bins
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.config.options import SplineOptions
+from gammapy_accmaker.config.kinds import FitSettings, SplineOptions
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
 from gammapy_accmaker.errors import FitError, InputError
-from gammapy_accmaker.models.base import RateModel, ScaledModel
-from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
-from gammapy_accmaker.models.fit_counts import FitCounts, add_up, mean_displacement, sum_counts
-from gammapy_accmaker.models.goodness import describe_goodness, group_scores
-from gammapy_accmaker.models.norm_energy import (
-    NO_ENERGIES,
-    RunScatter,
-    choose_energies,
-    energies_between,
-    find_scatter,
-    given_energies,
-    late_flags,
-    norm_spread,
-)
-from gammapy_accmaker.models.parametric.fit import fit_parametric
-from gammapy_accmaker.models.parametric.model import ParametricModel
+from gammapy_accmaker.models.base import NOT_CONVERGED, RateModel
+from gammapy_accmaker.models.fit_counts import FitCounts, add_up, sum_counts
+from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.models.pooled import AzimuthBinned, ZenithBinned, ZenithInterpolated
-from gammapy_accmaker.models.spline.adapt import NOT_CONVERGED, POOR_FIT, fit_run
-from gammapy_accmaker.models.spline.effects import RunEffect
-from gammapy_accmaker.models.spline.fit import fit_spline
-from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.describe import counted, in_thousands
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
@@ -57,7 +39,6 @@ from gammapy_accmaker.utils.run_key import RunKey, label_array, require_runs, ru
 
 __all__ = [
     "fit_groups",
-    "adapt_to_run",
     "fit_acceptance",
     "fit_runs",
     "is_grouped",
@@ -225,12 +206,9 @@ def fit_acceptance(
 def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
     """One warning where a fit does not describe its own counts over field of view and energy."""
     if any(fit.is_poor for fit in rate_model.goodness):
-        remedy = "use another function, or the model 'radial', 'grid' or 'spline'"
-        if config.model.type != "parametric":
-            remedy = "use finer offset_bins and fit_energy, or the model 'spline'"
         log.warning(
             f"model: {config.model.type} does not describe the counts; {describe_goodness(rate_model.goodness)}; "
-            f"{remedy}"
+            f"{config.model.remedy}"
         )
 
 
@@ -295,7 +273,7 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
     warn_of_poor_fit(rate_model, config)
     adapted = {}
     if config.exclusion.iterative is not None:
-        adapted = {run.place: adapt_to_run(rate_model, bins, run, config)[0] for run in runs}
+        adapted = {run.place: rate_model.adapt(run, bins, config.run_effects.settings).model for run in runs}
     run_table = make_run_table(rate_model, bins, runs, failures, config)
     parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion}
     return AcceptanceModel(rate_model, config.without_files(), run_table, **parts), adapted
@@ -315,69 +293,24 @@ def fit_runs(
     execution: Execution = SERIAL,
 ) -> RateModel:
     """Model fitted to reduced runs, in the groups of a plan, which is made of them by default."""
-    if config.model.type == "spline":
-        return _fit_spline(runs, bins, config, execution.starmap("Fit of the spline model"))
-    runs = in_own_order(runs)
-    profile_edges = make_profile_edges(runs, bins, config)
-    if is_grouped(config):
-        plan = make_plan(runs, config) if plan is None else plan
-        return fit_groups(runs, plan, config, lambda group: _fit_binned(group, bins, config, profile_edges))
-    return _fit_binned(runs, bins, config, profile_edges)
-
-
-def _fit_binned(runs, bins, config, profile_edges) -> BinnedModel | ParametricModel:
-    whole = [run.whole() for run in runs]
-    exposure = np.array([run.exposure for run in whole])
-    norms = np.ones(len(whole))
-    spectra = np.array([np.asarray(run.counts.sum(1)).ravel() for run in whole])
-    scatter = find_scatter(spectra, np.log(bins.energy_edges))
-    if config.run_effects.type == "norm":
-        # of one range for all runs, or the rates that they share would not be comparable
-        energies = _norm_energies([scatter], np.zeros(len(bins.energy_edges) - 1), bins, config)
-        used = energies_between(bins.energy_edges, energies)
-        norms = fit_run_norms(np.array([used @ run.counts for run in whole]), exposure)
-        scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
-    counts, exposure, displacement = add_up(whole), norms @ exposure, mean_displacement(whole, norms)
-    if config.model.type != "parametric":
-        model = fit_binned(
-            counts, exposure, bins.energy_edges, bins.fov, profile_edges=profile_edges, displacement=displacement
-        )
-    else:
-        model = _fit_parametric(counts, exposure, displacement, bins, config, profile_edges)
-    if isinstance(config.fit_energy, u.Quantity) and profile_edges is not None:
-        # the bins that were asked for are those of the fit; within them events were counted finely
-        model = model.in_bins(profile_edges)
-    return replace(model, run_scatter=scatter)
-
-
-def _fit_parametric(counts, exposure, displacement, bins, config, profile_edges):
-    return fit_parametric(
-        counts,
-        exposure,
-        bins.energy_edges,
-        bins.fov,
-        config.model.function,
-        parameters=config.model.given_parameters(),
-        shared=tuple(config.model.shared),
-        on_failure=config.model.on_failure,
-        profile_edges=profile_edges,
-        displacement=displacement,
+    settings = FitSettings(
+        config.run_effects.settings,
+        follows_zenith=config.zenith.type == "continuous",
+        profile_edges=make_profile_edges(runs, bins, config),
+        in_wide_bins=isinstance(config.fit_energy, u.Quantity),
     )
 
+    def fit_one(group):
+        return config.model.fit(group, bins, settings, execution)
 
-def _given_energies(config):
-    given = config.run_effects.norm_energy
-    return None if given is None else tuple(given.to_value("TeV").tolist())
-
-
-def _norm_energies(
-    scatter: list[RunScatter], counts: np.ndarray, bins: CountsBins, config: AcceptanceConfig
-) -> tuple[float, float]:
-    """Energies in TeV over which the norm of a run with these counts by energy is fitted: as configured, or chosen."""
-    given = _given_energies(config)
-    if given is not None:
-        return given_energies(bins.energy_edges, *given)
-    return choose_energies(scatter, counts, bins.energy_edges)
+    if is_grouped(config):
+        plan = make_plan(runs, config) if plan is None else plan
+        rate_model = fit_groups(runs, plan, config, fit_one)
+    else:
+        rate_model = fit_one(runs)
+    if rate_model.not_converged:
+        log.warning(f"model: {rate_model.not_converged}")
+    return rate_model
 
 
 def make_profile_edges(runs, bins, config) -> np.ndarray | None:
@@ -392,95 +325,6 @@ def make_profile_edges(runs, bins, config) -> np.ndarray | None:
         return None
     counts = add_up(part for run in runs for part in run.slices)
     return merge_bins(counts.sum(1), bins.energy_edges, config.fit_energy.min_counts, config.fit_energy.max_width)
-
-
-def _fit_spline(runs, bins, config, starmap) -> SplineRate:
-    inside = bins.inside
-    model = fit_spline(
-        ([_of_pixels(part, inside) for part in run.slices] for run in runs),
-        bins.energy_edges,
-        *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
-        run_effects=config.run_effects.type,
-        gradient=config.run_effects.gradient,
-        norm_energy=_given_energies(config),
-        zenith=config.zenith.type == "continuous",
-        covariates=tuple(name for name in config.model.keywords if any(name in run.covariates for run in runs)),
-        starmap=starmap,
-    )
-    rate_model = SplineRate(model)
-    if rate_model.not_converged:
-        log.warning(f"model: {rate_model.not_converged}")
-    return rate_model
-
-
-def _of_pixels(part, inside):
-    return replace(part, counts=part.counts[:, inside], exposure=part.exposure[inside])
-
-
-def adapt_to_run(
-    rate_model: RateModel,
-    bins: CountsBins,
-    run: ReducedRun,
-    config: AcceptanceConfig,
-    effect: RunEffect | None = None,
-) -> tuple[RateModel, dict]:
-    """The model with the effects of a run, and these effects as columns of the run table.
-
-    ``effect``: of a spline model, where it is known already.
-    """
-    kind = config.run_effects.type
-    if isinstance(rate_model, SplineRate):
-        model, inside = rate_model.model, bins.inside
-        if effect is None:
-            parts = [_of_pixels(part, inside) for part in run.slices]
-            effect = fit_run(
-                model,
-                parts,
-                kind=kind,
-                min_counts=config.run_effects.min_counts,
-                norm_energy=_given_energies(config),
-            )
-        row = {"EXPECTED": effect.expected.sum(), "NORM": effect.norm, "NORM_ERR": effect.norm_error}
-        # what the covariates of the run foretell of its energy scale, and what its events add
-        row |= {
-            "SHIFT": effect.scaling + effect.shift,
-            "SHIFT_ERR": effect.shift_error,
-            "DEVIANCE": np.max(effect.deviance, initial=0.0),
-        }
-        row |= {"FLAG": "; ".join(effect.flags), "NORM_EMIN": effect.norm_energy[0], "NORM_EMAX": effect.norm_energy[1]}
-        return SplineRate(model, effect, run.slices[0].azimuth, run.covariates), row
-    slices = run.slices
-    in_bins = rate_model.expected_counts(slices, bins.energy_edges, bins.fov)
-    expected, counted = in_bins.sum(1), add_up(slices)
-    counts = counted.sum(1)
-    norm, error, energies, flags = 1.0, 0.0, NO_ENERGIES, []
-    if kind == "norm":
-        scatter = [s for part in slices for s in rate_model.at_azimuth(part.azimuth).run_scatter_at(part.cos_zenith)]
-        # a model that was made elsewhere knows of no runs, but it has a threshold as well
-        scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
-        energies = _norm_energies(scatter, counts, bins, config)
-        if config.run_effects.norm_energy is None:
-            flags += late_flags(energies, scatter, bins.energy_edges)
-        used = energies_between(bins.energy_edges, energies) & (counts >= config.run_effects.min_counts)
-        total = expected[used].sum()
-        if total > 0 and counts[used].any():
-            norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
-        else:
-            error = max(s.norm_spread for s in scatter)
-            flags.append("no counts for the norm")
-    # below the energies of the norm runs have thresholds of their own; what has no exposure was not seen
-    judged = slice(None)
-    if kind == "norm" and used.any():
-        judged = slice(np.flatnonzero(used)[0], np.flatnonzero(used)[-1] + 1)
-    edges = bins.energy_edges[judged.start : None if judged.stop is None else judged.stop + 1]
-    score = group_scores(np.where(in_bins > 0, counted, 0)[judged], norm * in_bins[judged], edges, bins.fov)
-    if score.max() > POOR_FIT:
-        flags.append("poor fit")
-    if any(fit.is_poor for part in slices for fit in rate_model.at_azimuth(part.azimuth).goodness_at(part.cos_zenith)):
-        flags.append("poor fit of the model")
-    row = {"EXPECTED": norm * expected.sum(), "NORM": norm, "NORM_ERR": error, "SHIFT": 0.0, "SHIFT_ERR": 0.0}
-    row |= {"DEVIANCE": score.max(), "FLAG": "; ".join(flags), "NORM_EMIN": energies[0], "NORM_EMAX": energies[1]}
-    return ScaledModel(rate_model, norm, error), row
 
 
 def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int | str, float]) -> None:
@@ -507,23 +351,22 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=
     labels |= {place: left_out.obs_id for place, left_out in failures.items()}
     names = dict(zip(sorted(labels), run_names(labels[place] for place in sorted(labels)), strict=True))
     warn_outside_zenith(rate_model, {names[run.place]: run.cos_zenith for run in runs})
-    effects: Sequence[RunEffect | None] = [None] * len(runs)
-    if role == "fit" and isinstance(rate_model, SplineRate) and not config.run_effects.min_counts:
-        effects = rate_model.model.effects
-    models = [rate_model] * len(runs) if models is None else models
-    rows, outside = {}, {}
-    for run, model, effect in zip(runs, models, effects, strict=True):
-        _, of_run = adapt_to_run(model, bins, run, config, effect)
-        limits = config.run_effects.norm_limits
-        if limits is not None and not limits[0] <= of_run["NORM"] <= limits[1]:
-            outside[names[run.place]] = of_run["NORM"]
-            flag = f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]"
-            of_run["FLAG"] = "; ".join(filter(None, (of_run["FLAG"], flag)))
+    rows, outside, limits = {}, {}, config.run_effects.norm_limits
+    for k, run in enumerate(runs):
+        model, place = (rate_model, k if role == "fit" else None) if models is None else (models[k], None)
+        adapted = model.adapt(run, bins, config.run_effects.settings, place)
+        flags = [*adapted.flags]
+        if limits is not None and not limits[0] <= adapted.norm <= limits[1]:
+            outside[names[run.place]] = adapted.norm
+            flags.append(f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]")
         rows[run.place] = {
             "ROLE": role, "USED": True, "ONTIME": run.ontime, "LIVETIME": run.livetime,
             "ZENITH": np.degrees(np.arccos(np.clip(run.cos_zenith, -1, 1))), "AZIMUTH": run.azimuth, "MJD": run.mjd,
             "COUNTS": int(sum(part.counts.sum() for part in run.slices)),
-            "DROPPED": run.dropped["not finite"] + run.dropped["outside GTI"], **of_run,
+            "DROPPED": run.dropped["not finite"] + run.dropped["outside GTI"],
+            "EXPECTED": adapted.expected, "NORM": adapted.norm, "NORM_ERR": adapted.norm_error,
+            "SHIFT": adapted.shift, "SHIFT_ERR": adapted.shift_error, "DEVIANCE": adapted.deviance,
+            "FLAG": "; ".join(flags), "NORM_EMIN": adapted.norm_energy[0], "NORM_EMAX": adapted.norm_energy[1],
             "START": run.key.start, "RA": run.key.pointing[0], "DEC": run.key.pointing[1],
         }  # fmt: skip
     if outside:

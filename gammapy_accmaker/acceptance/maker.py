@@ -17,7 +17,6 @@ from gammapy.modeling.models import GaussianPrior
 from regions import PointSkyRegion
 
 from gammapy_accmaker.acceptance.fit import (
-    adapt_to_run,
     fit_acceptance,
     make_run_table,
     run_keys,
@@ -37,9 +36,7 @@ from gammapy_accmaker.data.notes import RunNotes, warn_of_notes, warn_outside_gt
 from gammapy_accmaker.data.observations import as_observations, read_files
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.models.base import RateModel, ScaledModel
-from gammapy_accmaker.models.spline.adapt import NOT_CONVERGED
-from gammapy_accmaker.models.spline.rate import SplineRate
+from gammapy_accmaker.models.base import NOT_CONVERGED, RateModel, ScaledModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.products.rad_max import make_rad_max_background
@@ -119,9 +116,8 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _read_covariates(self):
         """Of a run all is read that the model follows, whatever else was asked for."""
-        if self._model is not None and self.config.model.type == "spline":
-            names = dict.fromkeys((*self.config.model.covariates, *self._model.rate_model.covariate_names))
-            options = self.config.model.model_copy(update={"covariates": [*names]})
+        if self._model is not None:
+            options = self.config.model.following(self._model.rate_model.covariate_names)
             self.config = self.config.model_copy(update={"model": options})
 
     def fit(
@@ -271,16 +267,17 @@ class AcceptanceBackgroundMaker(Maker):
         track = reduction.track(observation)
         if rate_model.differs_by_run:
             rate_model = rate_model.for_run(run_key(observation, track))
-        if config.run_effects.type == "none" and not isinstance(rate_model, SplineRate):
+        effects = config.run_effects.settings
+        if not rate_model.depends_on_run(effects):
             return _AppliedModel(given, ScaledModel(rate_model, 1.0), track, config.time_step_seconds)
         run = reduction.reduce(observation, track)
-        adapted, row = adapt_to_run(rate_model, reduction.bins, run, config)
-        if NOT_CONVERGED in row["FLAG"]:
+        adapted = rate_model.adapt(run, reduction.bins, effects)
+        if NOT_CONVERGED in adapted.flags:
             log.warning(
                 f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its "
                 "residuals, or use run_effects 'norm' or 'none'"
             )
-        return _AppliedModel(given, adapted, track, config.time_step_seconds, run)
+        return _AppliedModel(given, adapted.model, track, config.time_step_seconds, run)
 
     def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
@@ -599,17 +596,17 @@ def _options_asked_for(config) -> dict:
 def _options_with_model(model: AcceptanceModel, asked: dict) -> AcceptanceConfig:
     """The options that a model was fitted with, and those of its application in their place.
 
-    A model is read in the frame that it was fitted in, and the effects of a run are fitted on the bins of a spline.
+    A model is read in the frame that it was fitted in, and the effects of a run in its own bins, where it has some.
     """
-    fitted, is_spline = model.config, isinstance(model.rate_model, SplineRate)
+    fitted = model.config
     if "model" in asked:
-        kind = AcceptanceConfig.coerce({"model": asked["model"]}).model.type
-        if (kind == "spline") != is_spline:
-            _refuse("model", kind, fitted.model.type)
+        kind = AcceptanceConfig.coerce({"model": asked["model"]}).model
+        if kind.adapts_in_own_bins != fitted.model.adapts_in_own_bins:
+            _refuse("model", kind.type, fitted.model.type)
     options = fitted.update(asked)
     if options.fov_alignment != fitted.fov_alignment:
         _refuse("fov_alignment", options.fov_alignment, fitted.fov_alignment)
-    if is_spline:
+    if fitted.model.adapts_in_own_bins:
         if not np.isclose(options.offset_max.deg, fitted.offset_max.deg, rtol=1e-9):
             _refuse("offset_max", f"{options.offset_max.deg:g} deg", f"{fitted.offset_max.deg:g} deg")
         for end in ("min", "max"):

@@ -537,9 +537,7 @@ class AcceptanceModel:
         return text if not np.isfinite(share) else f"{text}, {100 * share:.2g} % of the field of view excluded"
 
     def _offset_max_in_words(self):
-        bins, asked = getattr(self.config.model, "offset_bins", None), self.config.offset_max.to_value("deg")
-        if isinstance(bins, u.Quantity):
-            asked = bins.to_value("deg").max()
+        asked = self.config.model.largest_offset(self.config.offset_max.deg)
         reach = self.rate_model.offset_max
         seen = None if self.fit_counts is None else self.fit_counts.offset_range
         inner = "" if seen is None or seen[0] < 0.5 else f" from {seen[0]:.2g}"

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 def make_bins(config: AcceptanceConfig) -> CountsBins:
     """Bins that the configuration asks for."""
-    return config.model.make_bins(config)
+    return config.model.make_bins(config.energy, config.fit_energy, config.offset_max.deg, config.fov_alignment)
 
 
 def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:

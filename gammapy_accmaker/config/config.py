@@ -11,6 +11,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from gammapy_accmaker.config.errors import explain, naming_file, read_config_file
+from gammapy_accmaker.config.kinds import GridOptions, ParametricOptions, RadialOptions, SplineOptions
 from gammapy_accmaker.config.options import (
     AdaptiveEnergy,
     AdaptiveRingRenormalization,
@@ -21,17 +22,13 @@ from gammapy_accmaker.config.options import (
     EnergyOptions,
     ExclusionOptions,
     FovRenormalization,
-    GridOptions,
     InterpolatedZenith,
     MatchingOptions,
     NoAzimuth,
     NoRenormalization,
     NoZenith,
-    ParametricOptions,
-    RadialOptions,
     RingRenormalization,
     RunEffectsOptions,
-    SplineOptions,
     ZenithBins,
 )
 from gammapy_accmaker.config.types import EnergyEdges, Location, OneAngle, Options, TimeStep

@@ -1,6 +1,6 @@
-"""The groups of options that an `AcceptanceConfig` holds, in the order of its keys: the model, its energy axis, how it
-follows zenith angle and azimuth, the exclusion, run effects, the renormalisation of a background, and matching with OFF
-runs.
+"""The groups of options that an `AcceptanceConfig` holds besides those of the model, in the order of its keys: the
+energy axis, how the rate follows zenith angle and azimuth, the exclusion, run effects, the renormalisation of a
+background, and matching with OFF runs.
 
 Several options are one of some kinds, told apart by ``type``; a kind has the options that it needs, and no others.
 """
@@ -8,13 +8,12 @@ Several options are one of some kinds, told apart by ``type``; a kind has the op
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import astropy.units as u
 import numpy as np
-from pydantic import Field, PlainSerializer, model_validator
+from pydantic import Field, model_validator
 
-from gammapy_accmaker.camera.bins import CountsBins, FovBins, energy_edges_per_decade, split_bins
 from gammapy_accmaker.config.types import (
     AngleEdges,
     EnergyEdges,
@@ -27,20 +26,11 @@ from gammapy_accmaker.config.types import (
     SpatialNorm,
     TimeStep,
 )
-from gammapy_accmaker.models.parametric.function import PYTHON, check_shared, describe_function, rate_function
-from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
-
-if TYPE_CHECKING:
-    from gammapy_accmaker.config.config import AcceptanceConfig
+from gammapy_accmaker.models.base import EffectSettings
 
 __all__ = [
     "AdaptiveEnergy",
     "EnergyOptions",
-    "GridOptions",
-    "ParameterOptions",
-    "ParametricOptions",
-    "RadialOptions",
-    "SplineOptions",
     "BinnedAzimuth",
     "BinnedZenith",
     "ContinuousZenith",
@@ -60,168 +50,6 @@ __all__ = [
     "RingRenormalization",
     "RunEffectsOptions",
 ]
-
-
-SPLINE_BINS_PER_DECADE = 50
-SPLINE_PIXEL = 0.1  # deg
-
-
-class ModelOptions(Options):
-    """What the options of each kind of model tell of it."""
-
-    @property
-    def keywords(self) -> tuple[str, ...]:
-        """Keywords of the event header that the model follows, each once."""
-        return ()
-
-    def make_bins(self, config: AcceptanceConfig) -> CountsBins:
-        """Bins of the counts that a model with these options is fitted to, in a configuration."""
-        if isinstance(config.fit_energy, u.Quantity):
-            # in a wide bin the spectrum is one of fine bins; the profile over the field is that of the wide one
-            edges = split_bins(config.fit_energy.to_value("TeV"), 1 / config.energy.nbins_per_decade)
-        else:
-            edges = energy_edges_per_decade(config.energy.min, config.energy.max, config.energy.nbins_per_decade)
-        return CountsBins(edges, self.make_fov_bins(config.offset_max.deg), config.fov_alignment)
-
-    def make_fov_bins(self, offset_max: float) -> FovBins:
-        """Bins of the field of view up to an offset in deg, or those that are given."""
-        raise NotImplementedError
-
-
-def _grid_bins(offset_bins, offset_max):
-    if isinstance(offset_bins, u.Quantity):
-        edges = offset_bins.to_value("deg")
-        return FovBins((edges, edges))
-    return FovBins.grid(offset_max, 2 * offset_bins)
-
-
-class SplineOptions(ModelOptions):
-    """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
-
-    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow: any with a
-    number that differs from run to run. A run that lacks one counts as the mean of the others.
-    """
-
-    type: Literal["spline"] = "spline"
-    covariates: list[str] = ["MUONEFF"]
-
-    @property
-    def keywords(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.covariates))
-
-    def make_bins(self, config: AcceptanceConfig) -> CountsBins:
-        edges = energy_edges_per_decade(config.energy.min, config.energy.max, SPLINE_BINS_PER_DECADE)
-        offset_max = config.offset_max.deg
-        return CountsBins(edges, self.make_fov_bins(offset_max), config.fov_alignment, offset_max)
-
-    def make_fov_bins(self, offset_max: float) -> FovBins:
-        return FovBins.grid(offset_max, 2 * int(np.ceil(offset_max / SPLINE_PIXEL)))
-
-
-class RadialOptions(ModelOptions):
-    """Rate over energy and offset; ``offset_bins``: rings from 0 to offset_max, or their edges.
-
-    Events beyond the last ring have no part in the fit; there the rate goes on for the width of one ring, and is 0
-    then.
-    """
-
-    type: Literal["radial"] = "radial"
-    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
-
-    @model_validator(mode="after")
-    def _from_zero(self):
-        if not isinstance(self.offset_bins, int) and self.offset_bins[0] < 0:
-            raise ValueError(f"offset_bins: got {self.offset_bins}, but offsets >= 0 are needed")
-        return self
-
-    def make_fov_bins(self, offset_max: float) -> FovBins:
-        if isinstance(self.offset_bins, u.Quantity):
-            return FovBins((self.offset_bins.to_value("deg"),))
-        return FovBins.rings(offset_max, self.offset_bins)
-
-
-class GridOptions(ModelOptions):
-    """Rate over energy and a square grid; ``offset_bins``: bins from the centre to offset_max (24 x 24 for 12), or
-    edges.
-
-    The grid keeps its corners: the events of the whole square are fitted, those beyond offset_max too. Around it the
-    rate goes on for the width of one bin, and is 0 then.
-    """
-
-    type: Literal["grid"] = "grid"
-    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
-
-    def make_fov_bins(self, offset_max: float) -> FovBins:
-        return _grid_bins(self.offset_bins, offset_max)
-
-
-class ParameterOptions(Options):
-    """Start value, limits and whether it is fixed, of one parameter of a function; what is None is left as it is.
-
-    Ties are callables on an astropy model: ``model.sigma.tied = lambda model: 2 * model.width``.
-    """
-
-    value: float | None = None
-    min: float | None = None
-    max: float | None = None
-    fixed: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_text_ties(cls, data):
-        if isinstance(data, dict) and "tied" in data:
-            raise ValueError(
-                f"got tied: {data['tied']!r}, but text is not taken; "
-                "tie it by a callable on the astropy model, model.name.tied"
-            )
-        return data
-
-
-class ParametricOptions(ModelOptions):
-    """A function of energy, of position or of both, fitted to counts on a grid.
-
-    Parameters
-    ----------
-    function : str, `~astropy.modeling.Model`, callable or list
-        In a file: gaussian, gaussian_gradient, radial_profile, power_law, power_law_cutoffs, or a product such as
-        ``"power_law * gaussian"``. In Python also what `~gammapy_accmaker.models.parametric.function.rate_function`
-        takes. Of energy in TeV and positions in deg; the rate in s-1 MeV-1 sr-1. A file names a Python function but
-        holds no code: what is read from it applies a fitted model, and a fit asks for the function.
-    parameters : dict
-        `ParameterOptions` by name.
-    shared : list of str
-        Parameters of a function of position alone that all energies have in common.
-    offset_bins : int or edges
-        As for `GridOptions`.
-    on_failure : {"raise", "flag"}
-        What is done where the fit fails; "flag" warns and marks the result of the model.
-    """
-
-    type: Literal["parametric"] = "parametric"
-    function: Annotated[Any, PlainSerializer(describe_function, when_used="json")] = None
-    parameters: dict[str, ParameterOptions] = {}
-    shared: list[str] = []
-    offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
-    on_failure: Literal["raise", "flag"] = "raise"
-
-    def make_fov_bins(self, offset_max: float) -> FovBins:
-        return _grid_bins(self.offset_bins, offset_max)
-
-    @model_validator(mode="after")
-    def _fits(self):
-        if self.function is None:
-            raise ValueError(
-                f"function: a parametric model needs one; name {list(READY_SHAPES)}, a product such as "
-                "'power_law * gaussian', or in Python an astropy model or a plain function"
-            )
-        # what was read from a file may apply a model; a fit refuses it
-        if not (isinstance(self.function, str) and self.function.startswith(PYTHON)):
-            check_shared(rate_function(self.function, self.given_parameters()), self.shared)
-        return self
-
-    def given_parameters(self) -> dict[str, dict]:
-        """What is set of each parameter."""
-        return {name: options.model_dump(exclude_none=True) for name, options in self.parameters.items()}
 
 
 class EnergyOptions(Options):
@@ -530,6 +358,12 @@ class RunEffectsOptions(Options):
     min_counts: Annotated[int, Field(ge=0)] = 0
     norm_limits: tuple[float, float] | None = None
     norm_energy: EnergyEdges | None = None
+
+    @property
+    def settings(self) -> EffectSettings:
+        """The same as the numerics take it."""
+        energies = None if self.norm_energy is None else tuple(self.norm_energy.to_value("TeV").tolist())
+        return EffectSettings(self.type, self.gradient, self.min_counts, energies)
 
     @model_validator(mode="after")
     def _norms_in_order(self):

@@ -7,18 +7,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gammapy_accmaker.camera.bins import FINE, FovBins, moved_weights
-from gammapy_accmaker.models.goodness import GoodnessOfFit
-from gammapy_accmaker.models.norm_energy import RunScatter
+from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, moved_weights
+from gammapy_accmaker.models.fit_counts import add_up
+from gammapy_accmaker.models.goodness import POOR_FIT, GoodnessOfFit, group_scores
+from gammapy_accmaker.models.norm_energy import (
+    NO_ENERGIES,
+    RunScatter,
+    energies_between,
+    find_scatter,
+    given_or_chosen_energies,
+    late_flags,
+)
 from gammapy_accmaker.utils.run_key import RunKey
 
 __all__ = [
     "MODEL_KINDS",
+    "NOT_CONVERGED",
     "TEV_IN_MEV",
+    "AdaptedRun",
+    "EffectSettings",
     "RateModel",
     "ScaledModel",
     "describe_cos_zenith",
@@ -28,6 +40,60 @@ __all__ = [
 ]
 
 TEV_IN_MEV = 1e6
+NOT_CONVERGED = "not converged"  # flag of a run whose effects are not at their maximum
+
+
+@dataclass(frozen=True)
+class EffectSettings:
+    """What is fitted to each run.
+
+    Attributes
+    ----------
+    kind : {"none", "norm", "tilt", "shift"}
+    gradient : bool
+        Whether a shift comes with gradients over the field of view.
+    min_counts : int
+        A run is adapted to by the energies in which it has so many counts.
+    norm_energy : tuple of float, optional
+        In TeV, to which a norm or a tilt is fitted; chosen by default.
+    """
+
+    kind: str = "none"
+    gradient: bool = True
+    min_counts: int = 0
+    norm_energy: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedRun:
+    """A model with the effects of one run, and what they are.
+
+    Attributes
+    ----------
+    model : `RateModel`
+        Of the run.
+    expected : float
+        Counts in the bins of the fit, outside of the exclusion.
+    norm, norm_error : float
+    deviance : float
+        Largest excess of the deviance over the field in any group of energies, in standard deviations.
+    flags : tuple of str
+        Why to look at the run.
+    norm_energy : tuple of float
+        In TeV, to which the norm was fitted; NaN where it was not.
+    shift, shift_error : float
+        In ln(energy).
+    """
+
+    model: RateModel
+    expected: float
+    norm: float
+    norm_error: float
+    deviance: float
+    flags: tuple[str, ...]
+    norm_energy: tuple[float, float] = NO_ENERGIES
+    shift: float = 0.0
+    shift_error: float = 0.0
 
 
 def describe_cos_zenith(zenith_range: tuple[float, float]) -> str:
@@ -209,6 +275,56 @@ class RateModel(ABC):
     def for_run(self, key: RunKey) -> RateModel:
         """The model of a run that is recognised by its key, for models that differ by run."""
         return self
+
+    def depends_on_run(self, effects: EffectSettings) -> bool:
+        """Whether a run has to be read for the model to be adapted to it."""
+        return effects.kind != "none"
+
+    def adapt(self, run, bins: CountsBins, effects: EffectSettings, place: int | None = None) -> AdaptedRun:
+        """The model with the effects of a run, from the run's own counts.
+
+        Parameters
+        ----------
+        run : `ReducedRun`-like
+            Its ``slices``, see `expected_counts`, and their ``counts``, shape (energy, fov.size), sparse.
+        bins : `CountsBins`
+            Of the run.
+        effects : `EffectSettings`
+        place : int, optional
+            Of the run among those of the fit, for one of them: what the fit has found of it need not be found again.
+
+        Returns
+        -------
+        adapted : `AdaptedRun`
+        """
+        in_bins, counted = self.expected_counts(run.slices, bins.energy_edges, bins.fov), add_up(run.slices)
+        expected, counts = in_bins.sum(1), counted.sum(1)
+        norm, error, energies, flags, judged = 1.0, 0.0, NO_ENERGIES, [], slice(None)
+        if effects.kind == "norm":
+            scatter = [s for p in run.slices for s in self.at_azimuth(p.azimuth).run_scatter_at(p.cos_zenith)]
+            # a model that was made elsewhere knows of no runs, but it has a threshold as well
+            scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
+            energies = given_or_chosen_energies(effects.norm_energy, scatter, counts, bins.energy_edges)
+            if effects.norm_energy is None:
+                flags += late_flags(energies, scatter, bins.energy_edges)
+            used = energies_between(bins.energy_edges, energies) & (counts >= effects.min_counts)
+            total = expected[used].sum()
+            if total > 0 and counts[used].any():
+                norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
+            else:
+                error = max(s.norm_spread for s in scatter)
+                flags.append("no counts for the norm")
+            if used.any():  # below the energies of the norm runs have thresholds of their own
+                judged = slice(np.flatnonzero(used)[0], np.flatnonzero(used)[-1] + 1)
+        edges = bins.energy_edges[judged.start : None if judged.stop is None else judged.stop + 1]
+        # what has no exposure was not seen
+        score = group_scores(np.where(in_bins > 0, counted, 0)[judged], norm * in_bins[judged], edges, bins.fov)
+        if score.max() > POOR_FIT:
+            flags.append("poor fit")
+        if any(fit.is_poor for p in run.slices for fit in self.at_azimuth(p.azimuth).goodness_at(p.cos_zenith)):
+            flags.append("poor fit of the model")
+        model = ScaledModel(self, norm, error)
+        return AdaptedRun(model, norm * expected.sum(), norm, error, score.max(), tuple(flags), energies)
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:
         """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""

@@ -8,6 +8,7 @@ between the bin centres, so that empty bins do no harm, with values there that g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,15 +17,22 @@ from scipy.interpolate import griddata
 from scipy.ndimage import uniform_filter1d
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.camera.bins import FovBins, moved_weights, offset
+from gammapy_accmaker.camera.bins import CountsBins, FovBins, moved_weights, offset
 from gammapy_accmaker.errors import FitError
-from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.base import TEV_IN_MEV, EffectSettings, RateModel
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
+from gammapy_accmaker.models.fit_counts import add_up, mean_displacement
 from gammapy_accmaker.models.goodness import GoodnessOfFit, goodness_of_model
-from gammapy_accmaker.models.norm_energy import RunScatter
+from gammapy_accmaker.models.norm_energy import (
+    RunScatter,
+    energies_between,
+    find_scatter,
+    given_or_chosen_energies,
+    norm_spread,
+)
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, kept_integrals, linear_weights
 
-__all__ = ["BinnedModel", "fit_binned", "fit_run_norms"]
+__all__ = ["BinnedModel", "SummedRuns", "fit_binned", "fit_run_norms", "sum_runs"]
 
 ITERATIONS = 6  # of the nodes; enough for 1e-3, and few enough that noise from bin to bin is not amplified
 RING_STEP, SIDE_STEP = (
@@ -161,6 +169,52 @@ class BinnedModel(RateModel):
         run_scatter = RunScatter.from_array(arrays["run_scatter"]) if "run_scatter" in arrays else None
         given = {name: arrays[name] for name in names} | {"goodness_of_fit": GoodnessOfFit.from_arrays(arrays)}
         return cls(fov=fov, spectrum=spectrum, run_scatter=run_scatter, **given)
+
+
+@dataclass(frozen=True, eq=False)
+class SummedRuns:
+    """Runs that share one rate, up to a norm of each.
+
+    Attributes
+    ----------
+    counts : `~numpy.ndarray`, shape (nbin, fov.size)
+    exposure : `~numpy.ndarray`, shape (fov.size,)
+        In s, times the norms.
+    displacement : `~numpy.ndarray`, shape (fov.size, axis), or None
+        See `fit_binned`.
+    scatter : `RunScatter`
+        How the runs differ.
+    """
+
+    counts: np.ndarray
+    exposure: np.ndarray
+    displacement: np.ndarray | None
+    scatter: RunScatter
+
+
+def sum_runs(runs: Sequence, bins: CountsBins, effects: EffectSettings) -> SummedRuns:
+    """Sum of runs for the fit of one rate.
+
+    Parameters
+    ----------
+    runs : list of `RunSlice`-like
+        Each run as a whole: ``counts``, sparse, ``exposure`` and ``displacement`` in ``bins``.
+    bins : `CountsBins`
+    effects : `EffectSettings`
+        With "norm" the exposure of each run counts by its norm.
+    """
+    exposure, norms = np.array([run.exposure for run in runs]), np.ones(len(runs))
+    spectra = np.array([np.asarray(run.counts.sum(1)).ravel() for run in runs])
+    scatter = find_scatter(spectra, np.log(bins.energy_edges))
+    if effects.kind == "norm":
+        # of one range for all runs, or the rates that they share would not be comparable
+        energies = given_or_chosen_energies(
+            effects.norm_energy, [scatter], np.zeros(len(bins.energy_edges) - 1), bins.energy_edges
+        )
+        used = energies_between(bins.energy_edges, energies)
+        norms = fit_run_norms(np.array([used @ run.counts for run in runs]), exposure)
+        scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
+    return SummedRuns(add_up(runs), norms @ exposure, mean_displacement(runs, norms), scatter)
 
 
 def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float = 1e-10):

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from gammapy_accmaker.camera.bins import FovBins, offset
 from gammapy_accmaker.utils.statistics import deviance_moments, poisson_deviance
 
-__all__ = ["GoodnessOfFit", "describe_goodness", "goodness_of_model", "group_scores"]
+__all__ = ["POOR_FIT", "GoodnessOfFit", "describe_goodness", "goodness_of_model", "group_scores"]
 
 IMPROBABLE = 1e-4  # probability of a deviance as large as this by chance: such a fit is called poor,
 MATTERS = 0.02  # if it is so far off: with a million events 1 % is seen, and runs differ by more
@@ -20,6 +20,7 @@ PARTS = ((5, 8), (5, 4), (5, 1), (2, 1), (1, 1))  # rings and sectors of the fie
 COUNTS_A_CELL = 10.0  # on average, of a part of the field at an energy
 GROUP_WIDTH = 0.2  # in log10 energy
 LEAST_EXPECTED = 1e-3  # events in a cell that has some
+POOR_FIT = 6.0  # standard deviations of the deviance of an energy group of a run
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ __all__ = [
     "energies_between",
     "find_scatter",
     "given_energies",
+    "given_or_chosen_energies",
     "late_flags",
     "norm_spread",
 ]
@@ -205,6 +206,16 @@ def given_energies(energy_edges: np.ndarray, low: float, high: float) -> tuple[f
         used = (energy_edges[1:] > low) & (energy_edges[:-1] < high)
     inside = np.flatnonzero(used)
     return float(energy_edges[inside[0]]), float(energy_edges[inside[-1] + 1])
+
+
+def given_or_chosen_energies(
+    given: tuple[float, float] | None, scatter: list[RunScatter], counts: np.ndarray, energy_edges: np.ndarray
+) -> tuple[float, float]:
+    """Energies in TeV over which the norm of a run with these counts by energy is fitted: `given_energies`, or without
+    them those of `choose_energies`."""
+    if given is not None:
+        return given_energies(energy_edges, *given)
+    return choose_energies(scatter, counts, energy_edges)
 
 
 def energies_between(energy_edges: np.ndarray, energies: tuple[float, float]) -> np.ndarray:

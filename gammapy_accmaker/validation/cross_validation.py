@@ -17,7 +17,7 @@ from astropy.table import Table
 from gammapy.data import EventList
 from gammapy.utils.pbar import progress_bar
 
-from gammapy_accmaker.acceptance.fit import adapt_to_run, fit_runs, warn_of_covariates
+from gammapy_accmaker.acceptance.fit import fit_runs, warn_of_covariates
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, as_number, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
@@ -284,7 +284,7 @@ class _HeldOut:
 
     @classmethod
     def of(cls, reduced, folds, reduction, scoring, sky, execution):
-        bins, config = reduction.bins, reduction.config
+        bins, config, effects = reduction.bins, reduction.config, reduction.config.run_effects.settings
         scores, log_norms, seconds, pulls = {}, {}, [], []
         for fold in progress_bar(folds, desc="Folds"):
             start = time.monotonic()
@@ -295,14 +295,14 @@ class _HeldOut:
             for k in fold:
                 run, to_adapt, whole, to_score = reduced[k]
                 all_counts, counts = (one.counts.toarray() for one in (whole, to_score))
-                mu = scoring.expected(adapt_to_run(model, bins, to_adapt, config)[0], to_score)
+                mu = scoring.expected(model.adapt(to_adapt, bins, effects).model, to_score)
                 binned = scoring.in_score @ counts
                 scale = (scoring.in_score @ all_counts).sum() / max(binned.sum(), 1)
                 scores[k] = scale * free_norm_log_likelihood(binned, scoring.in_score @ mu)
                 unadapted = scoring.in_score @ scoring.expected(model, whole)
                 log_norms[k] = np.log(max((scoring.in_score @ all_counts).sum(), 0.5) / unadapted.sum())
                 # as the maker does: effects, the norm at least, from the run's own events, all of them
-                adapted = adapt_to_run(model, bins, run, config)[0]
+                adapted = model.adapt(run, bins, effects).model
                 mu = scoring.expected(adapted, whole)
                 norm = all_counts.sum() / mu.sum() if config.run_effects.type == "none" else 1.0
                 stack = stack + np.stack([scoring.in_band @ all_counts, norm * (scoring.in_band @ mu)])

@@ -31,7 +31,7 @@ from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.camera.bins import as_edges
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.config.options import RadialOptions
+from gammapy_accmaker.config.kinds import RadialOptions
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
@@ -383,13 +383,14 @@ def _with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
     """The configurations of a cross-validation: a plain radial model first, to which the gain of this one refers."""
     if config.exclusion.iterative is not None:  # what was found is given as an exclusion instead
         config = config.update({"exclusion": config.exclusion.model_copy(update={"iterative": None})})
-    if config.model.type == "radial":
+    reference = RadialOptions()
+    if config.model.type == reference.type:
         return {"this model": config}
     shared = ("energy", "offset_max", "fov_alignment", "time_step", "exclusion", "observatory_location")
     options = {name: getattr(config, name) for name in shared}
     if config.zenith.type == "none":  # runs may have no zenith angle
         options["zenith"] = {"type": "none"}
-    radial = AcceptanceConfig(model=RadialOptions(), **options)
+    radial = AcceptanceConfig(model=reference, **options)
     return {REFERENCE: radial, "this model": config}
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from gammapy_accmaker.models.base import NOT_CONVERGED
+from gammapy_accmaker.models.goodness import POOR_FIT
 from gammapy_accmaker.models.norm_energy import (
     NO_ENERGIES,
     choose_energies,
@@ -31,10 +33,8 @@ __all__ = ["THRESHOLD_BLIND", "as_slices", "fit_run", "mean_scaling", "project_r
 
 GROUP_WIDTH = 0.1  # dex; energy groups of the goodness of fit
 FEW_COUNTS = 50
-POOR_FIT = 6.0  # standard deviations of the deviance of an energy group
 FAR_SHIFT = 4.0  # standard deviations of the population
 THRESHOLD_BLIND = ("norm", "tilt")  # kinds of effects that cannot follow the threshold of a run
-NOT_CONVERGED = "not converged"  # flag of a run whose effects are not at their maximum
 UNUSUAL_NORM = ("unusual norm",)  # flag of a run whose norm is rather one of those far out
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "CellCounts",
     "RunCells",
     "gather_counts",
+    "in_pixels",
 ]
 
 
@@ -296,6 +297,11 @@ class CellCounts:
     def spectrum(self, n_energy: int) -> np.ndarray:
         """Counts in each of all energy bins."""
         return np.bincount(self.index // len(self.exposure), self.counts, n_energy)
+
+
+def in_pixels(run, inside: np.ndarray) -> list:
+    """Slices of a run with some of its pixels alone, those that are True in ``inside``."""
+    return [replace(part, counts=part.counts[:, inside], exposure=part.exposure[inside]) for part in run.slices]
 
 
 def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:

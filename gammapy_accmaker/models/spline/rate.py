@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.base import TEV_IN_MEV, AdaptedRun, RateModel
+from gammapy_accmaker.models.spline.adapt import fit_run
+from gammapy_accmaker.models.spline.cells import in_pixels
 from gammapy_accmaker.models.spline.effects import RunEffect
 from gammapy_accmaker.models.spline.model import SplineModel
 
@@ -118,6 +120,35 @@ class SplineRate(RateModel):
         """One standard deviation of the log of the rate; ``part``: "coefficients", "run" or "both"."""
         return self.model.relative_error_grid(
             energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect, part=part
+        )
+
+    def depends_on_run(self, effects):
+        return True  # on its covariates, if on nothing else
+
+    def adapt(self, run, bins, effects, place=None):
+        known = self.model.effects if place is not None and not effects.min_counts else ()
+        if known:
+            effect = known[place]
+        else:
+            effect = fit_run(
+                self.model,
+                in_pixels(run, bins.inside),
+                kind=effects.kind,
+                min_counts=effects.min_counts,
+                norm_energy=effects.norm_energy,
+            )
+        first = run.slices[0]
+        return AdaptedRun(
+            SplineRate(self.model, effect, first.azimuth, first.covariates),
+            effect.expected.sum(),
+            effect.norm,
+            effect.norm_error,
+            np.max(effect.deviance, initial=0.0),
+            effect.flags,
+            effect.norm_energy,
+            # what the covariates of the run foretell of its energy scale, and what its events add
+            effect.scaling + effect.shift,
+            effect.shift_error,
         )
 
     def to_arrays(self):

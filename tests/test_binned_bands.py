@@ -16,7 +16,6 @@ from scipy.stats import binom, norm
 from stores import IRFS
 
 from gammapy_accmaker import AcceptanceConfig, fit_acceptance
-from gammapy_accmaker.acceptance.fit import adapt_to_run
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.models.fit_counts import add_up
 
@@ -66,12 +65,12 @@ def pulls(kind, observations, given, options):
     parts = np.stack([theta >= 0, *((theta >= a) & (theta < b) for a, b in ((0, 0.8), (0.8, 1.6), (1.6, 9)))])
     found = []
     for run in runs:
-        adapted, row = adapt_to_run(model.rate_model, bins, run, config)
-        mu, counts = adapted.expected_counts(run.slices, bins.energy_edges, bins.fov), add_up(run.slices)
+        adapted = model.rate_model.adapt(run, bins, config.run_effects.settings)
+        mu, counts = adapted.model.expected_counts(run.slices, bins.energy_edges, bins.fov), add_up(run.slices)
         center = np.sqrt(bins.energy_edges[1:] * bins.energy_edges[:-1])
         for low, high in zip(BANDS[:-1], BANDS[1:], strict=True):
             inside = (center > low) & (center < high)
-            if low < 0.99 * row["NORM_EMIN"] or not inside.any():
+            if low < 0.99 * adapted.norm_energy[0] or not inside.any():
                 continue
             n, m = (values[inside].sum(0) @ parts.T for values in (counts, mu))
             found.append(np.where(m > AT_LEAST, (n - m) / np.sqrt(np.maximum(m, 1)), np.nan))

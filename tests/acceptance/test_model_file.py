@@ -1,16 +1,27 @@
 """The model file: exact, whole or not at all, and data only."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from simulated_runs import EDGES as SPLINE_EDGES
+from simulated_runs import LAT, LON, SOLID_ANGLE, simulate_runs
 from stores import EDGES, fitted, options
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models import AzimuthBinned, ModelPerRun, SplineRate, ZenithBinned, ZenithInterpolated
+from gammapy_accmaker.models.base import MODEL_KINDS
+from gammapy_accmaker.models.parametric.fit import fit_parametric
+from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.products.irf import make_mean_irf
 from gammapy_accmaker.utils import model_file as io
 from gammapy_accmaker.utils.files import write_atomically
 from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
+from gammapy_accmaker.utils.run_key import RunKey
 
 KINDS = ["radial", "grid"]
 RUNS = {
@@ -54,6 +65,38 @@ def test_it_is_restored_exactly(kind, tmp_path):
     # and again
     after.write(tmp_path / "again.fits")
     assert AcceptanceModel.read(tmp_path / "again.fits").rate_model.profile.tobytes() == there["profile"].tobytes()
+
+
+def one_of_each_kind():
+    binned = fitted("grid")
+    by_zenith = ZenithInterpolated([0.6, 0.9], [binned, fitted("grid", seed=2)], True)
+    yield from (binned, by_zenith, ZenithBinned([0.5, 0.7, 1], [binned, binned]))
+    yield AzimuthBinned([0, 180], [by_zenith, binned], [0, 1], [1.0, 2.0])
+    yield ModelPerRun([by_zenith, binned], [RunKey(7), RunKey(8)], [0, 1])
+    yield fit_parametric(binned.counts, binned.exposure, binned.bin_edges, binned.fov, "gaussian")
+    yield AcceptanceModel.from_irf(make_mean_irf(binned, None, "altaz")).rate_model
+    yield SplineRate(
+        fit_spline(simulate_runs(3, 1), SPLINE_EDGES, LON, LAT, SOLID_ANGLE, run_effects="norm", max_rounds=4)
+    )
+
+
+READ_FIRST = """
+import sys
+from gammapy_accmaker.acceptance.model import AcceptanceModel
+print(*(AcceptanceModel.read(path).rate_model.kind for path in sys.argv[1:]), sep=",")
+"""
+
+
+def test_a_file_of_any_kind_is_read_whatever_was_imported_before(tmp_path):
+    """Reading is the first thing that a fresh interpreter does."""
+    paths, table = [], Table(RUNS)
+    for model in one_of_each_kind():
+        paths.append(str(tmp_path / f"{len(paths)}.fits"))
+        AcceptanceModel(model, AcceptanceConfig(), table).write(paths[-1])
+    done = subprocess.run([sys.executable, "-c", READ_FIRST, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours = {kind for kind, cls in MODEL_KINDS.items() if cls.__module__.startswith("gammapy_accmaker")}
+    assert set(done.stdout.strip().split(",")) == ours and len(paths) == len(ours)
 
 
 def test_a_maker_takes_the_configuration_of_the_file(path):

@@ -14,7 +14,7 @@ from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun
 from stores import IRFS, sky_geom
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig
-from gammapy_accmaker.acceptance.fit import adapt_to_run, fit_runs
+from gammapy_accmaker.acceptance.fit import fit_runs
 from gammapy_accmaker.camera.bins import CountsBins, FovBins
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.errors import InputError
@@ -76,7 +76,7 @@ def radial(**effects):
 
 def rows_of(runs, config, fitted=None):
     model = fit_runs([as_reduced(run) for run in (runs if fitted is None else fitted)], BINS, config)
-    return model, [adapt_to_run(model, BINS, as_reduced(run), config)[1] for run in runs]
+    return model, [model.adapt(as_reduced(run), BINS, config.run_effects.settings) for run in runs]
 
 
 @pytest.mark.parametrize(("n", "seconds", "sd"), [(1, 1700, 0.3), (4, 1700, 0.2), (30, 1700, 0.3), (60, 100, 0.15)])
@@ -169,14 +169,14 @@ def test_spread_of_norms_without_that_of_the_counts():
 def test_norms_do_not_follow_the_threshold(n):
     runs = simulate(n, fov=RINGS)
     _, rows = rows_of(runs, radial())
-    norms, errors = np.array([(row["NORM"], row["NORM_ERR"]) for row in rows]).T
+    norms, errors = np.array([(row.norm, row.norm_error) for row in rows]).T
     true = np.exp([run.norm for run in runs])
     pulls = (np.log(norms / true) - np.log(norms / true).mean()) / (errors / norms)
     assert np.abs(pulls).max() < 3.5 and np.sqrt(np.mean(pulls**2)) < 1.5
-    assert all(THRESHOLD < row["NORM_EMIN"] < 4 * THRESHOLD and row["NORM_EMAX"] == EDGES[-1] for row in rows)
+    assert all(THRESHOLD < row.norm_energy[0] < 4 * THRESHOLD and row.norm_energy[1] == EDGES[-1] for row in rows)
     # over all energies it would
     _, rows = rows_of(runs, radial(norm_energy=["0.1 TeV", "100 TeV"]))
-    ratio = np.log([row["NORM"] for row in rows] / true)
+    ratio = np.log([row.norm for row in rows] / true)
     assert np.abs((ratio - ratio.mean()) / (errors / norms)).max() > 4
 
 
@@ -185,15 +185,15 @@ def test_energies_that_are_given_are_taken():
     model, rows = rows_of(runs, radial(norm_energy=["1 TeV", "5 TeV"]))
     inside = energies_between(BINS.energy_edges, (1, 5))
     low, high = np.flatnonzero(inside)[[0, -1]]
-    assert {row["NORM_EMIN"] for row in rows} == {BINS.energy_edges[low]}
-    assert {row["NORM_EMAX"] for row in rows} == {BINS.energy_edges[high + 1]}
+    assert {row.norm_energy[0] for row in rows} == {BINS.energy_edges[low]}
+    assert {row.norm_energy[1] for row in rows} == {BINS.energy_edges[high + 1]}
     lon, lat = RINGS.subpoints(3)
     for run, row in zip(runs, rows, strict=True):
         rate_there = (
             model.integral_grid(BINS.energy_edges, lon.ravel(), lat.ravel(), 0.9).reshape(-1, *lon.shape).mean(2)
         )
         expected = (rate_there @ (run.exposure * RINGS.solid_angle))[inside].sum()
-        assert row["NORM"] == pytest.approx(run.counts.sum(1)[inside].sum() / expected)
+        assert row.norm == pytest.approx(run.counts.sum(1)[inside].sum() / expected)
 
 
 def test_a_run_of_higher_threshold_takes_its_own_energies():
@@ -201,11 +201,9 @@ def test_a_run_of_higher_threshold_takes_its_own_energies():
     late = simulate(1, fov=RINGS, sd_norm=0, sd_shift=-0.4, seed=6)
     assert late[0].shift < -0.5
     _, rows = rows_of(runs + late, radial(), fitted=runs)
-    assert rows[-1]["NORM_EMIN"] > 1.5 * rows[0]["NORM_EMIN"]
-    assert [row["FLAG"] for row in rows] == [""] * 8 + ["threshold above those of the fit"]
-    assert rows[-1]["NORM"] == pytest.approx(
-        1 / np.exp(np.mean([run.norm for run in runs])), abs=4 * rows[-1]["NORM_ERR"]
-    )
+    assert rows[-1].norm_energy[0] > 1.5 * rows[0].norm_energy[0]
+    assert [row.flags for row in rows] == [()] * 8 + [("threshold above those of the fit",)]
+    assert rows[-1].norm == pytest.approx(1 / np.exp(np.mean([run.norm for run in runs])), abs=4 * rows[-1].norm_error)
 
 
 def test_a_run_without_counts_there_keeps_the_norm_1():
@@ -214,8 +212,8 @@ def test_a_run_without_counts_there_keeps_the_norm_1():
     counts[4:] = 0
     empty = SimulatedRun(9, csr_array(counts), runs[0].exposure, 0.9, 0.0)
     model, rows = rows_of([empty], radial(), fitted=runs)
-    assert rows[0]["NORM"] == 1 and "no counts for the norm" in rows[0]["FLAG"]
-    assert rows[0]["NORM_ERR"] == model.run_scatter.norm_spread and 0.1 < model.run_scatter.norm_spread < 0.35
+    assert rows[0].norm == 1 and "no counts for the norm" in rows[0].flags
+    assert rows[0].norm_error == model.run_scatter.norm_spread and 0.1 < model.run_scatter.norm_spread < 0.35
 
 
 def test_the_model_keeps_the_scatter_in_its_file():

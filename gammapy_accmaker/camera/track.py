@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import astropy.units as u
 import erfa
 import numpy as np
-from astropy.coordinates import AltAz, EarthLocation, SkyCoord
+from astropy.coordinates import AltAz, EarthLocation
 from astropy.coordinates.erfa_astrom import ErfaAstromInterpolator
 from astropy.time import Time, TimeDelta
 from scipy.spatial.transform import Rotation, Slerp
@@ -27,7 +27,7 @@ MIN_STEP = 1.0  # s
 MAX_SPAN = 86400.0  # s; times beyond it are damaged, and would take all memory
 MIN_PART = 1.0  # s, of good time in a part of a run
 MAX_ZENITH_CHANGE = 0.05  # of cos zenith within a slice of a run
-EARTH = ErfaAstromInterpolator(300 * u.s)  # how the Earth turns is exact, how it nods is interpolated
+EARTH = ErfaAstromInterpolator(1800 * u.s)  # how the Earth turns is exact, how it nods is interpolated
 MEAN_STEP = 60.0  # s, between the nodes over which the conditions of a run are averaged
 
 
@@ -287,12 +287,11 @@ def fov_track(
 def _track_at(pointing, zero, intervals, seconds, location, alignment):
     times = zero + TimeDelta(seconds, format="sec")
     if pointing.fixed_icrs is not None:
-        fixed = pointing.fixed_icrs
-        icrs = SkyCoord(np.repeat(fixed.ra, len(seconds)), np.repeat(fixed.dec, len(seconds)))
+        lon, lat = (np.repeat(angle.rad, len(seconds)) for angle in (pointing.fixed_icrs.ra, pointing.fixed_icrs.dec))
     else:
         icrs = pointing.get_icrs(times, location)
+        lon, lat = icrs.ra.rad, icrs.dec.rad
     # FoVICRS: x to the pointing, y to decreasing right ascension, z to the north
-    lon, lat = icrs.ra.rad, icrs.dec.rad
     to_icrs_offset = np.stack([unit_vectors(lon, lat), -_east(lon), _north(lon, lat)], axis=1)
     if location is None:
         nan = np.full(len(seconds), np.nan)

@@ -15,7 +15,7 @@ from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, axis_index, 
 from gammapy_accmaker.camera.track import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, find_reach
-from gammapy_accmaker.data.observations import SITE_REMEDY, named_site, observation_site, site_numbers
+from gammapy_accmaker.data.observations import SITE_REMEDY, event_columns, named_site, observation_site, site_numbers
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, run_label
@@ -187,15 +187,19 @@ def reduce_observation(
         exclusion = Exclusion()
     exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + track.pointing_drift)
     fov_lon, fov_lat = track.to_fov(xyz, seconds)
+    offsets = offset(fov_lon, fov_lat)
     # of a square grid the half side: its corners are no part of a round field
-    reach = find_reach(offset(fov_lon, fov_lat), min(float(edges[-1]) for edges in bins.fov.edges))
+    reach = find_reach(offsets, min(float(edges[-1]) for edges in bins.fov.edges))
     notes = _notes(
         observation, header, track, location, len(xyz) + dropped["outside GTI"], dropped["outside GTI"], reach
     )
     keep = ~exclusion.contains(xyz)
     dropped["excluded"] = int((~keep).sum())
     xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
-    fov_bin = bins.fov.index(fov_lon[keep], fov_lat[keep])
+    if bins.fov.is_radial:
+        fov_bin = axis_index(bins.fov.edges[0], offsets[keep])
+    else:
+        fov_bin = bins.fov.index(fov_lon[keep], fov_lat[keep])
     energy_bin = axis_index(bins.energy_edges, energy)
     inside = (fov_bin >= 0) & (energy_bin >= 0) & bins.inside[fov_bin]
     dropped["out of range"] = int((~inside).sum())
@@ -253,18 +257,15 @@ def _read_events(observation, track):
     """ICRS unit vectors, energies in TeV and seconds after the start of the track of the usable events,
     and their header."""
     try:
-        events = observation.events  # once: gammapy reads the file at each access
-        if events is None:
-            raise ValueError("there is no event list")
-        table = events.table
-        ra, dec = (_values(table[name], "rad") for name in ("RA", "DEC"))
-        energy = _values(table["ENERGY"], "TeV")
+        columns, header = event_columns(observation)
+        ra, dec = (_values(columns[name], "rad") for name in ("RA", "DEC"))
+        energy = _values(columns["ENERGY"], "TeV")
     except (KeyError, TypeError, ValueError) as error:  # gammapy checks the columns as it reads them
         raise ObservationError(
             f"observation {observation.obs_id}: its events cannot be used ({error}); they need the columns TIME, "
             "RA and DEC (angles) and ENERGY (an energy)"
         ) from error
-    seconds = _event_seconds(events, track)
+    seconds = _seconds_after_start(columns["TIME"], track)
     good = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(energy) & (energy > 0) & np.isfinite(seconds)
     in_gti = _within(track.intervals, seconds)
     keep = good & in_gti
@@ -275,18 +276,18 @@ def _read_events(observation, track):
             f"masked, with NaN or energy <= 0, {dropped['outside GTI']} outside the good time intervals); "
             "leave the run out"
         )
-    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped, table.meta
+    return unit_vectors(ra[keep], dec[keep]), energy[keep], seconds[keep], dropped, header
 
 
 def in_good_time(events, track: FovTrack) -> np.ndarray:
     """Whether each event lies within the good time intervals."""
-    return _within(track.intervals, _event_seconds(events, track))
+    return _within(track.intervals, _seconds_after_start(events.time, track))
 
 
-def _event_seconds(events, track):
-    """After the start of the track; NaN where the time is masked."""
+def _seconds_after_start(time, track):
+    """NaN where the time is masked."""
     # by the two parts of a Julian date: much faster than the difference of two `Time`
-    time, start = events.time.tt, track.start.tt
+    time, start = time.tt, track.start.tt
     return _filled((time.jd1 - start.jd1) + (time.jd2 - start.jd2)) * 86400.0
 
 

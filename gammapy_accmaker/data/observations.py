@@ -7,13 +7,14 @@ site.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import EarthLocation, SkyCoord
-from astropy.io import fits
 from astropy.table import Table
 from gammapy.data import GTI, DataStore, EventList, FixedPointingInfo, Observation, ObservationMetaData
 from gammapy.data.io import EventListReader
@@ -22,7 +23,7 @@ from gammapy.utils.metadata import TargetMetaData
 from gammapy.utils.time import time_ref_from_dict
 
 from gammapy_accmaker.errors import InputError, ObservationError
-from gammapy_accmaker.utils.hdu_sizes import read_tables
+from gammapy_accmaker.utils.hdu_sizes import FitsTable, read_tables
 
 __all__ = [
     "SITE_REMEDY",
@@ -32,6 +33,7 @@ __all__ = [
     "observation_site",
     "pointing_icrs",
     "read_files",
+    "event_columns",
     "event_locations",
     "find_unreadable",
     "as_observations",
@@ -62,7 +64,13 @@ def file_site(observation) -> EarthLocation | None:
 
 def site_numbers(site: EarthLocation) -> tuple[float, float, float]:
     """Longitude and latitude in deg, and height in m."""
-    lon, lat, height = site.geodetic  # once: astropy computes it anew for each of the three
+    return _geodetic(*(float(x.to_value("m")) for x in site.geocentric))
+
+
+@lru_cache(maxsize=64)
+def _geodetic(x, y, z):
+    # astropy computes all three whenever one is asked for, and the runs of a telescope ask for the same
+    lon, lat, height = EarthLocation.from_geocentric(x, y, z, unit="m").geodetic
     return float(lon.deg), float(lat.deg), float(height.to_value("m"))
 
 
@@ -104,16 +112,24 @@ class _ReadLocation(HDULocation):
     ``whole``: the events have all of their columns.
     """
 
-    def __init__(self, location: HDULocation, table: fits.BinTableHDU, whole: bool):
-        vars(self).update(vars(location))
+    def __init__(self, location: HDULocation, table: FitsTable, whole: bool):
+        self.__dict__.update(location.__dict__)
         self._table, self._whole = table, whole
 
+    @property
+    def header(self):
+        return self._table.header
+
+    def event_values(self):
+        """Columns of the events, without the checks and the table of gammapy; None where that is needed."""
+        return _event_values(self._table) if self.hdu_class == "events" else None
+
     def get_hdu(self):
-        return self._table
+        return self._table.to_hdu()
 
     def load(self):
         if self.hdu_class == "events":
-            return EventListReader.from_gadf_hdu(self._table) if self._whole else _make_events(self._table)
+            return EventListReader.from_gadf_hdu(self.get_hdu()) if self._whole else _make_events(self._table)
         if self.hdu_class == "gti":
             return _make_gti(self._table)
         if self.hdu_class == "pointing":
@@ -124,21 +140,27 @@ class _ReadLocation(HDULocation):
 # What gammapy's readers make of a whole table and all of its header, at three times the cost
 
 
-def _make_events(hdu):
-    values = _quantities(hdu, ("TIME", "RA", "DEC", "ENERGY"))
+def _make_events(stored):
+    values = _event_values(stored)
     if values is None:
-        return EventListReader.from_gadf_hdu(hdu)
-    values["TIME"] = time_ref_from_dict(hdu.header) + values["TIME"]
+        return EventListReader.from_gadf_hdu(stored.to_hdu())
     table = Table(values, copy=False)
-    table.meta = hdu.header
+    table.meta = stored.header
     return EventList(table)
 
 
-def _make_gti(hdu):
-    values = _quantities(hdu, ("START", "STOP"), hdu.header.get("TIMEUNIT", "s"))
+def _event_values(stored):
+    values = _quantities(stored, ("TIME", "RA", "DEC", "ENERGY"))
+    if values is not None:
+        values["TIME"] = time_ref_from_dict(stored.header) + values["TIME"]
+    return values
+
+
+def _make_gti(stored):
+    values = _quantities(stored, ("START", "STOP"), stored.header.get("TIMEUNIT", "s"))
     if values is None or not all(np.isfinite(value).all() for value in values.values()):
-        return GTI.from_table_hdu(hdu)
-    return GTI.create(values["START"], values["STOP"], time_ref_from_dict(hdu.header, format="mjd", scale="tt"))
+        return GTI.from_table_hdu(stored.to_hdu())
+    return GTI.create(values["START"], values["STOP"], time_ref_from_dict(stored.header, format="mjd", scale="tt"))
 
 
 def _make_metadata(header):
@@ -149,16 +171,12 @@ def _make_metadata(header):
     )
 
 
-def _quantities(hdu, names, unit=""):
-    """Columns of a table; ``unit``: where they have none. None where one is missing, or has numbers that stand for
-    none: gammapy says what is missing, and masks."""
-    columns = {column.name: column for column in hdu.columns if column.name in names}
-    if len(columns) < len(names) or any(column.null is not None for column in columns.values()):
+def _quantities(stored, names, unit=""):
+    """Columns of a table, None where gammapy's reader is needed; ``unit``: where they have none."""
+    columns = stored.columns(names)
+    if columns is None:
         return None
-    return {
-        name: u.Quantity(np.asarray(hdu.data[name], dtype=float), column.unit or unit)
-        for name, column in columns.items()
-    }
+    return {name: u.Quantity(values.astype(float), own or unit) for name, (values, own) in columns.items()}
 
 
 def read_files(observation) -> Observation:
@@ -184,6 +202,19 @@ def read_files(observation) -> Observation:
         if any(value is location for location in locations):
             setattr(read, name, _ReadLocation(value, tables[value.path()][_hdu_name(value)], whole))
     return read
+
+
+def event_columns(observation) -> tuple[Mapping, Mapping]:
+    """TIME, RA, DEC and ENERGY of the events of an observation, as they are in their table, and its header."""
+    held, chosen = vars(observation).values(), observation.obs_filter
+    if chosen.time_filter is None and not chosen.event_filters and not any(isinstance(v, EventList) for v in held):
+        for value in held:
+            if isinstance(value, _ReadLocation) and (columns := value.event_values()) is not None:
+                return columns, value.header
+    events = observation.events  # once: gammapy reads the file at each access
+    if events is None:
+        raise ValueError("there is no event list")
+    return {"TIME": events.time, **{name: events.table[name] for name in ("RA", "DEC", "ENERGY")}}, events.table.meta
 
 
 def _hdu_name(location):

@@ -1,4 +1,7 @@
-"""What the headers of a FITS file claim is held against the length of the file, before anything is allocated."""
+"""What the headers of a FITS file claim is held against the length of the file, before anything is allocated.
+
+Tables of events are read here in one pass over their file, without the objects that astropy makes of every column.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,18 @@ import lzma
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["check_hdu_sizes", "read_tables"]
+__all__ = ["FitsTable", "check_hdu_sizes", "read_tables"]
 
 MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
 MAX_AXES = 999  # and columns, of the FITS standard
@@ -24,6 +30,8 @@ BITS = (8, 16, 32, 64, -32, -64)
 COMPRESSION = 1100  # no gzip file grows more
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 BLOCK, CARD = 2880, 80
+COLUMN_CARDS = (b"TFIELDS", b"TTYPE", b"TFORM", b"TUNIT", b"TSCAL", b"TZERO", b"TNULL", b"TDIM")
+CHANGES = ("TSCAL", "TZERO", "TNULL", "TDIM")  # keywords with which a column is not what its bytes are
 
 
 def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -43,7 +51,65 @@ def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES) -> None:
     _walk(Path(path), max_bytes, None)
 
 
-def read_tables(path: Path, names: set[str], max_bytes: int = MAX_BYTES) -> dict[str, fits.BinTableHDU]:
+@dataclass(frozen=True)
+class FitsTable:
+    """A binary table as it is in its file.
+
+    Attributes
+    ----------
+    header : `~astropy.io.fits.Header`
+    content : bytes
+        Header and data.
+    start : int
+        Where in it the data begin.
+    rows : int
+    """
+
+    header: fits.Header
+    content: bytes
+    start: int
+    rows: int
+
+    def to_hdu(self) -> fits.BinTableHDU:
+        """What astropy makes of it."""
+        return fits.BinTableHDU.fromstring(self.content)
+
+    def columns(self, names: tuple[str, ...]) -> dict[str, tuple[np.ndarray, str | None]] | None:
+        """Values and units of columns of one number a row; None where one of them is not there or is of another kind:
+        scaled, or with a number that stands for none, or of vectors."""
+        dtype, units = self.layout
+        if not units.keys() >= set(names):
+            return None
+        values = np.frombuffer(self.content, dtype, self.rows, self.start)
+        return {name: (values[name], units[name]) for name in names}
+
+    @cached_property
+    def layout(self) -> tuple[np.dtype, dict[str, str | None]]:
+        """Type of a row, and the units of the columns that hold one number as it is."""
+        cards = (self.content[at : at + CARD] for at in range(0, self.start, CARD))
+        return _table_layout(b"".join(card for card in cards if card.startswith(COLUMN_CARDS)))
+
+
+@lru_cache(maxsize=64)
+def _table_layout(cards):
+    """Of the cards of a header that describe the columns: they are the same in many files."""
+    header = fits.Header.fromstring(cards)
+    n = header["TFIELDS"]
+    names = [str(header.get(f"TTYPE{k}", f"COLUMN {k}")).strip() for k in range(1, n + 1)]
+    formats = [fits.Column(name=f"COLUMN_{k}", format=header[f"TFORM{k}"]) for k in range(1, n + 1)]
+    dtype = fits.ColDefs(formats).dtype
+    fields = [(name, dtype[k].newbyteorder(">")) for k, name in enumerate(names)]
+    plain = {
+        name: header.get(f"TUNIT{k}")
+        for k, (name, kind) in enumerate(fields, 1)
+        if kind.shape == () and kind.kind in "fi" and not any(f"{key}{k}" in header for key in CHANGES)
+    }
+    if len(set(names)) < n:
+        return dtype, {}
+    return np.dtype(fields), plain
+
+
+def read_tables(path: Path, names: set[str], max_bytes: int = MAX_BYTES) -> dict[str, FitsTable]:
     """Tables of a file, by the names of their HDUs in capitals: the file is opened, and unpacked, once.
 
     What their headers claim is checked before it is read; what stands behind the last of them is not looked at.
@@ -58,7 +124,7 @@ def read_tables(path: Path, names: set[str], max_bytes: int = MAX_BYTES) -> dict
 
     Returns
     -------
-    hdus : dict of `~astropy.io.fits.BinTableHDU`
+    tables : dict of `FitsTable`
 
     Raises
     ------
@@ -73,7 +139,7 @@ def _walk(path, max_bytes, names):
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     length = path.stat().st_size
-    tables: dict[str, fits.BinTableHDU] = {}
+    tables: dict[str, FitsTable] = {}
     try:
         # header by header: `fits.open` would make objects of what they claim
         with warnings.catch_warnings(), open(path, "rb") as stored:
@@ -112,7 +178,7 @@ def _walk(path, max_bytes, names):
 
 def _read_header(file):
     """The blocks of a header, up to the one with its end, as they are in the file."""
-    blocks = []
+    blocks: list[bytes] = []
     while not blocks or not _ends(blocks[-1]):
         blocks.append(file.read(BLOCK))
         if len(blocks[-1]) < BLOCK:
@@ -130,8 +196,8 @@ def _table(path, name, header, head, data, size):
         raise InputError(f"{path}: HDU {name!r} is no table; the index table is wrong")
     if len(data) < size:
         raise InputError(f"{path}: HDU {name!r} ends after {len(data)} of {size} bytes; the file is cut off")
-    table = fits.BinTableHDU.fromstring(head + data)
-    _check_rows(path, name, table.columns, header)
+    table = FitsTable(header, head + data, len(head), header["NAXIS2"])
+    _check_rows(path, name, table.layout[0].itemsize, header)
     return table
 
 
@@ -159,11 +225,10 @@ def _check_kind(path, name, header):
     if str(header.get("XTENSION", "")).strip() == "BINTABLE":
         numbers = range(1, header["TFIELDS"] + 1)
         columns = [fits.Column(name=f"COLUMN_{k}", format=header[f"TFORM{k}"]) for k in numbers]
-        _check_rows(path, name, fits.ColDefs(columns), header)
+        _check_rows(path, name, fits.ColDefs(columns).dtype.itemsize, header)
 
 
-def _check_rows(path, name, columns, header):
-    row = columns.dtype.itemsize
+def _check_rows(path, name, row, header):
     if row != header["NAXIS1"]:
         raise InputError(
             f"{path}: the columns of HDU {name!r} claim rows of {row} bytes, but a row has "

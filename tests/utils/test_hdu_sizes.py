@@ -100,7 +100,7 @@ def test_tables_that_are_wanted(tmp_path, pack):
         hdulist[1].data["A"] = values
     card(path, 2, "NAXIS1", 10**9)
     path.write_bytes(pack(path.read_bytes()))
-    table = read_tables(path, {"EVENTS"})["EVENTS"]  # what stands behind it is not looked at
+    table = read_tables(path, {"EVENTS"})["EVENTS"].to_hdu()  # what stands behind it is not looked at
     np.testing.assert_array_equal(table.data["A"], values)
     assert table.header["WHO"] == "it's me"
     with pytest.raises(InputError, match="claims"):

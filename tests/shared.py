@@ -12,14 +12,19 @@ def use_folder(path):
     _folders[:] = [path]
 
 
+def session_folder():
+    """The folder that all processes of this session share."""
+    if not _folders:
+        raise RuntimeError("the folder of the session is known inside of tests and fixtures only")
+    return _folders[0]
+
+
 def made_once(name, make):
     """What `make(folder)` returns, from the first process that asks for it; the others read what it left.
 
     `folder` is theirs alone, and exists. The value is pickled.
     """
-    if not _folders:
-        raise RuntimeError(f"{name}: made inside of tests and fixtures only, not while the tests are collected")
-    folder = _folders[0] / name
+    folder = session_folder() / name
     with FileLock(f"{folder}.lock"):
         made = folder / "made.pickle"
         if not made.is_file():

@@ -7,14 +7,17 @@ import inspect
 import pickle
 import subprocess
 import sys
+from pkgutil import walk_packages
 
 import pytest
 
 import gammapy_accmaker
+from gammapy_accmaker import models
 
 
-def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+def run(code, separator=None):
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return found.stdout.strip().split(separator)
 
 
 def test_exports_are_listed_alike_for_python_and_for_type_checkers():
@@ -52,6 +55,14 @@ def test_name_that_does_not_exist_is_refused():
         _ = gammapy_accmaker.AcceptanceMaker
     with pytest.raises(ImportError, match="AcceptanceMaker"):
         exec("from gammapy_accmaker import AcceptanceMaker")
+
+
+def test_a_model_file_of_any_kind_is_read_where_nothing_else_is_imported():
+    for module in walk_packages(models.__path__, f"{models.__name__}."):
+        importlib.import_module(module.name)
+    kinds = {kind for kind, cls in models.base.MODEL_KINDS.items() if cls.__module__.startswith(models.__name__)}
+    found = run("from gammapy_accmaker.acceptance.model import STORED; print('\\n'.join(c.kind for c in STORED))", "\n")
+    assert {*found} == kinds >= {"spline", "binned", "parametric", "per run"}
 
 
 def test_import_of_the_package_does_not_import_gammapy():

@@ -19,9 +19,14 @@ from gammapy_accmaker.camera.bins import as_values
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import MODEL_KINDS, RateModel, describe_cos_zenith
+from gammapy_accmaker.models.base import RateModel, describe_cos_zenith
+from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.models.fit_counts import FitCounts
 from gammapy_accmaker.models.goodness import describe_goodness
+from gammapy_accmaker.models.parametric.model import ParametricModel
+from gammapy_accmaker.models.pooled import AzimuthBinned, ModelPerRun, ZenithBinned, ZenithInterpolated
+from gammapy_accmaker.models.spline.rate import SplineRate
+from gammapy_accmaker.models.tabulated import TabulatedModel
 from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
 from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
@@ -36,6 +41,18 @@ __all__ = ["WITHOUT_EXCLUSION", "AcceptanceModel"]
 log = logging.getLogger(__name__)
 
 WITHOUT_EXCLUSION = "gamma-ray sources in the fields of the runs count as background"
+
+# all that a file may hold; a model of parts finds theirs among them, since an import makes them known
+STORED: tuple[type[RateModel], ...] = (
+    AzimuthBinned,
+    BinnedModel,
+    ModelPerRun,
+    ParametricModel,
+    SplineRate,
+    TabulatedModel,
+    ZenithBinned,
+    ZenithInterpolated,
+)
 
 PLAN, FIT_COUNTS, EXCLUSION = "plan/", "fit_counts/", "exclusion/"  # before the names of their arrays in a file
 EXTRA_TABLES = ("matches", "found")
@@ -333,7 +350,7 @@ class AcceptanceModel:
                 {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
                 for prefix in (PLAN, FIT_COUNTS, EXCLUSION)
             )
-            rate_model = MODEL_KINDS[texts["kind"]].from_arrays(arrays)
+            rate_model = {cls.kind: cls for cls in STORED}[texts["kind"]].from_arrays(arrays)
             plan = GroupPlan.from_arrays(planned) if planned else None
             extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
             fit_counts = FitCounts.from_arrays(summed) if summed else None

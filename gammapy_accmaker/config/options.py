@@ -53,7 +53,15 @@ __all__ = [
 
 
 class EnergyOptions(Options):
-    """Energy axis of the fitted model."""
+    """Energy axis of the fitted model.
+
+    Attributes
+    ----------
+    min, max : energy
+        Its ends. Outside of them no background is expected.
+    nbins_per_decade : int
+        Of radial, grid and parametric models. The spline is fitted to 50 bins per decade whatever stands here.
+    """
 
     min: OneEnergy = u.Quantity("0.1 TeV")
     max: OneEnergy = u.Quantity("100 TeV")
@@ -108,8 +116,9 @@ class ZenithBins(Options):
         Of cos zenith. Within a bin the runs share one trigger threshold: few runs at large zenith angles, where it
         moves fast, are better described by small bins (0.02, ``min_observations: 1``), at the price of more noise.
     min_livetime : quantity, optional
+        Of all runs in a bin.
     min_observations : int, optional
-        A run that is split counts in each bin by its part of the time.
+        Runs in a bin. One that is split counts in each bin by its part of the time.
     per_wobble : bool
         Whether each wobble position that is seen in a bin must hold both minima.
     max_wobble_separation : angle
@@ -327,14 +336,17 @@ class ExclusionOptions(Options):
 class RunEffectsOptions(Options):
     """What differs from run to run and is taken from the run's own unexcluded events.
 
-    ``norm``: a factor; ``tilt``: and a power law; ``shift``: and instead of it an energy shift, a smooth spectral
-    residual and, with ``gradient``, gradients over the field of view. ``tilt`` and ``shift`` need the spline model.
-    ``min_counts``: a run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded
-    events. A run whose norm lies outside of ``norm_limits``, such as [0.5, 2], is flagged in the run table and keeps
-    its norm.
-
     Attributes
     ----------
+    type : str
+        norm: a factor; tilt: and a power law; shift: and instead of it an energy shift, a smooth spectral residual and,
+        with ``gradient``, gradients over the field of view. tilt and shift need the spline model.
+    gradient : bool
+        Whether shift has gradients over the field of view.
+    min_counts : int
+        A run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded events.
+    norm_limits : two numbers
+        Such as [0.5, 2]: a run whose norm lies outside is flagged in the run table, and keeps its norm.
     norm_energy : energies
         For ``norm`` and ``tilt``: range over which they are fitted, such as [0.5 TeV, 20 TeV]. The threshold differs
         from run to run, which a norm cannot follow; so null stands for the energies where the runs agree in shape,
@@ -379,10 +391,22 @@ class NoRenormalization(Options):
 
 
 class FovRenormalization(Options):
-    """`~gammapy.makers.FoVBackgroundMaker` outside of the exclusion; ``fit_options`` go to `~gammapy.modeling.Fit`.
+    """`~gammapy.makers.FoVBackgroundMaker` outside of the exclusion.
 
-    ``prior``: a Gaussian prior on norm and tilt of the model that stays on the dataset, as wide as the acceptance is
-    sure.
+    Attributes
+    ----------
+    method : str
+        scale: one factor, counts over background; fit: the spectral and spatial model are fitted.
+    spectral_model : str or mapping
+        Norm model of gammapy, such as pl-norm or piecewise-norm.
+    spatial_model : str or mapping
+        Spatial model of gammapy that the background is multiplied by.
+    min_counts, min_npred_background : float
+        What a run must have to be scaled; else it is masked, as gammapy does.
+    fit_options : mapping
+        They go to `~gammapy.modeling.Fit`.
+    prior : bool
+        A Gaussian prior on norm and tilt of the model that stays on the dataset, as wide as the acceptance is sure.
     """
 
     type: Literal["fov"] = "fov"
@@ -396,7 +420,15 @@ class FovRenormalization(Options):
 
 
 class RingRenormalization(Options):
-    """`~gammapy.makers.RingBackgroundMaker` outside of the exclusion; for datasets with one energy bin."""
+    """`~gammapy.makers.RingBackgroundMaker` outside of the exclusion; for datasets with one energy bin.
+
+    Attributes
+    ----------
+    r_in : angle
+        Inner radius of the ring.
+    width : angle
+        Of the ring.
+    """
 
     type: Literal["ring"] = "ring"
     r_in: OneAngle = "0.5 deg"
@@ -404,7 +436,23 @@ class RingRenormalization(Options):
 
 
 class AdaptiveRingRenormalization(Options):
-    """`~gammapy.makers.AdaptiveRingBackgroundMaker` outside of the exclusion; for datasets with one energy bin."""
+    """`~gammapy.makers.AdaptiveRingBackgroundMaker` outside of the exclusion; for datasets with one energy bin.
+
+    Attributes
+    ----------
+    r_in, width : angle
+        Inner radius and width of the ring that is tried first.
+    r_out_max : angle
+        Largest outer radius.
+    stepsize : angle
+        By which the ring grows.
+    threshold_alpha : float
+        Ratio of the acceptance in the disc to that in the ring above which the ring grows.
+    theta : angle
+        Radius of the disc whose acceptance is compared.
+    method : str
+        Whether the ring keeps its width and grows outwards, or keeps its inner radius and widens.
+    """
 
     type: Literal["adaptive_ring"] = "adaptive_ring"
     r_in: OneAngle = "0.5 deg"

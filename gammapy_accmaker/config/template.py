@@ -1,11 +1,13 @@
-"""Options as commented YAML, from the docstrings and the types of their pydantic models."""
+"""Options as commented YAML, and as tables for a reference, from the docstrings and the types of their pydantic
+models."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
@@ -13,7 +15,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-__all__ = ["commented_yaml"]
+__all__ = ["OptionGroup", "OptionRow", "commented_yaml", "option_groups"]
 
 INDENT, WIDTH = "  ", 100
 
@@ -29,6 +31,76 @@ def commented_yaml(options: BaseModel, documented: Mapping[str, BaseModel] | Non
         By name such as ``datasets.background.parameters``: the options behind what is a plain mapping in ``options``.
     """
     return "\n".join(_lines(options, dict(documented or {}), "", 0)).lstrip("\n") + "\n"
+
+
+@dataclass(frozen=True)
+class OptionRow:
+    """A key of a group of options: its default as YAML, its choices where they are few, and what it says."""
+
+    key: str
+    default: str
+    choices: tuple[str, ...]
+    description: str
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """A group of options as a reference shows it.
+
+    Attributes
+    ----------
+    title : str
+        Where the group stands, such as ``zenith: {type: binned}``; empty for the whole configuration.
+    summary : str
+        What comes before the keys in its docstring.
+    options : tuple of `OptionRow`
+        Its keys, without the ``type`` by which the group is chosen.
+    """
+
+    title: str
+    summary: str
+    options: tuple[OptionRow, ...]
+
+
+def option_groups(cls: type[BaseModel], path: str = "") -> Iterator[OptionGroup]:
+    """The groups of options of a configuration, in the order of its keys, each before the groups inside of it.
+
+    Parameters
+    ----------
+    cls : type
+        Pydantic model of the options.
+    path : str
+        Key of the group, such as ``exclusion.catalog``; empty for the whole configuration.
+    """
+    described, tag = _attributes(cls), _tag(cls)
+    fields = {name: field for name, field in cls.model_fields.items() if not (name == "type" and tag)}
+    rows = (
+        OptionRow(name, _default(field), tuple(_choices(field)), described.get(name, ""))
+        for name, field in fields.items()
+    )
+    title = f"{path}: {{type: {tag}}}" if path and tag else path
+    yield OptionGroup(title, _summary(cls), tuple(rows))
+    for name, field in fields.items():
+        for group in _classes(field.annotation):
+            yield from option_groups(group, f"{path}.{name}" if path else name)
+
+
+def _default(field):
+    """The default of a field as YAML on one line; of a group only by what it is chosen."""
+    if field.is_required():
+        return ""
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        tag = getattr(value, "type", None)
+        return f"{{type: {tag}}}" if tag else "{...}"
+    if not isinstance(value, (str, int, float, list, dict, tuple, type(None))):
+        value = str(value)
+    return _flow(value)
+
+
+def _flow(value):
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("\n...\n").rstrip("\n")
 
 
 def _lines(options, documented, path, depth, alternatives=()):
@@ -63,12 +135,7 @@ def _lines(options, documented, path, depth, alternatives=()):
 
 
 def _entry(name, value, choices, pad):
-    text = (
-        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
-        .removesuffix("\n...\n")
-        .rstrip("\n")
-    )
-    yield f"{pad}{name}: {text}" + (f"  # {' | '.join(choices)}" if choices else "")
+    yield f"{pad}{name}: {_flow(value)}" + (f"  # {' | '.join(choices)}" if choices else "")
 
 
 def _comment(text, pad, indent=""):
@@ -102,8 +169,8 @@ def _attributes(cls):
         parts = re.split(r"(?:^|\n)(\w[\w ]*)\n-{3,}\n", inspect.cleandoc(parent.__doc__ or ""))
         sections = dict(zip(parts[1::2], parts[2::2], strict=True))
         text = f"{sections.get('Parameters', '')}\n{sections.get('Attributes', '')}\n"
-        found = re.findall(r"^(\w+) :.*\n((?:[ ]+.*\n?|\n)+)", text, flags=re.MULTILINE)
-        described |= {name: _plain(description) for name, description in found}
+        found = re.findall(r"^(\w+(?:, \w+)*) :.*\n((?:[ ]+.*\n?|\n)+)", text, flags=re.MULTILINE)
+        described |= {name: _plain(description) for names, description in found for name in names.split(", ")}
     return described
 
 

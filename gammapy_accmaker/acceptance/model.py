@@ -30,7 +30,7 @@ from gammapy_accmaker.models.tabulated import TabulatedModel
 from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
 from gammapy_accmaker.products.excess import excess_regions
 from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
-from gammapy_accmaker.products.plots import plot_model, plot_radial, plot_rate_image, plot_spectrum
+from gammapy_accmaker.products.plots import View, plot_model, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.products.tables import model_from_irfs
 from gammapy_accmaker.utils.describe import as_html, as_text, counted, in_thousands
 from gammapy_accmaker.utils.files import as_path, write_atomically
@@ -215,6 +215,11 @@ class AcceptanceModel:
         else:
             raise InputError(f"format: got {format!r}, but 'table' or 'image' is needed")
 
+    @property
+    def view(self) -> View:
+        """Where the model has data: what its pictures show."""
+        return View.of(self.rate_model, self.fit_counts, self.config.offset_max.to_value("deg"))
+
     def plot_image(self, energy, ax=None):
         """Image of the rate in the camera at an energy, at the middle of the trained zenith angles.
 
@@ -233,7 +238,7 @@ class AcceptanceModel:
         --------
         >>> model.plot_image(1 * u.TeV)  # doctest: +SKIP
         """
-        return plot_rate_image(self.rate_model, float(u.Quantity(energy).to_value("TeV")), ax)
+        return plot_rate_image(self.rate_model, float(u.Quantity(energy).to_value("TeV")), ax, view=self.view)
 
     def plot_spectrum(self, offset=None, ax=None):
         """Rate against energy, each the mean over a ring of the camera.
@@ -254,7 +259,7 @@ class AcceptanceModel:
         >>> model.plot_spectrum([0.5, 1.5] * u.deg)  # doctest: +SKIP
         """
         offset = None if offset is None else u.Quantity(offset).to_value("deg")
-        return plot_spectrum(self.rate_model, ax, offset)
+        return plot_spectrum(self.rate_model, ax, offset, view=self.view)
 
     def plot_radial(self, energy, ax=None):
         """Rate against offset, the mean over each ring of the camera.
@@ -274,10 +279,12 @@ class AcceptanceModel:
         --------
         >>> model.plot_radial([0.5, 5] * u.TeV)  # doctest: +SKIP
         """
-        return plot_radial(self.rate_model, u.Quantity(energy).to_value("TeV"), ax)
+        return plot_radial(self.rate_model, u.Quantity(energy).to_value("TeV"), ax, self.view)
 
-    def peek(self, figsize=(12, 8)):
-        """Plot spectrum, profile and images of the rate.
+    def peek(self, figsize=(12, 9)):
+        """Plot the rate: its spectrum and profile with the error of the fit, an image, and its asymmetry.
+
+        All are drawn where the fit has events, at the middle of the trained zenith angles.
 
         Parameters
         ----------
@@ -292,7 +299,7 @@ class AcceptanceModel:
         --------
         >>> model.peek()  # doctest: +SKIP
         """
-        return plot_model(self.rate_model, figsize)
+        return plot_model(self.rate_model, figsize, self.view, self.in_brief())
 
     def write(self, path, overwrite: bool = False) -> None:
         """Write a FITS file that `read` reads back exactly.

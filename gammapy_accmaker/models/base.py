@@ -236,6 +236,13 @@ class RateModel(ABC):
     ) -> np.ndarray:
         """One standard deviation of the logarithm of the rate, from the counts of the fit, shape (n, m)."""
 
+    def fit_error_grid(
+        self, energy: np.ndarray, fov_lon: np.ndarray, fov_lat: np.ndarray, cos_zenith: float
+    ) -> np.ndarray:
+        """The part of `relative_error_grid` that more runs would make smaller: that of the fit, without the spread from
+        run to run, shape (n, m)."""
+        return self.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+
     @abstractmethod
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Serial form, exact, made of arrays alone."""

@@ -151,6 +151,9 @@ class SplineRate(RateModel):
             effect.shift_error,
         )
 
+    def fit_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith, part="coefficients")
+
     def to_arrays(self):
         return self.model.to_arrays()
 

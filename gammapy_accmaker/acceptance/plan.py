@@ -18,6 +18,7 @@ from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice, in_own_order
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.utils.describe import counted
 from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import label_array, require_runs
 
@@ -26,6 +27,16 @@ __all__ = ["GroupPlan", "make_plan", "plan_groups", "warn_missed"]
 log = logging.getLogger(__name__)
 
 HOUR = 3600.0  # s
+FORMATS = {
+    "AZIMUTH_MIN": ".0f",
+    "AZIMUTH_MAX": ".0f",
+    "COS_ZENITH_MIN": ".3f",
+    "COS_ZENITH_MAX": ".3f",
+    "COS_ZENITH": ".3f",
+    "ONTIME": ".2f",
+    "LIVETIME": ".2f",
+}
+IN_LEGEND = 10  # groups; of more, the picture has their numbers alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,7 +136,7 @@ class GroupPlan:
         obs_ids = [self._labels(k) for k in range(n)]
         wobbles = [np.unique(self.wobble[self.group == k]) for k in range(n)]
         ranges = self.azimuth_ranges
-        return Table(
+        table = Table(
             {
                 "GROUP": np.arange(n),
                 "AZIMUTH_MIN": ranges[:, 0],
@@ -142,6 +153,9 @@ class GroupPlan:
             },
             units={"AZIMUTH_MIN": "deg", "AZIMUTH_MAX": "deg", "ONTIME": "h", "LIVETIME": "h"},
         )
+        for name, form in FORMATS.items():
+            table[name].info.format = form
+        return table
 
     def _labels(self, group):
         """Labels of the runs of a group, each run once."""
@@ -201,33 +215,58 @@ class GroupPlan:
         return cls(str(arrays["settings"]), **given)
 
     def plot(self, ax=None):
-        """Draw the bins, zenith angle against azimuth, or against hours where all azimuths are pooled;
-        returns the axes."""
+        """Draw the groups and what is pooled in them, zenith angle against azimuth, or against hours where all azimuths
+        are pooled; returns the axes.
+
+        A rectangle is a group, and as wide as its hours; a dot is a run, or the part of one that is pooled with others:
+        where a run changes its zenith angle or azimuth, its parts may belong to different groups.
+
+        Parameters
+        ----------
+        ax : `~matplotlib.axes.Axes`, optional
+            Default: the current ones.
+
+        Returns
+        -------
+        ax : `~matplotlib.axes.Axes`
+        """
         ax = plt.gca() if ax is None else ax
         low, high = (_zenith(z) for z in (self.cos_zenith_high, self.cos_zenith_low))
         hours, by_azimuth = np.bincount(self.group, self.livetime, self.n_groups) / HOUR, len(self.azimuth_edges) > 0
         for k, (left, right) in enumerate(self.azimuth_ranges if by_azimuth else [(0, h) for h in hours]):
             # a sector that goes on through north is drawn in two pieces
             pieces = [(left, right)] if not by_azimuth or right <= 360 else [(left, 360), (0, right - 360)]
-            for a, b in pieces:
+            name = f"group {k}: {hours[k]:.2g} h, {counted(len(self._labels(k)), 'run')}"
+            for number, (a, b) in enumerate(pieces):
                 ax.fill(
-                    [a, b, b, a], [low[k], low[k], high[k], high[k]], facecolor=f"C{k % 10}", alpha=0.25, edgecolor="k"
-                )
-            label = f"{hours[k]:.2g} h, {len(self._labels(k))} runs"
-            ax.annotate(label, (0.5 * sum(pieces[0]), 0.5 * (low[k] + high[k])), ha="center", va="center", fontsize=8)
+                    [a, b, b, a], [low[k], low[k], high[k], high[k]],
+                    facecolor=f"C{k % 10}", alpha=0.25, edgecolor="0.3", label=name if number == 0 else None,
+                )  # fmt: skip
+            if self.n_groups > IN_LEGEND:
+                where = 0.5 * sum(pieces[0]), 0.5 * (low[k] + high[k])
+                ax.annotate(str(k), where, ha="center", va="center", fontsize=8)
         colors = [f"C{k % 10}" for k in self.group]
         ax.scatter(self.azimuth if by_azimuth else self.livetime / HOUR, _zenith(self.cos_zenith), c=colors, s=12)
+        n_runs, n_parts = len(np.unique(self.run)), len(self.run)
+        of_run = "a run" if n_runs == n_parts else f"a part of a run ({n_parts} of {n_runs} runs)"
+        ax.scatter([], [], c="0.4", s=12, label=of_run)
         ax.set(
-            xlabel="azimuth [deg]" if by_azimuth else "livetime of a bin, and of a run [h]", ylabel="zenith angle [deg]"
+            xlabel="azimuth [deg]" if by_azimuth else f"livetime of a group, and of {of_run.split(' (')[0]} [h]",
+            ylabel="zenith angle [deg]",
+        )
+        handles, names = ax.get_legend_handles_labels()
+        if self.n_groups > IN_LEGEND:
+            handles, names = handles[-1:], [f"{names[-1]}; the numbers are those of the table"]
+        ax.legend(
+            handles, names, fontsize="x-small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
         )
         return ax
 
     def __repr__(self):
-        groups, found = self.n_groups, len(self.positions)
         return (
-            f"GroupPlan: {groups} group{'s' * (groups != 1)}, {len(np.unique(self.run))} runs in {len(self.obs_id)} "
-            f"parts, {self.livetime.sum() / HOUR:.3g} h, {self.counts.sum()} counts, "
-            f"{found} wobble position{'s' * (found != 1)}"
+            f"GroupPlan: {counted(self.n_groups, 'group')}, {counted(len(np.unique(self.run)), 'run')} in "
+            f"{counted(len(self.obs_id), 'part')}, {self.livetime.sum() / HOUR:.3g} h, {self.counts.sum()} counts, "
+            f"{counted(len(self.positions), 'wobble position')}"
         )
 
     def _repr_html_(self):

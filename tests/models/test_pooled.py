@@ -270,6 +270,11 @@ def test_a_plan_is_drawn(azimuth):
     figure, ax = plt.subplots()
     assert plan.plot(ax) is ax and len(ax.patches) >= plan.n_groups
     assert "zenith" in ax.get_ylabel() and ("azimuth" in ax.get_xlabel()) == (azimuth != "none")
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(names) == plan.n_groups + 1  # no group twice, and what a dot is
+    for row, name in zip(plan.table, names, strict=False):
+        assert name == f"group {row['GROUP']}: {row['LIVETIME']:.2g} h, {row['N_RUNS']} run{'s' * (row['N_RUNS'] != 1)}"
+    assert ("part" in names[-1]) == (len(plan.run) > len(set(plan.run.tolist())))
     plt.close(figure)
 
 

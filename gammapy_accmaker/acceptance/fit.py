@@ -367,7 +367,7 @@ def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=
             "EXPECTED": adapted.expected, "NORM": adapted.norm, "NORM_ERR": adapted.norm_error,
             "SHIFT": adapted.shift, "SHIFT_ERR": adapted.shift_error, "DEVIANCE": adapted.deviance,
             "FLAG": "; ".join(flags), "NORM_EMIN": adapted.norm_energy[0], "NORM_EMAX": adapted.norm_energy[1],
-            "START": run.key.start, "RA": run.key.pointing[0], "DEC": run.key.pointing[1],
+            "START": run.key.start, "RA": run.key.pointing[0] % 360, "DEC": run.key.pointing[1],
         }  # fmt: skip
     if outside:
         named = ", ".join(f"{name} ({norm:.3g})" for name, norm in outside.items())

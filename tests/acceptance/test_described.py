@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import stores
 from analyses import FAST, nested
+from gammapy.data import DataStore
 
 from gammapy_accmaker import (
     AcceptanceAnalysis,
@@ -236,3 +237,21 @@ def test_rounds_of_a_fit_are_in_its_file(maker, tmp_path):
     maker.model.write(tmp_path / "model.fits")
     again = AcceptanceModel.read(tmp_path / "model.fits")
     assert str(again) == str(maker.model) and repr(again) == repr(maker.model)
+
+
+def test_run_table_says_where_the_runs_point_and_what_its_columns_hold(maker, runs):
+    table = maker.run_table
+    for row, run in zip(table, runs, strict=False):
+        pointing = run.get_pointing_icrs(run.gti.time_start[0])
+        assert row["RA"] == pytest.approx(pointing.ra.deg, abs=0.01) and 0 <= row["RA"] < 360
+        assert row["DEC"] == pytest.approx(pointing.dec.deg, abs=0.01)
+    assert all(column.info.description for column in table.columns.values())
+    # no number in print is longer than what matters
+    assert all(len(cell) <= 12 for line in table.pformat(max_width=-1)[3:] for cell in line.split())
+
+
+@pytest.mark.gammapy_data
+def test_right_ascension_of_a_real_run_is_that_of_its_header():
+    run = DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations([20136], required_irf=[])[0]
+    (row,) = AcceptanceBackgroundMaker(RADIAL).fit([run]).run_table
+    assert row["RA"] == pytest.approx(run.events.table.meta["RA_PNT"], abs=0.01)

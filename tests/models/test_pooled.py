@@ -273,7 +273,10 @@ def test_a_plan_is_drawn(azimuth):
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert len(names) == plan.n_groups + 1  # no group twice, and what a dot is
     for row, name in zip(plan.table, names, strict=False):
-        assert name == f"group {row['GROUP']}: {row['LIVETIME']:.2g} h, {row['N_RUNS']} run{'s' * (row['N_RUNS'] != 1)}"
+        assert (
+            name
+            == f"group {row['GROUP']}: {row['LIVETIME']:.2g} h, {row['N_RUNS']} run{'' if row['N_RUNS'] == 1 else 's'}"
+        )
     assert ("part" in names[-1]) == (len(plan.run) > len(set(plan.run.tolist())))
     plt.close(figure)
 

@@ -80,6 +80,8 @@ class AcceptanceBackgroundMaker(Maker):
         self._asked = _options_asked_for(config)
         self._model = self._given_model = None if model is None else _checked_model(model)
         self.config = AcceptanceConfig.coerce(config) if model is None else _options_with_model(model, self._asked)
+        if "model" in self._asked:  # as options: what they hold of code is left behind where the maker is pickled
+            self._asked = self._asked | {"model": self.config.model}
         self._read_covariates()
         self._given = make_exclusion(self.config, exclusion)
 

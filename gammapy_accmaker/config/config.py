@@ -145,43 +145,23 @@ class AcceptanceConfig(Options):
             )
         if self.time_step_seconds is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
-        if self.model.type != "spline":
-            for key in ("zenith", "run_effects"):
-                self._for_binned(key)
+        for key, known in self.model.takes.items():
+            self._check_taken(key, known)
         self._check_norm_energy()
-        if self.model.type != "spline":
-            if self.model.type == "parametric" and isinstance(self.fit_energy, AdaptiveEnergy):
-                raise ValueError(
-                    "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups "
-                    "energies itself; leave it null or give edges"
-                )
-            return self
-        for key, known in (("zenith", ("none", "continuous")), ("azimuth", ("none",))):
-            asked = getattr(self, key).type
-            if asked not in known:
-                raise ValueError(
-                    f"{key}: {asked!r} needs the model type 'radial' or 'grid', but got 'spline'; use one of {known}"
-                )
-        if self.fit_energy is not None:
-            raise ValueError(
-                f"fit_energy: got {self.fit_energy}, but the spline model has fine bins of its own; "
-                "leave it null or use another model"
-            )
+        self.model.check_fit_energy(self.fit_energy)
         return self
 
-    def _for_binned(self, key):
-        """Binned models have no smooth zenith dependence and no more effects than a norm: an error if they are asked
-        for.
+    def _check_taken(self, key, known):
+        """An error where the model cannot have options of a type that was asked for.
 
         What nobody asked for becomes what is nearest to it: interpolated between bins of zenith, and a norm.
         """
-        known = {"zenith": ("none", "binned", "interpolated"), "run_effects": ("none", "norm")}[key]
         options = getattr(self, key)
         if options.type in known:
             return
         if key in self.model_fields_set and "type" in options.model_fields_set:
             raise ValueError(
-                f"{key}: {options.type!r} needs the model type 'spline', but got {self.model.type!r}; "
+                f"{key}: {options.type!r} needs the model type {self.model.else_use}, but got {self.model.type!r}; "
                 f"use one of {known}"
             )
         plain = {"zenith": InterpolatedZenith(), "run_effects": options.model_copy(update={"type": "norm"})}

@@ -28,7 +28,7 @@ from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
 from gammapy_accmaker.models.spline.cells import in_pixels
 from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.rate import SplineRate
-from gammapy_accmaker.utils.parallel import SERIAL, Execution
+from gammapy_accmaker.utils.parallel import SERIAL, Execution, as_bytes
 
 __all__ = [
     "FitSettings",
@@ -70,12 +70,18 @@ class ModelOptions(Options):
 
     Attributes
     ----------
+    takes : dict of tuple of str
+        Types of other options, by their key, that the model can be combined with.
+    else_use : str
+        The model that takes the others.
     adapts_in_own_bins : bool
         Whether a model is adapted to a run in the bins of its fit alone, so that these cannot be changed later.
     remedy : str
         What to do where a fit does not describe its counts.
     """
 
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {}
+    else_use: ClassVar[str] = ""
     adapts_in_own_bins: ClassVar[bool] = False
     remedy: ClassVar[str] = "use finer offset_bins and fit_energy, or the model 'spline'"
 
@@ -87,6 +93,9 @@ class ModelOptions(Options):
     def following(self, keywords: Sequence[str]) -> ModelOptions:
         """The options of a model that follows these keywords of the event header too."""
         return self
+
+    def check_fit_energy(self, fit_energy: AdaptiveEnergy | u.Quantity | None) -> None:
+        """Raise a `ValueError` for energy bins that the model cannot be fitted in."""
 
     def largest_offset(self, offset_max: float) -> float:
         """Largest offset in deg of the bins, in a configuration with this ``offset_max``."""
@@ -121,6 +130,8 @@ class SplineOptions(ModelOptions):
     number that differs from run to run. A run that lacks one counts as the mean of the others.
     """
 
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {"zenith": ("none", "continuous"), "azimuth": ("none",)}
+    else_use: ClassVar[str] = "'radial' or 'grid'"
     adapts_in_own_bins: ClassVar[bool] = True
 
     type: Literal["spline"] = "spline"
@@ -129,6 +140,13 @@ class SplineOptions(ModelOptions):
     @property
     def keywords(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.covariates))
+
+    def check_fit_energy(self, fit_energy: AdaptiveEnergy | u.Quantity | None) -> None:
+        if fit_energy is not None:
+            raise ValueError(
+                f"fit_energy: got {fit_energy}, but the spline model has fine bins of its own; "
+                "leave it null or use another model"
+            )
 
     def following(self, keywords: Sequence[str]) -> SplineOptions:
         return self.model_copy(update={"covariates": [*dict.fromkeys((*self.covariates, *keywords))]})
@@ -162,6 +180,12 @@ class SplineOptions(ModelOptions):
 
 class _PooledOptions(ModelOptions):
     """Of models that are fitted to the sum of runs."""
+
+    takes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "zenith": ("none", "binned", "interpolated"),
+        "run_effects": ("none", "norm"),
+    }
+    else_use: ClassVar[str] = "'spline'"
 
     type: str
     offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
@@ -292,6 +316,20 @@ class ParametricOptions(_PooledOptions):
         if not (isinstance(self.function, str) and self.function.startswith(PYTHON)):
             check_shared(rate_function(self.function, self.given_parameters()), self.shared)
         return self
+
+    def check_fit_energy(self, fit_energy: AdaptiveEnergy | u.Quantity | None) -> None:
+        if isinstance(fit_energy, AdaptiveEnergy):
+            raise ValueError(
+                "fit_energy: adaptive needs the model type 'radial' or 'grid', but got 'parametric', which groups "
+                "energies itself; leave it null or give edges"
+            )
+
+    def __getstate__(self):
+        # a fitted model is applied without its function, and so it is where another process does not know it
+        state = super().__getstate__()
+        if as_bytes(self.function) is None:
+            state["__dict__"] = state["__dict__"] | {"function": describe_function(self.function)}
+        return state
 
     def _fit_sum(self, summed, bins, profile_edges):
         return fit_parametric(

@@ -15,9 +15,18 @@ import numpy as np
 from scipy.interpolate import BSpline
 from scipy.linalg import cho_factor, cho_solve
 
-__all__ = ["BSplineAxis", "NewtonSteps", "difference_penalty", "fit_penalised", "fit_tensor_spline", "row_tensor"]
+__all__ = [
+    "BSplineAxis",
+    "NewtonSteps",
+    "difference_penalty",
+    "fit_penalised",
+    "fit_tensor_spline",
+    "row_tensor",
+    "update_smoothing",
+]
 
 SMOOTHING_RANGE = (1e-4, 1e8)
+SMOOTHING_STEP = 30.0  # largest factor in one update
 
 
 @dataclass(frozen=True)
@@ -175,35 +184,43 @@ def _penalty_eigenvalues(penalties: list[np.ndarray]) -> list[np.ndarray]:
     return out
 
 
-def _fellner_schall(smoothing, eigenvalues, penalties, coefficients, covariance) -> np.ndarray:
-    """One generalised Fellner-Schall update of the smoothing parameters.
+def update_smoothing(
+    smoothing: np.ndarray, decided: np.ndarray, roughness: np.ndarray, limits: tuple[float, float] = SMOOTHING_RANGE
+) -> np.ndarray:
+    """One generalised Fellner-Schall update of smoothing parameters.
+
+    At the maximum of the marginal likelihood the smoothing parameter times the roughness is the number of directions
+    that the data decide.
 
     Parameters
     ----------
-    smoothing : array_like, shape (d,)
-    eigenvalues : list of `numpy.ndarray`, shape (k,)
-        From `_penalty_eigenvalues`.
-    penalties : list of `numpy.ndarray`, shape (k, k)
-    coefficients : `numpy.ndarray`, shape (k,)
-    covariance : `numpy.ndarray`, shape (k, k)
-        Posterior covariance at the present smoothing parameters.
+    smoothing : `numpy.ndarray`, shape (d,)
+    decided : `numpy.ndarray`, shape (d,)
+        Directions that the data decide: all that a penalty acts on, without those that it decides itself (smoothing
+        parameter times the trace of the posterior covariance times the penalty matrix).
+    roughness : `numpy.ndarray`, shape (d,)
+        Of the coefficients: the quadratic form of the penalty matrix.
+    limits : tuple of float
+        Of a smoothing parameter.
 
     Returns
     -------
     smoothing : `numpy.ndarray`, shape (d,)
     """
+    new = np.maximum(decided, 1e-9) / np.maximum(roughness, 1e-12)
+    # far from the maximum the update would jump too far, as where a curve is all but straight
+    return np.clip(np.clip(new, smoothing / SMOOTHING_STEP, smoothing * SMOOTHING_STEP), *limits)
+
+
+def _update_axes(smoothing, eigenvalues, penalties, coefficients, covariance):
+    """`update_smoothing` for the axes of a tensor product; ``eigenvalues`` are those of `_penalty_eigenvalues`."""
     total = sum(s * e for s, e in zip(smoothing, eigenvalues, strict=True))
     penalised = total > 1e-12 * total.max()
-    out = []
-    for s, e, p in zip(smoothing, eigenvalues, penalties, strict=True):
-        if not e.any():
-            out.append(s)
-            continue
-        rank = (e[penalised] / total[penalised]).sum() - np.sum(covariance * p)
-        size = coefficients @ p @ coefficients
-        # A factor of 30 a step keeps the update stable where an axis is all but straight.
-        out.append(s * np.clip(max(rank, 1e-9) / max(size, 1e-12), 1 / 30, 30))
-    return np.clip(out, *SMOOTHING_RANGE)
+    rank = np.array([(e[penalised] / total[penalised]).sum() for e in eigenvalues])
+    decided = smoothing * (rank - [np.sum(covariance * p) for p in penalties])
+    roughness = np.array([coefficients @ p @ coefficients for p in penalties])
+    acts = np.array([e.any() for e in eigenvalues])
+    return np.where(acts, update_smoothing(smoothing, decided, roughness), smoothing)
 
 
 @dataclass(frozen=True)
@@ -341,7 +358,7 @@ def fit_tensor_spline(
         return contract(counts - mu, bases).ravel(), tensor_information(mu, rows)
 
     def update(smoothing, c, factor):
-        return _fellner_schall(smoothing, eigenvalues, full, c, cho_solve(factor, np.eye(len(c))))
+        return _update_axes(smoothing, eigenvalues, full, c, cho_solve(factor, np.eye(len(c))))
 
     steps = NewtonSteps(
         max_rounds=max_rounds,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from gammapy_accmaker.models.bsplines import row_tensor
+from gammapy_accmaker.models.bsplines import row_tensor, update_smoothing
 from gammapy_accmaker.models.spectrum import linear_weights
 
 __all__ = ["fit_drift", "orthonormal_modes"]
@@ -105,13 +105,9 @@ def fit_drift(
         # a Newton step, at most 1 in any amplitude: a factor e where a mode is 1
         size = np.abs(change).max()
         amplitude = amplitude + change * min(1, 1 / max(size, 1e-300))
-        # Fellner-Schall: the number of steps that the data decide (`known`: all, without those that the walk decides),
-        # over the sum of the squared steps, is the new precision of a step
         own = covariance.reshape(n_modes, n_nodes, n_modes, n_nodes)
-        known = np.array([len(steps) - precision[m] * np.sum(own[m, :, m] * walk) for m in range(n_modes)])
-        new = np.maximum(known, 1e-9) / np.maximum(np.sum((steps @ amplitude) ** 2, axis=0), 1e-12)
-        # the inner limit is that of one round: far from the maximum the update would jump too far
-        new = np.clip(np.clip(new, precision / 30, precision * 30), *PRECISION_RANGE)
+        decided = np.array([len(steps) - precision[m] * np.sum(own[m, :, m] * walk) for m in range(n_modes)])
+        new = update_smoothing(precision, decided, np.sum((steps @ amplitude) ** 2, axis=0), PRECISION_RANGE)
         drift, precision = np.abs(np.log(new / precision)).max(), new
         if size < TOLERANCE[0] and drift < TOLERANCE[1]:
             break

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import cho_solve
 
 from gammapy_accmaker.errors import FitError
-from gammapy_accmaker.models.bsplines import BSplineAxis, NewtonSteps, fit_penalised
+from gammapy_accmaker.models.bsplines import BSplineAxis, NewtonSteps, fit_penalised, update_smoothing
 
 __all__ = ["SmoothSpectrum", "fit_spectrum", "kept_integrals", "linear_weights"]
 
@@ -155,10 +155,8 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray) -> SmoothSpectrum
 
     def update(smoothing, c, factor):
         # the rows of the differences are independent, so each group's part of the penalty has full rank
-        left = rank - smoothing * np.bincount(group, np.sum(difference * cho_solve(factor, difference.T).T, axis=1))
-        size_of = np.bincount(group, (difference @ c) ** 2)
-        new = np.clip(np.maximum(left, 1e-9) / np.maximum(size_of, 1e-12), smoothing / 30, smoothing * 30)
-        return np.clip(new, *SMOOTHING_RANGE)
+        decided = rank - smoothing * np.bincount(group, np.sum(difference * cho_solve(factor, difference.T).T, axis=1))
+        return update_smoothing(smoothing, decided, np.bincount(group, (difference @ c) ** 2), SMOOTHING_RANGE)
 
     fit = fit_penalised(c, np.ones(len(rank)), equations, penalty, update, STEPS)
     if not fit.converged:

@@ -36,7 +36,7 @@ from gammapy.utils.pbar import progress_bar
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.utils.arguments import check_choice, check_whole
 
-__all__ = ["SERIAL", "Execution", "ProcessDiedError"]
+__all__ = ["SERIAL", "Execution", "ProcessDiedError", "as_bytes"]
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def _in_processes(function, inputs, n_jobs, task_name):
                 broken = False
                 while waiting and len(futures) < AHEAD * n_jobs and not broken:
                     k = waiting[0]
-                    task = _packed(function, inputs[k])
+                    task = as_bytes((function, inputs[k]))
                     if task is None:
                         if not warned:
                             log.warning(f"{task_name or 'n_jobs'}: {NOT_KNOWN}")
@@ -181,7 +181,7 @@ def _alone(function, arguments):
     """Result in a process of its own, or the error that says that it died; and its messages."""
     with _pool(1) as pool:
         try:
-            return _submit(pool, _packed(function, arguments)).result()
+            return _submit(pool, as_bytes((function, arguments))).result()
         except BrokenProcessPool:
             return ProcessDiedError(
                 "the process that worked on it died, twice: killed, out of memory, or crashed; "
@@ -195,13 +195,13 @@ NOT_KNOWN = (
 )
 
 
-def _packed(function, arguments):
-    """A task as bytes for another process; None where it needs what is known in this one only."""
+def as_bytes(value) -> bytes | None:
+    """What another process makes the same value of; None where it cannot, see NOT_KNOWN."""
     try:
-        task = bytes(ForkingPickler.dumps((function, arguments)))
-    except Exception:  # what is no task of another process raises many kinds
+        packed = bytes(ForkingPickler.dumps(value))
+    except Exception:  # what is nothing for another process raises many kinds
         return None
-    return None if b"__main__" in task else task
+    return None if b"__main__" in packed else packed
 
 
 # In the processes

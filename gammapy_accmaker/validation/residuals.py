@@ -9,8 +9,7 @@ import numpy as np
 
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, offset
-from gammapy_accmaker.data.counts import observation_track
-from gammapy_accmaker.data.observations import as_observations, find_unreadable
+from gammapy_accmaker.data.observations import as_observations, find_unreadable, read_files
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
@@ -152,10 +151,9 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
 def _residuals_of_run(observation, maker, reduction, geom):
     bins = reduction.bins
     try:
-        model = maker.adapt(observation)
-        run = reduction.reduce(observation)
-        config = maker.config
-        track = observation_track(observation, config.fov_alignment, config.observatory_location)
+        observation, config = read_files(observation), maker.config  # once, for fit, camera and sky
+        track = reduction.track(observation)
+        model, run = maker.adapt(observation), reduction.reduce(observation, track)
         in_sky = fill_sky(
             observation,
             track,

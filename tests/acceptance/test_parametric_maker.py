@@ -4,6 +4,7 @@ This work made use of data from the H.E.S.S. DL3 public test data release 1 (HES
 2018).
 """
 
+import copy
 import json
 import pickle
 from functools import cache
@@ -188,6 +189,25 @@ def test_a_python_function_is_named_in_the_file(function):
     assert config.update({"offset_max": "2 deg"}).model.function is function
     with pytest.raises(InputError, match="holds no code"):
         fit_acceptance(observations(plain_store())[:1], again)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda lon, lat, width=1.2: np.exp(-(lon**2 + lat**2) / 2 / width**2), truth_like]
+)
+def test_a_fitted_maker_goes_to_other_processes_whatever_its_function(function):
+    runs = observations(plain_store())[:2]
+    config = parametric(function)
+    maker = AcceptanceBackgroundMaker(config).fit(runs, n_jobs=1)
+    sent = pickle.loads(pickle.dumps(maker))
+    here, there = (m.make_irf(runs[0]).data for m in (maker, sent))
+    assert np.array_equal(here, there) and here.sum() > 0
+    assert copy.deepcopy(maker).config.model.function is function is maker.model.config.model.function
+    if function is truth_like:  # another process imports it
+        assert sent.config.model.function is function
+    else:
+        assert "<lambda>" in sent.config.model.function
+        with pytest.raises(InputError, match="holds no code"):
+            sent.fit(runs, n_jobs=1)
 
 
 @pytest.mark.parametrize("kind", ["radial", "spline"])

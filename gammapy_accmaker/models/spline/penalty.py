@@ -13,14 +13,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array, eye_array, kron
 
-from gammapy_accmaker.models.bsplines import difference_penalty
+from gammapy_accmaker.models.bsplines import difference_penalty, update_smoothing
 
 __all__ = ["RatePenalty"]
 
 GROUP_KNOTS = 5  # second differences in energy that share a smoothing parameter
 SMOOTHING_START = 1.0, 10.0  # along energy, and along offset and zenith angle
 SMOOTHING_RANGE = (1e-4, 1e6)
-SMOOTHING_STEP = 30.0  # largest factor in one update
 NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without data flatten out
 RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a coefficient does not run away
 
@@ -71,18 +70,13 @@ class RatePenalty:
         covariance : `~numpy.ndarray`, shape (k, k)
             Their posterior covariance at the present smoothing parameters.
         """
-        new = self.smoothing.copy()
-        # Fellner-Schall: smoothing * `left` is the number of directions that the data decide: all that the penalty acts
-        # on (`rank`) without those that it decides itself (trace of covariance times matrix). At the maximum of the
-        # marginal likelihood smoothing * roughness (`size`) is that number; the ratio of the two is the update.
-        for i, (matrix, rank) in enumerate(zip(self._matrices, self._ranks(), strict=True)):
-            if not matrix.count_nonzero():
-                continue
-            entries = matrix.tocoo()  # trace of a product, from the few entries that are not 0
-            left = rank - entries.data @ covariance[entries.coords]
-            size = values @ (matrix @ values)
-            new[i] *= np.clip(max(left, 1e-9) / max(size, 1e-12), 1 / SMOOTHING_STEP, SMOOTHING_STEP)
-        self.smoothing = np.clip(new, *SMOOTHING_RANGE)
+        # traces of products, from the few entries that are not 0
+        entries = [matrix.tocoo() for matrix in self._matrices]
+        own = np.array([e.data @ covariance[e.coords] for e in entries])
+        roughness = np.array([values @ (matrix @ values) for matrix in self._matrices])
+        new = update_smoothing(self.smoothing, self.smoothing * (self._ranks() - own), roughness, SMOOTHING_RANGE)
+        acts = np.array([matrix.count_nonzero() > 0 for matrix in self._matrices])
+        self.smoothing = np.where(acts, new, self.smoothing)
 
     def _ranks(self) -> np.ndarray:
         """Trace of the pseudoinverse of the whole penalty times each part of it."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import astropy.units as u
+import erfa
 import numpy as np
 from gammapy.maps import MapAxis
 
@@ -235,6 +236,10 @@ class FovBins:
         lon = np.broadcast_to(lon[:, None, :, None], shape).reshape(self.size, -1)
         return lon, np.broadcast_to(lat[None, :, None, :], shape).reshape(self.size, -1)
 
+    def subpoint_vectors(self, n: int) -> np.ndarray:
+        """Unit vectors in the camera of `subpoints`, shape (size, number of points, 3); not to be changed."""
+        return _subpoint_vectors(n, *(tuple(edges.tolist()) for edges in self.edges))
+
     def _ring_subpoints(self, n):
         cos = np.cos(np.radians(self.edges[0]))
         fraction = (np.arange(n) + 0.5) / n
@@ -249,6 +254,14 @@ class FovBins:
     def positions(self, fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:
         """Positions (deg) along the axes of the bins: an offset, or FOV_LON and FOV_LAT, behind all other axes."""
         return np.stack([offset(fov_lon, fov_lat)] if self.is_radial else [fov_lon, fov_lat], axis=-1)
+
+
+@lru_cache(maxsize=4)
+def _subpoint_vectors(n, *edges):
+    """They are the same for all runs, and in all of the objects that are made of one configuration."""
+    vectors = erfa.s2c(*np.radians(FovBins(tuple(np.array(e) for e in edges)).subpoints(n)))
+    vectors.flags.writeable = False
+    return vectors
 
 
 def moved_weights(weights: np.ndarray, positions: np.ndarray, displacement: np.ndarray) -> np.ndarray:

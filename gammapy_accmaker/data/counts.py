@@ -346,7 +346,7 @@ def _unexcluded_part(fov, track, exclusion, time_step):
         # rings do not notice that the field turns
         seconds, weights = seconds[:1], weights.sum(keepdims=True)
     lon, lat = fov.subpoints(SUBPOINTS)
-    camera = unit_vectors(np.radians(lon), np.radians(lat))
+    camera = fov.subpoint_vectors(SUBPOINTS)
     matrices = track.matrices_at(seconds)
     touched = _touched_bins(fov, camera, matrices, exclusion)
     positions = fov.positions(lon[touched], lat[touched])
@@ -374,8 +374,7 @@ def _touched_bins(fov, camera, matrices, exclusion):
         return np.arange(fov.size)  # the sky itself moves through the camera
     # the excluded sky within the circle around the grid, found at the first node, turns with the field
     circle = FovBins.grid(fov.offset_max, int(np.ceil(2 * fov.offset_max / min(np.diff(e).min() for e in fov.edges))))
-    lon, lat = circle.subpoints(SUBPOINTS)
-    points = unit_vectors(np.radians(lon), np.radians(lat)).reshape(-1, 3) @ matrices[0]
+    points = circle.subpoint_vectors(SUBPOINTS).reshape(-1, 3) @ matrices[0]
     points = points[exclusion.contains(points)]
     touched = np.zeros(fov.shape, dtype=bool)
     for matrix in matrices:

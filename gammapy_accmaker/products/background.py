@@ -15,7 +15,7 @@ from astropy.coordinates import SkyCoord
 from gammapy.maps import Geom, Map, RegionGeom, WcsGeom
 from gammapy.utils.regions import compound_region_to_regions
 from regions import PointSkyRegion
-from scipy.ndimage import map_coordinates
+from scipy.sparse import csr_array
 
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE, FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
@@ -250,14 +250,27 @@ def _polar_grid(model, offset_step, angle_steps):
 
 
 def read_polar(planes, camera, offset_max):
-    """Values at camera unit vectors, shape (n, 3), of planes over a polar grid, shape (m, offset, angle): (m, n)."""
+    """Values at camera unit vectors, shape (n, 3), of planes over a polar grid, shape (m, offset, angle): (m, n).
+
+    Between the points of the grid they are linear in offset and angle, and beyond the last offset constant.
+    """
+    n_offset, n_angle = planes.shape[1:]
     theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
-    row = theta / offset_max * (planes.shape[1] - 1)
-    column = np.zeros_like(row)
-    if planes.shape[2] > 1:
-        column = np.arctan2(camera[:, 2], camera[:, 1]) / (2 * np.pi) % 1 * planes.shape[2]
-        planes = np.concatenate([planes, planes[:, :, :1]], axis=2)
-    return np.stack([map_coordinates(plane, [row, column], order=1, mode="nearest") for plane in planes])
+    row = np.minimum(theta / offset_max, 1) * (n_offset - 1)
+    ring = np.minimum(row.astype(int), max(n_offset - 2, 0))
+    outwards = row - ring
+    column = np.arctan2(camera[:, 2], camera[:, 1]) / (2 * np.pi) % 1 * n_angle
+    sector = np.minimum(column.astype(int), n_angle - 1)
+    around = column - sector
+    # of all planes at once: each position is the sum of four points of the grid
+    first, following = ring * n_angle, np.minimum(ring + 1, n_offset - 1) * n_angle
+    points = np.stack([first + sector, first + (sector + 1) % n_angle], axis=1)
+    points = np.hstack([points, points + (following - first)[:, None]])
+    weights = np.stack([1 - around, around], axis=1)
+    weights = np.hstack([weights * (1 - outwards)[:, None], weights * outwards[:, None]])
+    shape, starts = (len(camera), n_offset * n_angle), np.arange(0, 4 * len(camera) + 1, 4)
+    reading = csr_array((weights.ravel(), points.ravel(), starts), shape=shape)
+    return np.ascontiguousarray((reading @ planes.reshape(len(planes), -1).T).T)
 
 
 def _turned(rate, angle, weights):

@@ -103,7 +103,9 @@ class SplineRate(RateModel):
         )
         # one part in 1e9 beyond the edges is rounding, more is outside
         covered = (energy >= self.energy_edges[0] * (1 - 1e-9)) & (energy <= self.energy_edges[-1] * (1 + 1e-9))
-        return np.where(covered[:, None] & (np.hypot(fov_lon, fov_lat) < self.offset_max), rate, 0.0)
+        rate[~covered] = 0
+        rate[:, np.hypot(fov_lon, fov_lat) >= self.offset_max] = 0
+        return rate
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         # as in the fit: the rate in the middle of fine bins times their width
@@ -112,9 +114,8 @@ class SplineRate(RateModel):
         fine = [np.geomspace(low, high, k + 1) for low, high, k in zip(edges[:-1], edges[1:], n, strict=True)]
         middle = np.concatenate([np.sqrt(e[1:] * e[:-1]) for e in fine])
         width = np.concatenate([np.diff(e) for e in fine]) * TEV_IN_MEV
-        first = np.concatenate([[0], np.cumsum(n)[:-1]])
-        rate = self.rate_grid(middle, fov_lon, fov_lat, cos_zenith)
-        return np.add.reduceat(rate * width[:, None], first, axis=0)
+        sums = np.where(np.repeat(np.arange(len(n)), n) == np.arange(len(n))[:, None], width, 0)
+        return sums @ self.rate_grid(middle, fov_lon, fov_lat, cos_zenith)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, part="both"):
         """One standard deviation of the log of the rate; ``part``: "coefficients", "run" or "both"."""

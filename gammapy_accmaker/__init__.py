@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers; HOMES says the same when the
     from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
     from gammapy_accmaker.acceptance.model import AcceptanceModel
     from gammapy_accmaker.acceptance.plan import plan_groups
+    from gammapy_accmaker.acceptance.sums import background_sum_error
     from gammapy_accmaker.analysis.analysis import AcceptanceAnalysis
     from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
     from gammapy_accmaker.analysis.workflow import AcceptanceWorkflow, AcceptanceWorkflowConfig
@@ -30,6 +31,7 @@ __all__ = [
     "AcceptanceWorkflow",
     "AcceptanceWorkflowConfig",
     "attach_background",
+    "background_sum_error",
     "cross_validate",
     "fit_acceptance",
     "match_observations",
@@ -47,6 +49,7 @@ HOMES = {
     "AcceptanceWorkflow": "analysis.workflow",
     "AcceptanceWorkflowConfig": "analysis.workflow",
     "attach_background": "acceptance.dl3",
+    "background_sum_error": "acceptance.sums",
     "cross_validate": "validation.cross_validation",
     "fit_acceptance": "acceptance.fit",
     "match_observations": "data.matching",

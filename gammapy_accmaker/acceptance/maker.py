@@ -37,8 +37,9 @@ from gammapy_accmaker.data.observations import as_observations, read_files
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.models.base import NOT_CONVERGED, RateModel, ScaledModel
-from gammapy_accmaker.products.background import icrs_vectors, make_background_map, make_error_map
+from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 from gammapy_accmaker.products.irf import make_background_irf
+from gammapy_accmaker.products.modes import BackgroundErrors
 from gammapy_accmaker.products.rad_max import make_rad_max_background
 from gammapy_accmaker.utils.describe import as_html, as_text
 from gammapy_accmaker.utils.parallel import Execution
@@ -267,11 +268,14 @@ class AcceptanceBackgroundMaker(Maker):
         reduction, given = self._reduction(), observation
         observation = read_files(observation)
         track = reduction.track(observation)
+        number = 0
         if rate_model.differs_by_run:
-            rate_model = rate_model.for_run(run_key(observation, track))
+            key = run_key(observation, track)
+            number, rate_model = rate_model.number_for_run(key), rate_model.for_run(key)
         effects = config.run_effects.settings
         if not rate_model.depends_on_run(effects):
-            return _AppliedModel(given, ScaledModel(rate_model, 1.0), track, config.time_step_seconds)
+            scaled = ScaledModel(rate_model, 1.0)
+            return _AppliedModel(given, scaled, track, config.time_step_seconds, number=number)
         run = reduction.reduce(observation, track)
         adapted = rate_model.adapt(run, reduction.bins, effects)
         if NOT_CONVERGED in adapted.flags:
@@ -279,7 +283,7 @@ class AcceptanceBackgroundMaker(Maker):
                 f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its "
                 "residuals, or use run_effects 'norm' or 'none'"
             )
-        return _AppliedModel(given, adapted.model, track, config.time_step_seconds, run)
+        return _AppliedModel(given, adapted.model, track, config.time_step_seconds, run, number)
 
     def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
@@ -404,8 +408,61 @@ class AcceptanceBackgroundMaker(Maker):
         --------
         >>> error = maker.make_background_error(dataset.counts.geom, observation)  # doctest: +SKIP
         """
-        applied = self._apply(observation)
-        return applied.error(applied.background(geom))
+        return self._apply(observation).errors(geom).error()
+
+    def make_background_modes(self, geom, observation) -> list[Map]:
+        """What one standard deviation along each leading direction of the errors changes in `make_background`.
+
+        Errors of bins are correlated and cannot be added up; modes can. The variance of a sum of the background, over
+        pixels, energies or runs, is the sum over the directions of the squares of what each changes in the sum.
+        `background_sum_error` does this with all directions.
+
+        Parameters
+        ----------
+        geom, observation
+            As in `make_background`.
+
+        Returns
+        -------
+        modes : list of `~gammapy.maps.Map`
+            In counts, on ``geom``. ``meta["kind"]`` is "rate" for the directions of what all runs share, which come
+            first and are the same, in one order, for all runs: in a sum over runs their changes add up. It is "run" for
+            those of this run alone. ``meta["index"]`` is the number of the direction.
+
+        Raises
+        ------
+        InputError, ObservationError
+            Where the geometry or the observation cannot be used.
+
+        Examples
+        --------
+        >>> modes = maker.make_background_modes(dataset.counts.geom, observation)  # doctest: +SKIP
+        >>> error = np.sqrt(sum(mode.data.sum() ** 2 for mode in modes))  # doctest: +SKIP
+        """
+        return self._apply(observation).errors(geom).modes()
+
+    def background_errors(self, geom, observation) -> BackgroundErrors:
+        """What `make_background_error` and `make_background_modes` are made of, for sums of the background.
+
+        Parameters
+        ----------
+        geom, observation
+            As in `make_background`.
+
+        Returns
+        -------
+        errors : `~gammapy_accmaker.products.modes.BackgroundErrors`
+
+        Raises
+        ------
+        InputError, ObservationError
+            Where the geometry or the observation cannot be used.
+
+        Examples
+        --------
+        >>> shared, run = maker.background_errors(geom, observation).of_sum(weights)  # doctest: +SKIP
+        """
+        return self._apply(observation).errors(geom)
 
     def run(self, dataset, observation):
         """Fill the background of a dataset.
@@ -564,14 +621,15 @@ class _AppliedModel:
     track: FovTrack
     time_step: float | None
     run: ReducedRun | None = None  # where its events were not read
+    number: int = 0  # of the model, where runs have different ones
 
     def background(self, geom) -> Map:
         if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):
             return make_rad_max_background(self.model, self.track, geom, self.observation, self.time_step)
         return make_background_map(self.model, self.track, geom, self.time_step)
 
-    def error(self, background: Map) -> Map:
-        return make_error_map(self.model, self.track, background)
+    def errors(self, geom) -> BackgroundErrors:
+        return BackgroundErrors(self.model, self.track, self.background(geom), self.time_step, self.number)
 
     def irf(self, model_alignment, fov_alignment=None):
         return make_background_irf(self.model, self.track, model_alignment, self.time_step, fov_alignment)

@@ -51,13 +51,20 @@ RUN_COLUMNS = {
     "NORM": RunColumn(
         "rate of the run over that of the mean run under its conditions, at the shifted energy", None, ".3f"
     ),
-    "NORM_ERR": RunColumn("standard deviation of NORM, given the model", None, ".3f"),
+    "NORM_ERR": RunColumn(
+        "standard deviation of NORM, as a deviation from the mean over the runs of the fit", None, ".3f"
+    ),
     "SHIFT": RunColumn(
         "shift in ln(energy): the run has at E the rate of the mean run at E exp(SHIFT); > 0 for a lower threshold",
         None,
         "+.3f",
     ),
-    "SHIFT_ERR": RunColumn("standard deviation of what the run's own events tell of SHIFT", None, ".3f"),
+    "SHIFT_ERR": RunColumn(
+        "standard deviation of SHIFT less what covariates foretell, as a deviation from the mean over the runs of the "
+        "fit",
+        None,
+        ".3f",
+    ),
     "DEVIANCE": RunColumn(
         "largest excess of the Poisson deviance over the field of view over its mean, in any group of energies, in "
         "standard deviations; where a norm alone is fitted, over the energies of the norm",

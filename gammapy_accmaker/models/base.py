@@ -243,6 +243,26 @@ class RateModel(ABC):
         run to run, shape (n, m)."""
         return self.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
 
+    def error_rows(
+        self, energy: np.ndarray, fov_lon: np.ndarray, fov_lat: np.ndarray, cos_zenith: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Derivatives of the log of the rate by what is uncertain.
+
+        Returns
+        -------
+        shared : `~numpy.ndarray`, shape (k, n, m)
+            By the quantities that runs share; their covariance is F F' with F of `error_factor`.
+        run : `~numpy.ndarray`, shape (j, n, m)
+            By one standard deviation along each of some independent directions of this run alone.
+        """
+        error = self.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+        return error[None], np.zeros((0, *error.shape))
+
+    def error_factor(self, cos_zenith: float, *, leading: bool = False) -> np.ndarray:
+        """Matrix F from independent directions of unit variance, which are the same for all runs, to the shared
+        quantities of `error_rows`, shape (k, n); ``leading``: only the directions that change the counts most."""
+        return np.ones((1, 1))
+
     @abstractmethod
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Serial form, exact, made of arrays alone."""
@@ -278,6 +298,10 @@ class RateModel(ABC):
     def run_scatter_at(self, cos_zenith: float) -> list[RunScatter]:
         """How the runs differ that the rate at a zenith angle comes from."""
         return [] if self.run_scatter is None else [self.run_scatter]
+
+    def number_for_run(self, key: RunKey) -> int:
+        """Number of the model that `for_run` gives; 0 where there is one for all."""
+        return 0
 
     def for_run(self, key: RunKey) -> RateModel:
         """The model of a run that is recognised by its key, for models that differ by run."""
@@ -397,6 +421,13 @@ class ScaledModel(RateModel):
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return np.hypot(self.model.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith), self.norm_spread)
+
+    def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        shared, run = self.model.error_rows(energy, fov_lon, fov_lat, cos_zenith)
+        return shared, np.concatenate([run, np.full((1, *shared.shape[1:]), self.norm_spread)])
+
+    def error_factor(self, cos_zenith, *, leading=False):
+        return self.model.error_factor(cos_zenith, leading=leading)
 
     def to_arrays(self):
         return self.model.to_arrays() | {"norm": np.array(self.norm)}

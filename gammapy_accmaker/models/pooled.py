@@ -305,6 +305,9 @@ class ModelPerRun(_OfParts):
         return f"{len(self.models)} models, each for the runs that it was matched to: {'; '.join(bins)}"
 
     def for_run(self, key):
+        return self.models[self.number_for_run(key)]
+
+    def number_for_run(self, key):
         found = {which for which, other in zip(self.which.tolist(), self.keys, strict=True) if key.is_same_run(other)}
         if not found:
             raise ObservationError(
@@ -317,7 +320,7 @@ class ModelPerRun(_OfParts):
                 f"observation {key.obs_id}: the fit had several runs with this number, start and pointing, and gave "
                 "them different models; give each of them an `obs_id` of its own and fit again"
             )
-        return self.models[found.pop()]
+        return found.pop()
 
     def _mean(self, method, *arguments):
         return np.mean([getattr(model, method)(*arguments) for model in self.models], axis=0)

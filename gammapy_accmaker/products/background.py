@@ -24,19 +24,19 @@ from gammapy_accmaker.models.base import RateModel
 
 __all__ = [
     "check_geom",
+    "coarse_factor",
     "expected_counts",
     "icrs_vectors",
     "make_background_map",
-    "make_error_map",
     "polar_average",
     "rate_nodes",
     "read_polar",
+    "region_pixels",
     "run_slices",
 ]
 
 OFFSET_STEP = 0.05  # deg
 ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
-ERROR_OFFSET_STEP, ERROR_ANGLE_STEPS = 0.25, 32
 COARSE_PIXEL = 0.1  # deg; larger pixels are divided, since the rate at a centre is not the mean over them
 
 REGION_PIXELS = 20  # across the smallest of the regions, each of which gammapy divides by 10
@@ -89,36 +89,14 @@ def check_geom(model: RateModel, geom) -> None:
         )
 
 
-def make_error_map(model: RateModel, track: FovTrack, background: Map) -> Map:
-    """Map of the standard deviation of a background that `make_background_map` made.
-
-    It is that of each bin by itself, from the counts of the fit and the effects of the run; neighbouring bins are
-    correlated. The relative error is taken in the middle of the run (of each part of it, where the rate jumps) and of
-    each energy bin.
-    """
-    lon, lat, shape = _polar_grid(model, ERROR_OFFSET_STEP, ERROR_ANGLE_STEPS)
-    energy = np.clip(background.geom.axes["energy"].center.to_value("TeV"), *model.energy_edges[[0, -1]])
-    image = background.geom.to_image()
-    position = image.center_skydir.icrs if image.is_region else None
-    xyz = icrs_vectors(image) if position is None else unit_vectors(position.ra.rad, position.dec.rad)[None]
-    error = total = np.zeros(())
-    # the parts of a run between jumps of the rate share the error of the norm: they count as fully correlated
-    for here, part in _parts(model, track):
-        middle, _ = time_nodes(part.intervals, None)
-        z, camera = part.mean_cos_zenith, np.nan_to_num(xyz @ part.matrices_at(middle)[0].T)
-        relative, counts = (
-            read_polar(grid(energy, lon, lat, z).reshape(-1, *shape), camera, model.offset_max)
-            for grid in (here.relative_error_grid, here.rate_grid)
-        )
-        counts = part.ontime * counts + 1e-300
-        error, total = error + relative * counts, total + counts
-    relative = error / total
-    return Map.from_geom(background.geom, data=background.data * relative.reshape(background.data.shape), unit="")
+def coarse_factor(image) -> int:
+    """Into how many parts along each side the pixels of an image are divided; 1 for small ones."""
+    return max(int(np.ceil(np.max(image.pixel_scales.to_value("deg")) / COARSE_PIXEL - 1e-6)), 1)
 
 
 def _wcs_counts(model, track, geom, edges, time_step):
     image = geom.to_image()
-    factor = int(np.ceil(np.max(image.pixel_scales.to_value("deg")) / COARSE_PIXEL - 1e-6))
+    factor = coarse_factor(image)
     if factor > 1:
         image = image.upsample(factor)
     xyz = icrs_vectors(image)
@@ -133,12 +111,16 @@ def _region_counts(model, track, geom, edges, time_step):
         raise InputError(
             f"geom: got the region {geom.region}, but a background is counted over a region with an area; use a circle"
         )
-    image, weights = _region_weights(geom)
-    inside = weights > 0
-    solid_angle = image.solid_angle().to_value("sr")[inside] * weights[inside]
-    xyz = icrs_vectors(image)[inside.ravel()]
+    xyz, solid_angle = region_pixels(geom)
     counts = expected_counts(model, track, xyz, solid_angle, edges, time_step)
     return counts.sum(1).reshape(len(counts), 1, 1)
+
+
+def region_pixels(geom) -> tuple[np.ndarray, np.ndarray]:
+    """ICRS unit vectors of positions in a region, shape (n, 3), and the solid angle in sr that each stands for."""
+    image, weights = _region_weights(geom)
+    inside = weights > 0
+    return icrs_vectors(image)[inside.ravel()], image.solid_angle().to_value("sr")[inside] * weights[inside]
 
 
 def _region_weights(geom):

@@ -183,7 +183,10 @@ def fit_run(
         design, cells, values, covariance, spread.T @ spread, expected, model.population, first.key, scaling, converged,
         weight, (*flags, *UNUSUAL_NORM * unusual), energies,
     )  # fmt: skip
-    return replace(effect, response=response.astype(np.float32))
+    followed = effect.followed
+    if model.mean_reaction.size:
+        followed = tuple(model.reaction_variance(response @ effect.told_rows.T, zenith_basis).tolist())
+    return replace(effect, response=response.astype(np.float32), followed=followed)
 
 
 def column_means(design: RunDesign, expected: np.ndarray) -> np.ndarray:

@@ -385,6 +385,9 @@ class RunEffect:
         First and last energy in TeV that the effects were fitted to; NaN where there are none.
     start, pointing
         By which, with the label, the run is recognised where it comes again, see `RunKey`.
+    followed : tuple of float
+        Variances that the uncertainty of the rate adds to the log of the norm and to the shift, as deviations from
+        their means over the runs of the fit.
     """
 
     obs_id: int | str
@@ -406,6 +409,7 @@ class RunEffect:
     norm_energy: tuple[float, float] = NO_ENERGIES
     start: float = np.nan
     pointing: tuple[float, float] = (np.nan, np.nan)
+    followed: tuple[float, float] = (0.0, 0.0)
 
     @property
     def key(self) -> RunKey:
@@ -419,8 +423,15 @@ class RunEffect:
 
     @property
     def norm_error(self) -> float:
-        """Standard deviation of the norm, given the rate of the population."""
-        return self.norm * float(np.sqrt(self.norm_row @ self.covariance @ self.norm_row))
+        """Standard deviation of the norm, as a deviation from its mean over the runs of the fit."""
+        return self.norm * float(np.sqrt(self.norm_row @ self.covariance @ self.norm_row + self.followed[0]))
+
+    @property
+    def told_rows(self) -> np.ndarray:
+        """What each coefficient adds to the log of the norm, and to the energy shift, shape (2, basis.n)."""
+        shift = np.zeros(self.basis.n)
+        shift[: min(self.basis.n_shift, 1)] = 1
+        return np.stack([self.norm_row, shift])
 
     @property
     def shift(self) -> float:
@@ -429,5 +440,5 @@ class RunEffect:
 
     @property
     def shift_error(self) -> float:
-        """Standard deviation of the shift, given the rate of the population."""
-        return float(np.sqrt(self.covariance[0, 0])) if self.basis.n_shift else 0.0
+        """Standard deviation of the shift, as a deviation from its mean over the runs of the fit."""
+        return float(np.sqrt(self.covariance[0, 0] + self.followed[1])) if self.basis.n_shift else 0.0

@@ -12,7 +12,7 @@ import numpy as np
 from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 
-__all__ = ["BATCH", "RateCovariance", "RateEquations", "moving_directions", "quadratic_form"]
+__all__ = ["BATCH", "RateCovariance", "RateEquations", "moving_directions", "quadratic_form", "reaction_variance"]
 
 BATCH = 16  # runs; their matrices are held together
 
@@ -106,6 +106,30 @@ def quadratic_form(matrix: np.ndarray | None, gain: np.ndarray) -> np.ndarray | 
         return 0.0
     out = gain.T.astype(np.float32) @ (matrix @ gain.astype(np.float32))
     return 0.5 * (out + out.T)
+
+
+def reaction_variance(own: np.ndarray, zenith: np.ndarray, mean: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Variance that the uncertainty of the rate gives to what is fitted to a run, as a deviation from its mean over
+    runs: most of it, what all runs do alike, is no error of the difference between them.
+
+    Parameters
+    ----------
+    own : `~numpy.ndarray`, shape (n_space, j)
+        By how much each of some quantities of the run falls as a coefficient at its zenith angle rises.
+    zenith : `~numpy.ndarray`, shape (n_zenith,)
+        Its zenith splines.
+    mean : `~numpy.ndarray`, shape (n_space, n_zenith, j)
+        The same as ``own`` for all coefficients, averaged over the runs.
+    factor : `~numpy.ndarray`, shape (n_space, n_zenith, p)
+        R with R R' the covariance of the coefficients.
+
+    Returns
+    -------
+    variance : `~numpy.ndarray`, shape (j,)
+    """
+    size = factor.shape[0] * factor.shape[1]
+    difference = own[:, None, :] * zenith[:, None] - mean
+    return ((difference.reshape(size, -1).T @ factor.reshape(size, -1)) ** 2).sum(1)
 
 
 def moving_directions(coefficients: np.ndarray, energy: ScaledEnergyAxis, zenith: BSplineAxis) -> np.ndarray:

@@ -53,6 +53,7 @@ from gammapy_accmaker.models.spline.equations import (
     RateEquations,
     moving_directions,
     quadratic_form,
+    reaction_variance,
 )
 from gammapy_accmaker.models.spline.likelihood import (
     RateTable,
@@ -362,8 +363,9 @@ def _sum_chunk(
 
 def _finish_chunk(
     state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, adapt: bool
-) -> tuple[RateEquations, list[RunEffect]]:
-    """Effects of runs at their maximum, with their errors, and what the runs tell of the rate at the end.
+) -> tuple[RateEquations, list[RunEffect], list[np.ndarray]]:
+    """Effects of runs at their maximum, with their errors, what the runs tell of the rate at the end, and by how much
+    the norm and the shift of each fall as a coefficient of the rate at its zenith angle rises, shape (k, 2).
 
     Parameters
     ----------
@@ -376,7 +378,7 @@ def _finish_chunk(
     adapt : bool
         Whether there are any.
     """
-    design, population, effects = state.design, state.population, []
+    design, population, effects, reactions = state.design, state.population, [], []
     equations, n = _equations(state), design.effects.n
     for value, weight, (run, slices, tables, spread) in zip(
         values, weights, _with_tables(state, runs, adapt), strict=True
@@ -388,7 +390,7 @@ def _finish_chunk(
             )
             flags += UNUSUAL_NORM * unusual
         sums = sum_slices(design, tables, slices, value, full=True)
-        information, of_rate = sums.rate_information, np.zeros((n, n))
+        information, of_rate, gain = sums.rate_information, np.zeros((n, n)), None
         if adapt:
             within, cross = shift_within_rate(design, sums, state.coefficients @ run.zenith)
             posterior = np.linalg.inv(within + np.linalg.inv(population.tails.prior(weight)))
@@ -403,8 +405,10 @@ def _finish_chunk(
                 weight, flags, run.norm_energy,
             )
         )  # fmt: skip
+        if gain is not None:
+            reactions.append((gain @ effects[-1].told_rows.T).astype(np.float32))
     equations.take_batch()
-    return equations, effects
+    return equations, effects, reactions
 
 
 def _equations(state):
@@ -557,6 +561,7 @@ class _JointFit:
         self.bend = 1.0
         self.rate_covariance: RateCovariance | None = None
         self.factor: np.ndarray  # known when all is fitted
+        self.mean_reaction = np.zeros((0, 0, 2))
         self.effects: tuple[RunEffect, ...] = ()
         self.converged, self.rounds = False, 0
 
@@ -763,14 +768,24 @@ class _JointFit:
 
     def _finish(self, adapt):
         """Effects of every run at their maximum, and all errors, at the final rate."""
-        equations, effects = RateEquations(*self._sizes), []
-        for _, (own, found) in self._each_chunk(_finish_chunk, self._state(), adapt):
+        equations, effects, reactions = RateEquations(*self._sizes), [], []
+        for _, (own, found, of_rate) in self._each_chunk(_finish_chunk, self._state(), adapt):
             equations.add_all(own)
             effects += found
+            reactions += of_rate
         held, inner = self._held_against_moving()
         penalty = self.penalty.matrix().toarray() - held @ np.linalg.solve(inner, held.T)
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
-        self.factor, self.effects = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T, tuple(effects)
+        self.factor = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T
+        if reactions:
+            zenith = np.array([run.zenith for run in self.runs])
+            self.mean_reaction = np.einsum("rkj,rz->kzj", np.array(reactions), zenith, optimize=True) / len(zenith)
+            factor = self.factor.reshape(*self._sizes, -1)
+            effects = [
+                replace(effect, followed=tuple(reaction_variance(own, run.zenith, self.mean_reaction, factor)))
+                for effect, own, run in zip(effects, reactions, self.runs, strict=True)
+            ]
+        self.effects = tuple(effects)
 
     def _held_against_moving(self):
         """What of the penalty errors are free of: it seems to hold against moving the spectrum,
@@ -839,6 +854,7 @@ class _JointFit:
             converged=self.converged,
             rounds=self.rounds,
             run_scatter=tuple(self.scatter.to_array().tolist()),
+            mean_reaction=self.mean_reaction.astype(np.float32),
         )
 
 

@@ -8,26 +8,132 @@ It is fitted by `~gammapy_accmaker.models.spline.fit.fit_spline` and adapted to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import block_diag, eigh
+from scipy.sparse import csr_array
 
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
 from gammapy_accmaker.models.norm_energy import RunScatter, find_scatter
 from gammapy_accmaker.models.spline.cells import AsymmetryCells, FovCells, asymmetry_basis
 from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EffectBasis, RunEffect, RunPopulation
+from gammapy_accmaker.models.spline.equations import reaction_variance
 from gammapy_accmaker.models.spline.likelihood import RunDesign
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline.serial import pack, unpack
 
-__all__ = ["SplineModel", "zenith_splines"]
+__all__ = ["ErrorDirections", "SplineModel", "root_of", "zenith_splines"]
+
+# Reference bins for whose sums the leading directions of the errors are found: numbers of bands of energy, rings and
+# position angles; bands and rings are divided into FINER parts. What the counts of a run of REFERENCE_COUNTS fix is
+# taken into account.
+REFERENCE_BINS = 8, 5, 16
+FINER = 3
+REFERENCE_COUNTS = 2e4
+REFERENCE_SHARES = 1e-3, 0.9995  # of the counts, between which the energies lie
+MAX_DIRECTIONS = 160, 48  # of rate and asymmetry
+KEPT_SHARE = 0.99  # of the variance of the sums, in units of that of Poisson
 
 
 def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
     """Values of the splines in zenith angle, shape (axis.n,)."""
     return axis.basis([np.log(cos_zenith)])[0]
+
+
+def root_of(covariance: np.ndarray) -> np.ndarray:
+    """L with L L' = covariance, by its eigenvectors, so that some directions may have no variance."""
+    values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
+@dataclass(frozen=True)
+class ErrorDirections:
+    """Leading directions of the errors that all runs share, each one standard deviation long.
+
+    Attributes
+    ----------
+    rate : `~numpy.ndarray`, shape (p, k)
+        Of the coefficients of the rate.
+    asymmetry : `~numpy.ndarray`, shape (q, j)
+        Of those of the asymmetry.
+    """
+
+    rate: np.ndarray
+    asymmetry: np.ndarray
+
+    @classmethod
+    def of(cls, model: SplineModel) -> ErrorDirections:
+        """Find those that change the counts most, in units of their Poisson error.
+
+        They are the leading eigenvectors of the covariance of sums of the expected counts, over bands of energy and
+        rings, of runs over the range of zenith angles: before and after the effects of each run have followed the rate,
+        so that the norm, which is known less well than all else until a run's own counts fix it, is not all that they
+        hold. Sums, since what is known from counts is known to about the same Poisson error in every direction: of
+        single points most of the variance is that of many narrow wiggles, which average out.
+        """
+        n_energy, n_offset, n_angle = REFERENCE_BINS
+        log_energy, band = _reference_energies(model, n_energy)
+        offset = (np.arange(FINER * n_offset) + 0.5) / (FINER * n_offset) * model.offset_max
+        ring = np.arange(len(offset)) // FINER
+        number = (band[:, None] * n_offset + ring).ravel()
+        rows = []
+        for cos_zenith in _reference_zeniths(model):
+            rate = model.rate_grid(np.exp(log_energy), offset, 0 * offset, cos_zenith)
+            share = rate * offset * np.exp(log_energy)[:, None]
+            share = (share / share.sum()).ravel()
+            at_energy, at_offset, zenith, effects = model._derivatives(
+                log_energy, offset, 0 * offset, cos_zenith, None, None
+            )
+            by_rate = np.einsum("ne,mt->nmet", at_energy, at_offset).reshape(len(share), -1)
+            parts = [by_rate]
+            if effects.shape[2]:
+                effects = effects.reshape(len(share), -1)
+                counted = REFERENCE_COUNTS * share[:, None] * effects
+                information = effects.T @ counted + np.linalg.pinv(model.population.covariance)
+                parts.append(by_rate - effects @ np.linalg.solve(information, counted.T @ by_rate))
+            summed = csr_array((share, (number, np.arange(len(share)))), shape=(n_energy * n_offset, len(share)))
+            in_bin = np.maximum(np.bincount(number, share, n_energy * n_offset), 1e-12)[:, None]
+            rate_rows = model.rate_rows(zenith)
+            rows += [(summed @ part) @ rate_rows / np.sqrt(in_bin) for part in parts]
+        along = _leading(np.concatenate(rows), MAX_DIRECTIONS[0])
+        angle = 2 * np.pi * np.arange(n_angle) / n_angle
+        lon, lat = (np.outer(offset[1::FINER], wave(angle)).ravel() for wave in (np.cos, np.sin))
+        at_energy = model.asymmetry_energy_axis.basis(log_energy[FINER // 2 :: FINER])
+        space = asymmetry_basis(lon, lat, model.asymmetry_offset_axis)
+        weights = np.sqrt(np.repeat(in_bin.reshape(n_energy, n_offset) / n_angle, n_angle, axis=1))
+        by_asymmetry = np.einsum("nm,na,mb->nmab", weights, at_energy, space).reshape(weights.size, -1)
+        root = model._asymmetry_root
+        return cls(model._factor @ along, root @ _leading(by_asymmetry @ root, MAX_DIRECTIONS[1]))
+
+
+def _reference_energies(model, n_band):
+    """Log energies, and the numbers of the bands of equal width that they are in, over most of the counts."""
+    total = np.cumsum(model.spectrum_weights)
+    lo, hi = np.interp(REFERENCE_SHARES, total, model.design.log_energy)
+    return lo + (np.arange(FINER * n_band) + 0.5) / (FINER * n_band) * (hi - lo), np.repeat(np.arange(n_band), FINER)
+
+
+def _reference_zeniths(model):
+    axis = model.zenith_axis
+    if axis.n == 1:
+        return [model.clamp_zenith(np.nan)]
+    low, high = model.zenith_range
+    return [model.clamp_zenith(z) for z in np.geomspace(low, high, axis.n)]
+
+
+def _leading(rows: np.ndarray, most: int) -> np.ndarray:
+    """Orthonormal directions that hold most of the sum of squares of rows, shape (n, k)."""
+    few, many = sorted(rows.shape)
+    gram = rows @ rows.T if len(rows) == few else rows.T @ rows
+    values, vectors = eigh(gram, subset_by_index=[max(few - most, 0), few - 1])
+    values, vectors = values[::-1], vectors[:, ::-1]
+    enough = np.searchsorted(np.cumsum(values), KEPT_SHARE * np.trace(gram)) + 1
+    keep = slice(0, min(enough, int((values > 1e-12 * values[0]).sum())))
+    values, vectors = values[keep], vectors[:, keep]
+    return rows.T @ vectors / np.sqrt(values) if len(rows) == few else vectors
 
 
 @dataclass(frozen=True)
@@ -69,6 +175,9 @@ class SplineModel:
         How the training runs differ, see `RunScatter.to_array`; empty in an older file.
     rounds : int
         Rounds of the fit; 0 in an older file.
+    mean_reaction : `~numpy.ndarray`, shape (n_e * n_t, n_z, 2)
+        By how much the norms and the shifts of the training runs fall, in the mean, as a coefficient of f rises;
+        float32; empty without run effects and in an older file.
     """
 
     energy_edges: np.ndarray
@@ -92,6 +201,7 @@ class SplineModel:
     converged: bool
     run_scatter: tuple[float, ...] = ()
     rounds: int = 0
+    mean_reaction: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 2), dtype=np.float32))
 
     def __getstate__(self):
         # tables that are computed on demand need not travel to worker processes
@@ -270,18 +380,10 @@ class SplineModel:
         """
         if part not in ("coefficients", "run", "both"):
             raise ValueError(f"part: got {part!r}, but 'coefficients', 'run' or 'both' is needed")
-        cos_zenith = self.clamp_zenith(cos_zenith)
-        basis, values, scaling = self._conditions(cos_zenith, azimuth, None, effect)
         log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
-        offset = self.offset_axis.basis(np.hypot(lon, lat))
-        zenith = zenith_splines(self.zenith_axis, cos_zenith)
-        shift = values[0] if basis.n_shift else 0.0
-        u = log_energy + scaling + shift
-        at_energy = self.energy_axis.basis(u)
-        slope = self.energy_axis.derivative(u) @ (self.coefficients @ zenith) @ offset.T
-        columns, modes = basis.energy_columns(log_energy), basis.mode_values(lon, lat)[:, basis.mode_of_column]
-        by_shift = slope[:, :, None] * basis.shift_values(lon, lat)
-        of_effects = np.concatenate([by_shift, columns[:, None, :] * modes], axis=2)
+        at_energy, offset, zenith, of_effects = self._derivatives(
+            log_energy, lon, lat, self.clamp_zenith(cos_zenith), azimuth, effect
+        )
         variance = np.zeros((len(log_energy), len(lon)))
         if part != "run":
             variance += self._rate_variance(at_energy, offset, zenith)
@@ -292,6 +394,87 @@ class SplineModel:
             covariance = self.population.covariance if effect is None else effect.covariance
             variance += np.einsum("emd,emd->em", of_effects @ covariance, of_effects)
         return np.sqrt(np.maximum(variance, 0))
+
+    def _derivatives(self, log_energy, lon, lat, cos_zenith, azimuth, effect):
+        """What the log rate is made of: splines in energy, shape (n, n_e), offset, (m, n_t), and zenith angle, (n_z,),
+        and its derivatives by the effects of the run, (n, m, n_effect)."""
+        basis, values, scaling = self._conditions(cos_zenith, azimuth, None, effect)
+        offset = self.offset_axis.basis(np.hypot(lon, lat))
+        zenith = zenith_splines(self.zenith_axis, cos_zenith)
+        shift = values[0] if basis.n_shift else 0.0
+        u = log_energy + scaling + shift
+        slope = self.energy_axis.derivative(u) @ (self.coefficients @ zenith) @ offset.T
+        columns, modes = basis.energy_columns(log_energy), basis.mode_values(lon, lat)[:, basis.mode_of_column]
+        by_shift = slope[:, :, None] * basis.shift_values(lon, lat)
+        return (
+            self.energy_axis.basis(u),
+            offset,
+            zenith,
+            np.concatenate([by_shift, columns[:, None, :] * modes], axis=2),
+        )
+
+    @cached_property
+    def directions(self) -> ErrorDirections:
+        """The leading directions in which rate and asymmetry are uncertain, the same for all runs."""
+        return ErrorDirections.of(self)
+
+    def error_rows(
+        self, energy, fov_lon, fov_lat, cos_zenith: float, *, azimuth=None, effect=None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Derivatives of the log rate by what is uncertain: by what all runs share, and along the effects of the run.
+
+        Parameters
+        ----------
+        energy, fov_lon, fov_lat, cos_zenith, azimuth, effect
+            As in `rate_grid`.
+
+        Returns
+        -------
+        shared : `~numpy.ndarray`, shape (k, n, m)
+            By the coefficients of the rate at this zenith angle and by those of the asymmetry, see `error_factor`; once
+            the effects of the run, if given, have followed: a change that the run's own counts do not allow, of its
+            norm above all, its effects make good again.
+        run : `~numpy.ndarray`, shape (n_effect, n, m)
+            By one standard deviation along independent directions of the effects: posterior with an effect, else their
+            spread over the population.
+        """
+        log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
+        at_energy, offset, _, of_effects = self._derivatives(
+            log_energy, lon, lat, self.clamp_zenith(cos_zenith), azimuth, effect
+        )
+        shape = len(log_energy), len(lon)
+        rate = np.einsum("ne,mt->etnm", at_energy, offset).reshape(-1, *shape)
+        if effect is not None and len(effect.response):
+            rate -= np.tensordot(effect.response.astype(float), of_effects, axes=(1, 2))
+        space = asymmetry_basis(lon, lat, self.asymmetry_offset_axis)
+        at_energy = self.asymmetry_energy_axis.basis(log_energy)
+        asymmetry = np.einsum("na,mb->abnm", at_energy, space).reshape(-1, *shape)
+        covariance = self.population.covariance if effect is None else effect.covariance
+        run = np.tensordot(root_of(covariance).T, of_effects, axes=(1, 2))
+        return np.concatenate([rate, asymmetry]), run
+
+    def error_factor(self, cos_zenith: float, *, leading: bool = False) -> np.ndarray:
+        """Matrix from independent directions of unit variance, the same for all runs, to what `error_rows` derives by.
+
+        Parameters
+        ----------
+        cos_zenith : float
+        leading : bool
+            Only along `directions`.
+
+        Returns
+        -------
+        factor : `~numpy.ndarray`, shape (k, n_direction)
+        """
+        zenith = zenith_splines(self.zenith_axis, self.clamp_zenith(cos_zenith))
+        if leading:
+            of_rate = self.directions.rate.reshape(-1, len(zenith), self.directions.rate.shape[1])
+            return block_diag(np.einsum("tzk,z->tk", of_rate, zenith), self.directions.asymmetry)
+        return block_diag(self.rate_rows(zenith), self._asymmetry_root)
+
+    @cached_property
+    def _asymmetry_root(self):
+        return root_of(self.asymmetry_covariance.astype(float))
 
     def rate_rows(self, zenith: np.ndarray) -> np.ndarray:
         """Rows R of the coefficients in energy and offset at one zenith angle: their covariance is R R'.
@@ -309,6 +492,12 @@ class SplineModel:
         n_e, n_t, n_z = self.coefficients.shape
         factor = self._factor.reshape(n_e * n_t, n_z, -1)
         return sum(zenith[k] * factor[:, k] for k in near)
+
+    def reaction_variance(self, own: np.ndarray, zenith: np.ndarray) -> np.ndarray:
+        """`~gammapy_accmaker.models.spline.equations.reaction_variance` of the norm and the shift of a run."""
+        n_e, n_t, n_z = self.coefficients.shape
+        factor = self._factor.reshape(n_e * n_t, n_z, -1)
+        return reaction_variance(own, zenith, self.mean_reaction.astype(float), factor)
 
     def _rate_variance(self, at_energy, at_offset, zenith):
         n_e, n_t = self.coefficients.shape[:2]

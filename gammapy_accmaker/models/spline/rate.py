@@ -155,6 +155,12 @@ class SplineRate(RateModel):
     def fit_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith, part="coefficients")
 
+    def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self.model.error_rows(energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect)
+
+    def error_factor(self, cos_zenith, *, leading=False):
+        return self.model.error_factor(cos_zenith, leading=leading)
+
     def to_arrays(self):
         return self.model.to_arrays()
 

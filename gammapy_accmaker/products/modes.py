@@ -1,0 +1,254 @@
+"""Errors of the background of a run: of each bin, of sums, and as modes.
+
+Errors of bins are correlated, over the field of view, in energy and, through the rate that they share, over runs: they
+cannot be added up. What can be are the changes of the counts along independent directions of what is uncertain, each by
+one standard deviation, the modes: the variance of any sum of counts is the sum over the directions of the squares of
+what each changes in the sum.
+
+The relative changes are smooth. They are worked out on a coarse polar grid in the camera, averaged over each energy bin
+with the rate, and read between its nodes for each pixel, whose counts they multiply. The field stands as in the middle
+of the run (of each part of it over which the zenith angle stands still).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from gammapy.maps import Map, RegionGeom
+from regions import PointSkyRegion
+from scipy.sparse import csr_array
+
+from gammapy_accmaker.camera.bins import energy_edges_from_axis
+from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.products.background import (
+    coarse_factor,
+    expected_counts,
+    icrs_vectors,
+    region_pixels,
+    run_slices,
+)
+
+__all__ = ["BackgroundErrors"]
+
+OFFSET_STEP, ANGLE_STEPS = 0.15, 24  # deg; of the polar grid
+FINE_STEP = 0.03  # in log10 energy, of the points over which the changes in a bin are averaged
+
+
+@dataclass(frozen=True)
+class BackgroundErrors:
+    """Errors of a background that `~gammapy_accmaker.products.background.make_background_map` made.
+
+    Attributes
+    ----------
+    model : `RateModel`
+        Acceptance, adapted to the run.
+    track : `FovTrack`
+    background : `~gammapy.maps.Map`
+    time_step : float or None
+        As for the background.
+    model_number : int
+        Runs whose models differ in more than what was adapted to them have other numbers: they share no directions.
+    """
+
+    model: RateModel
+    track: FovTrack
+    background: Map
+    time_step: float | None
+    model_number: int = 0
+
+    def error(self) -> Map:
+        """Standard deviation of each bin."""
+        data = np.zeros((len(self._edges) - 1, self._pixels.n_bin))
+        counts = self.background.data.reshape(data.shape)
+        for k, parts in enumerate(self._at_energies()):
+            if self._pixels.n_bin == len(self._pixels.xyz):
+                # a pixel is as small as a point: errors are read between the nodes, where those of parts of a run are
+                # nearly the same
+                data[k] = counts[k] * sum(
+                    part.share * (part.nodes @ part.sd(covariance))
+                    for part, covariance in zip(parts, self._covariances, strict=True)
+                )
+            else:
+                shared, run = self._summed(parts, self._pixels.member * self._counts[k], leading=False)
+                data[k] = np.sqrt((shared**2).sum(1) + (run**2).sum(1))
+        return self._map(data)
+
+    def modes(self) -> list[Map]:
+        """What one standard deviation along each of the leading directions changes in each bin.
+
+        The directions of the rate, the same for all runs and in one order, stand before those of the run; ``meta`` has
+        ``kind``, "rate" or "run", and ``index``, the number of the direction.
+        """
+        found = [
+            self._summed(parts, self._pixels.member * self._counts[k], leading=True)
+            for k, parts in enumerate(self._at_energies())
+        ]
+        maps = []
+        for kind, by_energy in zip(("rate", "run"), zip(*found, strict=True), strict=True):
+            for index in range(by_energy[0].shape[1]):
+                data = np.array([changes[:, index] for changes in by_energy], dtype=np.float32)
+                maps.append(self._map(data, {"kind": kind, "index": index, "model": self.model_number}))
+        return maps
+
+    def of_sum(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What one standard deviation along each direction changes in a weighted sum over the pixels of each energy.
+
+        Parameters
+        ----------
+        weights : `~numpy.ndarray`
+            Of the bins of an image of the map, raveled.
+
+        Returns
+        -------
+        shared, run : `~numpy.ndarray`, shapes (n_energy, k), (n_energy, j)
+            Along all directions that runs share, the same for all of them, and along those of the run.
+        """
+        member = csr_array(weights[None].astype(float)) @ self._pixels.member
+        found = [
+            self._summed(parts, member * self._counts[k], leading=False) for k, parts in enumerate(self._at_energies())
+        ]
+        return np.concatenate([shared for shared, _ in found]), np.concatenate([run for _, run in found])
+
+    @property
+    def _edges(self):
+        return energy_edges_from_axis(self.background.geom.axes["energy"])
+
+    @cached_property
+    def _pixels(self):
+        return _Pixels.of(self.background.geom)
+
+    @cached_property
+    def _counts(self):
+        """In the pixels, shape (n_energy, n_pixel)."""
+        data = self.background.data.reshape(len(self._edges) - 1, -1)
+        if data.shape[1] == len(self._pixels.xyz):
+            return data
+        return expected_counts(
+            self.model, self.track, self._pixels.xyz, self._pixels.solid_angle, self._edges, self.time_step
+        )
+
+    def _map(self, data, meta=None):
+        geom = self.background.geom
+        return Map.from_geom(geom, data=data.reshape(geom.data_shape), unit="", meta=meta)
+
+    @cached_property
+    def _nodes(self):
+        """Of each part of the run: the model, its zenith angle and ontime, and how pixels are read from the nodes."""
+        lon, lat, shape = _polar_grid(self.model.offset_max)
+        parts = []
+        for part in run_slices(self.model, self.track):
+            middle, _ = time_nodes(part.intervals, None)
+            camera = np.nan_to_num(self._pixels.xyz @ part.matrices_at(middle)[0].T)
+            nodes = _between_nodes(camera, shape, self.model.offset_max)
+            parts.append((self.model.at_azimuth(part.mean_azimuth), part.mean_cos_zenith, part.ontime, nodes))
+        return lon, lat, parts
+
+    @cached_property
+    def _covariances(self):
+        factors = [here.error_factor(cos_zenith) for here, cos_zenith, *_ in self._nodes[2]]
+        return [factor @ factor.T for factor in factors]
+
+    def _at_energies(self) -> Iterator[list[_PartErrors]]:
+        """The parts of the run at each energy bin."""
+        lon, lat, parts = self._nodes
+        for low, high in itertools.pairwise(np.clip(self._edges, *self.model.energy_edges[[0, -1]])):
+            n = max(int(np.ceil(np.log10(high / low) / FINE_STEP)), 1)
+            fine = np.geomspace(low, high, n + 1)
+            energy = np.sqrt(fine[1:] * fine[:-1])
+            found, counts = [], []
+            for here, cos_zenith, ontime, nodes in parts:
+                rate = here.rate_grid(energy, lon, lat, cos_zenith) * (np.diff(fine)[:, None] + 1e-300)
+                weights = (rate + 1e-300) / (rate + 1e-300).sum(0)
+                shared, run = (
+                    np.einsum("knm,nm->km", rows, weights) for rows in here.error_rows(energy, lon, lat, cos_zenith)
+                )
+                found.append((here, cos_zenith, nodes, shared, run))
+                counts.append(ontime * (nodes @ rate.sum(0)) + 1e-300)
+            shares = np.array(counts) / np.sum(counts, axis=0)
+            yield [_PartErrors(*part, share) for part, share in zip(found, shares, strict=True)]
+
+    def _summed(self, parts, member, *, leading):
+        """Changes in sums of pixels along the directions; ``member``: counts of the pixels in each sum."""
+        shared, run = 0.0, 0.0
+        for part in parts:
+            by_node = (member * part.share) @ part.nodes
+            factor = part.model.error_factor(part.cos_zenith, leading=leading)
+            # few directions are quickly had at all nodes, few sums quickly along all directions
+            along = by_node @ (part.shared.T @ factor) if leading else (by_node @ part.shared.T) @ factor
+            shared = shared + along
+            run = run + by_node @ part.run.T
+        return shared, run
+
+
+@dataclass(frozen=True)
+class _PartErrors:
+    """A part of a run at one energy: relative changes at the nodes of the polar grid, shapes (k, n_node), (j, n_node),
+    the matrix that reads pixels between them, and the share of the part in the counts of each pixel."""
+
+    model: RateModel
+    cos_zenith: float
+    nodes: csr_array
+    shared: np.ndarray
+    run: np.ndarray
+    share: np.ndarray
+
+    def sd(self, covariance: np.ndarray) -> np.ndarray:
+        """Relative standard deviation at the nodes; ``covariance``: of what runs share."""
+        variance = np.einsum("km,km->m", self.shared, covariance @ self.shared)
+        return np.sqrt(np.maximum(variance, 0) + (self.run**2).sum(0))
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Positions that a geometry is counted at (ICRS unit vectors, solid angle in sr) and the bins that they are of."""
+
+    xyz: np.ndarray
+    solid_angle: np.ndarray
+    member: csr_array
+    n_bin: int
+
+    @classmethod
+    def of(cls, geom) -> _Pixels:
+        if isinstance(geom, RegionGeom):
+            if isinstance(geom.region, PointSkyRegion):
+                center = geom.region.center.icrs
+                xyz, solid_angle = unit_vectors(center.ra.rad, center.dec.rad)[None], np.ones(1)
+            else:
+                xyz, solid_angle = region_pixels(geom)
+            return cls(xyz, solid_angle, csr_array(np.ones((1, len(xyz)))), 1)
+        image = geom.to_image()
+        (ny, nx), factor = image.data_shape, coarse_factor(image)
+        fine = image.upsample(factor) if factor > 1 else image
+        y, x = np.divmod(np.arange(ny * factor * nx * factor), nx * factor)
+        bins = y // factor * nx + x // factor
+        member = csr_array((np.ones(len(bins)), (bins, np.arange(len(bins)))), shape=(ny * nx, len(bins)))
+        return cls(icrs_vectors(fine), fine.solid_angle().to_value("sr").ravel(), member, ny * nx)
+
+
+def _polar_grid(offset_max):
+    """FOV_LON and FOV_LAT in deg of the nodes, raveled, and their shape (offset, angle)."""
+    offset = np.radians(np.linspace(0, offset_max * (1 - 1e-12), int(np.ceil(offset_max / OFFSET_STEP)) + 1))
+    angle = 2 * np.pi * np.arange(ANGLE_STEPS) / ANGLE_STEPS
+    t, p = (a.ravel() for a in np.meshgrid(offset, angle, indexing="ij"))
+    lon, lat = vectors_to_lonlat(np.stack([np.cos(t), np.sin(t) * np.cos(p), np.sin(t) * np.sin(p)], axis=-1))
+    return np.degrees(lon), np.degrees(lat), (len(offset), len(angle))
+
+
+def _between_nodes(camera, shape, offset_max) -> csr_array:
+    """Matrix that reads values at camera unit vectors, shape (n, 3), between the nodes of a polar grid, which are
+    raveled: bilinear."""
+    n_offset, n_angle = shape
+    row = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1))) / offset_max * (n_offset - 1)
+    row = np.minimum(row, n_offset - 1)
+    column = np.arctan2(camera[:, 2], camera[:, 1]) / (2 * np.pi) % 1 * n_angle
+    low, left = np.minimum(row.astype(int), n_offset - 2), column.astype(int)
+    up, right = row - low, column - left
+    index = [((low + i) * n_angle + (left + j) % n_angle) for i in (0, 1) for j in (0, 1)]
+    weight = [(up if i else 1 - up) * (right if j else 1 - right) for i in (0, 1) for j in (0, 1)]
+    pixel = np.tile(np.arange(len(camera)), 4)
+    return csr_array((np.concatenate(weight), (pixel, np.concatenate(index))), shape=(len(camera), n_offset * n_angle))

@@ -24,6 +24,7 @@ from gammapy_accmaker.acceptance.fit import (
     warn_of_covariates,
     warn_outside_zenith,
 )
+from gammapy_accmaker.acceptance.kept import KeptRuns, kept_by_run
 from gammapy_accmaker.acceptance.matched import fit_matched
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exclusion
@@ -33,7 +34,7 @@ from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import in_good_time, run_key
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, warn_of_notes, warn_outside_gti
-from gammapy_accmaker.data.observations import as_observations, read_files
+from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.models.base import NOT_CONVERGED, RateModel, ScaledModel
@@ -85,6 +86,7 @@ class AcceptanceBackgroundMaker(Maker):
             self._asked = self._asked | {"model": self.config.model}
         self._read_covariates()
         self._given = make_exclusion(self.config, exclusion)
+        self._kept = KeptRuns()
 
     @property
     def is_fitted(self) -> bool:
@@ -262,11 +264,11 @@ class AcceptanceBackgroundMaker(Maker):
         """Of runs that the model is applied to; the files of the configuration were read when the maker was made."""
         return Reduction(self.config, make_bins(self.config), self.exclusion)
 
+    @kept_by_run
     def _apply(self, observation) -> _AppliedModel:
         """The model on one run: its events are read once, and its track is made once."""
         config, rate_model = self.config, self.model.rate_model
-        reduction, given = self._reduction(), observation
-        observation = read_files(observation)
+        reduction = self._reduction()
         track = reduction.track(observation)
         number = 0
         if rate_model.differs_by_run:
@@ -275,7 +277,7 @@ class AcceptanceBackgroundMaker(Maker):
         effects = config.run_effects.settings
         if not rate_model.depends_on_run(effects):
             scaled = ScaledModel(rate_model, 1.0)
-            return _AppliedModel(given, scaled, track, config.time_step_seconds, number=number)
+            return _AppliedModel(observation, scaled, track, config.time_step_seconds, number=number)
         run = reduction.reduce(observation, track)
         adapted = rate_model.adapt(run, reduction.bins, effects)
         if NOT_CONVERGED in adapted.flags:
@@ -283,7 +285,7 @@ class AcceptanceBackgroundMaker(Maker):
                 f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its "
                 "residuals, or use run_effects 'norm' or 'none'"
             )
-        return _AppliedModel(given, adapted.model, track, config.time_step_seconds, run, number)
+        return _AppliedModel(observation, adapted.model, track, config.time_step_seconds, run, number)
 
     def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.

@@ -95,7 +95,13 @@ def _content(value):
     if isinstance(value, FixedPointingInfo):
         return value.fixed_icrs, value.fixed_altaz
     if isinstance(value, ObservationMetaData):
-        return value.deadtime_fraction, value.location
+        target = None if value.target is None else value.target.position
+        return value.deadtime_fraction, value.location, target
+    if isinstance(value, EventList):
+        table = value.table
+        columns = [(np.ma.getdata(table[key]), np.ma.getmaskarray(table[key])) for key in ("RA", "DEC", "ENERGY")]
+        header = sorted((str(key), str(item)) for key, item in table.meta.items())
+        return columns, [str(table[key].unit) for key in ("RA", "DEC", "ENERGY")], value.time, header
     if callable(value):
         return value.__module__, value.__qualname__
     return vars(value)

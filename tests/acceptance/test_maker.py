@@ -22,6 +22,7 @@ from gammapy.makers import (
 from gammapy.makers.utils import make_map_background_irf
 from gammapy.maps import Map, MapAxis, RegionGeom
 from gammapy.modeling.models import ConstantSpectralModel, FoVBackgroundModel, PointSpatialModel, SkyModel
+from helpers import opened_files
 from regions import CircleSkyRegion
 from stores import altered, energy_axis, full_store, observations, options, sky_geom, source_region
 
@@ -546,22 +547,16 @@ def test_a_run_is_read_once_and_followed_once(on_runs, monkeypatch, product):
     """With a prior, which needs the effects of the run as the background does; both are of the same adaptation."""
     maker = fitted_maker(renormalization={"type": "fov", "prior": True})
     dataset = MapDatasetMaker(selection=["counts"]).run(reference(), on_runs[0])
-    calls = {"read": 0, "track": 0}
-
-    def counted(name, function):
-        def call(*args, **kwargs):
-            calls[name] += 1
-            return function(*args, **kwargs)
-
-        return call
-
-    events = type(on_runs[0]).events
-    monkeypatch.setattr(type(on_runs[0]), "events", property(counted("read", events.fget), events.fset))
-    monkeypatch.setattr(counts, "fov_track", counted("track", counts.fov_track))
+    tracks, fov_track = [], counts.fov_track
+    monkeypatch.setattr(
+        counts, "fov_track", lambda *given, **more: tracks.append(fov_track(*given, **more)) or tracks[-1]
+    )
     arguments = {
         "run": (dataset, on_runs[0]),
         "make_irf": (on_runs[0],),
         "make_background_error": (dataset.counts.geom, on_runs[0]),
     }
-    getattr(maker, product)(*arguments[product])
-    assert calls == {"read": 1, "track": 1}
+    with opened_files() as opened:
+        getattr(maker, product)(*arguments[product])
+    assert sum(path.endswith(f"simulated_{on_runs[0].obs_id}.fits") for path in opened) == 1
+    assert len(tracks) == 1

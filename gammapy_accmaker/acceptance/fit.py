@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import astropy.units as u
@@ -19,7 +19,7 @@ from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
-from gammapy_accmaker.acceptance.search import fit_until_stable
+from gammapy_accmaker.acceptance.search import Fitted, fit_until_stable, warn_of_excess
 from gammapy_accmaker.camera.bins import CountsBins, merge_bins
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.kinds import FitSettings, SplineOptions
@@ -28,14 +28,14 @@ from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
 from gammapy_accmaker.errors import FitError, InputError
-from gammapy_accmaker.models.base import NOT_CONVERGED, RateModel
+from gammapy_accmaker.models.base import NOT_CONVERGED, AdaptedRun, RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts, add_up, sum_counts
 from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.models.pooled import AzimuthBinned, ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.describe import counted, in_thousands
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
-from gammapy_accmaker.utils.run_key import RunKey, label_array, require_runs, run_names, some_names
+from gammapy_accmaker.utils.run_key import LeftOut, RunKey, label_array, require_runs, run_names, some_names
 
 __all__ = [
     "fit_groups",
@@ -199,8 +199,10 @@ def fit_acceptance(
         return _fit_once(runs, failures, reading, plan, execution, start)
 
     if config.exclusion.iterative is not None:
-        return fit_until_stable(fit, observations, config, config.exclusion.iterative, reduction.exclusion)
-    return fit(reduction.exclusion)[0]
+        return fit_until_stable(fit, config.exclusion.iterative, reduction.exclusion).model
+    fitted = fit(reduction.exclusion)
+    warn_of_excess(fitted)
+    return fitted.model
 
 
 def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
@@ -271,12 +273,11 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
     rate_model = fit_runs(runs, bins, config, plan, execution=execution)
     say_how_it_ended(rate_model, start)
     warn_of_poor_fit(rate_model, config)
-    adapted = {}
-    if config.exclusion.iterative is not None:
-        adapted = {run.place: rate_model.adapt(run, bins, config.run_effects.settings).model for run in runs}
-    run_table = make_run_table(rate_model, bins, runs, failures, config)
+    adapted = [rate_model.adapt(run, bins, config.run_effects.settings, k) for k, run in enumerate(runs)]
+    run_table = make_run_table(rate_model, runs, adapted, failures, config)
     parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion}
-    return AcceptanceModel(rate_model, config.without_files(), run_table, **parts), adapted
+    model = AcceptanceModel(rate_model, config.without_files(), run_table, **parts)
+    return Fitted(model, runs, [one.model for one in adapted], bins.energy_edges)
 
 
 def is_grouped(config: AcceptanceConfig) -> bool:
@@ -341,32 +342,37 @@ def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int | str, float
         )
 
 
-def make_run_table(rate_model, bins, runs, failures, config, role="fit", models=None) -> Table:
+def make_run_table(
+    rate_model: RateModel,
+    runs: Sequence[ReducedRun],
+    adapted: Sequence[AdaptedRun],
+    failures: Mapping[int, LeftOut],
+    config: AcceptanceConfig,
+    role: str = "fit",
+) -> Table:
     """One row for each run: what went in, its effects, how well it fits, and the reason where it was left out.
 
     ``runs`` and ``failures`` are those of `Reduction.reduce_all`; the rows are in the order of the observations.
-    ``models``: of each of the runs, where they differ.
+    ``adapted``: what the model, or its own, is adapted to each run.
     """
     labels = {run.place: run.obs_id for run in runs}
     labels |= {place: left_out.obs_id for place, left_out in failures.items()}
     names = dict(zip(sorted(labels), run_names(labels[place] for place in sorted(labels)), strict=True))
     warn_outside_zenith(rate_model, {names[run.place]: run.cos_zenith for run in runs})
     rows, outside, limits = {}, {}, config.run_effects.norm_limits
-    for k, run in enumerate(runs):
-        model, place = (rate_model, k if role == "fit" else None) if models is None else (models[k], None)
-        adapted = model.adapt(run, bins, config.run_effects.settings, place)
-        flags = [*adapted.flags]
-        if limits is not None and not limits[0] <= adapted.norm <= limits[1]:
-            outside[names[run.place]] = adapted.norm
+    for run, one in zip(runs, adapted, strict=True):
+        flags = [*one.flags]
+        if limits is not None and not limits[0] <= one.norm <= limits[1]:
+            outside[names[run.place]] = one.norm
             flags.append(f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]")
         rows[run.place] = {
             "ROLE": role, "USED": True, "ONTIME": run.ontime, "LIVETIME": run.livetime,
             "ZENITH": np.degrees(np.arccos(np.clip(run.cos_zenith, -1, 1))), "AZIMUTH": run.azimuth, "MJD": run.mjd,
             "COUNTS": int(sum(part.counts.sum() for part in run.slices)),
             "DROPPED": run.dropped["not finite"] + run.dropped["outside GTI"],
-            "EXPECTED": adapted.expected, "NORM": adapted.norm, "NORM_ERR": adapted.norm_error,
-            "SHIFT": adapted.shift, "SHIFT_ERR": adapted.shift_error, "DEVIANCE": adapted.deviance,
-            "FLAG": "; ".join(flags), "NORM_EMIN": adapted.norm_energy[0], "NORM_EMAX": adapted.norm_energy[1],
+            "EXPECTED": one.expected, "NORM": one.norm, "NORM_ERR": one.norm_error,
+            "SHIFT": one.shift, "SHIFT_ERR": one.shift_error, "DEVIANCE": one.deviance,
+            "FLAG": "; ".join(flags), "NORM_EMIN": one.norm_energy[0], "NORM_EMAX": one.norm_energy[1],
             "START": run.key.start, "RA": run.key.pointing[0] % 360, "DEC": run.key.pointing[1],
         }  # fmt: skip
     if outside:

@@ -207,7 +207,9 @@ class AcceptanceBackgroundMaker(Maker):
         runs, failures = reduction.reduce_all(observations, **reading)
         warn_of_notes(runs, self.config.offset_max.deg)
         warn_of_covariates(runs, self.config)
-        table = make_run_table(self.model.rate_model, reduction.bins, runs, failures, self.config, role="apply")
+        rate_model, settings = self.model.rate_model, self.config.run_effects.settings
+        adapted = [rate_model.adapt(run, reduction.bins, settings) for run in runs]
+        table = make_run_table(rate_model, runs, adapted, failures, self.config, role="apply")
         self._set_model(replace(self.model, run_table=stack_run_tables([self.model.run_table, table])))
 
     @property

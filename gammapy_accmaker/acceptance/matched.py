@@ -103,19 +103,13 @@ def fit_matched(
         raise InputError(f"matching: no ON run gets a model ({reasons})")
 
     on_runs, on_failures = reduction.reduce_all(on, places=list(which), **reading)
-    adapted = {run.place: run for run in on_runs}
-    keys = {place: _key(on[place], adapted.get(place), reduction) for place in which}
+    by_place = {run.place: run for run in on_runs}
+    keys = {place: _key(on[place], by_place.get(place), reduction) for place in which}
     known = [place for place, key in keys.items() if key is not None]
     rate_model = ModelPerRun(models, [keys[place] for place in known], [which[place] for place in known])
-    on_table = make_run_table(
-        rate_model,
-        bins,
-        on_runs,
-        on_failures | on_left_out,
-        config,
-        "apply",
-        [models[which[place]] for place in adapted],
-    )
+    settings = config.run_effects.settings
+    on_adapted = [models[which[run.place]].adapt(run, bins, settings) for run in on_runs]
+    on_table = make_run_table(rate_model, on_runs, on_adapted, on_failures | on_left_out, config, "apply")
     warn_of_notes([*off_runs, *on_runs], config.offset_max.deg)
     warn_of_covariates([*off_runs, *on_runs], config)
     say_how_it_ended(rate_model, start)
@@ -124,14 +118,9 @@ def fit_matched(
     not_fitted = {k: "no ON run takes it" for k in range(len(off)) if k not in in_use}
     not_fitted |= {k: "the fits that it is part of failed" for k in usable if k not in first}
     off_runs = [run for k, run in usable.items() if k in first]
-    off_table = make_run_table(
-        rate_model,
-        bins,
-        off_runs,
-        off_failures | _left_out(off, not_fitted),
-        config,
-        models=[models[first[k]] for k in sorted(first)],
-    )
+    off_adapted = [models[first[k]].adapt(run, bins, settings) for k, run in usable.items() if k in first]
+    off_failures = off_failures | _left_out(off, not_fitted)
+    off_table = make_run_table(rate_model, off_runs, off_adapted, off_failures, config)
     is_used = np.array([k in usable for k in matches["OFF_PLACE"]], dtype=bool)
     run_table = stack_run_tables([off_table, on_table])
     return AcceptanceModel(

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 from astropy.table import Table, vstack
 
 from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.options import IterativeOptions
 from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.excess import excess_regions, find_excess
-from gammapy_accmaker.products.sky_stack import SkyStack
+from gammapy_accmaker.products.excess import ExcessField, excess_fields, excess_regions, find_excess, search_bands
 
-__all__ = ["fit_until_stable", "stack_residuals"]
+__all__ = ["Fitted", "fit_until_stable", "warn_of_excess"]
 
 log = logging.getLogger(__name__)
 
-PIXELS_PER_RADIUS = 3  # of the discs; pixels of the sky map
+MOST_NAMED = 3
 
 
-def fit_until_stable(
-    fit: Callable[[Exclusion], tuple[AcceptanceModel, dict[int, RateModel]]],
-    observations,
-    config: AcceptanceConfig,
-    options: IterativeOptions,
-    exclusion: Exclusion,
-) -> AcceptanceModel:
+@dataclass(frozen=True)
+class Fitted:
+    """A fit and what it was made of.
+
+    Attributes
+    ----------
+    model : `AcceptanceModel`
+    runs : sequence of `ReducedRun`
+    adapted : sequence of `RateModel`
+        What the model is adapted to each of them.
+    energy_edges : `~numpy.ndarray`
+        Of the reduction, in TeV.
+    """
+
+    model: AcceptanceModel
+    runs: Sequence[ReducedRun]
+    adapted: Sequence[RateModel]
+    energy_edges: np.ndarray
+
+    def excess_fields(self) -> list[ExcessField]:
+        """Counts and expectations on the sky, in the bands of a search."""
+        bands = search_bands(self.runs, self.energy_edges)
+        return excess_fields(self.runs, self.adapted, bands, self.energy_edges, self.model.config.offset_max.deg)
+
+
+def fit_until_stable(fit: Callable[[Exclusion], Fitted], options: IterativeOptions, exclusion: Exclusion) -> Fitted:
     """Repeat a fit, with the significant excess of the runs left out, until no more is found.
 
     Parameters
     ----------
     fit : callable
-        Fits outside of an exclusion, and returns the model and, by place in the list of observations, what it is
-        adapted to each run.
-    observations : list of `~gammapy.data.Observation`
-    config : `AcceptanceConfig`
+        Fits outside of an exclusion.
     options : `IterativeOptions`
         Of the search.
     exclusion : `Exclusion`
@@ -46,16 +62,18 @@ def fit_until_stable(
 
     Returns
     -------
-    model : `AcceptanceModel`
-        With what was found in ``found``; a search that did not end is named in a warning and in
+    fitted : `Fitted`
+        Its model has what was found in ``found``; a search that did not end is named in a warning and in
         ``found.meta["STABLE"]``.
     """
     found, stable = Table(), False
-    model, adapted = fit(exclusion)
+    fitted = fit(exclusion)
     for iteration in range(1, options.max_iterations + 1):
-        left_out = exclusion.with_regions(excess_regions(found))
+        regions = excess_regions(found)
         new = find_excess(
-            stack_residuals(observations, model, adapted, config, options, left_out),
+            fitted.excess_fields(),
+            exclusion.with_regions(regions),
+            Exclusion(regions),
             options.threshold,
             options.correlation_radius.deg,
             options.dilation.deg,
@@ -68,7 +86,7 @@ def fit_until_stable(
         log.info(
             f"iteration {iteration}: {len(new)} excesses found, the strongest of {new['SIGNIFICANCE'].max():.1f} sigma"
         )
-        model, adapted = fit(exclusion.with_regions(excess_regions(found)))
+        fitted = fit(exclusion.with_regions(excess_regions(found)))
     if not stable:
         log.warning(
             f"exclusion.iterative: the last of {options.max_iterations} searches still found {len(new)} excesses, the "
@@ -77,22 +95,27 @@ def fit_until_stable(
         )
     if len(found):
         found.meta["STABLE"] = stable
-    return replace(model, found=found)
+    return replace(fitted, model=replace(fitted.model, found=found))
 
 
-def stack_residuals(observations, model, adapted, config, options, exclusion):
-    """Counts and expectations of runs on the sky, with models by place in the list, in one energy bin."""
-    usable = {place: observations[place] for place in adapted}
-    stack = SkyStack(
-        usable,
-        model.rate_model.energy_edges[[0, -1]],
-        config.offset_max.deg,
-        exclusion,
-        pixel=options.correlation_radius.deg / PIXELS_PER_RADIUS,
-        alignment=config.fov_alignment,
-        location=config.observatory_location,
-        time_step=config.time_step_seconds,
+def warn_of_excess(fitted: Fitted) -> None:
+    """One warning where a significant excess stands that the fit did not leave out: the background holds a part of it."""
+    options = fitted.model.config.exclusion
+    if options.wobble_half is not False:  # what the excluded half holds is seen here, and not by the fit
+        return
+    search = IterativeOptions()
+    exclusion = fitted.model.exclusion
+    found = find_excess(
+        fitted.excess_fields(), exclusion, Exclusion(), search.threshold, search.correlation_radius.deg, 0.0
     )
-    for place, model_of_run in adapted.items():
-        stack.add(place, model_of_run)
-    return stack
+    if len(found) == 0:
+        return
+    named = [
+        f"RA {row['RA']:.2f} deg, Dec {row['DEC']:+.2f} deg, {row['SIGNIFICANCE']:.1f} sigma within {row['RADIUS']:.2f} deg"
+        for row in found[:MOST_NAMED]
+    ]
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    log.warning(
+        f"exclusion: there is significant excess outside of what is excluded: {'; '.join(named)}{more}; the background "
+        "holds a part of it. Exclude it, or set `exclusion: {iterative: {}}`, which finds it and leaves it out"
+    )

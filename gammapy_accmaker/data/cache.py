@@ -29,6 +29,7 @@ from scipy.spatial import KDTree
 from gammapy_accmaker.data.notes import RunNotes
 from gammapy_accmaker.data.observations import event_locations
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
+from gammapy_accmaker.data.sky_counts import SkyCounts
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
@@ -108,7 +109,7 @@ def _content(value):
 
 
 FORMAT = "gammapy_accmaker run"
-FORMAT_VERSION = 6  # raised when what a reduction gives, or how it is stored, changes
+FORMAT_VERSION = 7  # raised when what a reduction gives, or how it is stored, changes
 MAX_BYTES = 2**30
 NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
 
@@ -244,6 +245,7 @@ def _to_arrays(run):
             [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
             dtype="f8",
         ),
+        **_sky(run.sky),
         "START": np.array([run.key.start, *run.key.pointing], dtype="f8"),
         "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
     }
@@ -257,6 +259,35 @@ def _displacements(slices):
     none = np.zeros_like(some)
     values = [none if part.displacement is None else part.displacement for part in slices]
     return {"DISPLACEMENT": np.array(values, dtype="f4")}
+
+
+def _sky(sky):
+    """The events on the sky; the side of the grid and the matrix stand before the nodes in time."""
+    if sky is None:
+        return {}
+    nodes = np.column_stack([sky.slices, sky.seconds, sky.turns.reshape(-1, 9)])
+    first = np.concatenate([[sky.side, 0.0], sky.matrix.ravel()])
+    return {
+        "SKYINDEX": sky.index.astype("i4"),
+        "SKYCOUNT": sky.counts.astype("i4"),
+        "SKYNODES": np.vstack([first, nodes]).astype("f8"),
+    }
+
+
+def _sky_of(arrays):
+    if "SKYNODES" not in arrays:
+        return None
+    first, *nodes = arrays["SKYNODES"].reshape(-1, 11)
+    nodes = np.array(nodes)
+    return SkyCounts(
+        index=arrays["SKYINDEX"].astype(np.int32),
+        counts=arrays["SKYCOUNT"].astype(np.uint16),
+        side=int(first[0]),
+        matrix=first[2:].reshape(3, 3),
+        slices=nodes[:, 0].astype(np.int8),
+        seconds=nodes[:, 1].copy(),
+        turns=nodes[:, 2:].reshape(-1, 3, 3).copy(),
+    )
 
 
 def _from_arrays(arrays, label, shape):
@@ -284,4 +315,4 @@ def _from_arrays(arrays, label, shape):
             **dict(zip(NUMBERS, numbers, strict=True)),
         }
         slices.append(RunSlice(key=key, counts=matrix, **given))
-    return ReducedRun(key, tuple(slices), notes=notes, **texts)
+    return ReducedRun(key, tuple(slices), notes=notes, sky=_sky_of(arrays), **texts)

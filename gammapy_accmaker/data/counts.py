@@ -17,6 +17,7 @@ from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, find_reach
 from gammapy_accmaker.data.observations import SITE_REMEDY, event_columns, named_site, observation_site, site_numbers
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
+from gammapy_accmaker.data.sky_counts import SkyCounts, sky_bands
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, run_label
 
@@ -189,10 +190,16 @@ def reduce_observation(
     fov_lon, fov_lat = track.to_fov(xyz, seconds)
     offsets = offset(fov_lon, fov_lat)
     # of a square grid the half side: its corners are no part of a round field
-    reach = find_reach(offsets, min(float(edges[-1]) for edges in bins.fov.edges))
+    half_side = min(float(edges[-1]) for edges in bins.fov.edges)
+    reach = find_reach(offsets, half_side)
     notes = _notes(
         observation, header, track, location, len(xyz) + dropped["outside GTI"], dropped["outside GTI"], reach
     )
+    edges = track.slice_edges(max_zenith_change, cos_zenith_edges, azimuth_edges)
+    parts = [track.during(start, stop) for start, stop in itertools.pairwise(edges)]
+    parts = [part for part in parts if part.ontime > 0]
+    bands = sky_bands(bins.energy_edges)
+    sky = SkyCounts.of(track, parts, xyz, energy, bands, min(bins.offset_max, half_side))
     keep = ~exclusion.contains(xyz)
     dropped["excluded"] = int((~keep).sum())
     xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
@@ -206,13 +213,10 @@ def reduce_observation(
     dropped["unexposed bin"] = 0
     live = _live_fraction(observation)
 
-    edges = track.slice_edges(max_zenith_change, cos_zenith_edges, azimuth_edges)
-    number = np.searchsorted(edges[1:-1], seconds, side="right")
+    starts = [part.intervals[0, 0] for part in parts]
+    number = np.searchsorted(starts[1:], seconds, side="right")
     slices, key = [], run_key(observation, track)
-    for k, (start, stop) in enumerate(itertools.pairwise(edges)):
-        part = track.during(start, stop)
-        if part.ontime <= 0:
-            continue
+    for k, part in enumerate(parts):
         fraction, displacement = _unexcluded_part(bins.fov, part, exclusion, time_step)
         fraction *= bins.inside
         here = inside & (number == k)
@@ -222,7 +226,7 @@ def reduce_observation(
         counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
         counts.sum_duplicates()
         slices.append(_run_slice(key, part, counts, fraction, displacement, live, numbers))
-    return ReducedRun(key, tuple(slices), numbers, dropped, notes)
+    return ReducedRun(key, tuple(slices), numbers, dropped, notes, sky=sky)
 
 
 def _run_slice(key, track, counts, fraction, displacement, live, covariates):

@@ -10,6 +10,7 @@ from astropy.stats import circmean
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.data.notes import RunNotes
+from gammapy_accmaker.data.sky_counts import SkyCounts
 from gammapy_accmaker.models.fit_counts import mean_displacement
 from gammapy_accmaker.utils.run_key import RunKey
 
@@ -79,6 +80,8 @@ class ReducedRun:
         What a user should know of the run.
     place : int
         In the list of observations, from 0: by it runs are told apart.
+    sky : `SkyCounts` or None
+        Its events on the sky, those of excluded positions too.
     """
 
     key: RunKey
@@ -87,6 +90,7 @@ class ReducedRun:
     dropped: dict[str, int] = field(default_factory=dict)
     notes: RunNotes = field(default_factory=RunNotes)
     place: int = 0
+    sky: SkyCounts | None = None
 
     @property
     def obs_id(self) -> int | str:

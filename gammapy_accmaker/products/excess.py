@@ -1,65 +1,275 @@
-"""Significant excess in stacked sky maps -> circles that hold it."""
+"""Excess of the counts of reduced runs over their acceptance on the sky, and the sources that stand out of it.
+
+What the events of a fit are in excess of is known without reading them again: every reduced run has its counts on the
+sky (`~gammapy_accmaker.data.sky_counts.SkyCounts`), and the rate that the model adapted to it expects is turned through
+them. Runs that point to one part of the sky are stacked to a field.
+
+A source is searched for at several scales, in all energies and in the hardest. An acceptance fitted with it in the
+field eats a part of it, and more of a wide one: so what is left of it is weak, and is seen to grow when it is left out
+and the fit is repeated. A disc that stands out is therefore followed down to a low significance where it is connected
+to a strong one, and beside what was found before.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
-from gammapy.maps import Map
+from gammapy.maps import WcsGeom
 from gammapy.stats import CashCountsStatistic
 from regions import CircleSkyRegion
-from scipy.ndimage import label
+from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes, label, map_coordinates, spline_filter
 
-from gammapy_accmaker.camera.track import vectors_to_lonlat
+from gammapy_accmaker.camera.bins import offset
+from gammapy_accmaker.camera.track import unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.reduced_run import ReducedRun
+from gammapy_accmaker.data.sky_counts import SKY_PIXEL, sky_bands
+from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors
-from gammapy_accmaker.products.sky_stack import SkyField, SkyStack, disc_sums
+from gammapy_accmaker.products.sky_stack import FIELD_RADIUS, disc_sums
 
-__all__ = ["excess_regions", "find_excess"]
+__all__ = ["ExcessField", "excess_fields", "excess_regions", "find_excess", "search_bands", "significance_map"]
 
-MIN_EXPECTED = 0.1  # counts in a disc, below which it is not searched
+SCALES = (1.0, 2.5, 5.0)  # radii of the discs, in the smallest
+FOLLOWED = 2.0  # sigma; down to which a source is followed around a peak
+BESIDE = 3.0  # sigma; a peak beside what was found before belongs to it
+BESIDE_REACH = 0.2  # deg
+SOFT_SHARE, HARD_SHARE = 0.95, 0.15  # of the counts, above the energies where the search in all and in the hardest begins
+MIN_EXPECTED = 0.3  # counts in a disc, below which it is not searched
 WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the significance is taken
+RATE_STEP = 0.2  # deg, between which the rate is interpolated in the camera
+RIM = 0.75 * SKY_PIXEL  # deg; a pixel closer to the edge of the field of view is not whole
+LONG, WASTED = 0.3, 0.5  # deg, share: a larger circle that is filled by less is split in two
 
 
-def find_excess(stack: SkyStack, threshold: float, correlation_radius: float, dilation: float) -> Table:
-    """Circles around the significant excesses of a stack, all energies together.
+@dataclass(frozen=True)
+class ExcessField:
+    """Runs stacked on the sky.
 
-    The significance of a disc is that of its counts against the expectation as if this were known (Cash statistic).
-    Where the background is not described to within the fluctuations of the counts, the significance of the discs of a
-    field is wider than 1, and the threshold is as many times higher.
+    Attributes
+    ----------
+    geom : `~gammapy.maps.WcsGeom`
+        Image.
+    counts, expected : `~numpy.ndarray`, shape (n_band, ny, nx)
+        What is excluded counts too.
+    covered : `~numpy.ndarray`, shape (ny, nx)
+        Whether a pixel is in the field of view of some run.
+    places : tuple of int
+        Of the runs in the list of observations.
+    """
+
+    geom: WcsGeom
+    counts: np.ndarray
+    expected: np.ndarray
+    covered: np.ndarray
+    places: tuple[int, ...]
+
+
+def search_bands(runs: Sequence[ReducedRun], energy_edges: np.ndarray) -> np.ndarray:
+    """Energy edges in TeV of the search: its bands are what is below the threshold of most runs, the bulk of the
+    events, and the hardest of them."""
+    edges = sky_bands(energy_edges)
+    spectrum = sum(np.asarray(run.counts.sum(1)).ravel() for run in runs)
+    above = np.cumsum(spectrum[::-1])[::-1] / max(spectrum.sum(), 1)
+    wanted = [energy_edges[:-1][above >= share][-1] for share in (SOFT_SHARE, HARD_SHARE)]
+    chosen = [int(np.abs(np.log(edges / e)).argmin()) for e in wanted]
+    return edges[np.unique([0, *chosen, len(edges) - 1])]
+
+
+def excess_fields(
+    runs: Sequence[ReducedRun],
+    models: Sequence[RateModel],
+    bands: np.ndarray,
+    energy_edges: np.ndarray,
+    offset_max: float,
+) -> list[ExcessField]:
+    """Counts and expectations of reduced runs, stacked on one image for each part of the sky.
 
     Parameters
     ----------
-    stack : `SkyStack`
-    threshold : float
-        In sigma.
-    correlation_radius : float
+    runs : sequence of `ReducedRun`
+    models : sequence of `RateModel`
+        What is adapted to each of them.
+    bands : `~numpy.ndarray`
+        Energy edges in TeV, some of the `sky_bands` of the energy edges.
+    energy_edges : `~numpy.ndarray`
+        Of the reduction, in TeV.
+    offset_max : float
+        In deg, beyond which nothing is expected.
+    """
+    of_field: list[list[tuple[ReducedRun, RateModel]]] = []
+    for run, model in zip(runs, models, strict=True):
+        pointing = run.sky.matrix[0]
+        near = [f for f in of_field if f[0][0].sky.matrix[0] @ pointing > np.cos(np.radians(FIELD_RADIUS))]
+        near[0].append((run, model)) if near else of_field.append([(run, model)])
+    width = 2 * (offset_max + FIELD_RADIUS) * u.deg
+    kept = sky_bands(energy_edges)
+    n_band, first = len(kept) - 1, np.searchsorted(kept, bands * (1 - 1e-9))
+    fields = []
+    for members in of_field:
+        lon, lat = np.degrees(vectors_to_lonlat(members[0][0].sky.matrix[0]))
+        geom = WcsGeom.create(skydir=(lon % 360, lat), width=width, binsz=SKY_PIXEL, proj="TAN", frame="icrs")
+        shape = (len(bands) - 1, *geom.data_shape)
+        counts, expected = np.zeros(shape), np.zeros(shape)
+        covered = np.zeros(geom.data_shape, dtype=bool)
+        for run, model in members:
+            pixels, reach = run.sky.pixels, min(offset_max, model.offset_max)
+            here, mu = _expected(run, model, pixels, bands, reach)
+            image = np.add.reduceat(run.sky.image(n_band)[: first[-1]], first[:-1], axis=0)
+            lon, lat = vectors_to_lonlat(pixels[here] @ run.sky.matrix)
+            x, y = geom.coord_to_idx((np.degrees(lon) * u.deg, np.degrees(lat) * u.deg))
+            for out, values in ((counts, image), (expected, mu)):
+                np.add.at(out, (slice(None), y, x), values[:, here])
+            covered[y, x] = True
+        # pixels of a run and of the field do not fall together: one that no run's pixel fell on is no hole
+        fields.append(ExcessField(geom, counts, expected, binary_fill_holes(covered), tuple(run.place for run, _ in members)))
+    return fields
+
+
+def _expected(run, model, pixels, bands, reach):
+    """Whether each pixel of a run is seen during all of it, and the counts that are expected there."""
+    n = int(np.ceil(reach / RATE_STEP)) + 2
+    at = np.arange(-n, n + 1) * RATE_STEP
+    lon, lat = (a.ravel() for a in np.meshgrid(at, at))
+    # beyond the last offset the rate at it, so that the interpolation up to it is smooth
+    inward = np.minimum(reach * (1 - 1e-6) / np.maximum(offset(lon, lat), 1e-9), 1)
+    sky, expected, seen = run.sky, np.zeros((len(bands) - 1, len(pixels))), np.ones(len(pixels), dtype=bool)
+    for k, part in enumerate(run.slices):
+        rate = model.at_azimuth(part.azimuth).integral_grid(bands, lon * inward, lat * inward, part.cos_zenith)
+        splines = [spline_filter(band.reshape(len(at), len(at)), order=3) for band in rate]
+        for turn, seconds in zip(sky.turns[sky.slices == k], sky.seconds[sky.slices == k], strict=True):
+            camera = pixels @ turn.T
+            seen &= camera[:, 0] > np.cos(np.radians(reach - RIM))
+            x, y = (np.degrees(a) / RATE_STEP + n for a in vectors_to_lonlat(camera))
+            for out, spline in zip(expected, splines, strict=True):
+                out += seconds * np.maximum(map_coordinates(spline, [y, x], order=3, prefilter=False, mode="nearest"), 0)
+    _, row = vectors_to_lonlat(pixels)
+    return seen, expected * np.radians(SKY_PIXEL) ** 2 * np.cos(row)
+
+
+def significance_map(
+    counts: np.ndarray, expected: np.ndarray, searched: np.ndarray, radius: float
+) -> tuple[np.ndarray, float]:
+    """Significance of the excess in discs around the pixels, and its width.
+
+    The expectation counts as known (Cash statistic). The width is that below zero, where sources do not reach.
+
+    Parameters
+    ----------
+    counts, expected : `~numpy.ndarray`, shape (ny, nx)
+    searched : `~numpy.ndarray`, shape (ny, nx)
+        Pixels that count.
+    radius : float
         Of the discs, in deg.
+    """
+    n, mu = (disc_sums(np.where(searched, a, 0), SKY_PIXEL, radius) for a in (counts, expected))
+    enough = searched & (mu > MIN_EXPECTED)
+    mu = np.where(enough, mu, 1.0)
+    significance = np.where(enough, CashCountsStatistic(np.maximum(np.round(n), 0), mu).sqrt_ts, 0.0)
+    many = significance[enough & (mu > WIDTH_EXPECTED)]
+    return significance, max(-np.percentile(many, 15.87), 1.0) if len(many) > 100 else 1.0
+
+
+def find_excess(
+    fields: Sequence[ExcessField],
+    exclusion: Exclusion,
+    found: Exclusion,
+    threshold: float,
+    correlation_radius: float,
+    dilation: float,
+) -> Table:
+    """Circles around what stands out.
+
+    Where the background is not described to within the fluctuations of the counts, the significance is wider than 1,
+    and is divided by its width.
+
+    Parameters
+    ----------
+    fields : sequence of `ExcessField`
+        In the bands of `search_bands`.
+    exclusion, found : `Exclusion`
+        All that is left out, and what of it was found before.
+    threshold : float
+        In sigma, of a peak.
+    correlation_radius : float
+        Of the smallest discs, in deg.
     dilation : float
-        Added to the radius of what lies above the threshold, in deg.
+        Added to the radius of what is found, in deg.
 
     Returns
     -------
     found : `~astropy.table.Table`
         RA, DEC and RADIUS of each, in deg, and its SIGNIFICANCE at the peak. A source that several fields show has one
-        row.
+        row; a long one has several.
     """
-    rows = []
-    for field in stack.fields:
-        significance = significance_map(field, stack.pixel, correlation_radius)
-        labels, n = label(significance.data > threshold, np.ones((3, 3)))
-        xyz = icrs_vectors(significance.geom).reshape(*labels.shape, 3)
+    rows: list[tuple[float, ...]] = []
+    for field in fields:
+        xyz = icrs_vectors(field.geom)
+        kept = field.covered & ~exclusion.contains(xyz).reshape(field.covered.shape)
+        before = found.contains(xyz).reshape(field.covered.shape)
+        stands_out, peak = _stand_out(field, kept, before, threshold, correlation_radius)
+        labels, n = label(stands_out, np.ones((3, 3)))
+        xyz = xyz.reshape(*labels.shape, 3)
         for k in range(1, n + 1):
             here = labels == k
-            center = significance.data[here] @ xyz[here]
-            center /= np.linalg.norm(center)
-            distance = np.degrees(np.arccos(np.clip(xyz[here] @ center, -1, 1))).max() + 0.5 * stack.pixel
-            lon, lat = vectors_to_lonlat(center)
-            radius = max(distance, correlation_radius) + dilation
-            rows.append((np.degrees(lon) % 360, np.degrees(lat), radius, significance.data[here].max()))
+            for center, radius in _circles(xyz[binary_fill_holes(here)]):
+                lon, lat = np.degrees(vectors_to_lonlat(center))
+                radius = max(radius, correlation_radius) + dilation
+                rows.append((lon % 360, lat, radius, peak[here].max()))
     names = ["RA", "DEC", "RADIUS", "SIGNIFICANCE"]
     rows = _without_contained(rows)
     return Table(rows=rows or None, names=names, dtype=[float] * 4, units={"RA": "deg", "DEC": "deg", "RADIUS": "deg"})
+
+
+def _stand_out(field, kept, before, threshold, correlation_radius):
+    """Pixels that a source reaches, without those found before, and the highest significance around each."""
+    new, peak = np.zeros(kept.shape, dtype=bool), np.zeros(kept.shape)
+    beside = binary_dilation(before, iterations=round(BESIDE_REACH / SKY_PIXEL)) if before.any() else before
+    n_band = len(field.counts)
+    for start in sorted({max(n_band - 2, 0), n_band - 1}):  # without what is below the threshold, and the hardest
+        counts, expected = field.counts[start:].sum(0), field.expected[start:].sum(0)
+        width, own = None, np.zeros(kept.shape, dtype=bool)
+        for radius in np.array(SCALES) * correlation_radius:
+            # what small discs have found is no news to those that are larger and reach it
+            searched = kept & ~binary_dilation(own, _disc(correlation_radius))
+            significance, spread = significance_map(counts, expected, searched, radius)
+            # that of the smallest discs for all: wide sources leave wide wells beside them
+            width = spread if width is None else width
+            significance = significance / width
+            peak = np.maximum(peak, significance)
+            labels, n = label(significance > FOLLOWED, np.ones((3, 3)))
+            for k in range(1, n + 1):
+                here = labels == k
+                top = significance[here].max()
+                if top > threshold or (top > BESIDE and (here & beside).any()):
+                    # a disc that stands out reaches out of the source by up to its radius
+                    core = binary_erosion(here, _disc(radius / 2))
+                    own |= core if core.any() else here & (significance == top)
+        new |= own
+    return new & kept, peak
+
+
+def _disc(radius):
+    n = round(radius / SKY_PIXEL)
+    y, x = np.indices((2 * n + 1, 2 * n + 1)) - n
+    return np.hypot(x, y) * SKY_PIXEL <= radius + 1e-9
+
+
+def _circles(points):
+    """Circles in deg that hold pixels, given by unit vectors: one, or more where one would hold much besides."""
+    center = points.sum(0)
+    center /= np.linalg.norm(center)
+    radius = np.degrees(np.arccos(np.clip(points @ center, -1, 1))).max() + 0.5 * SKY_PIXEL
+    if radius > LONG and len(points) * SKY_PIXEL**2 < WASTED * np.pi * radius**2:
+        along = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][0]
+        side = (points - points.mean(0)) @ along > 0
+        return [*_circles(points[side]), *_circles(points[~side])]
+    return [(center, radius)]
 
 
 def _without_contained(rows):
@@ -71,24 +281,6 @@ def _without_contained(rows):
         if not any(distance + row[2] <= [k[2] for k in kept]):
             kept.append(row)
     return sorted(kept, key=lambda row: -row[3])
-
-
-def significance_map(field: SkyField, pixel: float, correlation_radius: float) -> Map:
-    """Significance of the excess in discs around the pixels of a field, over the width that it has there, if this is
-    more than 1.
-
-    It is 0 where nothing is expected, and where a disc reaches beyond the field of view.
-    """
-    image = field.counts.geom.to_image()
-    counts, expected = (disc_sums(m.data.sum(0), pixel, correlation_radius) for m in (field.counts, field.expected))
-    counts, expected = np.round(counts), np.maximum(expected, 0)
-    whole = Map.from_geom(image, data=field.covered).binary_erode(correlation_radius * u.deg).data
-    searched = whole & field.kept & (expected > MIN_EXPECTED)
-    mu = np.where(searched, expected, 1.0)
-    significance = np.where(searched, CashCountsStatistic(counts, mu).sqrt_ts, 0.0)
-    many = significance[searched & (expected > WIDTH_EXPECTED)]
-    width = 0.5 * np.subtract(*np.percentile(many, [84.13, 15.87])) if len(many) > 100 else 1.0
-    return Map.from_geom(image, data=significance / max(width, 1.0))
 
 
 def excess_regions(found: Table) -> list[CircleSkyRegion]:

@@ -19,7 +19,7 @@ from gammapy_accmaker import (
     cross_validate,
     fit_acceptance,
 )
-from gammapy_accmaker.acceptance.search import stack_residuals
+
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.products.excess import excess_regions, find_excess, significance_map

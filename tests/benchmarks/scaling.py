@@ -99,7 +99,8 @@ def measure(options):
         fit_acceptance(runs, config, n_jobs=n_jobs)
     else:
         fitted = fit_runs(runs, bins, config, execution=Execution.of(n_jobs))
-        make_run_table(fitted, bins, runs, {}, config)
+        adapted = [fitted.adapt(run, bins, config.run_effects.settings, k) for k, run in enumerate(runs)]
+        make_run_table(fitted, runs, adapted, {}, config)
     wall, cpu = time.monotonic() - start, processor_time() - held
     return {"wall": wall, "cpu": cpu, "held": runs_alone, "peak": memory.stop()}
 

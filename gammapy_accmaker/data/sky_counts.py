@@ -1,0 +1,118 @@
+"""Counts of a run on the sky: what an acceptance that is fixed in the camera cannot follow is seen there.
+
+They are kept with the reduced run, in a few energy bands and pixels of 0.1 deg, so that the residuals of a fit on the
+sky cost no second reading of the events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gammapy_accmaker.camera.bins import axis_index
+from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
+
+__all__ = ["SKY_PIXEL", "SkyCounts", "sky_bands"]
+
+SKY_PIXEL = 0.1  # deg
+BAND_WIDTH = 0.25  # dex, about
+TURN_STEP = 300.0  # s, between the nodes at which the turn of the field is followed
+
+
+def sky_bands(energy_edges: np.ndarray) -> np.ndarray:
+    """Those of the energy edges in TeV, about a quarter of a decade apart, between which counts are kept on the sky."""
+    log = np.log10(energy_edges)
+    n = max(round((log[-1] - log[0]) / BAND_WIDTH), 1)
+    chosen = np.abs(log[:, None] - np.linspace(log[0], log[-1], n + 1)).argmin(0)
+    return energy_edges[np.unique(chosen)]
+
+
+@dataclass(frozen=True)
+class SkyCounts:
+    """Counts of a run on a grid around its pointing, north up; what is excluded is counted too.
+
+    Attributes
+    ----------
+    index : `~numpy.ndarray`, int32, shape (n,)
+        Band and pixel with counts: ``(band * side + row) * side + column``.
+    counts : `~numpy.ndarray`, uint16, shape (n,)
+    side : int
+        Pixels along each side of the grid, see `pixels`.
+    matrix : `~numpy.ndarray`, shape (3, 3)
+        From ICRS unit vectors to the axes of the grid: to the pointing, to FOV_LON and to FOV_LAT of
+        ``FoVICRSFrame``.
+    slices : `~numpy.ndarray`, int8, shape (m,)
+        Slice of the run that each node in time belongs to.
+    seconds : `~numpy.ndarray`, shape (m,)
+        Good time that each node stands for.
+    turns : `~numpy.ndarray`, shape (m, 3, 3)
+        From the axes of the grid to those of the camera.
+    """
+
+    index: np.ndarray
+    counts: np.ndarray
+    side: int
+    matrix: np.ndarray
+    slices: np.ndarray
+    seconds: np.ndarray
+    turns: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        track: FovTrack,
+        parts: list[FovTrack],
+        xyz: np.ndarray,
+        energy: np.ndarray,
+        bands: np.ndarray,
+        offset_max: float,
+    ) -> SkyCounts:
+        """Count events.
+
+        Parameters
+        ----------
+        track : `FovTrack`
+            Of the run.
+        parts : list of `FovTrack`
+            Of its slices.
+        xyz, energy : `~numpy.ndarray`, shapes (n, 3), (n,)
+            ICRS unit vectors and energies in TeV of its events.
+        bands : `~numpy.ndarray`
+            Energy edges in TeV, see `sky_bands`.
+        offset_max : float
+            In deg; the grid reaches so far.
+        """
+        matrix, side = track.radec_matrix, 2 * int(np.ceil((offset_max + track.pointing_drift) / SKY_PIXEL))
+        lon, lat = np.degrees(vectors_to_lonlat(xyz @ matrix.T))
+        column, row = (np.floor(a / SKY_PIXEL).astype(int) + side // 2 for a in (lon, lat))
+        band = axis_index(bands, energy)
+        inside = (band >= 0) & (column >= 0) & (column < side) & (row >= 0) & (row < side)
+        flat = (band[inside] * side + row[inside]) * side + column[inside]
+        index, counts = np.unique(flat, return_counts=True)
+        number, seconds, turns = [], [], []
+        for k, part in enumerate(parts):
+            nodes, weights = time_nodes(part.intervals, TURN_STEP if track.turns else None)
+            number.append(np.full(len(nodes), k))
+            seconds.append(weights)
+            turns.append(part.matrices_at(nodes) @ matrix.T)
+        return cls(
+            index.astype(np.int32),
+            np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16),
+            side,
+            matrix,
+            *(np.concatenate(a).astype(t) for a, t in ((number, np.int8), (seconds, float), (turns, float))),
+        )
+
+    def image(self, n_band: int) -> np.ndarray:
+        """Counts in the pixels, shape (n_band, side ** 2)."""
+        out = np.zeros(n_band * self.side**2)
+        out[self.index] = self.counts
+        return out.reshape(n_band, -1)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Unit vectors, along the axes of the grid, of the centres of the pixels, shape (side ** 2, 3)."""
+        at = np.radians((np.arange(self.side) + 0.5 - self.side // 2) * SKY_PIXEL)
+        lat, lon = (a.ravel() for a in np.meshgrid(at, at, indexing="ij"))
+        return unit_vectors(lon, lat)

@@ -14,7 +14,7 @@ from gammapy_accmaker.config.options import IterativeOptions
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.excess import ExcessField, excess_fields, excess_regions, find_excess, search_bands
+from gammapy_accmaker.products.excess import excess_fields, excess_regions, find_excess, search_bands
 
 __all__ = ["Fitted", "fit_until_stable", "warn_of_excess"]
 
@@ -42,10 +42,19 @@ class Fitted:
     adapted: Sequence[RateModel]
     energy_edges: np.ndarray
 
-    def excess_fields(self) -> list[ExcessField]:
-        """Counts and expectations on the sky, in the bands of a search."""
-        bands = search_bands(self.runs, self.energy_edges)
-        return excess_fields(self.runs, self.adapted, bands, self.energy_edges, self.model.config.offset_max.deg)
+    def find_excess(self, options: IterativeOptions, found: Exclusion) -> Table:
+        """Circles around what stands out of the background and is not excluded; ``found``: what was found before."""
+        bands, edges = search_bands(self.runs, self.energy_edges), self.energy_edges
+        offset_max, exclusion = self.model.config.offset_max.deg, self.model.exclusion
+        return find_excess(
+            excess_fields(self.runs, self.adapted, bands, edges, offset_max, exclusion),
+            exclusion,
+            found,
+            options.threshold,
+            options.correlation_radius.deg,
+            options.dilation.deg,
+            self.model.rate_model.is_radial,
+        )
 
 
 def fit_until_stable(fit: Callable[[Exclusion], Fitted], options: IterativeOptions, exclusion: Exclusion) -> Fitted:
@@ -69,15 +78,7 @@ def fit_until_stable(fit: Callable[[Exclusion], Fitted], options: IterativeOptio
     found, stable = Table(), False
     fitted = fit(exclusion)
     for iteration in range(1, options.max_iterations + 1):
-        regions = excess_regions(found)
-        new = find_excess(
-            fitted.excess_fields(),
-            exclusion.with_regions(regions),
-            Exclusion(regions),
-            options.threshold,
-            options.correlation_radius.deg,
-            options.dilation.deg,
-        )
+        new = fitted.find_excess(options, Exclusion(excess_regions(found)))
         if len(new) == 0:
             stable = True
             break
@@ -99,19 +100,16 @@ def fit_until_stable(fit: Callable[[Exclusion], Fitted], options: IterativeOptio
 
 
 def warn_of_excess(fitted: Fitted) -> None:
-    """One warning where a significant excess stands that the fit did not leave out: the background holds a part of it."""
+    """One warning where a significant excess stands that the fit did not leave out."""
     options = fitted.model.config.exclusion
     if options.wobble_half is not False:  # what the excluded half holds is seen here, and not by the fit
         return
-    search = IterativeOptions()
-    exclusion = fitted.model.exclusion
-    found = find_excess(
-        fitted.excess_fields(), exclusion, Exclusion(), search.threshold, search.correlation_radius.deg, 0.0
-    )
+    found = fitted.find_excess(IterativeOptions(), Exclusion())
     if len(found) == 0:
         return
     named = [
-        f"RA {row['RA']:.2f} deg, Dec {row['DEC']:+.2f} deg, {row['SIGNIFICANCE']:.1f} sigma within {row['RADIUS']:.2f} deg"
+        f"RA {row['RA']:.2f} deg, Dec {row['DEC']:+.2f} deg, radius {row['RADIUS']:.2f} deg, "
+        f"{row['SIGNIFICANCE']:.1f} sigma"
         for row in found[:MOST_NAMED]
     ]
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""

@@ -25,13 +25,13 @@ from regions import CircleSkyRegion
 from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes, label, map_coordinates, spline_filter
 
 from gammapy_accmaker.camera.bins import offset
-from gammapy_accmaker.camera.track import unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.camera.track import vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.data.sky_counts import SKY_PIXEL, sky_bands
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors
-from gammapy_accmaker.products.sky_stack import FIELD_RADIUS, disc_sums
+from gammapy_accmaker.products.sky_stack import disc_sums
 
 __all__ = ["ExcessField", "excess_fields", "excess_regions", "find_excess", "search_bands", "significance_map"]
 
@@ -39,12 +39,15 @@ SCALES = (1.0, 2.5, 5.0)  # radii of the discs, in the smallest
 FOLLOWED = 2.0  # sigma; down to which a source is followed around a peak
 BESIDE = 3.0  # sigma; a peak beside what was found before belongs to it
 BESIDE_REACH = 0.2  # deg
-SOFT_SHARE, HARD_SHARE = 0.95, 0.15  # of the counts, above the energies where the search in all and in the hardest begins
+SOFT_SHARE, HARD_SHARE = (
+    0.95,
+    0.15,
+)  # of the counts, above the energies where the search in all and in the hardest begins
 MIN_EXPECTED = 0.3  # counts in a disc, below which it is not searched
 WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the significance is taken
 RATE_STEP = 0.2  # deg, between which the rate is interpolated in the camera
 RIM = 0.75 * SKY_PIXEL  # deg; a pixel closer to the edge of the field of view is not whole
-LONG, WASTED = 0.3, 0.5  # deg, share: a larger circle that is filled by less is split in two
+LONG, WASTED = 0.6, 0.4  # deg, share: a larger circle that is filled by less is split in two
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def excess_fields(
     bands: np.ndarray,
     energy_edges: np.ndarray,
     offset_max: float,
+    exclusion: Exclusion | None = None,
 ) -> list[ExcessField]:
     """Counts and expectations of reduced runs, stacked on one image for each part of the sky.
 
@@ -101,15 +105,18 @@ def excess_fields(
         Of the reduction, in TeV.
     offset_max : float
         In deg, beyond which nothing is expected.
+    exclusion : `Exclusion`, optional
+        Where it is given, what is expected of a run in each band is scaled to its counts outside of it: a search is for
+        what stands out of its surroundings, and not for runs or bands that are brighter as a whole.
     """
     of_field: list[list[tuple[ReducedRun, RateModel]]] = []
     for run, model in zip(runs, models, strict=True):
         pointing = run.sky.matrix[0]
-        near = [f for f in of_field if f[0][0].sky.matrix[0] @ pointing > np.cos(np.radians(FIELD_RADIUS))]
+        near = [f for f in of_field if f[0][0].sky.matrix[0] @ pointing > np.cos(np.radians(offset_max))]
         near[0].append((run, model)) if near else of_field.append([(run, model)])
-    width = 2 * (offset_max + FIELD_RADIUS) * u.deg
-    kept = sky_bands(energy_edges)
-    n_band, first = len(kept) - 1, np.searchsorted(kept, bands * (1 - 1e-9))
+    width = 4 * offset_max * u.deg
+    stored = sky_bands(energy_edges)
+    n_band, first = len(stored) - 1, np.searchsorted(stored, bands * (1 - 1e-9))
     fields = []
     for members in of_field:
         lon, lat = np.degrees(vectors_to_lonlat(members[0][0].sky.matrix[0]))
@@ -121,13 +128,20 @@ def excess_fields(
             pixels, reach = run.sky.pixels, min(offset_max, model.offset_max)
             here, mu = _expected(run, model, pixels, bands, reach)
             image = np.add.reduceat(run.sky.image(n_band)[: first[-1]], first[:-1], axis=0)
-            lon, lat = vectors_to_lonlat(pixels[here] @ run.sky.matrix)
+            sky = pixels[here] @ run.sky.matrix
+            if exclusion is not None:
+                kept = np.flatnonzero(here)[~exclusion.contains(sky)]
+                n, b = image[:, kept].sum(1), mu[:, kept].sum(1)
+                mu *= np.where((n > 0) & (b > 0), n / np.where(b > 0, b, 1), 1)[:, None]
+            lon, lat = vectors_to_lonlat(sky)
             x, y = geom.coord_to_idx((np.degrees(lon) * u.deg, np.degrees(lat) * u.deg))
             for out, values in ((counts, image), (expected, mu)):
                 np.add.at(out, (slice(None), y, x), values[:, here])
             covered[y, x] = True
         # pixels of a run and of the field do not fall together: one that no run's pixel fell on is no hole
-        fields.append(ExcessField(geom, counts, expected, binary_fill_holes(covered), tuple(run.place for run, _ in members)))
+        fields.append(
+            ExcessField(geom, counts, expected, binary_fill_holes(covered), tuple(run.place for run, _ in members))
+        )
     return fields
 
 
@@ -147,7 +161,9 @@ def _expected(run, model, pixels, bands, reach):
             seen &= camera[:, 0] > np.cos(np.radians(reach - RIM))
             x, y = (np.degrees(a) / RATE_STEP + n for a in vectors_to_lonlat(camera))
             for out, spline in zip(expected, splines, strict=True):
-                out += seconds * np.maximum(map_coordinates(spline, [y, x], order=3, prefilter=False, mode="nearest"), 0)
+                out += seconds * np.maximum(
+                    map_coordinates(spline, [y, x], order=3, prefilter=False, mode="nearest"), 0
+                )
     _, row = vectors_to_lonlat(pixels)
     return seen, expected * np.radians(SKY_PIXEL) ** 2 * np.cos(row)
 
@@ -182,6 +198,7 @@ def find_excess(
     threshold: float,
     correlation_radius: float,
     dilation: float,
+    radial: bool = False,
 ) -> Table:
     """Circles around what stands out.
 
@@ -200,6 +217,8 @@ def find_excess(
         Of the smallest discs, in deg.
     dilation : float
         Added to the radius of what is found, in deg.
+    radial : bool
+        Whether the model knows no asymmetry of the camera, and leaves wide wells and humps that are no sources.
 
     Returns
     -------
@@ -212,7 +231,7 @@ def find_excess(
         xyz = icrs_vectors(field.geom)
         kept = field.covered & ~exclusion.contains(xyz).reshape(field.covered.shape)
         before = found.contains(xyz).reshape(field.covered.shape)
-        stands_out, peak = _stand_out(field, kept, before, threshold, correlation_radius)
+        stands_out, peak = _stand_out(field, kept, before, threshold, correlation_radius, radial)
         labels, n = label(stands_out, np.ones((3, 3)))
         xyz = xyz.reshape(*labels.shape, 3)
         for k in range(1, n + 1):
@@ -226,7 +245,7 @@ def find_excess(
     return Table(rows=rows or None, names=names, dtype=[float] * 4, units={"RA": "deg", "DEC": "deg", "RADIUS": "deg"})
 
 
-def _stand_out(field, kept, before, threshold, correlation_radius):
+def _stand_out(field, kept, before, threshold, correlation_radius, radial):
     """Pixels that a source reaches, without those found before, and the highest significance around each."""
     new, peak = np.zeros(kept.shape, dtype=bool), np.zeros(kept.shape)
     beside = binary_dilation(before, iterations=round(BESIDE_REACH / SKY_PIXEL)) if before.any() else before
@@ -239,14 +258,14 @@ def _stand_out(field, kept, before, threshold, correlation_radius):
             searched = kept & ~binary_dilation(own, _disc(correlation_radius))
             significance, spread = significance_map(counts, expected, searched, radius)
             # that of the smallest discs for all: wide sources leave wide wells beside them
-            width = spread if width is None else width
+            width = spread if width is None or radial else width
             significance = significance / width
             peak = np.maximum(peak, significance)
             labels, n = label(significance > FOLLOWED, np.ones((3, 3)))
             for k in range(1, n + 1):
                 here = labels == k
                 top = significance[here].max()
-                if top > threshold or (top > BESIDE and (here & beside).any()):
+                if top > threshold or significance[here & beside].max(initial=0) > BESIDE:
                     # a disc that stands out reaches out of the source by up to its radius
                     core = binary_erosion(here, _disc(radius / 2))
                     own |= core if core.any() else here & (significance == top)

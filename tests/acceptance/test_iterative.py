@@ -1,5 +1,6 @@
 """Sources that nobody excluded are found in the residual sky, left out, and the fit is repeated."""
 
+import itertools
 import logging
 import pickle
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 from gammapy.data import DataStore
+from gammapy.maps import MapAxis
 from regions import CircleSkyRegion
 from sources import with_source
 from stores import IRFS, observations, options, plain_store
@@ -19,10 +21,20 @@ from gammapy_accmaker import (
     cross_validate,
     fit_acceptance,
 )
-
+from gammapy_accmaker.acceptance.reduction import Reduction
+from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.sky_counts import sky_bands
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.products.excess import excess_regions, find_excess, significance_map
+from gammapy_accmaker.products.background import make_background_map
+from gammapy_accmaker.products.excess import (
+    excess_fields,
+    excess_regions,
+    find_excess,
+    search_bands,
+    significance_map,
+)
+from gammapy_accmaker.products.sky_stack import disc_sums
 
 ITERATIVE = {"threshold": 5, "correlation_radius": "0.1 deg", "dilation": "0.1 deg", "max_iterations": 5}
 
@@ -142,23 +154,75 @@ def test_nothing_is_found_in_pure_background(kind, on_runs, caplog):
     assert np.array_equal(model.rate_model.counts, plain.rate_model.counts)
 
 
-def test_significance_of_pure_background_is_normal(store, on_runs):
-    settings = AcceptanceConfig.coerce(config("grid"))
+@pytest.fixture(scope="module")
+def pure(store, on_runs):
+    """Pure background, with a model of other runs."""
     truth = fit_acceptance(observations(store), options("grid"))
-    maker = AcceptanceBackgroundMaker(options("grid"), model=truth)
-    adapted = {k: maker.adapt(o) for k, o in enumerate(on_runs)}
-    stack = stack_residuals(on_runs, truth, adapted, settings, settings.exclusion.iterative, Exclusion())
-    assert len(stack.fields) == 1
-    significance = significance_map(stack.fields[0], stack.pixel, 0.1)
-    values = significance.data[significance.data != 0]
-    assert len(values) > 5000 and values.max() < 5
+    reduction = Reduction.of(AcceptanceConfig.coerce(options("grid")))
+    runs, _ = reduction.reduce_all(on_runs)
+    settings, edges = reduction.config.run_effects.settings, reduction.bins.energy_edges
+    adapted = [truth.rate_model.adapt(run, reduction.bins, settings).model for run in runs]
+    return runs, adapted, edges
+
+
+def test_significance_of_pure_background_is_normal(pure):
+    runs, adapted, edges = pure
+    (field,) = excess_fields(runs, adapted, search_bands(runs, edges), edges, 2.5, Exclusion())
+    assert field.places == tuple(range(len(runs)))
+    significance, width = significance_map(field.counts.sum(0), field.expected.sum(0), field.covered, 0.1)
+    values = significance[significance != 0]
+    assert len(values) > 1500 and values.max() < 5 and width < 1.1
     assert abs(values.mean()) < 0.15 and 0.85 < values.std() < 1.15
+    none = Exclusion()
     # in a hundred fields, a handful of circles at 4 sigma and none at 5: here none at all
-    assert len(find_excess(stack, 5, 0.1, 0.1)) == 0
-    low = find_excess(stack, 2.5, 0.1, 0.1)
+    assert len(find_excess([field], none, none, 5, 0.1, 0.1)) == 0
+    low = find_excess([field], none, none, 2.5, 0.1, 0.1)
     assert len(low) > 3
     for region in excess_regions(low):
         assert region.radius.to_value("deg") >= 0.2
+
+
+def test_what_is_expected_on_the_sky_is_the_map(pure, on_runs):
+    """Turned through a few nodes in time and interpolated, it is what a map of the run has, minute by minute."""
+    runs, adapted, edges = pure
+    for run, model in list(zip(runs, adapted, strict=True))[:2]:
+        bands = sky_bands(edges)[[0, 2, -1]]
+        (field,) = excess_fields([run], [model], bands, edges, 2.5)
+        geom = field.geom.to_cube([MapAxis.from_energy_edges(bands, unit="TeV", name="energy")])
+        track = observation_track(on_runs[run.place], "altaz")
+        of_map = make_background_map(model, track, geom, 60.0).data
+        inner = field.geom.separation(field.geom.center_skydir).deg < 1.8
+        for band, (one, other) in enumerate(zip(field.expected, of_map, strict=True)):
+            assert one[inner].sum() == pytest.approx(other[inner].sum(), rel=2e-3), band
+        # the pixels of the run do not fall on those of the image: discs do
+        one, other = (disc_sums(a.sum(0), 0.1, 0.5)[inner] for a in (field.expected, of_map))
+        assert np.abs(one / other - 1).max() < 0.1
+
+
+def test_every_event_is_on_the_sky(pure, on_runs):
+    runs, _, edges = pure
+    for run in runs[:2]:
+        events = on_runs[run.place].events
+        energy, there = events.energy.to_value("TeV"), events.radec
+        # right ascension falls from pixel to pixel, declination grows
+        lon, lat = (a.to_value("deg") for a in on_runs[run.place].pointing.fixed_icrs.spherical_offsets_to(there))
+        side = np.arange(run.sky.side + 1) * 0.1 - 0.05 * run.sky.side
+        for k, (low, high) in enumerate(itertools.pairwise(sky_bands(edges))):
+            mine = (energy >= low) & (energy < high)
+            image = run.sky.image(len(sky_bands(edges)) - 1)[k].reshape(run.sky.side, -1)
+            assert np.array_equal(image, np.histogram2d(lat[mine], -lon[mine], bins=(side, side))[0])
+
+
+def test_excess_that_is_left_in_the_fit_is_told(spoilt, source, caplog):
+    with caplog.at_level(logging.WARNING):
+        fit_acceptance(spoilt[0], options("grid"), exclusion=CircleSkyRegion(spoilt[1], 0.3 * u.deg))
+    (told,) = [r.getMessage() for r in caplog.records if "significant excess" in r.getMessage()]
+    assert f"RA {source.ra.deg:.2f} deg"[:-6] in told and "iterative" in told
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        both = [CircleSkyRegion(p, 0.3 * u.deg) for p in (source, spoilt[1])]
+        fit_acceptance(spoilt[0], options("grid"), exclusion=both)
+    assert "significant excess" not in caplog.text
 
 
 def test_a_search_that_does_not_end_is_reported(on_runs, caplog):
@@ -207,6 +271,7 @@ def test_the_crab_nebula_is_found_on_dr1():
     crab = SkyCoord(83.633, 22.014, unit="deg")
     near = [r for r in model.found_regions if r.center.separation(crab) < 0.1 * u.deg]
     assert near and model.found.meta["STABLE"] and len(model.found) <= len(near) + 1
+    assert max(r.radius for r in near) < 0.6 * u.deg
     known = fit_acceptance(runs, options("radial", energy=energy), exclusion=CircleSkyRegion(crab, 0.4 * u.deg))
     x = np.linspace(0.05, 1.95, 20)
     rates = [(m.rate_model.integral_grid(np.array([0.6, 20]), x, 0 * x)[0] * x).sum() for m in (model, known)]

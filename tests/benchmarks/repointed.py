@@ -17,12 +17,12 @@ from gammapy_accmaker.data.counts import observation_track
 SIDEREAL_DAY = 86164.0905  # s
 TARGET = SkyCoord(40.0, -25.0, unit="deg")
 # of H.E.S.S. DR1: bright or extended sources, or those of the Galactic plane
-WITH_SOURCES = {"MSH 15-5-02", "MSH15-52", "RXJ 1713.7-3946", "Crab Nebula", "PKS 2155-304"}
+WITH_SOURCES = {"MSH 15-5-02", "MSH15-52", "RXJ 1713.7-3946", "Crab Nebula", "PKS 2155-304", "custom"}
 WITH_SOURCES |= {"G346.1+0.0", "G346.8+0.0", "G347.5+0.0"}
 
 
 def off_runs(store):
-    """The 45 runs of H.E.S.S. DR1 on fields without a bright source."""
+    """Those runs of H.E.S.S. DR1 on fields without a bright source."""
     chosen = [str(name).strip() not in WITH_SOURCES for name in store.obs_table["OBJECT"]]
     return list(
         store.get_observations(
@@ -54,9 +54,7 @@ def repointed(observation, pointing):
     start, stop = gti.time_start + later, gti.time_stop + later
     fixed = FixedPointingInfo(fixed_icrs=SkyCoord(pointing.ra, pointing.dec))
     new, seconds = fov_track(fixed, start, stop, site, "altaz"), (events.time.tt - old.start.tt).to_value("s")
-    camera = np.einsum(
-        "nij,nj->ni", old.matrices_at(seconds), unit_vectors(events.radec.ra.rad, events.radec.dec.rad)
-    )
+    camera = np.einsum("nij,nj->ni", old.matrices_at(seconds), unit_vectors(events.radec.ra.rad, events.radec.dec.rad))
     lon, lat = np.degrees(vectors_to_lonlat(np.einsum("nji,nj->ni", new.matrices_at(seconds), camera)))
     table = events.table.copy()
     table["RA"], table["DEC"], table["TIME"] = lon % 360 * u.deg, lat * u.deg, events.time + later

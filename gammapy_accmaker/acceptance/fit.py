@@ -375,7 +375,7 @@ def make_run_table(
             "FLAG": "; ".join(flags), "NORM_EMIN": one.norm_energy[0], "NORM_EMAX": one.norm_energy[1],
             "START": run.key.start, "RA": run.key.pointing[0] % 360, "DEC": run.key.pointing[1],
         }  # fmt: skip
-    if outside:
+    if limits is not None and outside:
         named = ", ".join(f"{name} ({norm:.3g})" for name, norm in outside.items())
         log.warning(
             f"the norms of {len(outside)} of {len(runs)} runs lie outside of {list(limits)} and are kept: {named}"

@@ -28,7 +28,7 @@ from gammapy_accmaker.camera.bins import offset
 from gammapy_accmaker.camera.track import vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.reduced_run import ReducedRun
-from gammapy_accmaker.data.sky_counts import SKY_PIXEL, sky_bands
+from gammapy_accmaker.data.sky_counts import SKY_PIXEL, SkyCounts, sky_bands
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import disc_sums
@@ -109,50 +109,53 @@ def excess_fields(
         Where it is given, what is expected of a run in each band is scaled to its counts outside of it: a search is for
         what stands out of its surroundings, and not for runs or bands that are brighter as a whole.
     """
-    of_field: list[list[tuple[ReducedRun, RateModel]]] = []
+    of_field: list[list[tuple[ReducedRun, SkyCounts, RateModel]]] = []
     for run, model in zip(runs, models, strict=True):
+        if run.sky is None:
+            continue
         pointing = run.sky.matrix[0]
-        near = [f for f in of_field if f[0][0].sky.matrix[0] @ pointing > np.cos(np.radians(offset_max))]
-        near[0].append((run, model)) if near else of_field.append([(run, model)])
+        near = [f for f in of_field if f[0][1].matrix[0] @ pointing > np.cos(np.radians(offset_max))]
+        near[0].append((run, run.sky, model)) if near else of_field.append([(run, run.sky, model)])
     width = 4 * offset_max * u.deg
     stored = sky_bands(energy_edges)
     n_band, first = len(stored) - 1, np.searchsorted(stored, bands * (1 - 1e-9))
     fields = []
     for members in of_field:
-        lon, lat = np.degrees(vectors_to_lonlat(members[0][0].sky.matrix[0]))
+        lon, lat = np.degrees(vectors_to_lonlat(members[0][1].matrix[0]))
         geom = WcsGeom.create(skydir=(lon % 360, lat), width=width, binsz=SKY_PIXEL, proj="TAN", frame="icrs")
-        shape = (len(bands) - 1, *geom.data_shape)
-        counts, expected = np.zeros(shape), np.zeros(shape)
-        covered = np.zeros(geom.data_shape, dtype=bool)
-        for run, model in members:
-            pixels, reach = run.sky.pixels, min(offset_max, model.offset_max)
-            here, mu = _expected(run, model, pixels, bands, reach)
-            image = np.add.reduceat(run.sky.image(n_band)[: first[-1]], first[:-1], axis=0)
-            sky = pixels[here] @ run.sky.matrix
+        nx, size = geom.data_shape[1], np.prod(geom.data_shape)
+        counts, expected, covered = np.zeros((len(bands) - 1, size)), np.zeros((len(bands) - 1, size)), np.zeros(size)
+        for run, sky, model in members:
+            pixels = sky.pixels
+            here, mu = _expected(run, sky, model, pixels, bands, min(offset_max, model.offset_max))
+            image = np.add.reduceat(sky.image(n_band)[: first[-1]], first[:-1], axis=0)
+            there = pixels[here] @ sky.matrix
             if exclusion is not None:
-                kept = np.flatnonzero(here)[~exclusion.contains(sky)]
+                kept = np.flatnonzero(here)[~exclusion.contains(there)]
                 n, b = image[:, kept].sum(1), mu[:, kept].sum(1)
                 mu *= np.where((n > 0) & (b > 0), n / np.where(b > 0, b, 1), 1)[:, None]
-            lon, lat = vectors_to_lonlat(sky)
+            lon, lat = vectors_to_lonlat(there)
             x, y = geom.coord_to_idx((np.degrees(lon) * u.deg, np.degrees(lat) * u.deg))
-            for out, values in ((counts, image), (expected, mu)):
-                np.add.at(out, (slice(None), y, x), values[:, here])
-            covered[y, x] = True
+            for k in range(len(counts)):
+                counts[k] += np.bincount(y * nx + x, image[k, here], size)
+                expected[k] += np.bincount(y * nx + x, mu[k, here], size)
+            covered[y * nx + x] = 1
         # pixels of a run and of the field do not fall together: one that no run's pixel fell on is no hole
-        fields.append(
-            ExcessField(geom, counts, expected, binary_fill_holes(covered), tuple(run.place for run, _ in members))
-        )
+        whole = binary_fill_holes(covered.reshape(geom.data_shape) > 0)
+        in_image = (len(counts), *geom.data_shape)
+        places = tuple(run.place for run, _, _ in members)
+        fields.append(ExcessField(geom, counts.reshape(in_image), expected.reshape(in_image), whole, places))
     return fields
 
 
-def _expected(run, model, pixels, bands, reach):
+def _expected(run, sky, model, pixels, bands, reach):
     """Whether each pixel of a run is seen during all of it, and the counts that are expected there."""
     n = int(np.ceil(reach / RATE_STEP)) + 2
     at = np.arange(-n, n + 1) * RATE_STEP
     lon, lat = (a.ravel() for a in np.meshgrid(at, at))
     # beyond the last offset the rate at it, so that the interpolation up to it is smooth
     inward = np.minimum(reach * (1 - 1e-6) / np.maximum(offset(lon, lat), 1e-9), 1)
-    sky, expected, seen = run.sky, np.zeros((len(bands) - 1, len(pixels))), np.ones(len(pixels), dtype=bool)
+    expected, seen = np.zeros((len(bands) - 1, len(pixels))), np.ones(len(pixels), dtype=bool)
     for k, part in enumerate(run.slices):
         rate = model.at_azimuth(part.azimuth).integral_grid(bands, lon * inward, lat * inward, part.cos_zenith)
         splines = [spline_filter(band.reshape(len(at), len(at)), order=3) for band in rate]

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent / "extensions"))
 
 project = "gammapy_accmaker"
 author = "The gammapy_accmaker developers"
-project_copyright = f"2026, {author}"
 version = release = metadata.version("gammapy_accmaker")
+project_copyright = f"2026, {author}; version {release}"
 
 extensions = [
     "sphinx.ext.autodoc",
@@ -66,7 +66,9 @@ html_title = f"gammapy_accmaker {release}"
 html_static_path = ["static"]
 html_css_files = ["pages.css"]
 html_show_sourcelink = False
+toc_object_entries_show_parents = "hide"
 html_theme_options = {
+    "logo": {"text": "gammapy_accmaker"},  # without the version it fits on a phone
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import browser
 import nbformat
 import pytest
+import yaml
 from tutorials_run import NOTEBOOKS, TUTORIALS, executed
 
 import gammapy_accmaker
@@ -67,6 +68,16 @@ def test_every_key_is_described():
         assert group.summary
         for option in group.options:
             assert option.description or option.key in group.summary, f"{group.title}: {option.key}"
+
+
+def test_defaults_are_those_of_the_configuration():
+    """What stands in the reference as a default can be given, and changes nothing."""
+    defaults = {option.key: option.default for option in next(option_groups(AcceptanceConfig)).options}
+    assert list(defaults) == list(AcceptanceConfig.model_fields)
+    for key, text in defaults.items():
+        if text != "{...}":  # a group without a type: its own table has the defaults of its keys
+            given = AcceptanceConfig(**{key: yaml.safe_load(text)})
+            assert getattr(given, key) == getattr(AcceptanceConfig(), key), key
 
 
 @pytest.mark.slow

@@ -1,12 +1,12 @@
-"""The command line, and what the README prints."""
+"""The command line."""
 
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import astropy.units as u
+import demo_run
 import numpy as np
 import pytest
 import stores
@@ -31,18 +31,10 @@ from gammapy_accmaker.config.template import commented_yaml
 from gammapy_accmaker.simulation.store import simulate_data_store
 from gammapy_accmaker.validation import report as report_sections
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-
-
-def code_blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    path = tmp_path_factory.mktemp("demo") / "gammapy-accmaker-demo"
-    result = CliRunner().invoke(cli, ["demo", "--output", str(path)])
-    return path, result
+def demo():
+    return demo_run.demo()
 
 
 @pytest.mark.slow
@@ -107,36 +99,6 @@ def test_interrupted_demo_leaves_nothing_in_the_way(tmp_path, monkeypatch):
         result = invoke("demo", "--output", tmp_path / "demo", *arguments)
         assert result.exit_code == 1 and "Aborted" in result.output
         assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_python_of_the_readme_runs_as_printed(demo, monkeypatch):
-    path, _ = demo
-    monkeypatch.chdir(path.parent)
-    Path("sources.reg").write_text("icrs\ncircle(100.0, -21.27, 0.4)\n")
-    (code,) = code_blocks("python")
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    datasets = names["datasets"]
-    assert len(datasets) == 8
-    on = datasets[0]
-    assert on.background.data[on.mask_safe.data].min() > 0
-    assert on.counts.data.sum() > 0
-
-
-def test_configuration_of_the_readme():
-    """Every key stands in the table with its default; what is printed in braces can be read."""
-    rows = [line.split(" | ") for line in README.splitlines() if line.startswith("| `") and line.count(" | ") >= 3]
-    defaults, key = {}, None
-    for first, default, *_ in rows:
-        key = first.strip("| `") or key
-        text = default.strip("`")
-        if "..." not in text and key in AcceptanceConfig.model_fields:
-            defaults.setdefault(key, []).append(yaml.safe_load(text))
-    assert set(AcceptanceConfig.model_fields) <= set(defaults)
-    for key, values in defaults.items():
-        given = AcceptanceConfig(**{key: values[0]})
-        assert getattr(given, key) == getattr(AcceptanceConfig(), key)
 
 
 def test_help_and_version():

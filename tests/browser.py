@@ -22,9 +22,20 @@ FLAGS = [
 ]
 MEASURE = """<script>
 addEventListener("load", () => {
-  const images = [...document.images], root = document.documentElement;
+  const images = [...document.images], root = document.documentElement, folded = root.scrollHeight;
+  document.querySelectorAll("details").forEach(d => { d.open = true; });
+  const holes = [...document.querySelectorAll(".gallery")].filter(g => {
+    const rows = {};
+    [...g.children].forEach(f => { const r = f.getBoundingClientRect(); (rows[Math.round(r.top)] ||= []).push(r); });
+    const outer = g.getBoundingClientRect();
+    return Object.values(rows).some(row => {  // as far from the left as from the right
+      const left = Math.min(...row.map(r => r.left)) - outer.left;
+      const right = outer.right - Math.max(...row.map(r => r.right));
+      return Math.abs(left - right) > 2;
+    });
+  });
   parent.postMessage({
-    width: innerWidth, scroll: root.scrollWidth, images: images.length,
+    folded: folded, holes: holes.length, width: innerWidth, scroll: root.scrollWidth, images: images.length,
     broken: images.filter(i => !i.complete || i.naturalWidth === 0).length,
     hidden: images.filter(i => i.getBoundingClientRect().width < 200).length,
     small: [...document.querySelectorAll("p, td, th, dt, dd, figcaption, a")]

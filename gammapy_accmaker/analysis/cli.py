@@ -272,7 +272,6 @@ def report(config, output, cross_validate, n_jobs, overwrite):
         maker,
         analysis.observations,
         output,
-        title=f"Background acceptance: {config.stem}",
         with_cross_validation=cross_validate,
         n_jobs=analysis.config.general.n_jobs,
         overwrite=overwrite,

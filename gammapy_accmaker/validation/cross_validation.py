@@ -52,11 +52,13 @@ class CrossValidation:
         Mean and width of the significance of the held-out runs, each adapted to by its own events (or by a norm, with
         run effects ``none``), for each configuration and energy band: in the camera frame stacked one fold at a time
         and, if asked for, in the sky frame stacked one field at a time.
+    n_folds : int
     """
 
     table: Table
     scores: Table
     significance: Table
+    n_folds: int = 5
 
 
 def cross_validate(
@@ -201,7 +203,9 @@ def cross_validate(
         units={"FIT_TIME": "s"},
     )
     names = ["CONFIG", "FRAME", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
-    return CrossValidation(table, scores, Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"}))
+    return CrossValidation(
+        table, scores, Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"}), n_folds
+    )
 
 
 def _common_offset(offset_max, reductions):

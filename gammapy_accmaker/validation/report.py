@@ -1,8 +1,11 @@
 """`write_report`: one self-contained HTML page about a fit, without scripts.
 
-From the top: pieces of HTML (escaped text, tables, pictures as data); sections about model, residuals, validation and
-settings; sections about runs (summary, hours, effects, what was left out); and the page. A section returns HTML, ""
-where it has nothing to say.
+The verdict comes first: how well the counts agree with the model, what to look at, and what was excluded. All else is
+folded, so that the page is short where the screen is small.
+
+From the top: pieces of HTML (escaped text, tables, pictures as data); the verdict; sections about model, residuals,
+validation and settings; sections about runs (summary, hours, effects, what was left out); and the page. A section
+returns HTML, "" where it has nothing to say.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import io
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -29,14 +33,15 @@ from gammapy_accmaker.acceptance.fit import run_keys
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
-from gammapy_accmaker.camera.bins import as_edges
+from gammapy_accmaker.camera.bins import as_edges, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.kinds import RadialOptions
 from gammapy_accmaker.data.exclusion import Exclusion
-from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.observations import as_observations, event_locations
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.goodness import describe_goodness
-from gammapy_accmaker.products.plots import plot_error, plot_radial, plot_rate_image, plot_spectrum
+from gammapy_accmaker.products.plots import plot_asymmetry, plot_error, plot_profile, plot_rate_image, plot_spectrum
+from gammapy_accmaker.utils.describe import counted, in_thousands
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.run_key import find_runs
 from gammapy_accmaker.validation.cross_validation import cross_validate
@@ -44,13 +49,16 @@ from gammapy_accmaker.validation.pictures import (
     LABELS,
     OUTLIER,
     plot_camera_residuals,
+    plot_counts_by_energy,
+    plot_ratio_by_energy,
+    plot_ratio_by_run,
     plot_run_effect,
     plot_significance_histogram,
     plot_sky_residuals,
     run_outliers,
 )
-from gammapy_accmaker.validation.residuals import stack_residuals
-from gammapy_accmaker.validation.stacks import score_image
+from gammapy_accmaker.validation.residuals import PIXELS_IN_DISC, stack_residuals
+from gammapy_accmaker.validation.stacks import DISC_RADIUS, score_image
 
 __all__ = ["write_report"]
 
@@ -80,6 +88,12 @@ def _paragraph(text: str, kind: str = "") -> str:
 def _section(anchor: str, title: str, *parts: str) -> str:
     """A section with a heading; the parts are HTML."""
     return f'<section id="{escape(anchor)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+
+
+def _folded_section(anchor: str, title: str, *parts: str) -> str:
+    """A section of which the heading is shown; a link to what is in it opens it."""
+    inner = f'<div id="{escape(anchor)}">{"".join(parts)}</div>'
+    return f"<section><details><summary><h2>{escape(title)}</h2></summary>{inner}</details></section>"
 
 
 def _folded(summary: str, *parts: str) -> str:
@@ -125,13 +139,21 @@ def table(header: list[str], rows: Iterable[Iterable], label: str) -> str:
 
 def _is_number(text):
     try:
-        float(text.split(" ± ")[0] or "nan")
+        float(text.split(" ± ")[0].replace(" ", "") or "nan")  # thousands are set apart
     except ValueError:
         return False
     return True
 
 
-def _picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = False, projection=None) -> str:
+def _picture(
+    draw: Callable,
+    caption: str,
+    alt: str,
+    *,
+    has_colorbar: bool = False,
+    has_title: bool = False,
+    projection=None,
+) -> str:
     """A figure with a picture in it.
 
     Parameters
@@ -142,6 +164,8 @@ def _picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = Fal
         Below the picture, and in place of it.
     has_colorbar : bool
         Whether room for its numbers is left.
+    has_title : bool
+        Whether room for two lines above the axes is left.
     projection : `~astropy.wcs.WCS`, optional
         Of the axes.
     """
@@ -149,7 +173,9 @@ def _picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = Fal
         figure = Figure(figsize=SIZE)
         # margins that suit all pictures: they line up side by side, and finding the margins of each takes twice the
         # time
-        figure.subplots_adjust(left=0.17, right=0.93 if has_colorbar else 0.97, bottom=0.15, top=0.96)
+        figure.subplots_adjust(
+            left=0.17, right=0.93 if has_colorbar else 0.97, bottom=0.15, top=0.86 if has_title else 0.96
+        )
         draw(figure.add_subplot(projection=projection))
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI)
@@ -162,13 +188,154 @@ def _picture(draw: Callable, caption: str, alt: str, *, has_colorbar: bool = Fal
 
 
 def _gallery(pictures: Iterable[str]) -> str:
-    """Pictures side by side, as many as the page is wide for."""
-    return f'<div class="gallery">{"".join(pictures)}</div>'
+    """Pictures side by side, as many as the page is wide for; the last row is centred."""
+    pictures = list(pictures)
+    columns = 2 if len(pictures) in (1, 2, 4) else 3
+    return f'<div class="gallery" style="--columns: {columns}">{"".join(pictures)}</div>' if pictures else ""
+
+
+# ---- The verdict ----
+
+LEAST_IN_DISC = 5.0  # counts expected in a disc; with fewer, the width is near 1 whatever the model says
+LEAST_DISCS = 10.0  # independent ones, for a mean and a width
+TOLERANCE = 0.1  # of mean and width, beyond their errors
+MOST_FLAGGED = 8  # that are listed first
+SIGNIFICANCE = (
+    f"Significance: of the counts in discs of {DISC_RADIUS:g} deg radius around each pixel, the normal score of their "
+    "Poisson probability, drawn at random within the step of the count. For a true model it has mean 0 and width 1 "
+    f"however few the counts are. With fewer than {LEAST_IN_DISC:g} counts expected in a disc it tells next to nothing "
+    "of the model, and is not shown. Discs overlap; the errors are those of as many as fit side by side."
+)
+
+
+@dataclass(frozen=True)
+class Significance:
+    """Mean and width of the significance of discs in an energy band, or in several."""
+
+    counts: float
+    in_disc: float  # counts expected
+    n_independent: float  # discs
+    mean: float
+    width: float
+
+    @classmethod
+    def of(cls, scores: np.ndarray, counts: float, in_disc: float) -> Significance:
+        """Of the scores of overlapping discs around all pixels."""
+        scores = scores[np.isfinite(scores)]
+        mean, width = (float(scores.mean()), float(scores.std())) if len(scores) else (np.nan, np.nan)
+        return cls(counts, in_disc, len(scores) / PIXELS_IN_DISC, mean, width)
+
+    @property
+    def tells(self) -> bool:
+        """Whether there are counts and discs enough."""
+        return self.in_disc >= LEAST_IN_DISC and self.n_independent >= LEAST_DISCS and np.isfinite(self.width)
+
+    @property
+    def mean_error(self) -> float:
+        return self.width / np.sqrt(self.n_independent)
+
+    @property
+    def width_error(self) -> float:
+        return self.width / np.sqrt(2 * self.n_independent)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether mean and width are those of a true model, to their errors and a tolerance."""
+        mean_is_good = abs(self.mean) < TOLERANCE + 2 * self.mean_error
+        return mean_is_good and abs(self.width - 1) < TOLERANCE + 2 * self.width_error
+
+    def in_words(self) -> tuple[str, str]:
+        if not self.tells:
+            return "too few counts", ""
+        return f"{self.mean:+.2f} ± {self.mean_error:.2f}", f"{self.width:.2f} ± {self.width_error:.2f}"
+
+
+def _together(found: list[Significance]) -> Significance | None:
+    """Of all bands that tell something; None where none does."""
+    found = [one for one in found if one.tells]
+    if not found:
+        return None
+    weights = [one.n_independent for one in found]
+    mean = np.average([one.mean for one in found], weights=weights)
+    square = np.average([one.width**2 + one.mean**2 for one in found], weights=weights)
+    counts, in_disc = sum(one.counts for one in found), min(one.in_disc for one in found)
+    return Significance(counts, in_disc, sum(weights), float(mean), float(np.sqrt(square - mean**2)))
+
+
+def _significances(residuals) -> dict[str, list[Significance]]:
+    """By band, in the camera frame and in the sky, of the stacked residuals."""
+    counts, camera = residuals.counts.sum(1), residuals.camera_scores()
+    in_sky = residuals.expected_in_sky_disc()
+    return {
+        "camera": [Significance.of(*one) for one in zip(camera, counts, residuals.expected_in_disc(), strict=True)],
+        "sky": [Significance.of(*one) for one in zip(residuals.sky_scores(), counts, in_sky, strict=True)],
+    }
+
+
+def _held_out(validation, residuals) -> dict[str, list[Significance]]:
+    """The same of runs that were left out of the fit; each fold is a stack of its own in the camera frame."""
+    n_pixels = np.isfinite(residuals.camera_scores()[0]).sum()
+    inside = offset(residuals.fov.fov_lon, residuals.fov.fov_lat) < residuals.offset_max
+    sky = [len(scores) for scores in residuals.sky_scores()]
+    in_sky = residuals.expected_in_sky_disc()
+    found: dict[str, list[Significance]] = {"camera": [], "sky": []}
+    for row in validation.significance[validation.significance["CONFIG"] == validation.table["CONFIG"][-1]]:
+        frame = str(row["FRAME"])
+        k, counts = len(found[frame]), float(row["COUNTS"])
+        if frame == "camera":
+            n = validation.n_folds * n_pixels / PIXELS_IN_DISC
+            in_disc = counts / validation.n_folds * PIXELS_IN_DISC / inside.sum()
+        else:
+            n, in_disc = sky[k] / PIXELS_IN_DISC, float(in_sky[k])
+        found[frame].append(Significance(counts, in_disc, n, float(row["MEAN"]), float(row["WIDTH"])))
+    return found
+
+
+def _verdict(residuals, run_table, validation) -> list[str]:
+    """What the significance says of the model: in a sentence, in a table, and what it is."""
+    found = _significances(residuals) if validation is None else _held_out(validation, residuals)
+    whole = {frame: _together(bands) for frame, bands in found.items()}
+    told = {frame: one for frame, one in whole.items() if one is not None}
+    whose = _trained_note(residuals, run_table) if validation is None else HELD_OUT_NOTE
+    if not told:
+        text = "No verdict: in no energy band are there counts enough for one."
+        return [_paragraph(text, "warn"), _paragraph(whose, "note"), _paragraph(SIGNIFICANCE)]
+    good = all(one.is_good for one in told.values())
+    kind = "Held-out runs" if validation is not None else _kind_of_runs(residuals, run_table)
+    numbers = "; ".join(
+        f"in the {frame} ({_range_that_tells(residuals, found[frame])}) mean {one.in_words()[0]}, width "
+        f"{one.in_words()[1]}"
+        for frame, one in told.items()
+    )
+    text = f"{kind}: significance {numbers}. "
+    text += "The model describes the counts." if good else "The counts deviate from the model: see the residuals below."
+    rows = [
+        (_band_name(residuals, k), in_thousands(found["camera"][k].counts), f"{found['camera'][k].in_disc:.1f}",
+         *found["camera"][k].in_words(), *found["sky"][k].in_words())
+        for k in range(len(residuals.bands) - 1)
+    ]  # fmt: skip
+    header = ["energy", "events", "per disc", "camera: mean", "width", "sky: mean", "width"]
+    return [
+        _paragraph(text, "good" if good else "warn"),
+        _paragraph(whose, "note"),
+        table(header, rows, "Significance by energy"),
+        _folded("What significance is here", _paragraph(SIGNIFICANCE)),
+    ]
+
+
+def _range_that_tells(residuals, found):
+    bands = _bands_that_tell(found)
+    return f"{residuals.bands[bands[0]]:.3g} to {residuals.bands[bands[-1] + 1]:.3g} TeV"
+
+
+HELD_OUT_NOTE = (
+    "Held-out: runs were left out of the fit in turn and predicted by it, each adapted to by its own events as the "
+    "maker does."
+)
 
 
 # ---- Sections about model, residuals, validation and settings ----
 
-FEW_COUNTS = 100  # a band with fewer has no picture
 MOST_FIELDS = 9  # that are drawn
 MOST_REGIONS = 60  # that are listed
 REFERENCE = "plain radial model"
@@ -182,20 +349,18 @@ DROPPED = {
 }
 
 
-def _bands_with_counts(residuals):
-    return [k for k, row in enumerate(residuals.counts) if row.sum() >= FEW_COUNTS]
+def _bands_that_tell(found: list[Significance]) -> list[int]:
+    return [k for k, one in enumerate(found) if one.tells]
 
 
-def _histograms(residuals, scores, bands, what, where):
-    """One picture for each band."""
-    return [
-        _picture(
-            lambda ax, k=k: plot_significance_histogram(scores[k], ax),
-            f"{_band_name(residuals, k)}, {what}.",
-            f"Histogram of the significance {where}, {_band_name(residuals, k)}",
-        )
-        for k in bands
-    ]
+def _histogram(residuals, scores, bands, where):
+    """One picture of all bands."""
+    names = [_band_name(residuals, k) for k in bands]
+    return _picture(
+        lambda ax: plot_significance_histogram([scores[k] for k in bands], ax, label=names),
+        f"Significance {where} by energy.",
+        f"Histogram of the significance {where} by energy",
+    )
 
 
 def _band_name(residuals, k):
@@ -225,53 +390,102 @@ def _plan(acceptance_model) -> str:
     if len(matches):
         text = _listing("\n".join(matches.pformat(max_lines=-1, max_width=-1)))
         parts += ["<h3>OFF runs of each ON run</h3>", _folded(f"{len(matches)} matches", text)]
-    return _section("plan", "Plan", *parts) if parts else ""
+    return _folded_section("plan", "Plan", *parts) if parts else ""
 
 
-def _model(rate_model, residuals, run_table) -> str:
-    """The model by energy and zenith angle."""
-    cos_zeniths = _cos_zeniths(rate_model, run_table)
-    bands = _bands_with_counts(residuals)
-    bands = [bands[0], bands[len(bands) // 2], bands[-1]] if len(bands) > 3 else bands
-    energies = [float(np.sqrt(residuals.bands[k] * residuals.bands[k + 1])) for k in bands]
-    typical = cos_zeniths[len(cos_zeniths) // 2]
-    curves = [
+def _counts(residuals) -> str:
+    """Counts against the model by energy and by run."""
+    counts, expected = residuals.spectra()
+    runs = sorted(residuals.runs, key=lambda run: run.mjd)
+    edges, names = residuals.energy_edges, [run.key.obs_id for run in runs]
+    # with half of the events each: the norm of a run sees to their sum
+    split = int(np.clip(np.searchsorted(np.cumsum(counts) / max(counts.sum(), 1), 0.5) + 1, 1, len(edges) - 2))
+    parts = [slice(None, split), slice(split, None)] if len(counts) > 1 else [slice(None)]
+    by_run = [
+        np.array([[getattr(run, what)[part].sum() for run in runs] for part in parts])
+        for what in ("counts", "expected")
+    ]
+    labels = [f"below {edges[split]:.2g} TeV", f"above {edges[split]:.2g} TeV"][: len(parts)]
+    pictures = [
         _picture(
-            lambda ax: plot_spectrum(rate_model, ax, cos_zeniths=cos_zeniths),
-            "Background rate of the mean run at the centre of the camera.",
-            "Background rate at the centre of the camera against energy",
+            lambda ax: plot_ratio_by_energy(edges, counts, expected, ax),
+            "Events over the model by energy, all runs.",
+            "Ratio of events to the model by energy",
         ),
         _picture(
-            lambda ax: plot_radial(rate_model, energies, ax),
-            "Background rate against offset, the mean over position angles, at the middle of the zenith angles.",
-            "Background rate against offset",
-        ),
-        _picture(
-            lambda ax: plot_error(rate_model, typical, ax),
-            f"Error of the rate of a run whose own events have not adapted it{_at(typical, cos_zeniths)}.",
-            "Relative error of the model against energy",
+            lambda ax: plot_ratio_by_run(names, by_run[0], by_run[1], ax, labels=labels),
+            "Events over the model by run; named where more than 4 standard deviations away.",
+            "Ratio of events to the model by run",
         ),
     ]
-    images = []
-    for cos_zenith in cos_zeniths:
-        at = _at(cos_zenith, cos_zeniths)
-        for energy in energies:
-            images.append(
-                _picture(
-                    lambda ax, energy=energy, z=cos_zenith: plot_rate_image(
-                        rate_model, energy, ax, cos_zenith=z, relative=True
-                    ),
-                    f"{energy:.2g} TeV{at}.",
-                    f"Image of the background rate in the camera at {energy:.2g} TeV{at}",
-                    has_colorbar=True,
-                )
+    spectrum = _picture(
+        lambda ax: plot_counts_by_energy(edges, counts, expected, ax),
+        "Events and the model by energy, all runs.",
+        "Events and what the model expects by energy",
+    )
+    text = (
+        f"{in_thousands(counts.sum())} events outside of the exclusion, {in_thousands(expected.sum())} expected "
+        "with the effects of each run."
+    )
+    rows = [
+        (f"{a:.3g} to {b:.3g} TeV", f"{n:.0f}", f"{mu:.1f}")
+        for a, b, n, mu in zip(edges[:-1], edges[1:], counts, expected, strict=True)
+    ]
+    numbers = table(["energy", "events", "expected"], rows, "Events and expectation by energy")
+    folded = _folded("Spectrum and numbers", _gallery([spectrum]), numbers)
+    return _section("counts", "Counts against the model", _paragraph(text), _gallery(pictures), folded)
+
+
+def _model(model: AcceptanceModel, residuals, run_table) -> str:
+    """The model by energy, offset and zenith angle, and its asymmetry."""
+    rate_model, view = model.rate_model, model.view
+    cos_zeniths = _cos_zeniths(rate_model, run_table)
+    typical = cos_zeniths[len(cos_zeniths) // 2]
+    seen = view.at(rate_model, [typical])
+    energies = seen.energies(3)
+    curves = [
+        _picture(
+            lambda ax: plot_spectrum(rate_model, ax, cos_zeniths=cos_zeniths, view=view),
+            "Background rate of the mean run at the centre of the camera, with the error of the fit.",
+            "Background rate at the centre of the camera against energy",
+            has_title=True,
+        ),
+        _picture(
+            lambda ax: plot_profile(rate_model, energies, ax, view, cos_zenith=typical),
+            "Background rate against offset over that at the centre, the mean over position angles.",
+            "Background rate against offset",
+            has_title=True,
+        ),
+        _picture(
+            lambda ax: plot_error(rate_model, typical, ax, view),
+            "Error of the rate of a run whose own events have not adapted it.",
+            "Relative error of the model against energy",
+            has_title=True,
+        ),
+    ]
+    at = {"cos_zenith": typical, "view": view}
+    images = [
+        _picture(
+            lambda ax: plot_rate_image(rate_model, float(energies[1]), ax, relative=True, **at),
+            "Background rate over its value at the centre of the camera.",
+            f"Image of the background rate in the camera at {energies[1]:.2g} TeV",
+            has_colorbar=True,
+            has_title=True,
+        )
+    ]
+    if not rate_model.is_radial:
+        images += [
+            _picture(
+                lambda ax, energy=energy: plot_asymmetry(rate_model, float(energy), ax, **at),
+                "How far the rate lies above or below the mean of its ring.",
+                f"Asymmetry of the background rate in the camera at {energy:.2g} TeV",
+                has_colorbar=True,
+                has_title=True,
             )
-    text = "Rate of the mean run, over its value at the centre of the camera. FOV_LON grows with decreasing azimuth."
-    return _section("model", "Model", _gallery(curves), _paragraph(text), _gallery(images))
-
-
-def _at(cos_zenith, cos_zeniths):
-    return f" at {np.degrees(np.arccos(cos_zenith)):.0f} deg zenith angle" if len(cos_zeniths) > 1 else ""
+            for energy in energies[[0, -1]]
+        ]
+    text = "FOV_LON grows with decreasing azimuth. Pictures end where the fit has no events."
+    return _folded_section("model", "Model", _paragraph(text), _gallery([*curves, *images]))
 
 
 def _cos_zeniths(rate_model, run_table):
@@ -285,72 +499,76 @@ def _cos_zeniths(rate_model, run_table):
     return [float(np.clip(z, low, high)) for z in (np.max(cos_zenith), np.median(cos_zenith), np.min(cos_zenith))]
 
 
-def _trained_note(residuals, run_table):
-    """What the widths mean depends on whether the fit has seen the events."""
+def _n_trained(residuals, run_table) -> int:
+    """How many of the runs have trained the model."""
     trained = run_keys(
         run_table[np.array([bool(r["USED"]) and str(r["ROLE"]) == "fit" for r in run_table], dtype=bool)]
     )
-    seen = sum(len(found) > 0 for found in find_runs([run.key for run in residuals.runs], trained))
+    return sum(len(found) > 0 for found in find_runs([run.key for run in residuals.runs], trained))
+
+
+def _kind_of_runs(residuals, run_table):
+    seen, n = _n_trained(residuals, run_table), len(residuals.runs)
+    return (
+        "Runs of the fit"
+        if seen == n
+        else "Runs that the fit has not seen"
+        if not seen
+        else "Runs of the fit and others"
+    )
+
+
+def _trained_note(residuals, run_table):
+    """What the widths mean depends on whether the fit has seen the events."""
+    seen, n = _n_trained(residuals, run_table), len(residuals.runs)
     if seen:
         return (
-            f"{seen} of these {len(residuals.runs)} runs have trained the model, which makes the stacked residuals "
-            "narrower than those of unseen runs. A cross-validation shows how well unseen runs are predicted."
+            f"Trained: {seen} of these {n} runs have trained the model, which makes the stacked residuals narrower "
+            "than those of unseen runs. A cross-validation (--cross-validate, with_cross_validation) shows how well "
+            "unseen runs are predicted."
         )
-    return f"None of these {len(residuals.runs)} runs has trained the model; their own events have adapted it to them."
+    return f"Unseen: none of these {n} runs has trained the model; their own events have adapted it to them."
 
 
-def _camera(residuals, run_table) -> str:
+def _camera(residuals) -> str:
     """Residuals in the camera frame."""
-    scores, bands = residuals.camera_scores(), _bands_with_counts(residuals)
+    scores, bands = residuals.camera_scores(), _bands_that_tell(_significances(residuals)["camera"])
     maps = [
         _picture(
             lambda ax, k=k: plot_camera_residuals(scores[k], residuals.fov, ax),
-            f"{_band_name(residuals, k)}: {residuals.counts[k].sum():.0f} events.",
+            f"{_band_name(residuals, k)}: {in_thousands(residuals.counts[k].sum())} events.",
             f"Map of the significance of the residuals in the camera frame, {_band_name(residuals, k)}",
             has_colorbar=True,
         )
         for k in bands
     ]
-    histograms = _histograms(residuals, scores, bands, "camera frame", "in the camera frame")
     rows = [
-        (
-            _band_name(residuals, k),
-            f"{residuals.counts[k].sum():.0f}",
-            f"{residuals.expected[k].sum():.1f}",
-            *_mean_and_width(scores[k]),
-        )
+        (_band_name(residuals, k), f"{residuals.counts[k].sum():.0f}", f"{residuals.expected[k].sum():.1f}")
         for k in range(len(scores))
     ]
-    return _section(
+    return _folded_section(
         "camera",
         "Residuals in the camera frame",
-        _paragraph("Significance of counts against expectation in discs of 0.2 deg, all runs stacked."),
-        _paragraph(_trained_note(residuals, run_table), "note"),
-        _gallery(maps),
-        _gallery(histograms),
-        table(["energy", "counts", "expected", "mean", "width"], rows, "Significance in the camera frame by energy"),
+        _paragraph(f"Significance of counts against expectation in discs of {DISC_RADIUS:g} deg, all runs stacked."),
+        _gallery([*maps, *([_histogram(residuals, scores, bands, "in the camera frame")] if bands else [])]),
+        table(["energy", "counts", "expected"], rows, "Counts and expectation in the camera frame by energy"),
     )
 
 
-def _mean_and_width(scores):
-    scores = scores[np.isfinite(scores)]
-    return (f"{scores.mean():+.2f}", f"{scores.std():.2f}") if len(scores) else ("", "")
-
-
-def _sky(residuals, observations) -> str:
+def _sky(residuals) -> str:
     """Residuals in the sky, field by field."""
     fields = [f for f in residuals.fields if any(k not in residuals.failures for k in f.numbers)]
     fields = sorted(fields, key=lambda f: -f.expected.data.sum())
     maps = []
-    for field in fields[:MOST_FIELDS]:
-        image, center = score_image(field), field.counts.geom.center_skydir.icrs
+    for sky_field in fields[:MOST_FIELDS]:
+        image, center = score_image(sky_field), sky_field.counts.geom.center_skydir.icrs
         seen = np.argwhere(np.isfinite(image.data))
         if not len(seen):
             continue
         margin = min(seen.min(), (np.array(image.data.shape) - 1 - seen).min())
         image = image.crop(max(margin - 2, 0))
-        n = len([k for k in field.numbers if k not in residuals.failures])
-        name = f"RA {center.ra.deg:.2f} deg, Dec {center.dec.deg:+.2f} deg: {n} run{'s' * (n > 1)}"
+        n = len([k for k in sky_field.numbers if k not in residuals.failures])
+        name = f"RA {center.ra.deg:.2f} deg, Dec {center.dec.deg:+.2f} deg: {counted(n, 'run')}"
         maps.append(
             _picture(
                 lambda ax, image=image: plot_sky_residuals(image, ax),
@@ -360,22 +578,20 @@ def _sky(residuals, observations) -> str:
                 projection=image.geom.wcs,
             )
         )
-    scores, bands = residuals.sky_scores(), _bands_with_counts(residuals)
-    histograms = _histograms(residuals, scores, bands, "all fields", "in the sky")
+    scores, bands = residuals.sky_scores(), _bands_that_tell(_significances(residuals)["sky"])
     text = (
-        "Significance in discs of 0.2 deg, the runs of a field stacked, "
+        f"Significance in discs of {DISC_RADIUS:g} deg, the runs of a field stacked, "
         "each with its own norm. Grey: excluded or not seen."
     )
     if len(fields) > MOST_FIELDS:
-        text += f" The {MOST_FIELDS} fields with the most events of {len(fields)} are drawn; the histograms hold all."
-    rows = [(_band_name(residuals, k), len(s), *_mean_and_width(s)) for k, s in enumerate(scores)]
-    return _section(
+        text += f" The {MOST_FIELDS} fields with the most events of {len(fields)} are drawn; the histogram holds all."
+    rows = [(_band_name(residuals, k), len(s)) for k, s in enumerate(scores)]
+    return _folded_section(
         "sky",
         "Residuals in the sky",
         _paragraph(text),
-        _gallery(maps),
-        _gallery(histograms),
-        table(["energy", "discs", "mean", "width"], rows, "Significance in the sky by energy"),
+        _gallery([*maps, *([_histogram(residuals, scores, bands, "in the sky")] if bands else [])]),
+        table(["energy", "discs"], rows, "Discs in the sky by energy"),
     )
 
 
@@ -438,11 +654,11 @@ def _exclusion(maker, residuals) -> str:
     if len(found) and not found.meta.get("STABLE", True):
         items.append("the search in the data did not come to an end")
     unexcluded = np.array([run.unexcluded for run in residuals.runs])
-    parts = []
+    parts: list[str] = []
     if items:
         parts.append(
             _paragraph(
-                f"{100 * (1 - unexcluded.mean()):.1f} % of the exposure of the field of view is excluded in the mean, "
+                f"{100 * residuals.excluded_share:.1f} % of the exposure of the field of view is excluded, "
                 f"{100 * (1 - unexcluded.min()):.1f} % in the run where it is most. Margin: {options.margin}."
             )
         )
@@ -458,14 +674,14 @@ def _exclusion(maker, residuals) -> str:
     rows = [(text, dropped[name]) for name, text in DROPPED.items() if dropped[name]]
     if rows:
         parts.append(table(["events not used", "number"], rows, "Events not used by reason"))
-    return _section("exclusion", "What was excluded", *parts)
+    return _folded_section("exclusion", "What was excluded", *parts)
 
 
 def _configuration(maker) -> str:
     """Settings and versions."""
     versions = [("Python", platform.python_version())]
     versions += [(name, importlib.metadata.version(name)) for name in PACKAGES if _is_installed(name)]
-    return _section(
+    return _folded_section(
         "configuration",
         "Configuration and versions",
         _listing(maker.config.to_yaml()),
@@ -486,6 +702,7 @@ def _is_installed(name):
 EFFECTS = ("NORM", "SHIFT")
 CONDITIONS = ("MJD", "ZENITH", "MUONEFF")
 HOUR = 3600.0
+NO_SHARE = 0.05  # %, of the exposure: nothing
 # column of the run table -> heading, factor and form of its numbers
 COLUMNS = {
     "OBS_ID": ("run", None, "s"),
@@ -515,36 +732,57 @@ def _with_covariates(run_table: Table, residuals) -> Table:
     return run_table
 
 
-def _summary(maker, run_table: Table, residuals) -> str:
-    """The figures that come first."""
+def _summary(maker, run_table: Table, residuals, validation, store: str) -> str:
+    """The verdict, what to look at, and the figures of the fit."""
     used, rate = _used(run_table), maker.model.rate_model
-    hours = np.sum(used["ONTIME"]) / HOUR
-    zenith = f"{np.min(used['ZENITH']):.0f} to {np.max(used['ZENITH']):.0f} deg" if len(used) else "none"
-    items = [
-        ("Runs used", f"{len(used)} of {len(run_table)}"),
-        ("Ontime", f"{hours:.1f} h"),
-        ("Events in the fit", f"{np.sum(used['COUNTS']):,.0f}".replace(",", " ")),
-        ("Model", maker.config.model.type),
-        ("Energy", f"{rate.energy_edges[0]:.3g} to {rate.energy_edges[-1]:.3g} TeV"),
-        ("Largest offset", f"{residuals.offset_max:.3g} deg"),
-        ("Zenith angle", f"{zenith}; {rate.describe_zenith()}"),
-        ("Fields", str(len(residuals.fields))),
-    ]
-    parts = [_facts(items)]
+    low, high = maker.model.energy_range.to_value("TeV")
+    parts = _verdict(residuals, run_table, validation)
     if rate.not_converged:
         parts.append(_paragraph(f"{rate.not_converged[0].upper()}{rate.not_converged[1:]}.", "warn"))
-    left_out = len(run_table) - len(used)
-    if left_out:
-        parts.append(_paragraph(f"{left_out} runs are left out of the fit; the reasons are below, under Runs.", "warn"))
+    parts += _to_look_at(run_table, used)
+    share = 100 * residuals.excluded_share
+    excluded = f"{share:.1f} % of the exposure of the field of view"
+    if not len(maker.exclusion) and share < NO_SHARE:
+        parts.append(_paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
+        excluded = "nothing"
     if rate.goodness:
         poor = any(fit.is_poor for fit in rate.goodness)
         parts.append(_paragraph(f"Goodness of fit: {describe_goodness(rate.goodness)}.", "warn" if poor else ""))
-    outliers = _outliers(used)
+    zenith = f"{np.min(used['ZENITH']):.0f} to {np.max(used['ZENITH']):.0f} deg" if len(used) else "none"
+    items = [
+        ("Data store", store),
+        ("Runs used in the fit", f"{len(used)} of {len(run_table)}, {np.sum(used['ONTIME']) / HOUR:.1f} h"),
+        ("Events of the fit", in_thousands(np.sum(used["COUNTS"]))),
+        ("Excluded", excluded),
+        ("Model", f"{maker.config.model.type}{f'; {rate.convergence}' if rate.convergence else ''}"),
+        ("Energies with events", f"{low:.3g} to {high:.3g} TeV"),
+        ("Largest offset", f"{residuals.offset_max:.3g} deg"),
+        ("Zenith angle of the runs", zenith),
+    ]
+    return _section("verdict", "Verdict", *parts, _facts(items))
+
+
+def _to_look_at(run_table, used) -> list[str]:
+    """Runs that stand apart, are flagged or were left out, the first of them."""
+    parts, outliers = [], _outliers(used)
     if outliers:
-        names = sorted({str(row[0]) for row in outliers})
-        shown = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "")
-        parts.append(_paragraph(f"Runs to look at: {shown}; see Run effects.", "warn"))
-    return _section("summary", "Summary", *parts)
+        names = {str(row[0]) for row in outliers}
+        rows = outliers[:MOST_FLAGGED]
+        more = (
+            f" The first {len(rows)} of {len(outliers)} remarks; all are in Run effects."
+            if len(outliers) > len(rows)
+            else ""
+        )
+        parts.append(_paragraph(f"{counted(len(names), 'run')} to look at, of {len(used)}.{more}", "warn"))
+        parts.append(table(["run", "what", "value", "standard deviations"], rows, "Runs to look at"))
+    else:
+        parts.append(_paragraph("No run is flagged and none stands apart."))
+    left_out = len(run_table) - len(used)
+    if left_out:
+        parts.append(
+            _paragraph(f"{counted(left_out, 'run')} left out of the fit; the reasons are below, under Runs.", "warn")
+        )
+    return parts
 
 
 def _runs(run_table: Table, residuals) -> str:
@@ -603,7 +841,7 @@ def _runs(run_table: Table, residuals) -> str:
     meaning = [(name, RUN_COLUMNS[name].description) for name in shown if name in RUN_COLUMNS]
     described = table(["column of the run table", "what it holds"], meaning, "Meaning of the columns")
     parts.append(_folded(f"All {len(used)} runs", table(header, rows, "Runs of the fit") + described))
-    return _section("runs", "Runs", *parts)
+    return _folded_section("runs", "Runs", *parts)
 
 
 def run_effects(run_table: Table) -> str:
@@ -612,7 +850,7 @@ def run_effects(run_table: Table) -> str:
     effects = [name for name in EFFECTS if _varies(used, name)]
     conditions = [name for name in CONDITIONS if name in used.colnames and _varies(used, name)]
     if not effects or not conditions:
-        return _section(
+        return _folded_section(
             "run-effects", "Run effects", _paragraph("This fit has no effects that differ from run to run.")
         )
     pictures = [
@@ -638,7 +876,7 @@ def run_effects(run_table: Table) -> str:
         parts.append(table(["run", "what", "value", "standard deviations"], outliers, "Runs that stand apart"))
     else:
         parts.append(_paragraph("No run stands apart and none is flagged."))
-    return _section("run-effects", "Run effects", *parts)
+    return _folded_section("run-effects", "Run effects", *parts)
 
 
 def _outliers(used):
@@ -686,7 +924,7 @@ def write_report(
     path,
     *,
     exclusion=None,
-    title: str = "Background acceptance",
+    title: str | None = None,
     band_edges: u.Quantity | None = None,
     with_cross_validation: bool = False,
     n_jobs: int | None = None,
@@ -707,8 +945,8 @@ def write_report(
         File to write.
     exclusion : sky region, region file, mask map, or a list of these, optional
         Left out, in addition to what the fit and the maker leave out.
-    title : str
-        Of the page.
+    title : str, optional
+        Of the page; default: "Background acceptance" and the name of the data store.
     band_edges : `~astropy.units.Quantity`, optional
         Energy bands of the residuals; half decades within the energies of the model by default.
     with_cross_validation : bool
@@ -758,20 +996,31 @@ def write_report(
             parallel_backend=parallel_backend,
         )
     run_table = _with_covariates(run_table, residuals)
+    stores = _stores(observations)
+    store = ", ".join(map(str, stores)) if stores else "runs in memory"
+    if title is None:
+        title = f"Background acceptance: {', '.join(path.name for path in stores)}".removesuffix(": ")
     sections = {
-        "Summary": _summary(maker, run_table, residuals),
-        "Runs": _runs(run_table, residuals),
-        "Plan": _plan(maker.model),
-        "Model": _model(maker.model.rate_model, residuals, run_table),
-        "Run effects": run_effects(run_table),
-        "Camera": _camera(residuals, run_table),
-        "Sky": _sky(residuals, observations),
+        "Verdict": _summary(maker, run_table, residuals, validation, store),
+        "Counts": _counts(residuals),
         "Cross-validation": _cross_validation(validation),
+        "Camera": _camera(residuals),
+        "Sky": _sky(residuals),
+        "Run effects": run_effects(run_table),
+        "Model": _model(maker.model, residuals, run_table),
+        "Plan": _plan(maker.model),
+        "Runs": _runs(run_table, residuals),
         "Exclusion": _exclusion(maker, residuals),
         "Configuration": _configuration(maker),
     }
     text = _page(title, {name: text for name, text in sections.items() if text})
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), overwrite)
+
+
+def _stores(observations) -> list[Path]:
+    """Folders of the data stores that runs come from, each once; none for runs in memory."""
+    locations = (location for observation in observations for location in event_locations(observation))
+    return list(dict.fromkeys(Path(location.base_dir).absolute() for location in locations))
 
 
 def half_decades(energy_edges: np.ndarray) -> u.Quantity:

@@ -17,9 +17,10 @@ from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, require_runs, run_label, run_names
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, whole_discs
 
-__all__ = ["stack_residuals"]
+__all__ = ["PIXELS_IN_DISC", "stack_residuals"]
 
 PIXEL = 0.1  # deg
+PIXELS_IN_DISC = np.pi * (DISC_RADIUS / PIXEL) ** 2
 CHUNK = 64  # runs that are in memory at once
 
 
@@ -36,12 +37,22 @@ class RunSummary:
         Events that were not used, by reason.
     unexcluded : float
         Part of the ontime and solid angle outside of the exclusion.
+    ontime : float
+        In s.
+    mjd : float
+        Mean time of its first slice.
+    counts, expected : `~numpy.ndarray`
+        Outside of the exclusion, in the bins of `Residuals.energy_edges`.
     """
 
     key: RunKey
     covariates: dict[str, float]
     dropped: dict[str, int]
     unexcluded: float
+    ontime: float
+    mjd: float
+    counts: np.ndarray
+    expected: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,8 @@ class Residuals:
         Runs in the stacks.
     failures : dict of `LeftOut`
         Why a run is not in the stacks, by place in the list of observations.
+    energy_edges : `~numpy.ndarray`
+        Of the bins of spectra, in TeV: tenths of a decade within the bands, or so.
     """
 
     bands: np.ndarray
@@ -73,6 +86,30 @@ class Residuals:
     fields: list[SkyField]
     runs: list[RunSummary]
     failures: dict[int, LeftOut]
+    energy_edges: np.ndarray
+
+    def spectra(self) -> tuple[np.ndarray, np.ndarray]:
+        """Counts and expectation of all runs in the bins of ``energy_edges``."""
+        return np.sum([run.counts for run in self.runs], axis=0), np.sum([run.expected for run in self.runs], axis=0)
+
+    @property
+    def excluded_share(self) -> float:
+        """Part of the ontime and solid angle that is excluded."""
+        return 1 - float(np.average([run.unexcluded for run in self.runs], weights=[run.ontime for run in self.runs]))
+
+    def expected_in_disc(self) -> np.ndarray:
+        """Counts expected in a disc of the camera frame, the mean by energy band."""
+        inside = offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max
+        return PIXELS_IN_DISC * self.expected.sum(1) / inside.sum()
+
+    def expected_in_sky_disc(self) -> np.ndarray:
+        """Counts expected in a disc of the sky, the mean over the discs of all fields by energy band."""
+        total, pixels = np.zeros(len(self.bands) - 1), 0
+        for sky_field in self.fields:
+            whole = whole_discs(sky_field)
+            total += sky_field.expected.data[:, whole].sum(1)
+            pixels += int(whole.sum())
+        return PIXELS_IN_DISC * total / max(pixels, 1)
 
     def camera_scores(self) -> np.ndarray:
         """Scores of discs in the camera frame, shape (n, n_lon, n_lat);
@@ -121,7 +158,11 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     bands, config = as_edges(bands, "TeV", "bands"), maker.config
     offset_max = config.offset_max.to_value("deg")
     half = int(np.ceil(offset_max / PIXEL - 1e-6))
-    bins = CountsBins(bands, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment, offset_max)
+    # each band in tenths of a decade: what is summed over them is what is stacked
+    steps = [max(int(round(10 * np.log10(b / a))), 1) for a, b in zip(bands[:-1], bands[1:], strict=True)]
+    pieces = [np.geomspace(a, b, n + 1)[:-1] for a, b, n in zip(bands[:-1], bands[1:], steps, strict=True)]
+    edges, starts = np.append(np.concatenate(pieces), bands[-1]), np.cumsum([0, *steps[:-1]])
+    bins = CountsBins(edges, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment, offset_max)
     exclusion = maker.exclusion
     reduction = Reduction(config, bins, exclusion)
     unreadable = find_unreadable(observations, config.observatory_location)
@@ -141,11 +182,11 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
                 continue
             summary, in_camera, in_sky = result
             runs.append(summary)
-            counts += in_camera[0]
-            expected += in_camera[1]
+            counts += np.add.reduceat(in_camera[0], starts, axis=0)
+            expected += np.add.reduceat(in_camera[1], starts, axis=0)
             sky.add_arrays(k, *in_sky)
     require_runs(runs, failures.values())
-    return Residuals(bands, bins.fov, offset_max, counts, expected, sky.fields, runs, failures)
+    return Residuals(bands, bins.fov, offset_max, counts, expected, sky.fields, runs, failures, edges)
 
 
 def _residuals_of_run(observation, maker, reduction, geom):
@@ -168,7 +209,16 @@ def _residuals_of_run(observation, maker, reduction, geom):
     if maker.config.exclusion.wobble_half is not False:  # what is left out of this run alone
         left_out = reduction.run_exclusion(observation).contains(icrs_vectors(geom.to_image()))
         in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
-    expected = model.expected_counts(run.slices, bins.energy_edges, bins.fov)
+    counts, expected = run.counts.toarray(), model.expected_counts(run.slices, bins.energy_edges, bins.fov)
     unexcluded = np.average(run.exposure[bins.inside], weights=bins.fov.solid_angle[bins.inside]) / run.ontime
-    summary = RunSummary(run.key, run.covariates, run.dropped, float(unexcluded))
-    return summary, (run.counts.toarray(), expected), in_sky
+    summary = RunSummary(
+        run.key,
+        run.covariates,
+        run.dropped,
+        float(unexcluded),
+        run.ontime,
+        run.slices[0].mjd,
+        counts.sum(1),
+        expected.sum(1),
+    )
+    return summary, (counts, expected), in_sky

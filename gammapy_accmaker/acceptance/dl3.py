@@ -23,14 +23,12 @@ from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 
-__all__ = ["HDU_INDEX", "OBS_INDEX", "attach_background"]
-
 log = logging.getLogger(__name__)
 
 HDU_INDEX, OBS_INDEX = "hdu-index.fits.gz", "obs-index.fits.gz"
-HDU_COLUMNS = ["OBS_ID", "HDU_TYPE", "HDU_CLASS", "FILE_DIR", "FILE_NAME", "HDU_NAME"]
-BACKGROUND_DIR, LINK_DIR, COPY_DIR = "background", "links", "runs"
-BACKGROUND_HDU = "BACKGROUND"
+_HDU_COLUMNS = ["OBS_ID", "HDU_TYPE", "HDU_CLASS", "FILE_DIR", "FILE_NAME", "HDU_NAME"]
+_BACKGROUND_DIR, _LINK_DIR, _COPY_DIR = "background", "links", "runs"
+_BACKGROUND_HDU = "BACKGROUND"
 
 
 def attach_background(
@@ -198,7 +196,7 @@ def _background_hdu(data_store, maker, obs_id):
     irf.data = irf.data.astype("float32")  # 1e-7, and half the size
     irf.meta |= {"OBS_ID": obs_id, "CREATOR": "gammapy_accmaker"}
     hdu = irf.to_table_hdu()
-    hdu.name = BACKGROUND_HDU
+    hdu.name = _BACKGROUND_HDU
     # gammapy writes the alignment of a 3D background alone, but a reader may look for it in a 2D one too
     hdu.header["FOVALIGN"] = irf.fov_alignment.value
     return hdu, cos_zenith
@@ -218,20 +216,20 @@ def _alignment_read(observation):
 
 def _background_entry(obs_id, hdu, folder, name):
     hdu_class = hdu.header["HDUCLAS4"].lower()
-    return obs_id, "bkg", hdu_class, folder, name, BACKGROUND_HDU
+    return obs_id, "bkg", hdu_class, folder, name, _BACKGROUND_HDU
 
 
 def _linked(data_store, path, obs_id, rows, hdu):
     entries = []
     for hdu_type, hdu_class, hdu_name, file in rows:
-        link = path / LINK_DIR / _place(data_store.hdu_table.base_dir.absolute(), file)
+        link = path / _LINK_DIR / _place(data_store.hdu_table.base_dir.absolute(), file)
         _make_link(link, file)
         folder = link.parent.relative_to(path).as_posix()
         entries.append((obs_id, hdu_type, hdu_class, folder, link.name, hdu_name))
     if hdu is not None:
-        file = path / BACKGROUND_DIR / f"background_{obs_id:06d}.fits"
+        file = path / _BACKGROUND_DIR / f"background_{obs_id:06d}.fits"
         _write(file, [fits.PrimaryHDU(), hdu])
-        entries.append(_background_entry(obs_id, hdu, BACKGROUND_DIR, file.name))
+        entries.append(_background_entry(obs_id, hdu, _BACKGROUND_DIR, file.name))
     return entries
 
 
@@ -258,7 +256,7 @@ def _make_link(link, file):
 
 def _copied(path, obs_id, rows, hdu):
     """One file with all of a run: the HDUs of its event file, those of other files in the index, and the background."""
-    file = path / COPY_DIR / f"run_{obs_id:06d}.fits"
+    file = path / _COPY_DIR / f"run_{obs_id:06d}.fits"
     sources = {f: [name.upper() for _, _, name, g in rows if g == f] for *_, f in rows}
     event_file = next((f for kind, *_, f in rows if kind == "events"), rows[0][-1])
     elsewhere = {name for source, names in sources.items() if source != event_file for name in names}
@@ -267,7 +265,7 @@ def _copied(path, obs_id, rows, hdu):
         for source in [event_file, *(f for f in sources if f != event_file)]:
             opened.append(fits.open(source, memmap=False))
             for one in opened[-1]:
-                is_background = one.header.get("HDUCLAS2", "").strip().upper() == "BKG" or one.name == BACKGROUND_HDU
+                is_background = one.header.get("HDUCLAS2", "").strip().upper() == "BKG" or one.name == _BACKGROUND_HDU
                 # of the event file all that the index does not take from elsewhere
                 wanted = one.name in sources[source] or (source == event_file and one.name not in elsewhere)
                 if wanted and not is_background:
@@ -276,8 +274,8 @@ def _copied(path, obs_id, rows, hdu):
     finally:
         for one in opened:
             one.close()
-    entries = [(obs_id, kind, hdu_class, COPY_DIR, file.name, name) for kind, hdu_class, name, _ in rows]
-    return entries if hdu is None else [*entries, _background_entry(obs_id, hdu, COPY_DIR, file.name)]
+    entries = [(obs_id, kind, hdu_class, _COPY_DIR, file.name, name) for kind, hdu_class, name, _ in rows]
+    return entries if hdu is None else [*entries, _background_entry(obs_id, hdu, _COPY_DIR, file.name)]
 
 
 def _write(file, hdus):
@@ -287,7 +285,7 @@ def _write(file, hdus):
 
 
 def _write_index(data_store, path, index, reasons):
-    hdu_table = Table(rows=index, names=HDU_COLUMNS)
+    hdu_table = Table(rows=index, names=_HDU_COLUMNS)
     hdu_table.meta = {
         "EXTNAME": "HDU_INDEX",
         "HDUCLASS": "GADF",

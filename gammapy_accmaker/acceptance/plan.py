@@ -22,12 +22,10 @@ from gammapy_accmaker.utils.describe import counted
 from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import label_array, require_runs
 
-__all__ = ["GroupPlan", "make_plan", "plan_groups", "warn_missed"]
-
 log = logging.getLogger(__name__)
 
-HOUR = 3600.0  # s
-FORMATS = {
+_HOUR = 3600.0  # s
+_FORMATS = {
     "AZIMUTH_MIN": ".0f",
     "AZIMUTH_MAX": ".0f",
     "COS_ZENITH_MIN": ".3f",
@@ -36,7 +34,7 @@ FORMATS = {
     "ONTIME": ".2f",
     "LIVETIME": ".2f",
 }
-IN_LEGEND = 10  # groups; of more, the picture has their numbers alone
+_IN_LEGEND = 10  # groups; of more, the picture has their numbers alone
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,7 +108,7 @@ class GroupPlan:
             share = self.ontime[inside] / np.bincount(self.run, self.ontime)[self.run[inside]]
             given = self.livetime[inside], share, self.counts[inside], self.wobble[inside]
             if np.ptp(self.cos_zenith[inside]) > pooled.initial_width and not minimum.holds(*given):
-                missed.append(f"{given[0].sum() / HOUR:.2g} h in {share.sum():.3g} observations")
+                missed.append(f"{given[0].sum() / _HOUR:.2g} h in {share.sum():.3g} observations")
         return "; ".join(missed)
 
     def describe_one_group(self) -> str:
@@ -146,14 +144,14 @@ class GroupPlan:
                 "COS_ZENITH": self.mean_cos_zenith(),
                 "N_RUNS": [len(ids) for ids in obs_ids],
                 "RUNS": [" ".join(str(i) for i in ids) for ids in obs_ids],
-                "ONTIME": np.bincount(self.group, self.ontime, n) / HOUR,
-                "LIVETIME": np.bincount(self.group, self.livetime, n) / HOUR,
+                "ONTIME": np.bincount(self.group, self.ontime, n) / _HOUR,
+                "LIVETIME": np.bincount(self.group, self.livetime, n) / _HOUR,
                 "COUNTS": np.bincount(self.group, self.counts, n).astype(int),
                 "WOBBLES": [" ".join(str(w) for w in found) for found in wobbles],
             },
             units={"AZIMUTH_MIN": "deg", "AZIMUTH_MAX": "deg", "ONTIME": "h", "LIVETIME": "h"},
         )
-        for name, form in FORMATS.items():
+        for name, form in _FORMATS.items():
             table[name].info.format = form
         return table
 
@@ -232,7 +230,7 @@ class GroupPlan:
         """
         ax = plt.gca() if ax is None else ax
         low, high = (_zenith(z) for z in (self.cos_zenith_high, self.cos_zenith_low))
-        hours, by_azimuth = np.bincount(self.group, self.livetime, self.n_groups) / HOUR, len(self.azimuth_edges) > 0
+        hours, by_azimuth = np.bincount(self.group, self.livetime, self.n_groups) / _HOUR, len(self.azimuth_edges) > 0
         for k, (left, right) in enumerate(self.azimuth_ranges if by_azimuth else [(0, h) for h in hours]):
             # a sector that goes on through north is drawn in two pieces
             pieces = [(left, right)] if not by_azimuth or right <= 360 else [(left, 360), (0, right - 360)]
@@ -242,11 +240,11 @@ class GroupPlan:
                     [a, b, b, a], [low[k], low[k], high[k], high[k]],
                     facecolor=f"C{k % 10}", alpha=0.25, edgecolor="0.3", label=name if number == 0 else None,
                 )  # fmt: skip
-            if self.n_groups > IN_LEGEND:
+            if self.n_groups > _IN_LEGEND:
                 where = 0.5 * sum(pieces[0]), 0.5 * (low[k] + high[k])
                 ax.annotate(str(k), where, ha="center", va="center", fontsize=8)
         colors = [f"C{k % 10}" for k in self.group]
-        ax.scatter(self.azimuth if by_azimuth else self.livetime / HOUR, _zenith(self.cos_zenith), c=colors, s=12)
+        ax.scatter(self.azimuth if by_azimuth else self.livetime / _HOUR, _zenith(self.cos_zenith), c=colors, s=12)
         n_runs, n_parts = len(np.unique(self.run)), len(self.run)
         of_run = "a run" if n_runs == n_parts else f"a part of a run ({n_parts} of {n_runs} runs)"
         ax.scatter([], [], c="0.4", s=12, label=of_run)
@@ -255,7 +253,7 @@ class GroupPlan:
             ylabel="zenith angle [deg]",
         )
         handles, names = ax.get_legend_handles_labels()
-        if self.n_groups > IN_LEGEND:
+        if self.n_groups > _IN_LEGEND:
             handles, names = handles[-1:], [f"{names[-1]}; the numbers are those of the table"]
         ax.legend(
             handles, names, fontsize="x-small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
@@ -265,7 +263,7 @@ class GroupPlan:
     def __repr__(self):
         return (
             f"GroupPlan: {counted(self.n_groups, 'group')}, {counted(len(np.unique(self.run)), 'run')} in "
-            f"{counted(len(self.obs_id), 'part')}, {self.livetime.sum() / HOUR:.3g} h, {self.counts.sum()} counts, "
+            f"{counted(len(self.obs_id), 'part')}, {self.livetime.sum() / _HOUR:.3g} h, {self.counts.sum()} counts, "
             f"{counted(len(self.positions), 'wobble position')}"
         )
 

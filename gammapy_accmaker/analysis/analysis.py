@@ -18,18 +18,8 @@ from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.describe import as_html, as_text
 
-__all__ = [
-    "AcceptanceAnalysis",
-    "AcceptanceReduction",
-    "Described",
-    "make_fitted_maker",
-    "make_maker",
-    "select_observations",
-    "select_off_observations",
-]
-
 # what may differ between the fit of a model file and its application
-OPTIONS_OF_APPLICATION = {
+_OPTIONS_OF_APPLICATION = {
     "exclusion",
     "observatory_location",
     "renormalization",
@@ -103,7 +93,7 @@ def _options_with_model(model, background) -> AcceptanceConfig:
         given = given | {"exclusion": fitted["exclusion"] | given["exclusion"]}
     options = AcceptanceConfig.coerce(fitted | given)
     for key, value in options.model_dump(mode="json").items():
-        if key not in OPTIONS_OF_APPLICATION and key in background.parameters and value != fitted.get(key, value):
+        if key not in _OPTIONS_OF_APPLICATION and key in background.parameters and value != fitted.get(key, value):
             raise InputError(
                 f"{BACKGROUND}.parameters.{key}: got {value}, but {background.model} was fitted with {fitted[key]}; "
                 "leave it out, or leave `model` out to fit anew"
@@ -145,10 +135,10 @@ def _holds_regions(path):
         raise InputError(f"{BACKGROUND}.exclusion: {path} cannot be read ({error})") from error
 
 
-REDUCTION: Any = object  # gammapy's class, which only the child of both names
+_REDUCTION: Any = object  # gammapy's class, which only the child of both names
 
 
-class AcceptanceReduction(ABC, REDUCTION):
+class AcceptanceReduction(ABC, _REDUCTION):
     """Goes before gammapy's class that makes datasets: the acceptance stands in the place of a background maker.
 
     That class has ``config``; the child of both says how the maker is made.

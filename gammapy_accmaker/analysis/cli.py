@@ -15,14 +15,12 @@ import click
 
 from gammapy_accmaker.errors import AcceptanceError, InputError
 
-__all__ = ["cli"]
-
 log = logging.getLogger(__name__)
 
 
 # what `gammapy-accmaker config` prints is an analysis of it
-CRAB = {"frame": "icrs", "lon": "83.633 deg", "lat": "22.014 deg"}
-HEADER = """\
+_CRAB = {"frame": "icrs", "lon": "83.633 deg", "lat": "22.014 deg"}
+_HEADER = """\
 # An analysis of the Crab nebula in the data of H.E.S.S. DL3 DR1, which gammapy's tutorials use ($GAMMAPY_DATA).
 # Put your own in place of the data store, the choice of runs and the centre of the map. Sources are looked for in the
 # data and left out of the fit (exclusion.iterative); the regions of known ones are better, as a file for
@@ -30,11 +28,11 @@ HEADER = """\
 
 """
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-class Command(click.Command):
+class _Command(click.Command):
     """What a user can mend is told in one line, with exit code 1; wrong usage has exit code 2."""
 
     def invoke(self, ctx):
@@ -51,8 +49,8 @@ class Command(click.Command):
             raise click.ClickException(str(error)) from error
 
 
-class Commands(click.Group):
-    command_class = Command
+class _Commands(click.Group):
+    command_class = _Command
 
 
 def parallel(command):
@@ -61,18 +59,18 @@ def parallel(command):
     )(command)
 
 
-def overwriting(command):
+def _overwriting(command):
     return click.option("--overwrite", is_flag=True, help="Replace an earlier output.")(command)
 
 
-def writing(default, help_text, path_type=FILE):
+def _writing(default, help_text, path_type=_FILE):
     """Option of an output; `_output` puts the default into the folder that the configuration names."""
     if default is not None:
         help_text += f"  [default: {default}, in `general.outdir` of CONFIG]"
     return click.option("--output", type=path_type, help=help_text)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--log-level", default="warning", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True
 )
@@ -91,10 +89,10 @@ def cli(log_level, progress):  # progress: see Command
 
 @cli.command()
 @click.option(
-    "--output", default="gammapy-accmaker-demo", type=FOLDER, show_default=True, help="Folder of the results."
+    "--output", default="gammapy-accmaker-demo", type=_FOLDER, show_default=True, help="Folder of the results."
 )
 @click.option("--n-jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
-@overwriting
+@_overwriting
 def demo(output, n_jobs, overwrite):
     """Simulate runs, fit their background and compare with the truth (under a minute)."""
     import matplotlib as mpl
@@ -113,8 +111,8 @@ def demo(output, n_jobs, overwrite):
 
 
 @cli.command()
-@writing(None, "File to write; printed otherwise.")
-@overwriting
+@_writing(None, "File to write; printed otherwise.")
+@_overwriting
 def config(output, overwrite):
     """Print a configuration with all its options, each explained; it runs as it is where H.E.S.S. DL3 DR1 is there."""
     from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
@@ -126,15 +124,15 @@ def config(output, overwrite):
     background = {"method": "acceptance", "parameters": parameters.model_dump(mode="json")}
     options = AcceptanceAnalysisConfig.from_options(
         {
-            "observations": {"obs_cone": CRAB | {"radius": "2 deg"}},
+            "observations": {"obs_cone": _CRAB | {"radius": "2 deg"}},
             "datasets": {
                 "type": "3d",
-                "geom": {"wcs": {"skydir": CRAB, "width": {"width": "4 deg", "height": "4 deg"}}},
+                "geom": {"wcs": {"skydir": _CRAB, "width": {"width": "4 deg", "height": "4 deg"}}},
                 "background": background,
             },
         }
     )
-    text = HEADER + commented_yaml(options, {"datasets.background.parameters": parameters})
+    text = _HEADER + commented_yaml(options, {"datasets.background.parameters": parameters})
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -143,10 +141,10 @@ def config(output, overwrite):
 
 
 @cli.command()
-@click.argument("config", type=FILE)
-@writing(None, "Picture of the plan to write (png, pdf or svg).")
+@click.argument("config", type=_FILE)
+@_writing(None, "Picture of the plan to write (png, pdf or svg).")
 @parallel
-@overwriting
+@_overwriting
 def plan(config, output, n_jobs, overwrite):
     """Print which runs are pooled in a fit: one group, or several where the fit has bins of zenith angle or azimuth."""
     from matplotlib.figure import Figure
@@ -172,10 +170,10 @@ def plan(config, output, n_jobs, overwrite):
 
 
 @cli.command()
-@click.argument("config", type=FILE)
-@writing("model.fits", "Model file to write.")
+@click.argument("config", type=_FILE)
+@_writing("model.fits", "Model file to write.")
 @parallel
-@overwriting
+@_overwriting
 def fit(config, output, n_jobs, overwrite):
     """Fit the acceptance to the runs that CONFIG selects, and write a model file."""
     analysis = _read_analysis(config, n_jobs)
@@ -189,10 +187,10 @@ def fit(config, output, n_jobs, overwrite):
 
 
 @cli.command()
-@click.argument("config", type=FILE)
-@writing("datasets", "Folder of the results.", FOLDER)
+@click.argument("config", type=_FILE)
+@_writing("datasets", "Folder of the results.", _FOLDER)
 @parallel
-@overwriting
+@_overwriting
 def run(config, output, n_jobs, overwrite):
     """Make the datasets of CONFIG with their background; of stacked maps, excess and significance too."""
     from gammapy_accmaker.analysis.results import MARKER, write_results
@@ -209,11 +207,11 @@ def run(config, output, n_jobs, overwrite):
 
 
 @cli.command()
-@click.argument("config", type=FILE)
-@writing("dl3-with-background", "Folder of the new data store.", FOLDER)
+@click.argument("config", type=_FILE)
+@_writing("dl3-with-background", "Folder of the new data store.", _FOLDER)
 @click.option("--copy", is_flag=True, help="Copy the runs in place of links to them.")
 @parallel
-@overwriting
+@_overwriting
 def attach(config, output, copy, n_jobs, overwrite):
     """Write a data store of the runs that CONFIG selects, each with its background; the original is not changed."""
     import numpy as np
@@ -237,7 +235,7 @@ def attach(config, output, copy, n_jobs, overwrite):
 
 
 @cli.command()
-@click.argument("model", type=FILE)
+@click.argument("model", type=_FILE)
 def inspect(model):
     """Print what is in a model file: the model, its configuration, what its fit left out, and its runs."""
     from gammapy_accmaker.acceptance.model import AcceptanceModel
@@ -256,11 +254,11 @@ def inspect(model):
 
 
 @cli.command()
-@click.argument("config", type=FILE)
-@writing("report.html", "Page to write.")
+@click.argument("config", type=_FILE)
+@_writing("report.html", "Page to write.")
 @click.option("--cross-validate", is_flag=True, help="Score the fit on runs left out of it; it takes several fits.")
 @parallel
-@overwriting
+@_overwriting
 def report(config, output, cross_validate, n_jobs, overwrite):
     """Fit the acceptance, or read the model that CONFIG names, and write an HTML page about it."""
     from gammapy_accmaker.validation.report import write_report

@@ -41,18 +41,6 @@ from gammapy_accmaker.config.errors import explain, find_key, naming_file, read_
 from gammapy_accmaker.errors import InputError, InputTypeError
 from gammapy_accmaker.utils.describe import as_call, as_html
 
-__all__ = [
-    "BACKGROUND",
-    "AcceptanceBackground",
-    "OffObservationsConfig",
-    "as_options",
-    "check_file",
-    "read_parameters",
-    "AcceptanceAnalysisConfig",
-    "ExtendedConfig",
-]
-
-
 BACKGROUND = "datasets.background"
 
 # gammapy's set of methods is closed, and of it types know nothing

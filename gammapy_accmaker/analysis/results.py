@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 
 from gammapy_accmaker.validation.pictures import label_sky_axes
 
-__all__ = ["MARKER", "write_results"]
-
 log = logging.getLogger(__name__)
 
 MARKER = "datasets.yaml"  # tells a folder of results from others
-MAPS = {"npred_excess": "excess", "sqrt_ts": "significance"}
+_MAPS = {"npred_excess": "excess", "sqrt_ts": "significance"}
 
 
 def write_results(analysis, path: Path) -> list[str]:
@@ -44,7 +42,7 @@ def write_results(analysis, path: Path) -> list[str]:
         log.warning("Excess and significance are of one map: use `datasets: {type: 3d, stack: true}` for them")
         return names
     analysis.get_excess_map()
-    for quantity, name in MAPS.items():
+    for quantity, name in _MAPS.items():
         image = analysis.excess_map[quantity]
         image.write(path / f"{name}.fits")
         _save_picture(image, name, path / f"{name}.png")

@@ -27,8 +27,6 @@ from gammapy_accmaker.analysis.analysis import (
 from gammapy_accmaker.analysis.config import AcceptanceBackground, ExtendedConfig, as_options
 from gammapy_accmaker.errors import AcceptanceError, InputError
 
-__all__ = ["AcceptanceWorkflow", "AcceptanceWorkflowConfig"]
-
 
 class AcceptanceWorkflowBackgroundConfig(AcceptanceBackground, BackgroundConfig):
     """`~gammapy.workflow.config.BackgroundConfig` with `AcceptanceBackground`."""
@@ -137,7 +135,7 @@ class AcceptanceDataSelectionStep(DataSelectionWorkflowStep):
 
 
 # what runs in the place of a step of gammapy
-STEPS: dict[str, type[WorkflowStepBase]] = {
+_STEPS: dict[str, type[WorkflowStepBase]] = {
     "data-selection": AcceptanceDataSelectionStep,
     "observations": AcceptanceObservationsStep,
     "datasets": AcceptanceDatasetsStep,
@@ -146,7 +144,7 @@ STEPS: dict[str, type[WorkflowStepBase]] = {
 # steps of gammapy 2.0 have no inputs and outputs
 SUPPORTED = hasattr(WorkflowStepBase, "set_inputs")
 if SUPPORTED:
-    WORKFLOW_STEP_REGISTRY.extend(STEPS.values())
+    WORKFLOW_STEP_REGISTRY.extend(_STEPS.values())
 
 
 class AcceptanceWorkflow(Described, Workflow):
@@ -219,5 +217,5 @@ class AcceptanceWorkflow(Described, Workflow):
         if steps is None:
             steps, overwrite = self.config.general.steps, self.config.general.overwrite
         if self.config.datasets.background.method == "acceptance":
-            steps = [STEPS[step].tag if step in STEPS else step for step in steps]
+            steps = [_STEPS[step].tag if step in _STEPS else step for step in steps]
         super().run(steps, overwrite, name=name)

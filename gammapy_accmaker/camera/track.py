@@ -20,15 +20,13 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from gammapy_accmaker.errors import ObservationError
 
-__all__ = ["MAX_ZENITH_CHANGE", "FovTrack", "fov_track", "time_nodes", "unit_vectors", "vectors_to_lonlat"]
-
-MAX_ROTATION = np.radians(1.5)  # between two nodes; slerp is then good to a few arcsec even near the zenith
-MIN_STEP = 1.0  # s
-MAX_SPAN = 86400.0  # s; times beyond it are damaged, and would take all memory
-MIN_PART = 1.0  # s, of good time in a part of a run
+_MAX_ROTATION = np.radians(1.5)  # between two nodes; slerp is then good to a few arcsec even near the zenith
+_MIN_STEP = 1.0  # s
+_MAX_SPAN = 86400.0  # s; times beyond it are damaged, and would take all memory
+_MIN_PART = 1.0  # s, of good time in a part of a run
 MAX_ZENITH_CHANGE = 0.05  # of cos zenith within a slice of a run
-EARTH = ErfaAstromInterpolator(1800 * u.s)  # how the Earth turns is exact, how it nods is interpolated
-MEAN_STEP = 60.0  # s, between the nodes over which the conditions of a run are averaged
+_EARTH = ErfaAstromInterpolator(1800 * u.s)  # how the Earth turns is exact, how it nods is interpolated
+_MEAN_STEP = 60.0  # s, between the nodes over which the conditions of a run are averaged
 
 
 def unit_vectors(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
@@ -156,11 +154,11 @@ class FovTrack:
         return np.sort(np.concatenate(times)) if times else np.zeros(0)
 
     def part_edges(self, cuts: np.ndarray) -> np.ndarray:
-        """First start, cuts in s and last stop; cuts that leave less than MIN_PART of good
+        """First start, cuts in s and last stop; cuts that leave less than _MIN_PART of good
         time to a part are dropped."""
         edges = [self.intervals[0, 0]]
         for cut in cuts:
-            if min(self.during(edges[-1], cut).ontime, self.during(cut, np.inf).ontime) >= MIN_PART:
+            if min(self.during(edges[-1], cut).ontime, self.during(cut, np.inf).ontime) >= _MIN_PART:
                 edges.append(cut)
         return np.array([*edges, self.intervals[-1, 1]])
 
@@ -184,7 +182,7 @@ class FovTrack:
         return self.part_edges(np.sort(np.append(cuts, self.crossings(cos_zenith_edges, azimuth_edges))))
 
     def _mean_nodes(self):
-        return time_nodes(self.intervals, MEAN_STEP)
+        return time_nodes(self.intervals, _MEAN_STEP)
 
     @property
     def mean_cos_zenith(self) -> float:
@@ -265,7 +263,7 @@ def fov_track(
     intervals = gti_seconds(time_start, time_stop)
     if len(intervals) == 0:
         raise ObservationError("observation: its good time intervals are empty, but some ontime is needed")
-    if not intervals[-1, 1] - intervals[0, 0] <= MAX_SPAN:
+    if not intervals[-1, 1] - intervals[0, 0] <= _MAX_SPAN:
         raise ObservationError(
             f"observation: its good time intervals span {(intervals[-1, 1] - intervals[0, 0]) / 86400:.3g} days, but a "
             "run of at most 1 day is needed; its times are damaged, or it must be split"
@@ -279,9 +277,9 @@ def fov_track(
         middle = 0.5 * (seconds[1:] + seconds[:-1])
         in_gti = np.any((middle[:, None] > intervals[:, 0]) & (middle[:, None] < intervals[:, 1]), axis=1)
         turn = np.arccos(np.clip(0.5 * (trace[in_gti] - 1), -1, 1)).max()
-        if turn <= MAX_ROTATION or step <= MIN_STEP:
+        if turn <= _MAX_ROTATION or step <= _MIN_STEP:
             return track
-        step = max(step * MAX_ROTATION / turn * 0.9, MIN_STEP)
+        step = max(step * _MAX_ROTATION / turn * 0.9, _MIN_STEP)
 
 
 def _track_at(pointing, zero, intervals, seconds, location, alignment):
@@ -324,7 +322,7 @@ def _altaz(ra, dec, frame):
     As `~astropy.coordinates.SkyCoord.transform_to` does it, but the orientation of the Earth, and its motion, are
     interpolated between times that lie EARTH_STEP apart: to 1e-6 arcsec.
     """
-    astrom = EARTH.apco(frame)[:, None]
+    astrom = _EARTH.apco(frame)[:, None]
     azimuth, zenith, *_ = erfa.atioq(*erfa.atciqz(ra, dec, astrom), astrom)
     return azimuth, 0.5 * np.pi - zenith
 

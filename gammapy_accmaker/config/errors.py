@@ -16,9 +16,7 @@ from pydantic import BaseModel, ValidationError
 from gammapy_accmaker.errors import InputError, InputTypeError
 from gammapy_accmaker.utils.files import as_path
 
-__all__ = ["explain", "find_key", "naming_file", "read_config_file"]
-
-NEEDED = {
+_NEEDED = {
     Angle: "an angle such as '0.5 deg'",
     Quantity: "a quantity such as '1 TeV'",
     Time: "a time such as '2004-12-04 22:04:48'",
@@ -111,7 +109,7 @@ def _what_is_needed(cls, keys):
     for model in _models_at(cls, parents):
         if last in model.model_fields:
             types = set(_types_in(model.model_fields[last].annotation))
-            for kind, needed in NEEDED.items():
+            for kind, needed in _NEEDED.items():
                 if kind in types:
                     return f"; {needed} is needed"
     return ""

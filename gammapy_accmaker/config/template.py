@@ -15,9 +15,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-__all__ = ["OptionGroup", "OptionRow", "commented_yaml", "option_groups"]
-
-INDENT, WIDTH = "  ", 100
+_INDENT, _WIDTH = "  ", 100
 
 
 def commented_yaml(options: BaseModel, documented: Mapping[str, BaseModel] | None = None) -> str:
@@ -105,7 +103,7 @@ def _flow(value):
 
 def _lines(options, documented, path, depth, alternatives=()):
     data, described = options.model_dump(mode="json"), _attributes(type(options))
-    pad = INDENT * depth
+    pad = _INDENT * depth
     for name, field in type(options).model_fields.items():
         full = f"{path}.{name}" if path else name
         child = documented.get(full, getattr(options, name))
@@ -129,7 +127,7 @@ def _lines(options, documented, path, depth, alternatives=()):
         if len(others) > 1:
             for cls in others:
                 if cls is not type(child):
-                    yield from _comment(f"{_tag(cls)}: {_summary(cls)}", pad, INDENT)
+                    yield from _comment(f"{_tag(cls)}: {_summary(cls)}", pad, _INDENT)
         yield f"{pad}{name}:"
         yield from _lines(child, documented, full, depth + 1, others if len(others) > 1 else ())
 
@@ -140,7 +138,7 @@ def _entry(name, value, choices, pad):
 
 def _comment(text, pad, indent=""):
     first = f"{pad}# {indent}"
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=first + INDENT * bool(indent))
+    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=first + _INDENT * bool(indent))
 
 
 def _documentation(cls):

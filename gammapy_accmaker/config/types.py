@@ -14,20 +14,6 @@ from gammapy.utils.scripts import make_path
 from gammapy.utils.types import AngleType, EnergyType
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
-__all__ = [
-    "AngleEdges",
-    "EnergyEdges",
-    "Limit",
-    "Location",
-    "NormModel",
-    "OneAngle",
-    "OneEnergy",
-    "OnePath",
-    "Options",
-    "SpatialNorm",
-    "TimeStep",
-]
-
 
 def _naming(validate):
     """A validator whose every error is a ValueError: only those does pydantic report with the name of the option."""

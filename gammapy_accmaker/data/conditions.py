@@ -19,8 +19,6 @@ from gammapy_accmaker.data.observations import as_observations, read_files
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.run_key import RunKey, require_runs, run_label, run_names
 
-__all__ = ["CRITERIA", "RunConditions", "difference", "run_conditions"]
-
 log = logging.getLogger(__name__)
 
 # criterion: unit of its difference, and the difference that counts as 1 where it has no limit
@@ -32,11 +30,11 @@ CRITERIA = {
     "time": (u.d, 30.0),
     "muon_efficiency": (u.one, 0.05),
 }
-TRACK_STEP = 300.0  # s
+_TRACK_STEP = 300.0  # s
 
 
 @dataclass(frozen=True)
-class RunConditions:
+class _RunConditions:
     """What is known of runs.
 
     Attributes
@@ -66,7 +64,7 @@ class RunConditions:
     unusable: dict[int | str, str]
 
 
-def run_conditions(argument: str, runs, names, same, location=None) -> RunConditions:
+def run_conditions(argument: str, runs, names, same, location=None) -> _RunConditions:
     """Conditions of runs.
 
     Parameters
@@ -128,7 +126,7 @@ def _from_table(argument, table, names, columns):
     labels = [run_label(label) for label in table["OBS_ID"].tolist()]
     names, places = run_names(labels), list(range(len(table)))
     keys = [RunKey(label, start) for label, start in zip(labels, _starts(table), strict=True)]
-    return RunConditions(keys, names, places, _seconds(table["ONTIME"]) / 3600, values, units, {})
+    return _RunConditions(keys, names, places, _seconds(table["ONTIME"]) / 3600, values, units, {})
 
 
 def _starts(table):
@@ -184,12 +182,12 @@ def _from_observations(argument, observations, columns, same, location):
         log.warning(f"{argument}: {len(unusable)} observations cannot be matched:\n{reasons}")
     keys, hours, by_run = zip(*rows, strict=True)
     values = {name: np.array([row[name] for row in by_run]) for name in by_run[0]}
-    return RunConditions(list(keys), [names[k] for k in places], places, np.array(hours), values, {}, unusable)
+    return _RunConditions(list(keys), [names[k] for k in places], places, np.array(hours), values, {}, unusable)
 
 
 def _of_observation(argument, observation, columns, same, location):
-    track = observation_track(observation, "altaz", location, TRACK_STEP, turning=False)
-    nodes, weights = time_nodes(track.intervals, TRACK_STEP)
+    track = observation_track(observation, "altaz", location, _TRACK_STEP, turning=False)
+    nodes, weights = time_nodes(track.intervals, _TRACK_STEP)
     azimuth = track.azimuth_at(nodes)
     row = {
         "cos_zenith": np.average(track.cos_zenith_at(nodes), weights=weights),
@@ -209,7 +207,7 @@ def _of_observation(argument, observation, columns, same, location):
     return run_key(observation, track), track.ontime / 3600, row
 
 
-def difference(name: str, on: RunConditions, i: int, off: RunConditions) -> np.ndarray:
+def difference(name: str, on: _RunConditions, i: int, off: _RunConditions) -> np.ndarray:
     """Difference of run i to each OFF run in one criterion, in its unit; NaN where it is unknown; shape (n_off,)."""
 
     def pair(key):

@@ -54,38 +54,24 @@ from gammapy_accmaker.data.observations import pointing_icrs
 from gammapy_accmaker.data.region_files import read_regions
 from gammapy_accmaker.errors import InputError, ObservationError
 
-__all__ = [
-    "KINDS",
-    "MaskData",
-    "mask_to_data",
-    "region_from_text",
-    "region_to_text",
-    "Circle",
-    "make_part",
-    "separation",
-    "Exclusion",
-    "without_source_half",
-]
-
-
 # ---- Regions and masks as data ----
 
-POSITIONS = ("center", "vertices", "start", "end")
-ANNULUS = ("center", "inner_width", "outer_width", "inner_height", "outer_height", "angle")
+_POSITIONS = ("center", "vertices", "start", "end")
+_ANNULUS = ("center", "inner_width", "outer_width", "inner_height", "outer_height", "angle")
 # kind: its class, and what a region of this kind consists of: positions, and lengths and angles in deg
-KINDS = {
+_KINDS = {
     "circle": (CircleSkyRegion, ("center", "radius")),
     "ellipse": (EllipseSkyRegion, ("center", "width", "height", "angle")),
     "rectangle": (RectangleSkyRegion, ("center", "width", "height", "angle")),
     "polygon": (PolygonSkyRegion, ("vertices",)),
     "circle annulus": (CircleAnnulusSkyRegion, ("center", "inner_radius", "outer_radius")),
-    "ellipse annulus": (EllipseAnnulusSkyRegion, ANNULUS),
-    "rectangle annulus": (RectangleAnnulusSkyRegion, ANNULUS),
+    "ellipse annulus": (EllipseAnnulusSkyRegion, _ANNULUS),
+    "rectangle annulus": (RectangleAnnulusSkyRegion, _ANNULUS),
     "line": (LineSkyRegion, ("start", "end")),
     "point": (PointSkyRegion, ("center",)),
 }
 # of two masks; on truth values, "greater" is "the first and not the second"
-OPERATORS = {
+_OPERATORS = {
     "or": operator.or_,
     "and": operator.and_,
     "xor": operator.xor,
@@ -93,10 +79,10 @@ OPERATORS = {
     "not in": operator.lt,
 }
 LABELS = ("text", "label", "comment")  # that are kept of what a region is called
-MAX_PIXELS = 2**30  # of a mask; a file that claims more is not believed
+_MAX_PIXELS = 2**30  # of a mask; a file that claims more is not believed
 
 
-def region_to_text(region: SkyRegion) -> str:
+def _region_to_text(region: SkyRegion) -> str:
     """A sky region as one line of text, numbers to the last digit.
 
     Raises
@@ -116,21 +102,21 @@ def _region_to_dict(region):
     if isinstance(region, CompoundSkyRegion):
         regions = [_region_to_dict(part) for part in (region.region1, region.region2)]
         return data | {"kind": "compound", "operator": _operator_name(region), "regions": regions}
-    kind = next((name for name, (cls, _) in KINDS.items() if isinstance(region, cls)), None)
+    kind = next((name for name, (cls, _) in _KINDS.items() if isinstance(region, cls)), None)
     if kind is None:
         raise InputError(
-            f"exclusion: a {type(region).__name__} is not among {', '.join(KINDS)}; "
+            f"exclusion: a {type(region).__name__} is not among {', '.join(_KINDS)}; "
             "draw it as a polygon or give a mask map"
         )
     data["kind"], turn = kind, 0.0
-    for name in KINDS[kind][1]:
+    for name in _KINDS[kind][1]:
         value = getattr(region, name)
-        if name in POSITIONS:
+        if name in _POSITIONS:
             data[name], turn = _position_to_dict(value)
         else:
             data[name] = float(value.to_value("deg")) + (turn if name == "angle" else 0.0)
-    numbers = [data[name] for name in KINDS[kind][1] if name not in POSITIONS]
-    numbers += [x for name in POSITIONS if name in data for key in ("lon", "lat") for x in np.ravel(data[name][key])]
+    numbers = [data[name] for name in _KINDS[kind][1] if name not in _POSITIONS]
+    numbers += [x for name in _POSITIONS if name in data for key in ("lon", "lat") for x in np.ravel(data[name][key])]
     if not np.all(np.isfinite(numbers)):
         raise InputError(f"exclusion: {region} is not finite; give its position and size, or leave it out")
     return data
@@ -140,7 +126,7 @@ def _operator_name(region):
     """Which of the known operators a compound region has, by what it makes of all pairs of truth values."""
     first, second = np.array([False, True, False, True]), np.array([False, False, True, True])
     made = np.asarray(region.operator(first, second), dtype=bool)
-    for name, known in OPERATORS.items():
+    for name, known in _OPERATORS.items():
         if np.array_equal(made, known(first, second)):
             return name
     raise InputError(
@@ -169,8 +155,8 @@ def _position_to_dict(position):
     return data, turn
 
 
-def region_from_text(text: str) -> SkyRegion:
-    """The sky region of a line of text that `region_to_text` made."""
+def _region_from_text(text: str) -> SkyRegion:
+    """The sky region of a line of text that `_region_to_text` made."""
     return _region_from_dict(json.loads(text))
 
 
@@ -178,10 +164,10 @@ def _region_from_dict(data):
     meta = RegionMeta({key: data[key] for key in LABELS if key in data})
     if data["kind"] == "compound":
         first, second = (_region_from_dict(part) for part in data["regions"])
-        return CompoundSkyRegion(first, second, OPERATORS[data["operator"]], meta=meta)
-    cls, names = KINDS[data["kind"]]
+        return CompoundSkyRegion(first, second, _OPERATORS[data["operator"]], meta=meta)
+    cls, names = _KINDS[data["kind"]]
     return cls(
-        *(_position_from_dict(data[name]) if name in POSITIONS else float(data[name]) * u.deg for name in names),
+        *(_position_from_dict(data[name]) if name in _POSITIONS else float(data[name]) * u.deg for name in names),
         meta=meta,
     )
 
@@ -197,7 +183,7 @@ def _position_from_dict(data):
 
 
 @dataclass(frozen=True)
-class MaskData:
+class _MaskData:
     """A mask that is False where the sky is excluded, without axes besides those of the sky.
 
     Attributes
@@ -218,8 +204,8 @@ class MaskData:
         """The mask as a map of truth values; of HEALPix the excluded pixels alone,
         since none other changes anything."""
         n = int(np.prod(self.shape, dtype=object))
-        if not (0 <= n <= MAX_PIXELS and all(k >= 0 for k in self.shape)):
-            raise InputError(f"exclusion mask: got {self.shape} pixels, but up to {MAX_PIXELS} are read")
+        if not (0 <= n <= _MAX_PIXELS and all(k >= 0 for k in self.shape)):
+            raise InputError(f"exclusion mask: got {self.shape} pixels, but up to {_MAX_PIXELS} are read")
         if len(self.shape) == 2:
             bits = np.frombuffer(self._unpacked((n + 7) // 8), dtype=np.uint8)
             values = np.unpackbits(bits, count=n).reshape(self.shape).astype(bool)
@@ -241,7 +227,7 @@ class MaskData:
         return content
 
 
-def mask_to_data(mask: Map) -> MaskData:
+def _mask_to_data(mask: Map) -> _MaskData:
     """Data of a mask; what is excluded at any energy, or along any other axis, is excluded.
 
     Raises
@@ -261,20 +247,20 @@ def mask_to_data(mask: Map) -> MaskData:
         header = {"nside": int(geom.nside.flat[0]), "nest": bool(geom.nest), "frame": geom.frame}
         pixels = np.sort(np.asarray(geom.to_image().get_idx(flat=True)[0]).ravel()[~image.ravel()])
         content = np.diff(pixels, prepend=0).astype("<i8").tobytes()
-        return MaskData(json.dumps(header), (len(pixels),), zlib.compress(content))
+        return _MaskData(json.dumps(header), (len(pixels),), zlib.compress(content))
     if geom.wcs.cpdis1 is not None or geom.wcs.cpdis2 is not None or geom.wcs.det2im1 is not None:
         raise InputError("exclusion mask: its WCS has a table of distortions; resample it to a grid without")
     header = geom.wcs.to_header(relax=True).tostring()
-    return MaskData(header, image.shape, zlib.compress(np.packbits(image).tobytes()))
+    return _MaskData(header, image.shape, zlib.compress(np.packbits(image).tobytes()))
 
 
 # ---- Parts ----
 
-RASTER = 0.01  # deg; between the points of a region that is widened by a margin
-RASTER_SIZE = 1000  # points across the largest regions
+_RASTER = 0.01  # deg; between the points of a region that is widened by a margin
+_RASTER_SIZE = 1000  # points across the largest regions
 
 
-class Part(Protocol):
+class _Part(Protocol):
     """Part of an exclusion, and a circle around it: ICRS vector and deg."""
 
     @property
@@ -288,7 +274,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class Circle:
+class _Circle:
     """All closer than a radius (deg) to an ICRS unit vector; half of the sky at 90 deg."""
 
     center: np.ndarray
@@ -319,8 +305,8 @@ class _PlaneRegion:
 class _Compound:
     """Two parts, each on a plane of its own, and how they are combined."""
 
-    first: Part
-    second: Part
+    first: _Part
+    second: _Part
     operator: Callable
     center: np.ndarray
     radius: float
@@ -333,7 +319,7 @@ class _Compound:
 class _Mask:
     """A map that is False where the sky is excluded; what lies outside of the map is not excluded."""
 
-    data: MaskData
+    data: _MaskData
     to_frame: np.ndarray  # ICRS vectors -> vectors of the map's frame
     center: np.ndarray
     radius: float
@@ -356,7 +342,7 @@ class _Mask:
 class _Widened:
     """A part and everything closer than a distance to its points."""
 
-    part: Part
+    part: _Part
     points: KDTree
     distance: float  # chord on the unit sphere
     center: np.ndarray
@@ -378,22 +364,22 @@ def separation(a, b):
     return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), a @ b))
 
 
-def make_part(data: str | MaskData, margin: float):
+def _make_part(data: str | _MaskData, margin: float):
     """The part that the data of a sky region or of a mask make, widened by a margin (deg)."""
-    if isinstance(data, MaskData):
+    if isinstance(data, _MaskData):
         return _mask_part(data, margin)
-    return _region_part(region_from_text(data), margin)
+    return _region_part(_region_from_text(data), margin)
 
 
 def _region_part(item, margin):
     if isinstance(item, (CircleSkyRegion, PointSkyRegion)):
         radius = item.radius.to_value("deg") if isinstance(item, CircleSkyRegion) else 0.0
-        return Circle(_icrs_vector(item.center), radius + margin)
+        return _Circle(_icrs_vector(item.center), radius + margin)
     part = _compound_part(item) if isinstance(item, CompoundSkyRegion) else _plane_part(item)
     if margin == 0:
         return part
     if isinstance(item, LineSkyRegion):
-        points, spacing = np.linspace(_icrs_vector(item.start), _icrs_vector(item.end), RASTER_SIZE), 0.0
+        points, spacing = np.linspace(_icrs_vector(item.start), _icrs_vector(item.end), _RASTER_SIZE), 0.0
         points /= np.linalg.norm(points, axis=1, keepdims=True)
     else:
         points, spacing = _raster(part)
@@ -440,7 +426,7 @@ def _raster(part, edge=True):
         return points[part.contains(points)], max(first[1], second[1])
     # zenithal equal-area plane around the centre
     reach = 2 * np.sin(0.5 * np.radians(min(part.radius, 180.0)))
-    n = int(np.clip(2 * np.degrees(reach) / RASTER, 2, RASTER_SIZE))
+    n = int(np.clip(2 * np.degrees(reach) / _RASTER, 2, _RASTER_SIZE))
     x, y = np.meshgrid(*2 * [np.linspace(-reach, reach, n)])
     r = np.minimum(np.hypot(x, y), 2)[..., None]
     plane = np.stack([x, y], axis=-1) @ null_space(part.center[None]).T
@@ -493,7 +479,7 @@ def _compound_part(region):
 
 
 def _plane_part(region):
-    wcs = WcsGeom.create(skydir=_some_position(region), binsz=RASTER, npix=(1, 1), proj="TAN", frame="icrs").wcs
+    wcs = WcsGeom.create(skydir=_some_position(region), binsz=_RASTER, npix=(1, 1), proj="TAN", frame="icrs").wcs
     pixel_region = region.to_pixel(wcs)
     try:
         box = pixel_region.bounding_box
@@ -512,15 +498,15 @@ class _Excluded:
     """A region or mask as data, its margin in deg, the name of the file it came from,
     and the part of the sky it makes."""
 
-    data: str | MaskData
+    data: str | _MaskData
     margin: float
     origin: str
-    part: Part
+    part: _Part
 
     @classmethod
     def of(cls, item, margin: float, origin: str) -> _Excluded:
-        data = mask_to_data(item) if isinstance(item, Map) else region_to_text(item)
-        return cls(data, margin, origin, make_part(data, margin))
+        data = _mask_to_data(item) if isinstance(item, Map) else _region_to_text(item)
+        return cls(data, margin, origin, _make_part(data, margin))
 
     @property
     def key(self):
@@ -565,7 +551,7 @@ class Exclusion(Sequence):
     # one at a time
     def __getitem__(self, number: int) -> SkyRegion | Map:  # type: ignore[override]
         data = self._items[number].data
-        return data.to_map() if isinstance(data, MaskData) else region_from_text(data)
+        return data.to_map() if isinstance(data, _MaskData) else _region_from_text(data)
 
     @property
     def margins(self) -> u.Quantity:
@@ -600,7 +586,7 @@ class Exclusion(Sequence):
 
     def in_brief(self) -> str:
         """How many regions and masks it has, in words."""
-        n_mask = sum(isinstance(item.data, MaskData) for item in self._items)
+        n_mask = sum(isinstance(item.data, _MaskData) for item in self._items)
         counted = {"sky region": len(self) - n_mask, "mask": n_mask}
         return " and ".join(f"{n} {word}{'s' if n > 1 else ''}" for word, n in counted.items() if n) or "nothing"
 
@@ -617,7 +603,7 @@ class Exclusion(Sequence):
         arrays: dict[str, np.ndarray] = {}
         for item in self._items:
             entry = {"margin": item.margin, "origin": item.origin}
-            if isinstance(item.data, MaskData):
+            if isinstance(item.data, _MaskData):
                 name = f"mask {len(arrays)}"
                 arrays[name] = np.frombuffer(item.data.content, dtype=np.uint8)
                 entry |= {"mask": name, "header": item.data.header, "shape": item.data.shape}
@@ -638,16 +624,16 @@ class Exclusion(Sequence):
         try:
             items = []
             for entry in json.loads(text):
-                data: str | MaskData
+                data: str | _MaskData
                 if "mask" in entry:
                     shape = tuple(int(n) for n in entry["shape"])
-                    data = MaskData(str(entry["header"]), shape, arrays[entry["mask"]].astype(np.uint8).tobytes())
+                    data = _MaskData(str(entry["header"]), shape, arrays[entry["mask"]].astype(np.uint8).tobytes())
                 else:
-                    data = region_to_text(region_from_text(json.dumps(entry["region"])))
+                    data = _region_to_text(_region_from_text(json.dumps(entry["region"])))
                 margin = float(entry["margin"])
                 if not 0 <= margin < 360:
                     raise ValueError(f"margin of {margin} deg")
-                items.append(_Excluded(data, margin, str(entry["origin"]), make_part(data, margin)))
+                items.append(_Excluded(data, margin, str(entry["origin"]), _make_part(data, margin)))
             return cls()._set(items)
         except Exception as error:  # whatever damaged numbers and headers lead to in other packages
             raise InputError(f"exclusion: a region or mask cannot be read ({type(error).__name__}: {error})") from error
@@ -678,7 +664,7 @@ def _flatten(exclusion, origin):
 def _line(item):
     more = f", and {item.margin:.4g} deg around it" if item.margin else ""
     more += f" ({item.origin})" if item.origin else ""
-    if isinstance(item.data, MaskData):
+    if isinstance(item.data, _MaskData):
         part = getattr(item.part, "part", item.part)  # without the margin
         shape = item.data.shape
         size = "HEALPix mask" if len(shape) == 1 else f"mask of {shape[1]} x {shape[0]} pixels"
@@ -705,12 +691,12 @@ def _in_words(data):
         elif isinstance(value, float):
             words.append(f"{name.replace('_', ' ')} {value:.4g} deg")
     label = next((f" {value!r}" for key, value in data.items() if key in ("text", "label", "comment")), "")
-    return f"{KINDS[data['kind']][0].__name__}{label}: {', '.join(words)}"
+    return f"{_KINDS[data['kind']][0].__name__}{label}: {', '.join(words)}"
 
 
 # ---- The half of the camera on the side of a source ----
 
-MIN_SEPARATION = 0.05  # deg; of pointing and source, below which the halves are not defined
+_MIN_SEPARATION = 0.05  # deg; of pointing and source, below which the halves are not defined
 
 
 def without_source_half(
@@ -749,7 +735,7 @@ def without_source_half(
     separation = float(source.icrs.separation(pointing).deg)
     if separation > offset_max:
         return exclusion
-    if separation < MIN_SEPARATION:
+    if separation < _MIN_SEPARATION:
         raise ObservationError(
             f"observation {observation.obs_id}: it points at the source ({separation:.3f} deg), so that no half of the "
             "camera is free of it; exclude a region instead"

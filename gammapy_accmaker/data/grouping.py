@@ -14,9 +14,7 @@ from scipy.spatial import KDTree
 
 from gammapy_accmaker.camera.track import unit_vectors
 
-__all__ = ["BinMinimum", "grow_zenith_bins", "wobble_positions", "zenith_cells"]
-
-ROUNDING = 1e-9
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,15 @@ class BinMinimum:
         """Whether the parts of a bin, arrays of shape (n,), reach it; a bin without counts never does."""
         groups = [wobble == w for w in np.unique(wobble)] if self.per_wobble else [np.ones(len(wobble), dtype=bool)]
         return counts.sum() > 0 and all(
-            livetime[g].sum() >= self.livetime * (1 - ROUNDING)
-            and observations[g].sum() >= self.observations * (1 - ROUNDING)
+            livetime[g].sum() >= self.livetime * (1 - _ROUNDING)
+            and observations[g].sum() >= self.observations * (1 - _ROUNDING)
             for g in groups
         )
 
 
 def zenith_cells(width: float) -> np.ndarray:
     """Cos zenith of the edges, increasing, that bins can have: in steps of a width down from 1."""
-    return 1 - width * np.arange(int(np.ceil(1 / width - ROUNDING)), -1, -1)
+    return 1 - width * np.arange(int(np.ceil(1 / width - _ROUNDING)), -1, -1)
 
 
 def grow_zenith_bins(
@@ -68,7 +66,7 @@ def grow_zenith_bins(
     possible = zenith_cells(width)
     # a zenith angle at an edge belongs to the cell above it, as it does to the bin above an edge
     cell = np.maximum(len(possible) - 1 - np.searchsorted(possible, cos_zenith, side="right"), 0)
-    if np.ptp(cos_zenith) <= width * (1 + ROUNDING):
+    if np.ptp(cos_zenith) <= width * (1 + _ROUNDING):
         # an edge of the cells that happens to lie between them would halve the counts of what does not differ
         return 1 - width * np.array([cell.max() + 1, cell.min()])
     bins, grown = [], []

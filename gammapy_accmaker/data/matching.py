@@ -20,12 +20,10 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.arguments import check_kind, check_whole
 from gammapy_accmaker.utils.run_key import RunKey, find_runs, label_array
 
-__all__ = ["DEFAULT_WEIGHTS", "PRESETS", "match_observations"]
-
 log = logging.getLogger(__name__)
 
-DEFAULT_WEIGHTS = {"cos_zenith": 1.0}
-PRESETS = {
+_DEFAULT_WEIGHTS = {"cos_zenith": 1.0}
+_PRESETS = {
     "nearest": {"time": 1.0, "pointing": 1.0},
     "conditions": {"cos_zenith": 1.0, "azimuth": 0.2, "muon_efficiency": 0.5, "time": 0.1},
 }
@@ -136,11 +134,11 @@ def match_observations(
 
 def _checked_weights(weights):
     if isinstance(weights, str):
-        if weights not in PRESETS:
-            raise InputError(f"weights: got {weights!r}, but a dict or one of {sorted(PRESETS)} is needed")
-        weights = PRESETS[weights]
+        if weights not in _PRESETS:
+            raise InputError(f"weights: got {weights!r}, but a dict or one of {sorted(_PRESETS)} is needed")
+        weights = _PRESETS[weights]
     weights = (
-        DEFAULT_WEIGHTS if weights is None else check_kind(weights, dict, "weights", "a dict of weights by criterion")
+        _DEFAULT_WEIGHTS if weights is None else check_kind(weights, dict, "weights", "a dict of weights by criterion")
     )
     if not weights or not all(isinstance(w, Real) and 0 < float(w) < np.inf for w in weights.values()):
         raise InputError(

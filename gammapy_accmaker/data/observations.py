@@ -25,22 +25,6 @@ from gammapy.utils.time import time_ref_from_dict
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.hdu_sizes import FitsTable, read_tables
 
-__all__ = [
-    "SITE_REMEDY",
-    "file_site",
-    "named_site",
-    "site_numbers",
-    "observation_site",
-    "pointing_icrs",
-    "read_files",
-    "event_columns",
-    "event_locations",
-    "find_unreadable",
-    "as_observations",
-    "check_observation",
-]
-
-
 SITE_REMEDY = "give the site as `observatory_location: {lon, lat, height}` in the configuration"
 
 
@@ -52,7 +36,7 @@ def named_site(observation) -> EarthLocation | None:
         return None
 
 
-def file_site(observation) -> EarthLocation | None:
+def _file_site(observation) -> EarthLocation | None:
     """Site that the observation itself names; None where it names none,
     or one that cannot be (all numbers 0, or NaN)."""
     site = named_site(observation)
@@ -76,7 +60,7 @@ def _geodetic(x, y, z):
 
 def observation_site(observation, given: EarthLocation | None) -> EarthLocation | None:
     """The site that was given, which wins, or that of the observation."""
-    return file_site(observation) if given is None else given
+    return _file_site(observation) if given is None else given
 
 
 def pointing_icrs(observation, given: EarthLocation | None) -> SkyCoord:
@@ -94,7 +78,7 @@ def pointing_icrs(observation, given: EarthLocation | None) -> SkyCoord:
     return pointing.get_icrs(observation.tmid, site)
 
 
-READ_FOR_COUNTS = ("events", "gti", "pointing", "observation_metadata")
+_READ_FOR_COUNTS = ("events", "gti", "pointing", "observation_metadata")
 
 
 def event_locations(observation) -> list[HDULocation]:
@@ -103,7 +87,7 @@ def event_locations(observation) -> list[HDULocation]:
     gammapy has no method that tells: what is looked for are its `HDULocation` among the attributes.
     """
     found = [value for value in vars(observation).values() if isinstance(value, HDULocation)]
-    return [location for location in found if location.hdu_class in READ_FOR_COUNTS]
+    return [location for location in found if location.hdu_class in _READ_FOR_COUNTS]
 
 
 class _ReadLocation(HDULocation):
@@ -184,7 +168,7 @@ def read_files(observation) -> Observation:
 
     gammapy opens, and unpacks, a file for each of the events, good time intervals, pointing and metadata.
     """
-    check_observation(observation)
+    _check_observation(observation)
     locations = [location for location in event_locations(observation) if not isinstance(location, _ReadLocation)]
     if not locations:
         return observation
@@ -235,7 +219,7 @@ def find_unreadable(observations, location=None) -> dict[int, str]:
     return reasons
 
 
-LIST_REMEDY = "take them from a data store: `data_store.get_observations(obs_ids, required_irf=[])`"
+_LIST_REMEDY = "take them from a data store: `data_store.get_observations(obs_ids, required_irf=[])`"
 
 
 def as_observations(observations, argument: str = "observations") -> list[Observation]:
@@ -253,18 +237,18 @@ def as_observations(observations, argument: str = "observations") -> list[Observ
     except TypeError:  # some types can be looped over only where they are arrays
         found = None
     if found is None:
-        raise InputError(f"{argument}: got {type(observations).__name__}, {wanted}{LIST_REMEDY}")
+        raise InputError(f"{argument}: got {type(observations).__name__}, {wanted}{_LIST_REMEDY}")
     if not found:
         raise InputError(f"{argument}: got none, but at least one is needed; check the selection of the data store")
     for one in found:
         if not isinstance(one, Observation):
-            raise InputError(f"{argument}: got {type(one).__name__} among them, {wanted}{LIST_REMEDY}")
+            raise InputError(f"{argument}: got {type(one).__name__} among them, {wanted}{_LIST_REMEDY}")
     return found
 
 
-def check_observation(observation) -> None:
+def _check_observation(observation) -> None:
     """Raise an `InputError` for anything but one observation."""
     if not isinstance(observation, Observation):
         raise InputError(
-            f"observation: got {type(observation).__name__}, but one `Observation` is needed; {LIST_REMEDY}"
+            f"observation: got {type(observation).__name__}, but one `Observation` is needed; {_LIST_REMEDY}"
         )

@@ -17,9 +17,7 @@ from regions import CircleSkyRegion, PixelRegion, Regions, SkyRegion
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["catalog_regions", "read_regions"]
-
-REGION_FORMATS = {".reg": "ds9", ".crtf": "crtf", ".fits": "fits"}
+_REGION_FORMATS = {".reg": "ds9", ".crtf": "crtf", ".fits": "fits"}
 
 
 def read_regions(path):
@@ -29,7 +27,7 @@ def read_regions(path):
         raise InputError(f"exclusion: there is no region file {path}; give the path of a ds9, crtf or fits region file")
     try:
         # files without the first line that names their format are told by their ending
-        kind = REGION_FORMATS.get(path.suffix)
+        kind = _REGION_FORMATS.get(path.suffix)
         with warnings.catch_warnings():
             # the ds9 parser skips what it cannot read with a warning, and a source would be left in
             warnings.simplefilter("error", AstropyUserWarning)

@@ -15,18 +15,8 @@ import numpy as np
 from scipy.interpolate import BSpline
 from scipy.linalg import cho_factor, cho_solve
 
-__all__ = [
-    "BSplineAxis",
-    "NewtonSteps",
-    "difference_penalty",
-    "fit_penalised",
-    "fit_tensor_spline",
-    "row_tensor",
-    "update_smoothing",
-]
-
-SMOOTHING_RANGE = (1e-4, 1e8)
-SMOOTHING_STEP = 30.0  # largest factor in one update
+_SMOOTHING_RANGE = (1e-4, 1e8)
+_SMOOTHING_STEP = 30.0  # largest factor in one update
 
 
 @dataclass(frozen=True)
@@ -185,7 +175,7 @@ def _penalty_eigenvalues(penalties: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def update_smoothing(
-    smoothing: np.ndarray, decided: np.ndarray, roughness: np.ndarray, limits: tuple[float, float] = SMOOTHING_RANGE
+    smoothing: np.ndarray, decided: np.ndarray, roughness: np.ndarray, limits: tuple[float, float] = _SMOOTHING_RANGE
 ) -> np.ndarray:
     """One generalised Fellner-Schall update of smoothing parameters.
 
@@ -209,7 +199,7 @@ def update_smoothing(
     """
     new = np.maximum(decided, 1e-9) / np.maximum(roughness, 1e-12)
     # far from the maximum the update would jump too far, as where a curve is all but straight
-    return np.clip(np.clip(new, smoothing / SMOOTHING_STEP, smoothing * SMOOTHING_STEP), *limits)
+    return np.clip(np.clip(new, smoothing / _SMOOTHING_STEP, smoothing * _SMOOTHING_STEP), *limits)
 
 
 def _update_axes(smoothing, eigenvalues, penalties, coefficients, covariance):
@@ -224,7 +214,7 @@ def _update_axes(smoothing, eigenvalues, penalties, coefficients, covariance):
 
 
 @dataclass(frozen=True)
-class PenalisedFit:
+class _PenalisedFit:
     """Result of a penalised Poisson fit.
 
     Attributes
@@ -275,7 +265,7 @@ def fit_penalised(
     penalty: Callable,
     update: Callable,
     steps: NewtonSteps,
-) -> PenalisedFit:
+) -> _PenalisedFit:
     """Penalised maximum likelihood: Newton steps, with updates of the smoothing parameters between them.
 
     Parameters
@@ -307,7 +297,7 @@ def fit_penalised(
         if size < (steps.learned[0] if drift > 0 else steps.tolerance) and drift < steps.learned[1]:
             converged = True
             break
-    return PenalisedFit(c, cho_solve(factor, np.eye(len(c))), smoothing, converged)
+    return _PenalisedFit(c, cho_solve(factor, np.eye(len(c))), smoothing, converged)
 
 
 def fit_tensor_spline(
@@ -322,7 +312,7 @@ def fit_tensor_spline(
     ridge: float = 1e-6,
     max_rounds: int = 30,
     tolerance: float = 1e-6,
-) -> PenalisedFit:
+) -> _PenalisedFit:
     """Penalised Poisson fit ``counts ~ Poisson(offset * exp(tensor-product spline))``.
 
     Penalised iteratively reweighted least squares; the smoothing parameters are updated between the steps.
@@ -347,7 +337,7 @@ def fit_tensor_spline(
 
     Returns
     -------
-    fit : `PenalisedFit`
+    fit : `_PenalisedFit`
     """
     sizes = [b.shape[1] for b in bases]
     rows, full, eigenvalues = [row_tensor(b) for b in bases], axis_penalties(penalties), _penalty_eigenvalues(penalties)

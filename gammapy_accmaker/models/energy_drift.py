@@ -16,12 +16,10 @@ from scipy.linalg import cho_factor, cho_solve
 from gammapy_accmaker.models.bsplines import row_tensor, update_smoothing
 from gammapy_accmaker.models.spectrum import linear_weights
 
-__all__ = ["fit_drift", "orthonormal_modes"]
-
-PRECISION_RANGE = 1e-2, 1e6  # of one step of an amplitude; the modes have a mean square of 1
-RIDGE = 0.1  # precision of an amplitude itself, which holds one event from pulling it away
-MAX_ROUNDS = 60
-TOLERANCE = 1e-3, 0.02  # of an amplitude, and of the log of a precision
+_PRECISION_RANGE = 1e-2, 1e6  # of one step of an amplitude; the modes have a mean square of 1
+_RIDGE = 0.1  # precision of an amplitude itself, which holds one event from pulling it away
+_MAX_ROUNDS = 60
+_TOLERANCE = 1e-3, 0.02  # of an amplitude, and of the log of a precision
 
 
 def orthonormal_modes(functions: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -82,13 +80,13 @@ def fit_drift(
     hats = linear_weights(nodes, log_energy)
     # the random walk as a penalty: the sum of the squared steps between neighbouring nodes
     steps = np.diff(np.eye(n_nodes), axis=0)
-    walk, ridge = steps.T @ steps, RIDGE * np.eye(n_nodes * n_modes)
+    walk, ridge = steps.T @ steps, _RIDGE * np.eye(n_nodes * n_modes)
     seen = mu.sum(0) > 0
     inside, seen_counts, log_mu = modes[seen], counts[:, seen], np.log(np.maximum(mu[:, seen], 1e-300))
     total = seen_counts.sum(1, keepdims=True)
     squares = row_tensor(inside)
     amplitude, precision = np.zeros((n_nodes, n_modes)), np.full(n_modes, 100.0)
-    for _ in range(MAX_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         log_share = log_mu + (hats @ amplitude) @ inside.T
         share = np.exp(log_share - log_share.max(1, keepdims=True))
         share /= share.sum(1, keepdims=True)
@@ -101,14 +99,14 @@ def fit_drift(
         hessian = information.reshape(2 * (n_modes * n_nodes,)) + np.kron(np.diag(precision), walk) + ridge
         slope = (hats.T @ ((seen_counts - total * share) @ inside)).T - precision[:, None] * (amplitude.T @ walk)
         covariance = cho_solve(cho_factor(hessian), np.eye(len(hessian)))
-        change = (covariance @ (slope - RIDGE * amplitude.T).ravel()).reshape(n_modes, n_nodes).T
+        change = (covariance @ (slope - _RIDGE * amplitude.T).ravel()).reshape(n_modes, n_nodes).T
         # a Newton step, at most 1 in any amplitude: a factor e where a mode is 1
         size = np.abs(change).max()
         amplitude = amplitude + change * min(1, 1 / max(size, 1e-300))
         own = covariance.reshape(n_modes, n_nodes, n_modes, n_nodes)
         decided = np.array([len(steps) - precision[m] * np.sum(own[m, :, m] * walk) for m in range(n_modes)])
-        new = update_smoothing(precision, decided, np.sum((steps @ amplitude) ** 2, axis=0), PRECISION_RANGE)
+        new = update_smoothing(precision, decided, np.sum((steps @ amplitude) ** 2, axis=0), _PRECISION_RANGE)
         drift, precision = np.abs(np.log(new / precision)).max(), new
-        if size < TOLERANCE[0] and drift < TOLERANCE[1]:
+        if size < _TOLERANCE[0] and drift < _TOLERANCE[1]:
             break
     return (hats @ amplitude) @ modes.T

@@ -11,9 +11,7 @@ import numpy as np
 
 from gammapy_accmaker.camera.bins import FovBins, offset
 
-__all__ = ["FitCounts", "add_up", "mean_displacement", "sum_counts"]
-
-BINS_PER_DECADE = 10  # at most, of what is kept
+_BINS_PER_DECADE = 10  # at most, of what is kept
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def sum_counts(parts, energy_edges: np.ndarray, fov: FovBins) -> FitCounts:
     counts = add_up(parts)
     exposure = sum(part.exposure for part in parts)
     decades = np.log10(energy_edges[-1] / energy_edges[0])
-    group = max(int(round((len(energy_edges) - 1) / decades / BINS_PER_DECADE)), 1)
+    group = max(int(round((len(energy_edges) - 1) / decades / _BINS_PER_DECADE)), 1)
     starts = np.arange(0, len(energy_edges) - 1, group)
     edges = np.append(energy_edges[starts], energy_edges[-1])
     return FitCounts(edges, fov, np.add.reduceat(counts, starts, axis=0), np.asarray(exposure, dtype=float))

@@ -12,14 +12,12 @@ from scipy.stats import chi2
 from gammapy_accmaker.camera.bins import FovBins, offset
 from gammapy_accmaker.utils.statistics import deviance_moments, poisson_deviance
 
-__all__ = ["POOR_FIT", "GoodnessOfFit", "describe_goodness", "goodness_of_model", "group_scores"]
-
-IMPROBABLE = 1e-4  # probability of a deviance as large as this by chance: such a fit is called poor,
-MATTERS = 0.02  # if it is so far off: with a million events 1 % is seen, and runs differ by more
-PARTS = ((5, 8), (5, 4), (5, 1), (2, 1), (1, 1))  # rings and sectors of the field, the most that the counts allow
-COUNTS_A_CELL = 10.0  # on average, of a part of the field at an energy
-GROUP_WIDTH = 0.2  # in log10 energy
-LEAST_EXPECTED = 1e-3  # events in a cell that has some
+_IMPROBABLE = 1e-4  # probability of a deviance as large as this by chance: such a fit is called poor,
+_MATTERS = 0.02  # if it is so far off: with a million events 1 % is seen, and runs differ by more
+_PARTS = ((5, 8), (5, 4), (5, 1), (2, 1), (1, 1))  # rings and sectors of the field, the most that the counts allow
+_COUNTS_A_CELL = 10.0  # on average, of a part of the field at an energy
+_GROUP_WIDTH = 0.2  # in log10 energy
+_LEAST_EXPECTED = 1e-3  # events in a cell that has some
 POOR_FIT = 6.0  # standard deviations of the deviance of an energy group of a run
 
 
@@ -53,7 +51,7 @@ class GoodnessOfFit:
     @property
     def is_poor(self) -> bool:
         """Whether the deviance is too large for chance, and what is wrong large enough to matter."""
-        return self.p_value < IMPROBABLE and self.misfit > MATTERS
+        return self.p_value < _IMPROBABLE and self.misfit > _MATTERS
 
     def __str__(self):
         text = (
@@ -107,8 +105,8 @@ def field_parts(fov: FovBins, mu: np.ndarray) -> tuple[np.ndarray, list[str]]:
     names : list of str
     """
     total = mu.sum()
-    fits = [(r, s if not fov.is_radial else 1) for r, s in PARTS]
-    n_rings, n_sectors = next((p for p in fits if np.prod(p) * COUNTS_A_CELL <= total), PARTS[-1])
+    fits = [(r, s if not fov.is_radial else 1) for r, s in _PARTS]
+    n_rings, n_sectors = next((p for p in fits if np.prod(p) * _COUNTS_A_CELL <= total), _PARTS[-1])
     theta = offset(fov.fov_lon, fov.fov_lat)
     order = np.argsort(theta, kind="stable")
     before = np.empty(fov.size)
@@ -134,8 +132,8 @@ def energy_groups(mu: np.ndarray, energy_edges: np.ndarray, n_parts: int) -> np.
     starts, held, low = [0], 0.0, energy_edges[0]
     left = np.cumsum(mu[::-1])[::-1]
     for k, one in enumerate(mu):
-        wide = np.log10(energy_edges[k] / low) >= GROUP_WIDTH * (1 - 1e-6)
-        if k and wide and min(held, left[k]) >= COUNTS_A_CELL * n_parts:
+        wide = np.log10(energy_edges[k] / low) >= _GROUP_WIDTH * (1 - 1e-6)
+        if k and wide and min(held, left[k]) >= _COUNTS_A_CELL * n_parts:
             starts.append(k)
             held, low = 0.0, energy_edges[k]
         held += one
@@ -148,7 +146,7 @@ def _cells(counts, mu, energy_edges, fov):
     starts = energy_groups(mu.sum(1), energy_edges, len(names))
     counts, mu = (np.add.reduceat(values @ members, starts, axis=0) for values in (counts, mu))
     # events where none are expected are no reason to leave a cell out
-    mu = np.where((mu <= 0) & (counts > 0), LEAST_EXPECTED, mu)
+    mu = np.where((mu <= 0) & (counts > 0), _LEAST_EXPECTED, mu)
     return counts, mu, np.append(energy_edges[starts], energy_edges[-1]), names
 
 

@@ -17,12 +17,10 @@ from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts
 from gammapy_accmaker.products.irf import RATE_UNIT
 
-__all__ = ["cubes_to_hdulist", "make_cubes"]
-
-PIXELS = 50  # along each side, where the fit has no equal square bins
-RATE_BINS_PER_DECADE = 10
-SUBPIXELS = 3  # along each side, over which the fitted rate is averaged
-MAX_SMOOTHING = 0.25  # of the width of the field of view
+_PIXELS = 50  # along each side, where the fit has no equal square bins
+_RATE_BINS_PER_DECADE = 10
+_SUBPIXELS = 3  # along each side, over which the fitted rate is averaged
+_MAX_SMOOTHING = 0.25  # of the width of the field of view
 
 
 def make_cubes(
@@ -46,11 +44,11 @@ def make_cubes(
 def _geom(model, fit_counts):
     if fit_counts is None:
         low, high = model.energy_edges[[0, -1]]
-        nbin = max(int(round(np.log10(high / low) * RATE_BINS_PER_DECADE)), 1)
-        energy, width, npix = np.geomspace(low, high, nbin + 1), 2 * model.half_width, PIXELS
+        nbin = max(int(round(np.log10(high / low) * _RATE_BINS_PER_DECADE)), 1)
+        energy, width, npix = np.geomspace(low, high, nbin + 1), 2 * model.half_width, _PIXELS
     else:
         energy, edges = fit_counts.energy_edges, fit_counts.fov.edges
-        width, npix = 2 * max(np.abs(e).max() for e in edges), PIXELS
+        width, npix = 2 * max(np.abs(e).max() for e in edges), _PIXELS
         steps = np.concatenate([np.diff(e) for e in edges])
         symmetric = all(np.isclose(e[0], -e[-1]) and np.isclose(e[-1], width / 2) for e in edges)
         if not fit_counts.fov.is_radial and symmetric and np.allclose(steps, steps[0]):
@@ -94,7 +92,7 @@ def _measured(counts, exposure, fitted, geom, smooth_counts):
             np.divide(image, volume, out=out[k], where=volume > 0)
             continue
         # 4 pi sigma^2: pixels that a Gaussian averages over
-        sigma = min(np.sqrt(smooth_counts / (4 * np.pi * image.sum() / seen.sum())), MAX_SMOOTHING * len(image))
+        sigma = min(np.sqrt(smooth_counts / (4 * np.pi * image.sum() / seen.sum())), _MAX_SMOOTHING * len(image))
         image, expected = (gaussian_filter(x, sigma, mode="constant") for x in (image, fitted[k] * volume))
         np.divide(image, expected, out=out[k], where=expected > 1e-6 * expected.max())
         out[k] *= fitted[k]
@@ -103,7 +101,7 @@ def _measured(counts, exposure, fitted, geom, smooth_counts):
 
 def _fitted(model, geom, cos_zenith):
     lon, lat = _positions(geom)
-    step = (np.arange(SUBPIXELS) + 0.5) / SUBPIXELS - 0.5
+    step = (np.arange(_SUBPIXELS) + 0.5) / _SUBPIXELS - 0.5
     dlon, dlat = np.meshgrid(step * abs(lon[0, 1] - lon[0, 0]), step * abs(lat[1, 0] - lat[0, 0]))
     x, y = (a[..., None] + d.ravel() for a, d in ((lon, dlon), (lat, dlat)))
     edges = geom.axes["energy"].edges.to_value("TeV")

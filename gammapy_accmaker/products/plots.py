@@ -16,31 +16,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts
 
-__all__ = [
-    "View",
-    "at_zenith",
-    "log_energy_axis",
-    "plot_asymmetry",
-    "plot_error",
-    "plot_model",
-    "plot_profile",
-    "plot_radial",
-    "plot_rate_image",
-    "plot_spectrum",
-]
-
-RATE_MAP, DIFFERENCE_MAP = "viridis", "RdBu_r"
-RATE_LABEL = r"rate [s$^{-1}$ MeV$^{-1}$ sr$^{-1}$]"
-RELATIVE_LABEL = "rate relative to the centre"
-RING_POSITIONS = 24
-N_PIXELS = 161  # of an image, along a side
-FEW = 10  # events of a tenth of a decade; energies with fewer are shaded
-UNSURE = 0.2  # relative error of the fit; what is less sure is hatched in an image
-MOSTLY = 0.9  # of an image that is unsure: it is said, and not hatched
-LARGEST_ERROR = 2.0  # of a logarithm, that is drawn
-BELOW_THRESHOLD = 1e-4  # of the largest rate times energy; what lies below it at low energies is not drawn
-TYPICAL = (0.05, 0.99)  # shares of the events below the lowest and the highest energy that pictures choose
-LEAST_ASYMMETRY = 5.0  # %, of the colour scale
+_RATE_MAP, _DIFFERENCE_MAP = "viridis", "RdBu_r"
+_RATE_LABEL = r"rate [s$^{-1}$ MeV$^{-1}$ sr$^{-1}$]"
+_RELATIVE_LABEL = "rate relative to the centre"
+_RING_POSITIONS = 24
+_N_PIXELS = 161  # of an image, along a side
+_FEW = 10  # events of a tenth of a decade; energies with fewer are shaded
+_UNSURE = 0.2  # relative error of the fit; what is less sure is hatched in an image
+_MOSTLY = 0.9  # of an image that is unsure: it is said, and not hatched
+_LARGEST_ERROR = 2.0  # of a logarithm, that is drawn
+_BELOW_THRESHOLD = 1e-4  # of the largest rate times energy; what lies below it at low energies is not drawn
+_TYPICAL = (0.05, 0.99)  # shares of the events below the lowest and the highest energy that pictures choose
+_LEAST_ASYMMETRY = 5.0  # %, of the colour scale
 
 
 @dataclass(frozen=True)
@@ -83,12 +70,12 @@ class View:
         edges, spectrum = counts.energy_edges, counts.counts.sum(1)
         share = np.cumsum(spectrum) / spectrum.sum()
         middle = np.sqrt(edges[1:] * edges[:-1])
-        first, last = (int(np.searchsorted(share, at)) for at in TYPICAL)
+        first, last = (int(np.searchsorted(share, at)) for at in _TYPICAL)
         typical = (float(middle[first]), float(middle[last])) if last > first else _inner_half(*found)
         per_tenth = spectrum / (np.diff(np.log10(edges)) / 0.1)
         few = [
             (float(edges[k]), float(edges[k + 1]))
-            for k in np.flatnonzero(per_tenth < FEW)
+            for k in np.flatnonzero(per_tenth < _FEW)
             if edges[k + 1] > found[0] and edges[k] < found[1]
         ]
         return cls(*found, offset_max, is_square, typical, few)
@@ -100,7 +87,7 @@ class View:
         rates = [energy[:, None] * model.rate_grid(energy, ring, np.zeros(2), float(z)) for z in cos_zeniths]
         seen = np.max([rate.sum(1) / max(rate.sum(1).max(), 1e-300) for rate in rates], axis=0)
         peak = float(energy[np.max([int(rate.sum(1).argmax()) for rate in rates])])
-        low = float(energy[np.flatnonzero(seen > BELOW_THRESHOLD)[0]]) if np.any(seen > 0) else self.low
+        low = float(energy[np.flatnonzero(seen > _BELOW_THRESHOLD)[0]]) if np.any(seen > 0) else self.low
         high = self.typical[1]
         return replace(self, low=low, typical=(float(np.clip(peak, self.typical[0], 0.5 * high)), high))
 
@@ -120,7 +107,7 @@ def _inner_half(low, high):
     return low**0.75 * high**0.25, low**0.25 * high**0.75
 
 
-def at_zenith(model: RateModel, cos_zenith: float = np.nan) -> str:
+def _at_zenith(model: RateModel, cos_zenith: float = np.nan) -> str:
     """The zenith angle at which a model is drawn, for a title; empty where it does not depend on it."""
     if model.zenith_range is None:
         return ""
@@ -138,7 +125,7 @@ def log_energy_axis(axis, low: float, high: float) -> None:
 
 def _ring_means(model, energy, offsets, cos_zenith=np.nan):
     """Mean rate over rings, shape (energy, offset); offsets in deg."""
-    angle = 2 * np.pi * (np.arange(RING_POSITIONS) + 0.5) / RING_POSITIONS
+    angle = 2 * np.pi * (np.arange(_RING_POSITIONS) + 0.5) / _RING_POSITIONS
     theta = np.radians(offsets)[:, None]
     lon = np.degrees(np.arctan2(np.sin(theta) * np.cos(angle), np.cos(theta) * np.ones_like(angle)))
     lat = np.degrees(np.arcsin(np.sin(theta) * np.sin(angle)))
@@ -149,13 +136,13 @@ def _ring_means(model, energy, offsets, cos_zenith=np.nan):
 def _draw(ax, x, curves, labels, legend=None, errors=None, **axes):
     """Curves, shape (len(labels), len(x)), with gaps where they are not > 0, and bands of their relative errors."""
     ax = plt.gca() if ax is None else ax
-    colours = plt.get_cmap(RATE_MAP)(np.linspace(0, 0.85, len(labels)))
+    colours = plt.get_cmap(_RATE_MAP)(np.linspace(0, 0.85, len(labels)))
     errors = [None] * len(labels) if errors is None else errors
     for curve, label, colour, error in zip(curves, labels, colours, errors, strict=True):
         seen = np.where(curve > 0, curve, np.nan)
         ax.plot(x, seen, color=colour, label=label)
         if error is not None:
-            factor = np.exp(np.minimum(error, LARGEST_ERROR))
+            factor = np.exp(np.minimum(error, _LARGEST_ERROR))
             ax.fill_between(x, seen / factor, seen * factor, color=colour, alpha=0.25, lw=0)
     ax.set(**axes)
     if any(labels):
@@ -166,7 +153,7 @@ def _draw(ax, x, curves, labels, legend=None, errors=None, **axes):
 def _on_energies(ax, view, curves=None):
     """The axis of energy: as far as there are events, and shaded where they are few."""
     for k, (low, high) in enumerate(_joined(view.few)):
-        label = f"fewer than {FEW} events per 0.1 decade" if k == 0 else None
+        label = f"fewer than {_FEW} events per 0.1 decade" if k == 0 else None
         ax.axvspan(max(low, view.low), min(high, view.high), color="0.9", lw=0, zorder=0, label=label)
     ax.set_xlim(view.low, view.high)
     log_energy_axis(ax.xaxis, view.low, view.high)
@@ -191,19 +178,19 @@ def plot_spectrum(model: RateModel, ax=None, offsets=None, cos_zeniths=None, vie
     energy = np.geomspace(view.low, view.high, 200)
     # the very edges are outside by rounding
     energy = np.clip(energy, *model.energy_edges[[0, -1]])
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "energy [TeV]", "ylabel": RATE_LABEL}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "energy [TeV]", "ylabel": _RATE_LABEL}
     if cos_zeniths is not None:
         centre = np.zeros(1)
         rates = np.array([model.rate_grid(energy, centre, centre, z)[:, 0] for z in cos_zeniths])
         errors = [model.fit_error_grid(energy, centre, centre, z)[:, 0] for z in cos_zeniths]
         several = len(cos_zeniths) > 1
         labels = [f"{np.degrees(np.arccos(z)):.0f} deg" if several else "centre of the camera" for z in cos_zeniths]
-        legend, title = ("zenith angle" if several else None), ("" if several else at_zenith(model, cos_zeniths[0]))
+        legend, title = ("zenith angle" if several else None), ("" if several else _at_zenith(model, cos_zeniths[0]))
     else:
         offsets = view.offset_max * np.array([0.1, 0.4, 0.75]) if offsets is None else np.atleast_1d(offsets)
         rates, zero = _ring_means(model, energy, offsets).T, np.zeros(len(offsets))
         errors = list(model.fit_error_grid(energy, offsets, zero, np.nan).T)
-        labels, legend, title = [f"{theta:.2g} deg" for theta in offsets], "offset", at_zenith(model)
+        labels, legend, title = [f"{theta:.2g} deg" for theta in offsets], "offset", _at_zenith(model)
     ax = _draw(ax, energy, rates, labels, legend, errors, title=title, **axes)
     _on_energies(ax, view, rates)
     ax.legend(title=legend, frameon=False, loc="upper right", fontsize="small")
@@ -220,14 +207,14 @@ def plot_radial(model: RateModel, energies, ax=None, view: View | None = None, *
     energies, offsets = np.atleast_1d(energies), np.linspace(0, view.offset_max, 121)
     rates = _ring_means(model, energies, offsets, cos_zenith)
     errors = list(model.fit_error_grid(energies, offsets, np.zeros_like(offsets), cos_zenith))
-    axes = {"yscale": "log", "xlabel": "offset [deg]", "ylabel": RATE_LABEL, "xlim": (0, view.offset_max)}
-    ax = _draw(ax, offsets, rates, _energy_labels(energies), None, errors, title=at_zenith(model, cos_zenith), **axes)
+    axes = {"yscale": "log", "xlabel": "offset [deg]", "ylabel": _RATE_LABEL, "xlim": (0, view.offset_max)}
+    ax = _draw(ax, offsets, rates, _energy_labels(energies), None, errors, title=_at_zenith(model, cos_zenith), **axes)
     if np.any(rates > 0):
         ax.set_ylim(np.min(rates[rates > 0]) / 2, np.max(rates) * 2)
     return ax
 
 
-def plot_profile(model: RateModel, energies=None, ax=None, view: View | None = None, *, cos_zenith: float = np.nan):
+def _plot_profile(model: RateModel, energies=None, ax=None, view: View | None = None, *, cos_zenith: float = np.nan):
     """Rate over its value at the centre against offset, the mean over each ring, with the error of the fit."""
     view = View.of(model) if view is None else view
     energies = view.at(model, [cos_zenith]).energies(3) if energies is None else np.atleast_1d(energies)
@@ -236,8 +223,8 @@ def plot_profile(model: RateModel, energies=None, ax=None, view: View | None = N
     centre = rates[:, :1]
     curves = rates / np.where(centre > 0, centre, np.nan)
     errors = list(model.fit_error_grid(energies, offsets, np.zeros_like(offsets), cos_zenith))
-    axes = {"xlabel": "offset [deg]", "ylabel": RELATIVE_LABEL, "xlim": (0, view.offset_max)}
-    ax = _draw(ax, offsets, curves, _energy_labels(energies), None, errors, title=at_zenith(model, cos_zenith), **axes)
+    axes = {"xlabel": "offset [deg]", "ylabel": _RELATIVE_LABEL, "xlim": (0, view.offset_max)}
+    ax = _draw(ax, offsets, curves, _energy_labels(energies), None, errors, title=_at_zenith(model, cos_zenith), **axes)
     largest = np.nanmax(curves, initial=1.0)
     ax.set_ylim(0, 1.15 * largest)
     return ax
@@ -252,7 +239,7 @@ def plot_error(model: RateModel, cos_zenith: float = np.nan, ax=None, view: View
     error = np.where(error < np.inf, error, np.nan)
     axes = {"xscale": "log", "xlabel": "energy [TeV]", "ylabel": "error of the rate [%]"}
     labels = [f"{at:.1f} deg" for at in offsets]
-    ax = _draw(ax, energy, error, labels, "offset", title=at_zenith(model, cos_zenith), **axes)
+    ax = _draw(ax, energy, error, labels, "offset", title=_at_zenith(model, cos_zenith), **axes)
     _on_energies(ax, view)
     # at the ends of the energies errors may be many times as large as elsewhere
     usual = np.nanquantile(error, 0.8) if np.isfinite(error).any() else 1.0
@@ -262,7 +249,7 @@ def plot_error(model: RateModel, cos_zenith: float = np.nan, ax=None, view: View
 
 
 def _pixels(view):
-    x = np.linspace(-view.offset_max, view.offset_max, N_PIXELS)
+    x = np.linspace(-view.offset_max, view.offset_max, _N_PIXELS)
     lon, lat = np.meshgrid(x, x, indexing="ij")
     return x, lon, lat
 
@@ -276,12 +263,12 @@ def _image(ax, model, energy, x, values, label, cos_zenith, title, view, **scale
     error = model.fit_error_grid(np.array([energy]), lon.ravel(), lat.ravel(), cos_zenith)[0].reshape(lon.shape)
     inside = view.inside(lon, lat)
     unsure = np.where(inside, np.minimum(error, 1e3), 0.0)
-    share, remark = np.mean(unsure[inside] > UNSURE), ""
-    if share > MOSTLY:
-        remark = f"\nerror of the fit above {100 * UNSURE:.0f} % nearly everywhere"
+    share, remark = np.mean(unsure[inside] > _UNSURE), ""
+    if share > _MOSTLY:
+        remark = f"\nerror of the fit above {100 * _UNSURE:.0f} % nearly everywhere"
     elif share > 0:
-        ax.contourf(coarse, coarse, unsure.T, levels=[UNSURE, 1e4], hatches=["////"], colors="none")
-        remark = f"\nhatched: error of the fit above {100 * UNSURE:.0f} %"
+        ax.contourf(coarse, coarse, unsure.T, levels=[_UNSURE, 1e4], hatches=["////"], colors="none")
+        remark = f"\nhatched: error of the fit above {100 * _UNSURE:.0f} %"
     side = view.offset_max
     ax.set(xlabel="FOV_LON [deg]", ylabel="FOV_LAT [deg]", aspect="equal", facecolor="0.85")
     ax.set(xlim=(-side, side), ylim=(-side, side), title=title + remark)
@@ -290,7 +277,7 @@ def _image(ax, model, energy, x, values, label, cos_zenith, title, view, **scale
 
 
 def _title(model, energy, cos_zenith):
-    return ", ".join(filter(None, (f"{energy:.2g} TeV", at_zenith(model, cos_zenith))))
+    return ", ".join(filter(None, (f"{energy:.2g} TeV", _at_zenith(model, cos_zenith))))
 
 
 def plot_rate_image(
@@ -309,8 +296,8 @@ def plot_rate_image(
     centre = rate[len(x) // 2, len(x) // 2]
     scale = centre if relative and centre > 0 else 1.0
     values = np.where((rate > 0) & view.inside(lon, lat), rate / scale, np.nan)
-    label, title = RELATIVE_LABEL if relative else RATE_LABEL, _title(model, energy, cos_zenith)
-    return _image(ax, model, energy, x, values, label, cos_zenith, title, view, cmap=RATE_MAP, vmin=0)
+    label, title = _RELATIVE_LABEL if relative else _RATE_LABEL, _title(model, energy, cos_zenith)
+    return _image(ax, model, energy, x, values, label, cos_zenith, title, view, cmap=_RATE_MAP, vmin=0)
 
 
 def plot_asymmetry(model: RateModel, energy: float, ax=None, *, cos_zenith: float = np.nan, view: View | None = None):
@@ -318,13 +305,13 @@ def plot_asymmetry(model: RateModel, energy: float, ax=None, *, cos_zenith: floa
     view = View.of(model) if view is None else view
     x, lon, lat = _pixels(view)
     rate = model.rate_grid(np.array([energy]), lon.ravel(), lat.ravel(), cos_zenith)[0].reshape(lon.shape)
-    offsets = np.linspace(0, np.hypot(lon, lat).max(), 4 * N_PIXELS)
+    offsets = np.linspace(0, np.hypot(lon, lat).max(), 4 * _N_PIXELS)
     mean = np.interp(np.hypot(lon, lat), offsets, _ring_means(model, np.array([energy]), offsets, cos_zenith)[0])
     shown = (rate > 0) & (mean > 0) & view.inside(lon, lat) & (np.hypot(lon, lat) <= model.half_width)
     values = np.where(shown, 100 * (rate / np.where(mean > 0, mean, 1) - 1), np.nan)
-    limit = max(np.nanquantile(np.abs(values), 0.995) if shown.any() else 0.0, LEAST_ASYMMETRY)
+    limit = max(np.nanquantile(np.abs(values), 0.995) if shown.any() else 0.0, _LEAST_ASYMMETRY)
     label, title = "rate over the mean of its ring - 1 [%]", _title(model, energy, cos_zenith)
-    scale = {"cmap": DIFFERENCE_MAP, "vmin": -limit, "vmax": limit}
+    scale = {"cmap": _DIFFERENCE_MAP, "vmin": -limit, "vmax": limit}
     return _image(ax, model, energy, x, values, label, cos_zenith, title, view, **scale)
 
 
@@ -337,7 +324,7 @@ def plot_model(model: RateModel, figsize=(12, 9), view: View | None = None, titl
     (energy,) = view.at(model, [np.nan]).energies(1)
     figure, axes = plt.subplots(2, 2, figsize=figsize, layout="constrained")
     plot_spectrum(model, axes[0, 0], view=view)
-    plot_profile(model, ax=axes[0, 1], view=view)
+    _plot_profile(model, ax=axes[0, 1], view=view)
     plot_rate_image(model, energy, axes[1, 0], relative=True, view=view)
     if model.is_radial:
         plot_error(model, ax=axes[1, 1], view=view)

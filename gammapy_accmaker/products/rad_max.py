@@ -12,9 +12,7 @@ from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import check_geom, expected_counts
 
-__all__ = ["make_rad_max_background"]
-
-RINGS, ANGLES = 8, 24  # positions in a circle, each of the same solid angle
+_RINGS, _ANGLES = 8, 24  # positions in a circle, each of the same solid angle
 
 
 def make_rad_max_background(model: RateModel, track: FovTrack, geom, observation, time_step: float | None) -> Map:
@@ -50,7 +48,7 @@ def make_rad_max_background(model: RateModel, track: FovTrack, geom, observation
     if len(different) == 0:
         return Map.from_geom(geom, data=counts, unit="")
     positions, solid_angle = zip(*(_circle(center, radius) for radius in different), strict=True)
-    n = RINGS * ANGLES
+    n = _RINGS * _ANGLES
     found = expected_counts(model, track, np.concatenate(positions), np.repeat(solid_angle, n), parts, time_step)
     found = found.reshape(len(radii), len(different), n).sum(2)
     for k in np.flatnonzero(radii > 0):
@@ -91,11 +89,11 @@ def _circle(center, radius):
     """ICRS unit vectors of positions that share the area of a circle (radius in deg),
     and the solid angle of one in sr."""
     whole = 1 - np.cos(np.radians(radius))
-    separation = np.arccos(1 - whole * (np.arange(RINGS) + 0.5) / RINGS)
-    angle = 2 * np.pi * (np.arange(ANGLES)[:, None] + 0.5 * (np.arange(RINGS) % 2)) / ANGLES
+    separation = np.arccos(1 - whole * (np.arange(_RINGS) + 0.5) / _RINGS)
+    angle = 2 * np.pi * (np.arange(_ANGLES)[:, None] + 0.5 * (np.arange(_RINGS) % 2)) / _ANGLES
     lon, lat = center.ra.rad, center.dec.rad
     there = unit_vectors(np.array(lon), np.array(lat))
     east = np.array([-np.sin(lon), np.cos(lon), 0.0])
     around = np.cos(angle)[..., None] * np.cross(there, east) + np.sin(angle)[..., None] * east
     xyz = np.cos(separation)[:, None] * there + np.sin(separation)[:, None] * around
-    return xyz.reshape(-1, 3), 2 * np.pi * whole / (RINGS * ANGLES)
+    return xyz.reshape(-1, 3), 2 * np.pi * whole / (_RINGS * _ANGLES)

@@ -16,8 +16,6 @@ from gammapy_accmaker.data.observations import pointing_icrs
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 
-__all__ = ["SkyField", "SkyStack", "disc_sums", "fill_sky"]
-
 FIELD_RADIUS = 1.5  # deg; runs that point closer than this to the first of a field belong to it
 
 

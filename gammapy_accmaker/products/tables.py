@@ -13,8 +13,6 @@ from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.pooled import ZenithInterpolated
 from gammapy_accmaker.models.tabulated import TabulatedModel
 
-__all__ = ["model_from_irfs"]
-
 log = logging.getLogger(__name__)
 
 

@@ -25,12 +25,10 @@ from gammapy_accmaker.utils.files import write_folder_atomically
 from gammapy_accmaker.validation.pictures import plot_significance_histogram, plot_sky_residuals
 from gammapy_accmaker.validation.stacks import expected_in_camera
 
-__all__ = ["run_demo"]
-
 MARKER = "truth_against_fit.ecsv"  # tells a folder of a demo from others
-SOURCE_RADIUS = 0.4 * u.deg
-OFFSET_MAX = 2.5 * u.deg
-BANDS = np.geomspace(0.2, 20, 9)  # TeV, of the table and the pictures
+_SOURCE_RADIUS = 0.4 * u.deg
+_OFFSET_MAX = 2.5 * u.deg
+_BANDS = np.geomspace(0.2, 20, 9)  # TeV, of the table and the pictures
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,9 @@ def _make_demo(path: Path, n_jobs) -> DemoResult:
     data_store = DataStore.from_dir(path / "dl3")
     observations = data_store.get_observations(required_irf=["aeff", "edisp", "psf"])
     assert store.source is not None  # it was asked for
-    source = CircleSkyRegion(store.source.spatial_model.position, SOURCE_RADIUS)
+    source = CircleSkyRegion(store.source.spatial_model.position, _SOURCE_RADIUS)
 
-    maker = AcceptanceBackgroundMaker(AcceptanceConfig(offset_max=OFFSET_MAX), exclusion=[source])
+    maker = AcceptanceBackgroundMaker(AcceptanceConfig(offset_max=_OFFSET_MAX), exclusion=[source])
     maker.fit(observations, n_jobs=n_jobs)
     datasets = _make_datasets(maker, observations[[str(obs_id) for obs_id in store.on_obs_ids]], source, n_jobs)
 
@@ -95,14 +93,14 @@ def _make_datasets(maker, observations, source, n_jobs) -> Datasets:
     reference = MapDataset.create(geom, energy_axis_true=energy_true, name="reference")
     makers = [
         MapDatasetMaker(selection=["counts", "exposure", "psf", "edisp"]),
-        SafeMaskMaker(methods=["offset-max"], offset_max=OFFSET_MAX),
+        SafeMaskMaker(methods=["offset-max"], offset_max=_OFFSET_MAX),
         maker,
     ]
     return DatasetsMaker(makers, stack_datasets=False, n_jobs=n_jobs).run(reference, observations)
 
 
 def _camera_bins():
-    return FovBins.grid(OFFSET_MAX.to_value("deg"), 25)
+    return FovBins.grid(_OFFSET_MAX.to_value("deg"), 25)
 
 
 def _in_camera(store: SimulatedStore, maker, observations):
@@ -110,23 +108,23 @@ def _in_camera(store: SimulatedStore, maker, observations):
     fov = _camera_bins()
     truth = fit = np.zeros(())
     for observation in observations:
-        truth = truth + store.expected_counts(observation.obs_id, BANDS, *fov.edges)
+        truth = truth + store.expected_counts(observation.obs_id, _BANDS, *fov.edges)
         track = observation_track(observation, "altaz")
-        fit = fit + expected_in_camera(maker.adapt(observation), track, BANDS, fov).reshape(-1, *fov.shape)
+        fit = fit + expected_in_camera(maker.adapt(observation), track, _BANDS, fov).reshape(-1, *fov.shape)
     return truth, fit
 
 
 def _inside():
     lon, lat = np.meshgrid(*_camera_bins().centers, indexing="ij")
-    return np.hypot(lon, lat) < OFFSET_MAX.to_value("deg") - 0.1
+    return np.hypot(lon, lat) < _OFFSET_MAX.to_value("deg") - 0.1
 
 
 def _truth_against_fit(truth, fit) -> Table:
     truth, fit = truth[:, _inside()].sum(1), fit[:, _inside()].sum(1)
     table = Table(
         {
-            "E_MIN": BANDS[:-1] * u.TeV,
-            "E_MAX": BANDS[1:] * u.TeV,
+            "E_MIN": _BANDS[:-1] * u.TeV,
+            "E_MAX": _BANDS[1:] * u.TeV,
             "TRUTH": truth,
             "FIT": fit,
             "FIT/TRUTH": fit / truth,
@@ -152,9 +150,9 @@ def _plot_residuals(truth, fit):
     for ax, part in zip(axes, (slice(0, 2), slice(2, 4), slice(4, 8)), strict=True):
         ratio = np.where(_inside(), fit[part].sum(0) / truth[part].sum(0) - 1, np.nan)
         image = ax.pcolormesh(*edges, 100 * ratio.T, cmap="RdBu_r", vmin=-15, vmax=15, rasterized=True)
-        bins = np.arange(len(BANDS) - 1)[part]
+        bins = np.arange(len(_BANDS) - 1)[part]
         ax.set(xlabel="FOV_LON [deg]", ylabel="FOV_LAT [deg]", aspect="equal")
-        ax.set_title(f"{BANDS[bins[0]]:.2g} to {BANDS[bins[-1] + 1]:.2g} TeV, rms {100 * np.nanstd(ratio):.1f} %")
+        ax.set_title(f"{_BANDS[bins[0]]:.2g} to {_BANDS[bins[-1] + 1]:.2g} TeV, rms {100 * np.nanstd(ratio):.1f} %")
     figure.colorbar(image, ax=axes, label="fit / truth - 1 [%]")
     return figure
 

@@ -20,21 +20,6 @@ from gammapy.maps import MapAxis
 from gammapy.modeling.models import SkyModel
 from scipy.special import gamma, gammainc
 
-__all__ = [
-    "REFERENCE_TIME",
-    "SITE",
-    "TEV_IN_MEV",
-    "BackgroundTruth",
-    "draw_source_events",
-    "energy_quadrature",
-    "make_irfs",
-    "offset_of",
-    "run_file",
-    "write_index",
-    "write_run",
-]
-
-
 TEV_IN_MEV = 1e6
 
 
@@ -144,10 +129,10 @@ class BackgroundTruth:
 
 
 SITE = EarthLocation.from_geodetic(lon=16.5002 * u.deg, lat=-23.2718 * u.deg, height=1835 * u.m)
-SITE_HEADER = {"GEOLON": SITE.lon.deg, "GEOLAT": SITE.lat.deg, "ALTITUDE": SITE.height.to_value("m")}
+_SITE_HEADER = {"GEOLON": SITE.lon.deg, "GEOLAT": SITE.lat.deg, "ALTITUDE": SITE.height.to_value("m")}
 REFERENCE_TIME = Time(59215, format="mjd", scale="tt")
-TIME_HEADER = {"MJDREFI": 59215, "MJDREFF": 0.0, "TIMEUNIT": "s", "TIMESYS": "TT", "TIMEREF": "LOCAL"}
-GADF_HEADER = {
+_TIME_HEADER = {"MJDREFI": 59215, "MJDREFF": 0.0, "TIMEUNIT": "s", "TIMESYS": "TT", "TIMEREF": "LOCAL"}
+_GADF_HEADER = {
     "HDUCLASS": "GADF",
     "HDUDOC": "https://github.com/open-gamma-ray-astro/gamma-astro-data-formats",
     "HDUVERS": "0.3",
@@ -156,10 +141,10 @@ GADF_HEADER = {
     "TELESCOP": "SIM",
     "INSTRUME": "simulated IACT",
 }
-HDUS = {"events": "events", "gti": "gti", "aeff": "aeff_2d", "edisp": "edisp_2d", "psf": "psf_3gauss"}
+_HDUS = {"events": "events", "gti": "gti", "aeff": "aeff_2d", "edisp": "edisp_2d", "psf": "psf_3gauss"}
 
 # The tail of the point spread function: width relative to the core, height relative to the core.
-TAIL_WIDTH, TAIL_HEIGHT = 2.5, 0.05
+_TAIL_WIDTH, _TAIL_HEIGHT = 2.5, 0.05
 
 
 def _energy_resolution(energy_true):
@@ -201,8 +186,8 @@ def make_irfs(cos_zenith: float, energy_threshold: float) -> dict:
 
     core = _psf_core(energy, offset)
     names = EnergyDependentMultiGaussPSF.required_parameters
-    values = {"sigma_1": core, "sigma_2": TAIL_WIDTH * core, "sigma_3": core, "ampl_2": TAIL_HEIGHT, "ampl_3": 0.0}
-    density = 1 / (2 * np.pi * np.deg2rad(core) ** 2 * (1 + TAIL_HEIGHT * TAIL_WIDTH**2))
+    values = {"sigma_1": core, "sigma_2": _TAIL_WIDTH * core, "sigma_3": core, "ampl_2": _TAIL_HEIGHT, "ampl_3": 0.0}
+    density = 1 / (2 * np.pi * np.deg2rad(core) ** 2 * (1 + _TAIL_HEIGHT * _TAIL_WIDTH**2))
     data = np.zeros(core.shape, dtype=[(name, np.float32) for name in names])
     for name in names:
         data[name] = density if name == "scale" else values[name]
@@ -252,8 +237,8 @@ def draw_source_events(
 
     # Five widths fit into the migration axis of the response, so the Gaussian needs no tails beyond it.
     migra = 1 + np.clip(rng.standard_normal(n_events), -5, 5) * _energy_resolution(energy_true)
-    tail_fraction = TAIL_HEIGHT * TAIL_WIDTH**2 / (1 + TAIL_HEIGHT * TAIL_WIDTH**2)
-    width = _psf_core(energy_true, offset.value) * np.where(rng.random(n_events) < tail_fraction, TAIL_WIDTH, 1.0)
+    tail_fraction = _TAIL_HEIGHT * _TAIL_WIDTH**2 / (1 + _TAIL_HEIGHT * _TAIL_WIDTH**2)
+    width = _psf_core(energy_true, offset.value) * np.where(rng.random(n_events) < tail_fraction, _TAIL_WIDTH, 1.0)
     position = source.position.icrs.directional_offset_by(
         rng.uniform(0, 360, n_events) * u.deg, rng.rayleigh(width) * u.deg
     )
@@ -286,8 +271,8 @@ def write_run(path: Path, header: dict, gtis: np.ndarray, columns: dict, irfs: d
     """
     more = {"OBS_MODE": "POINTING", "EV_CLASS": "std", "RADECSYS": "ICRS", "EQUINOX": 2000.0}
     more["TELAPSE"] = gtis[-1, 1] - gtis[0, 0]
-    event_header = {**GADF_HEADER, "HDUCLAS1": "EVENTS", **TIME_HEADER, **header, **SITE_HEADER, **more}
-    gti_header = {**GADF_HEADER, "HDUCLAS1": "GTI", **TIME_HEADER}
+    event_header = {**_GADF_HEADER, "HDUCLAS1": "EVENTS", **_TIME_HEADER, **header, **_SITE_HEADER, **more}
+    gti_header = {**_GADF_HEADER, "HDUCLAS1": "GTI", **_TIME_HEADER}
     gti_header |= {key: header[key] for key in ("OBS_ID", "TSTART", "TSTOP")}
     gti_columns = {"START": gtis[:, 0] * u.s, "STOP": gtis[:, 1] * u.s}
     hdus = [
@@ -312,7 +297,7 @@ def write_index(folder: Path, rows: list[dict]) -> None:
     rows : list of dict
         One row of the observation index for each run.
     """
-    header = {**GADF_HEADER, "HDUCLAS1": "INDEX", "HDUCLAS2": "OBS", **TIME_HEADER, **SITE_HEADER}
+    header = {**_GADF_HEADER, "HDUCLAS1": "INDEX", "HDUCLAS2": "OBS", **_TIME_HEADER, **_SITE_HEADER}
     observations = Table(rows=rows, meta=header)
     for name in observations.colnames:
         if name.startswith(("RA_", "DEC_", "GLON_", "GLAT_", "ALT_", "AZ_", "ZEN_")):
@@ -322,10 +307,10 @@ def write_index(folder: Path, rows: list[dict]) -> None:
     hdus = [
         (row["OBS_ID"], hdu_type, hdu_class, *run_file(row["OBS_ID"]).split("/"), hdu_type.upper())
         for row in rows
-        for hdu_type, hdu_class in HDUS.items()
+        for hdu_type, hdu_class in _HDUS.items()
     ]
     names = ["OBS_ID", "HDU_TYPE", "HDU_CLASS", "FILE_DIR", "FILE_NAME", "HDU_NAME"]
-    index = Table(rows=hdus, names=names, meta={**GADF_HEADER, "HDUCLAS1": "INDEX", "HDUCLAS2": "HDU"})
+    index = Table(rows=hdus, names=names, meta={**_GADF_HEADER, "HDUCLAS1": "INDEX", "HDUCLAS2": "HDU"})
     for table, name in ((observations, "OBS_INDEX"), (index, "HDU_INDEX")):
         filename = folder / f"{name.lower().replace('_', '-').replace('index', 'index.fits.gz')}"
         fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(table, name=name)]).writeto(filename)

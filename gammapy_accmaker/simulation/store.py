@@ -39,19 +39,16 @@ from gammapy_accmaker.simulation.irfs import (
 )
 from gammapy_accmaker.utils.files import check_free, write_folder_atomically
 
-__all__ = ["SimulatedStore", "simulate_data_store"]
-
-
-FIRST_ON_ID, FIRST_OFF_ID = 100_001, 200_001
-SOURCE_RA = 100.0
-GAP = 360.0  # s
+_FIRST_ON_ID, _FIRST_OFF_ID = 100_001, 200_001
+_SOURCE_RA = 100.0
+_GAP = 360.0  # s
 # Closer to the zenith than this, in deg, a wobble pointing would sweep through the pole of the mount.
-LOWEST_ZENITH = 2.0
-SIDEREAL_DEG_PER_HOUR, SIDEREAL_DEG_PER_NIGHT = 15.041, 0.98565
+_LOWEST_ZENITH = 2.0
+_SIDEREAL_DEG_PER_HOUR, _SIDEREAL_DEG_PER_NIGHT = 15.041, 0.98565
 
 
 @dataclass(frozen=True)
-class ScheduledRun:
+class _ScheduledRun:
     """Schedule of one run and its own effects; times in s since REFERENCE_TIME, angles in deg."""
 
     obs_id: int
@@ -71,21 +68,21 @@ def _spread(number: int) -> float:
     return sum(int(bit) * 0.5**k for k, bit in enumerate(reversed(f"{number - 1:b}"), start=1))
 
 
-def _schedule_run(obs_id, number, zenith_range, ontime, has_gap, rng, norm_scatter, shift_scatter) -> ScheduledRun:
+def _schedule_run(obs_id, number, zenith_range, ontime, has_gap, rng, norm_scatter, shift_scatter) -> _ScheduledRun:
     """Choose pointing and time such that the middle of the run has its share of the zenith range."""
-    latitude, is_on = SITE.lat.deg, obs_id < FIRST_OFF_ID
-    lowest = max(zenith_range[0], LOWEST_ZENITH)
-    drift = 0.5 * ontime / 3600 * SIDEREAL_DEG_PER_HOUR
+    latitude, is_on = SITE.lat.deg, obs_id < _FIRST_OFF_ID
+    lowest = max(zenith_range[0], _LOWEST_ZENITH)
+    drift = 0.5 * ontime / 3600 * _SIDEREAL_DEG_PER_HOUR
     zenith = lowest + _spread(number) * max(zenith_range[1] - drift - lowest, 0.0)
     a, s, mirror, ra_step, culmination = rng.normal(), rng.normal(), rng.normal(), rng.uniform(20, 340), rng.random()
 
     if is_on:
-        target = SkyCoord(SOURCE_RA, latitude + lowest, unit="deg")
+        target = SkyCoord(_SOURCE_RA, latitude + lowest, unit="deg")
         angle, separation = 90 * (number % 4), 0.5 + 0.2 * (number // 4 % 2)
         pointing = target.directional_offset_by(angle * u.deg, separation * u.deg)
     else:
         dec = latitude + (-1) ** number * (lowest + 0.8 * culmination * (zenith - lowest))
-        target = pointing = SkyCoord((SOURCE_RA + ra_step) % 360, dec, unit="deg")
+        target = pointing = SkyCoord((_SOURCE_RA + ra_step) % 360, dec, unit="deg")
 
     sin, cos = np.sin(np.deg2rad([latitude, pointing.dec.deg])), np.cos(np.deg2rad([latitude, pointing.dec.deg]))
     hour_angle = np.rad2deg(np.arccos(np.clip((np.cos(np.deg2rad(zenith)) - sin.prod()) / cos.prod(), -1, 1)))
@@ -94,20 +91,20 @@ def _schedule_run(obs_id, number, zenith_range, ontime, has_gap, rng, norm_scatt
     # The night of the year when this sidereal time comes around local midnight.
     midnight = Time("2021-07-01T22:54:00" if is_on else "2022-07-01T22:54:00", scale="utc")
     ahead = (sidereal - midnight.sidereal_time("mean", longitude=SITE.lon).deg) % 360
-    night = np.round(ahead / SIDEREAL_DEG_PER_NIGHT)
-    middle = midnight + night * u.day + (ahead - night * SIDEREAL_DEG_PER_NIGHT) / SIDEREAL_DEG_PER_HOUR * u.hour
+    night = np.round(ahead / _SIDEREAL_DEG_PER_NIGHT)
+    middle = midnight + night * u.day + (ahead - night * _SIDEREAL_DEG_PER_NIGHT) / _SIDEREAL_DEG_PER_HOUR * u.hour
 
-    duration = ontime + GAP * has_gap
+    duration = ontime + _GAP * has_gap
     start = np.round((middle - REFERENCE_TIME).to_value("s") - 0.5 * duration)
     stop = start + duration
     gtis = np.array([[start, stop]])
     if has_gap:
         pause = start + np.round(0.4 * ontime)
-        gtis = np.array([[start, pause], [pause + GAP, stop]])
+        gtis = np.array([[start, pause], [pause + _GAP, stop]])
     shift = shift_scatter * s
-    return ScheduledRun(
+    return _ScheduledRun(
         obs_id=obs_id,
-        target="Simulated source" if is_on else f"OFF {obs_id - FIRST_OFF_ID + 1}",
+        target="Simulated source" if is_on else f"OFF {obs_id - _FIRST_OFF_ID + 1}",
         target_position=target,
         pointing=pointing,
         gtis=gtis,
@@ -204,7 +201,7 @@ class SimulatedStore:
         return self.run_norm[obs_id] * counts
 
 
-def _draw_background(rng, truth: BackgroundTruth, run: ScheduledRun) -> tuple[np.ndarray, np.ndarray, SkyCoord]:
+def _draw_background(rng, truth: BackgroundTruth, run: _ScheduledRun) -> tuple[np.ndarray, np.ndarray, SkyCoord]:
     """Times in s, energies in TeV and sky positions of the background events of a run.
 
     Nothing is binned: energies come from a fine cumulative table, one for each 20 s, offsets from the closed-form
@@ -250,7 +247,7 @@ def _draw_background(rng, truth: BackgroundTruth, run: ScheduledRun) -> tuple[np
     return time, energy, SkyCoord(in_camera).transform_to(frame).icrs
 
 
-def _observation_header(run: ScheduledRun, altaz: SkyCoord, dead_time: float) -> dict:
+def _observation_header(run: _ScheduledRun, altaz: SkyCoord, dead_time: float) -> dict:
     """What the event header and the observation index both say of a run."""
     start, stop, ontime = run.gtis[0, 0], run.gtis[-1, 1], float(np.diff(run.gtis, axis=1).sum())
     date_start, date_stop = ((REFERENCE_TIME + t * u.s).isot for t in (start, stop))
@@ -279,7 +276,7 @@ def _observation_header(run: ScheduledRun, altaz: SkyCoord, dead_time: float) ->
 
 
 def _simulate_run(
-    path: Path, rng, run: ScheduledRun, truth: BackgroundTruth, source: SkyModel | None, dead_time: float
+    path: Path, rng, run: _ScheduledRun, truth: BackgroundTruth, source: SkyModel | None, dead_time: float
 ) -> dict:
     """Draw and write one run; return its row of the observation index."""
     # Precession, nutation and aberration are interpolated between 5 min: 1e-9 arcsec off, 30 times faster.
@@ -290,7 +287,7 @@ def _simulate_run(
         irfs = make_irfs(cos_zenith, float(truth.threshold(cos_zenith)))
         time, energy, position = _draw_background(rng, truth, run)
     ra, dec = position.ra.deg, position.dec.deg
-    if source is not None and run.obs_id < FIRST_OFF_ID:
+    if source is not None and run.obs_id < _FIRST_OFF_ID:
         more = draw_source_events(rng, source, run.pointing, irfs["aeff"], run.gtis, 1 - dead_time)
         kept = (more[1] >= truth.energy_min) & (more[1] <= truth.energy_max)
         kept &= more[2].separation(run.pointing).deg <= truth.offset_max
@@ -385,12 +382,12 @@ def simulate_data_store(
     if source:
         spectrum = PowerLawSpectralModel(index=2.3, amplitude="5e-12 cm-2 s-1 TeV-1", reference="1 TeV")
         position = PointSpatialModel(
-            lon_0=SOURCE_RA * u.deg, lat_0=SITE.lat + max(zenith[0], LOWEST_ZENITH) * u.deg, frame="icrs"
+            lon_0=_SOURCE_RA * u.deg, lat_0=SITE.lat + max(zenith[0], _LOWEST_ZENITH) * u.deg, frame="icrs"
         )
         model = SkyModel(spectral_model=spectrum, spatial_model=position, name="Simulated source")
 
-    on_obs_ids = tuple(range(FIRST_ON_ID, FIRST_ON_ID + n_wobble))
-    off_obs_ids = tuple(range(FIRST_OFF_ID, FIRST_OFF_ID + n_off))
+    on_obs_ids = tuple(range(_FIRST_ON_ID, _FIRST_ON_ID + n_wobble))
+    off_obs_ids = tuple(range(_FIRST_OFF_ID, _FIRST_OFF_ID + n_off))
     numbers = [*enumerate(on_obs_ids), *enumerate(off_obs_ids)]
     rows, norm, shift = [], {}, {}
 

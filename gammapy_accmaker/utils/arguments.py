@@ -6,8 +6,6 @@ import operator
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["check_choice", "check_kind", "check_whole"]
-
 
 def check_choice(value, choices, argument: str):
     """The value, if it is one of the texts that are known."""

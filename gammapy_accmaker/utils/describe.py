@@ -5,9 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-__all__ = ["as_call", "as_html", "as_text", "counted", "in_thousands"]
-
-WIDTH = 11  # of the names in text
+_WIDTH = 11  # of the names in text
 
 
 def as_text(title: str, facts: Iterable[tuple[str, str]]) -> str:
@@ -15,9 +13,9 @@ def as_text(title: str, facts: Iterable[tuple[str, str]]) -> str:
     lines = [title, "-" * len(title), ""]
     for name, value in facts:
         if "\n" in value:
-            lines += [f"  {name:{WIDTH}s} :", *(f"    {line}".rstrip() for line in value.splitlines())]
+            lines += [f"  {name:{_WIDTH}s} :", *(f"    {line}".rstrip() for line in value.splitlines())]
         else:
-            lines.append(f"  {name:{WIDTH}s} : {value}")
+            lines.append(f"  {name:{_WIDTH}s} : {value}")
     return "\n".join(lines) + "\n"
 
 

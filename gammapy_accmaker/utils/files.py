@@ -12,8 +12,6 @@ from gammapy.utils.scripts import make_path
 
 from gammapy_accmaker.errors import InputError, InputTypeError
 
-__all__ = ["as_path", "check_free", "write_atomically", "write_folder_atomically"]
-
 
 def as_path(path: str | Path, argument: str = "path") -> Path:
     """A path, with the environment variables in it replaced; an error for anything else."""

@@ -22,19 +22,17 @@ from astropy.utils.exceptions import AstropyWarning
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["FitsTable", "check_hdu_sizes", "read_tables"]
-
-MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
-MAX_AXES = 999  # and columns, of the FITS standard
-BITS = (8, 16, 32, 64, -32, -64)
-COMPRESSION = 1100  # no gzip file grows more
-COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-BLOCK, CARD = 2880, 80
-COLUMN_CARDS = (b"TFIELDS", b"TTYPE", b"TFORM", b"TUNIT", b"TSCAL", b"TZERO", b"TNULL", b"TDIM")
-CHANGES = ("TSCAL", "TZERO", "TNULL", "TDIM")  # keywords with which a column is not what its bytes are
+_MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
+_MAX_AXES = 999  # and columns, of the FITS standard
+_BITS = (8, 16, 32, 64, -32, -64)
+_COMPRESSION = 1100  # no gzip file grows more
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_BLOCK, _CARD = 2880, 80
+_COLUMN_CARDS = (b"TFIELDS", b"TTYPE", b"TFORM", b"TUNIT", b"TSCAL", b"TZERO", b"TNULL", b"TDIM")
+_CHANGES = ("TSCAL", "TZERO", "TNULL", "TDIM")  # keywords with which a column is not what its bytes are
 
 
-def check_hdu_sizes(path: Path, max_bytes: int = MAX_BYTES) -> None:
+def check_hdu_sizes(path: Path, max_bytes: int = _MAX_BYTES) -> None:
     """Raise where a header claims more data than the file can hold, fewer than none, or more than ``max_bytes``.
 
     Parameters
@@ -86,8 +84,8 @@ class FitsTable:
     @cached_property
     def layout(self) -> tuple[np.dtype, dict[str, str | None]]:
         """Type of a row, and the units of the columns that hold one number as it is."""
-        cards = (self.content[at : at + CARD] for at in range(0, self.start, CARD))
-        return _table_layout(b"".join(card for card in cards if card.startswith(COLUMN_CARDS)))
+        cards = (self.content[at : at + _CARD] for at in range(0, self.start, _CARD))
+        return _table_layout(b"".join(card for card in cards if card.startswith(_COLUMN_CARDS)))
 
 
 @lru_cache(maxsize=64)
@@ -102,14 +100,14 @@ def _table_layout(cards):
     plain = {
         name: header.get(f"TUNIT{k}")
         for k, (name, kind) in enumerate(fields, 1)
-        if kind.shape == () and kind.kind in "fi" and not any(f"{key}{k}" in header for key in CHANGES)
+        if kind.shape == () and kind.kind in "fi" and not any(f"{key}{k}" in header for key in _CHANGES)
     }
     if len(set(names)) < n:
         return dtype, {}
     return np.dtype(fields), plain
 
 
-def read_tables(path: Path, names: set[str], max_bytes: int = MAX_BYTES) -> dict[str, FitsTable]:
+def read_tables(path: Path, names: set[str], max_bytes: int = _MAX_BYTES) -> dict[str, FitsTable]:
     """Tables of a file, by the names of their HDUs in capitals: the file is opened, and unpacked, once.
 
     What their headers claim is checked before it is read; what stands behind the last of them is not looked at.
@@ -144,9 +142,9 @@ def _walk(path, max_bytes, names):
         # header by header: `fits.open` would make objects of what they claim
         with warnings.catch_warnings(), open(path, "rb") as stored:
             warnings.simplefilter("ignore", AstropyWarning)
-            opener = COMPRESSED.get(stored.peek(2)[:2])
+            opener = _COMPRESSED.get(stored.peek(2)[:2])
             file = stored if opener is None else opener(stored)
-            length *= 1 if opener is None else COMPRESSION
+            length *= 1 if opener is None else _COMPRESSION
             position = 0
             while file.seek(position) == position and file.peek(1) if opener else position < length:
                 file.seek(position)
@@ -161,7 +159,7 @@ def _walk(path, max_bytes, names):
                     )
                 if names is None:
                     _check_kind(path, name, header)
-                padded = -(-size // BLOCK) * BLOCK
+                padded = -(-size // _BLOCK) * _BLOCK
                 if names is not None and name in names - tables.keys():
                     tables[name] = _table(path, name, header, head, file.read(padded), size)
                     if len(tables) == len(names):
@@ -180,15 +178,15 @@ def _read_header(file):
     """The blocks of a header, up to the one with its end, as they are in the file."""
     blocks: list[bytes] = []
     while not blocks or not _ends(blocks[-1]):
-        blocks.append(file.read(BLOCK))
-        if len(blocks[-1]) < BLOCK:
+        blocks.append(file.read(_BLOCK))
+        if len(blocks[-1]) < _BLOCK:
             raise OSError("a header does not end")
     return b"".join(blocks)
 
 
 def _ends(block):
     at = block.rfind(b"END ")
-    return at >= 0 and at % CARD == 0 and not block[at + 3 :].strip()
+    return at >= 0 and at % _CARD == 0 and not block[at + 3 :].strip()
 
 
 def _table(path, name, header, head, data, size):
@@ -206,11 +204,11 @@ def _data_size(path, name, header):
     naxis, bits = header.get("NAXIS", 0), header.get("BITPIX", 8)
     # not more than the standard allows, before anything is made of so many
     for key, number in (("NAXIS", naxis), ("TFIELDS", header.get("TFIELDS", 0))):
-        if not isinstance(number, int) or not 0 <= number <= MAX_AXES:
+        if not isinstance(number, int) or not 0 <= number <= _MAX_AXES:
             raise InputError(f"{path}: the header of HDU {name!r} claims {key} = {number!r}; the file is damaged")
     more, groups = header.get("PCOUNT", 0), header.get("GCOUNT", 1)
     axes = [header.get(f"NAXIS{k}") for k in range(1, naxis + 1)]
-    if bits not in BITS or any(not isinstance(n, int) or n < 0 for n in (more, groups, *axes)):
+    if bits not in _BITS or any(not isinstance(n, int) or n < 0 for n in (more, groups, *axes)):
         raise InputError(
             f"{path}: the header of HDU {name!r} claims {bits} bits and sizes of {axes}, {more}, {groups}; "
             "the file is damaged"

@@ -12,14 +12,12 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.files import write_atomically
 from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
 
-__all__ = ["read_model_file", "write_model_file"]
-
-FORMAT = "gammapy_accmaker model"
-FORMAT_VERSION = 3  # raised when what is stored changes
-READ_VERSIONS = (2, 3)  # 2: without the exclusion
-TEXT, STRING, STRINGS = "text:", "string:", "strings:"
-LINE_END, TEXT_END = "\n", "|"
-MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed
+_FORMAT = "gammapy_accmaker model"
+_FORMAT_VERSION = 3  # raised when what is stored changes
+_READ_VERSIONS = (2, 3)  # 2: without the exclusion
+_TEXT, _STRING, _STRINGS = "text:", "string:", "strings:"
+_LINE_END, _TEXT_END = "\n", "|"
+_MAX_BYTES = 2**30  # of all arrays of a file; a header that claims more is not believed
 
 
 def write_model_file(
@@ -27,18 +25,18 @@ def write_model_file(
 ) -> None:
     """Write arrays, texts and the run table of a model to one FITS file, exactly."""
     primary = fits.PrimaryHDU()
-    primary.header["FORMAT"] = FORMAT
-    primary.header["VERSION"] = FORMAT_VERSION
+    primary.header["FORMAT"] = _FORMAT
+    primary.header["VERSION"] = _FORMAT_VERSION
     hdus = [primary]
-    texts = {TEXT + key: text for key, text in texts.items()}
+    texts = {_TEXT + key: text for key, text in texts.items()}
     for name, values in arrays.items():
         values = np.asarray(values)
         if values.dtype.kind == "U" and values.ndim <= 1:
-            if any(LINE_END in text for text in np.atleast_1d(values)):
+            if any(_LINE_END in text for text in np.atleast_1d(values)):
                 raise InputError(f"model array {name!r}: got a text with a line break, but one line is needed")
             # each line is ended, so that no lines and one empty line differ
-            kind = STRING if values.ndim == 0 else STRINGS
-            texts[kind + name] = "".join(f"{text}{LINE_END}" for text in np.atleast_1d(values))
+            kind = _STRING if values.ndim == 0 else _STRINGS
+            texts[kind + name] = "".join(f"{text}{_LINE_END}" for text in np.atleast_1d(values))
             continue
         if values.dtype.kind not in "biuf":
             raise InputError(f"model array {name!r}: got the type {values.dtype}, but numbers or text are needed")
@@ -50,7 +48,7 @@ def write_model_file(
         hdu.header["SHAPE"] = ",".join(str(n) for n in values.shape)
         hdus.append(hdu)
     # FITS drops blanks at the end of a text and knows bytes alone
-    text_table = Table({"KEY": list(texts), "TEXT": [(text + TEXT_END).encode() for text in texts.values()]})
+    text_table = Table({"KEY": list(texts), "TEXT": [(text + _TEXT_END).encode() for text in texts.values()]})
     hdus.append(fits.BinTableHDU(text_table, name="TEXTS"))
     run_table = run_table.copy()
     for column in run_table.columns.values():
@@ -74,15 +72,15 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
     if not path.is_file():
         raise InputError(f"model file: there is no file {path}")
     try:
-        check_hdu_sizes(path, MAX_BYTES)
+        check_hdu_sizes(path, _MAX_BYTES)
         with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
             header = hdulist[0].header
-            if header.get("FORMAT") != FORMAT:
+            if header.get("FORMAT") != _FORMAT:
                 raise InputError(f"model file: {path} was not written by AcceptanceModel.write")
-            if header.get("VERSION") not in READ_VERSIONS:
+            if header.get("VERSION") not in _READ_VERSIONS:
                 raise InputError(
-                    f"model file: {path} has version {header.get('VERSION')!r}, but {READ_VERSIONS[0]} to "
-                    f"{FORMAT_VERSION} are read; read it with the version of gammapy_accmaker that wrote it, "
+                    f"model file: {path} has version {header.get('VERSION')!r}, but {_READ_VERSIONS[0]} to "
+                    f"{_FORMAT_VERSION} are read; read it with the version of gammapy_accmaker that wrote it, "
                     "or fit again"
                 )
             arrays = _read_arrays(path, hdulist)
@@ -92,7 +90,7 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
             run_table.convert_bytestring_to_unicode()
             texts.convert_bytestring_to_unicode()
             found = {
-                str(key): str(text).removesuffix(TEXT_END)
+                str(key): str(text).removesuffix(_TEXT_END)
                 for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)
             }
     except Exception as error:  # whatever a damaged file leads to
@@ -100,12 +98,12 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
             raise
         raise InputError(f"model file: {path} is damaged or is no FITS file ({error})") from error
     for key, text in found.items():
-        lines = np.array(text.split(LINE_END)[:-1], dtype=str)
-        if key.startswith(STRINGS):
-            arrays[key.removeprefix(STRINGS)] = lines
-        elif key.startswith(STRING) and len(lines) == 1:
-            arrays[key.removeprefix(STRING)] = lines[0]
-    return arrays, {key.removeprefix(TEXT): text for key, text in found.items() if key.startswith(TEXT)}, run_table
+        lines = np.array(text.split(_LINE_END)[:-1], dtype=str)
+        if key.startswith(_STRINGS):
+            arrays[key.removeprefix(_STRINGS)] = lines
+        elif key.startswith(_STRING) and len(lines) == 1:
+            arrays[key.removeprefix(_STRING)] = lines[0]
+    return arrays, {key.removeprefix(_TEXT): text for key, text in found.items() if key.startswith(_TEXT)}, run_table
 
 
 def _read_arrays(path, hdulist):
@@ -115,7 +113,7 @@ def _read_arrays(path, hdulist):
             continue
         shape = tuple(int(n) for n in hdu.header["SHAPE"].split(",") if n)
         size += int(np.prod(shape, dtype=object)) * abs(hdu.header["BITPIX"]) // 8
-        if size > MAX_BYTES or any(n < 0 for n in shape):
+        if size > _MAX_BYTES or any(n < 0 for n in shape):
             raise InputError(f"model file: {path} claims arrays of {size} bytes; it is damaged")
         values = np.zeros(0) if hdu.data is None else hdu.data
         values = values.astype(values.dtype.newbyteorder("=")).reshape(shape)

@@ -36,11 +36,9 @@ from gammapy.utils.pbar import progress_bar
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.utils.arguments import check_choice, check_whole
 
-__all__ = ["SERIAL", "Execution", "ProcessDiedError", "as_bytes"]
-
 log = logging.getLogger(__name__)
 
-AHEAD = 2  # tasks handed out at a time, for each process
+_AHEAD = 2  # tasks handed out at a time, for each process
 
 
 class ProcessDiedError(AcceptanceError):
@@ -140,12 +138,12 @@ def _in_processes(function, inputs, n_jobs, task_name):
         for number in progress_bar(range(len(inputs)), desc=task_name):
             while number not in done:
                 broken = False
-                while waiting and len(futures) < AHEAD * n_jobs and not broken:
+                while waiting and len(futures) < _AHEAD * n_jobs and not broken:
                     k = waiting[0]
                     task = as_bytes((function, inputs[k]))
                     if task is None:
                         if not warned:
-                            log.warning(f"{task_name or 'n_jobs'}: {NOT_KNOWN}")
+                            log.warning(f"{task_name or 'n_jobs'}: {_NOT_KNOWN}")
                         warned, done[k] = True, (function(*inputs[k]), [])
                         waiting.popleft()
                         break
@@ -189,14 +187,14 @@ def _alone(function, arguments):
             ), []
 
 
-NOT_KNOWN = (
+_NOT_KNOWN = (
     "what a script or notebook defines (a function, a class), and what cannot be pickled, is not known to other "
     "processes: it is done in this one; to use more, define it in a module and import it"
 )
 
 
 def as_bytes(value) -> bytes | None:
-    """What another process makes the same value of; None where it cannot, see NOT_KNOWN."""
+    """What another process makes the same value of; None where it cannot, see _NOT_KNOWN."""
     try:
         packed = bytes(ForkingPickler.dumps(value))
     except Exception:  # what is nothing for another process raises many kinds
@@ -224,7 +222,7 @@ def _begin(environment, options, earth_orientation, level):
     """What the user's process may have set after the fork server began, or has read already."""
     os.environ.clear()
     os.environ.update(environment)
-    for conf, values in zip(CONF, options, strict=True):
+    for conf, values in zip(_CONF, options, strict=True):
         for name, value in values.items():
             setattr(conf, name, value)
     # the same table for the same answer, and 0.5 s less than to read it from its file
@@ -249,12 +247,12 @@ def _repeat(message):
 
 
 _warned: dict = {}
-CONF = (iers.conf, data.conf)
+_CONF = (iers.conf, data.conf)
 
 
 def _pool(n_jobs):
     context = _context()
-    options = [{name: getattr(conf, name) for name in conf} for conf in CONF]
+    options = [{name: getattr(conf, name) for name in conf} for conf in _CONF]
     level = logging.getLogger("gammapy_accmaker").getEffectiveLevel()
     earth_orientation = bytes(ForkingPickler.dumps(iers.earth_orientation_table.get()))
     return ProcessPoolExecutor(n_jobs, context, _begin, (dict(os.environ), options, earth_orientation, level))

@@ -12,21 +12,9 @@ from astropy.coordinates import angular_separation
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = [
-    "LeftOut",
-    "RunKey",
-    "find_run",
-    "find_runs",
-    "label_array",
-    "require_runs",
-    "run_label",
-    "run_names",
-    "some_names",
-]
-
-START_TOLERANCE = 0.1  # s; a time that was written to a file and read again is rounded
-POINTING_TOLERANCE = 0.01  # deg
-NAMED = 5  # runs in a message
+_START_TOLERANCE = 0.1  # s; a time that was written to a file and read again is rounded
+_POINTING_TOLERANCE = 0.01  # deg
+_NAMED = 5  # runs in a message
 
 
 @dataclass(frozen=True)
@@ -51,10 +39,10 @@ class RunKey:
         """Whether number, start and pointing all agree; what one of the two does not know is not compared."""
         if str(self.obs_id) != str(other.obs_id):
             return False
-        if abs(self.start - other.start) * 86400 > START_TOLERANCE:
+        if abs(self.start - other.start) * 86400 > _START_TOLERANCE:
             return False
         separation = angular_separation(*np.radians(self.pointing), *np.radians(other.pointing))
-        return not separation > np.radians(POINTING_TOLERANCE)
+        return not separation > np.radians(_POINTING_TOLERANCE)
 
 
 def find_runs(keys: Iterable[RunKey], among: Iterable[RunKey]) -> list[list[int]]:
@@ -101,8 +89,8 @@ def run_names(labels: Iterable[int | str]) -> list[int | str]:
 
 def some_names(names: Collection[int | str]) -> str:
     """The first names of many, for a message."""
-    first = ", ".join(map(str, list(names)[:NAMED]))
-    return first + (", ..." if len(names) > NAMED else "")
+    first = ", ".join(map(str, list(names)[:_NAMED]))
+    return first + (", ..." if len(names) > _NAMED else "")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,10 @@ from functools import cache
 import numpy as np
 from scipy.special import gammainc, gammaincc, gammaln, ndtri, xlogy
 
-__all__ = ["deviance_moments", "free_norm_log_likelihood", "poisson_deviance", "poisson_pulls"]
-
 # A normal score is cut where the probability is no longer a number that 1 can be told from.
-SMALLEST_PROBABILITY = 1e-300
+_SMALLEST_PROBABILITY = 1e-300
 # Expected counts between which the moments of the deviance are tabulated; above them a series holds.
-FEWEST, FEW = 1e-12, 20.0
+_FEWEST, _FEW = 1e-12, 20.0
 
 
 def poisson_deviance(counts, mu) -> np.ndarray:
@@ -55,7 +53,7 @@ def poisson_pulls(counts, mu, rng: np.random.Generator | None = None) -> np.ndar
         In standard deviations, positive where more events came than expected.
     """
     below, above = _tails(counts, mu, rng)
-    score = ndtri(np.maximum(np.minimum(below, above), SMALLEST_PROBABILITY))
+    score = ndtri(np.maximum(np.minimum(below, above), _SMALLEST_PROBABILITY))
     return np.where(below < above, score, -score)
 
 
@@ -73,9 +71,9 @@ def _tails(counts, mu, rng):
 
 def deviance_moments(mu) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the Poisson deviance at expected counts ``mu``, to 1e-4, shapes (n,)."""
-    mu = np.maximum(np.asarray(mu, dtype=float), FEWEST)
+    mu = np.maximum(np.asarray(mu, dtype=float), _FEWEST)
     mean, variance = 1 + 1 / (6 * np.maximum(mu, 1)), 2 + 2 / (3 * np.maximum(mu, 1))
-    few = mu < FEW
+    few = mu < _FEW
     nodes, means, variances = _moments_at_nodes()
     x = np.log(mu[few])
     mean[few], variance[few] = np.exp(np.interp(x, nodes, means)), np.exp(np.interp(x, nodes, variances))
@@ -85,7 +83,7 @@ def deviance_moments(mu) -> tuple[np.ndarray, np.ndarray]:
 @cache
 def _moments_at_nodes():
     """Log of expected counts, and the logs of mean and variance of the deviance there, by its definition."""
-    nodes = np.linspace(np.log(FEWEST), np.log(FEW), 1000)
+    nodes = np.linspace(np.log(_FEWEST), np.log(_FEW), 1000)
     mu, n = np.exp(nodes), np.arange(80.0)[:, None]
     probability = np.exp(xlogy(n, mu) - mu - gammaln(n + 1))
     deviance = poisson_deviance(n, mu)

@@ -19,18 +19,6 @@ from gammapy_accmaker.products.background import run_slices
 from gammapy_accmaker.products.sky_stack import SkyField, SkyStack, disc_sums
 from gammapy_accmaker.utils.statistics import poisson_pulls
 
-__all__ = [
-    "DISC_RADIUS",
-    "disc_scores",
-    "disc_significance",
-    "expected_in_camera",
-    "make_sky_stack",
-    "score_image",
-    "sky_significance",
-    "whole_discs",
-]
-
-
 DISC_RADIUS = 0.2  # deg
 
 
@@ -83,7 +71,7 @@ def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = D
 
 
 @dataclass(frozen=True)
-class SeenSlice:
+class _SeenSlice:
     """A slice of a run without its events, of which nothing is excluded; see `RateModel.expected_counts`."""
 
     exposure: np.ndarray
@@ -112,13 +100,13 @@ def expected_in_camera(model: RateModel, track: FovTrack, energy_edges: np.ndarr
         Shape (nbin, fov.size).
     """
     slices = [
-        SeenSlice(np.full(fov.size, part.ontime), part.mean_cos_zenith, part.mean_azimuth)
+        _SeenSlice(np.full(fov.size, part.ontime), part.mean_cos_zenith, part.mean_azimuth)
         for part in run_slices(model, track)
     ]
     return model.expected_counts(slices, energy_edges, fov)
 
 
-PIXEL = 0.1  # deg
+_PIXEL = 0.1  # deg
 
 
 def make_sky_stack(observations, bands, offset_max: float, config: AcceptanceConfig, exclusion: Exclusion) -> SkyStack:
@@ -128,7 +116,7 @@ def make_sky_stack(observations, bands, offset_max: float, config: AcceptanceCon
         bands,
         offset_max,
         exclusion,
-        pixel=PIXEL,
+        pixel=_PIXEL,
         alignment=config.fov_alignment,
         location=config.observatory_location,
         time_step=config.time_step_seconds,
@@ -145,7 +133,7 @@ def score_image(field: SkyField) -> Map:
     """Scores of discs, all bands together; NaN where they are not `whole_discs`."""
     image = field.counts.geom.to_image()
     counts, expected = (m.data.sum(0).reshape(1, -1) for m in (field.counts, field.expected))
-    scores = disc_scores(counts, expected, image.data_shape, PIXEL, whole_discs(field).ravel())
+    scores = disc_scores(counts, expected, image.data_shape, _PIXEL, whole_discs(field).ravel())
     return Map.from_geom(image, data=scores.reshape(image.data_shape))
 
 
@@ -154,5 +142,5 @@ def sky_significance(stack: SkyStack):
     found = []
     for field in stack.fields:
         counts, expected = (m.data.reshape(len(m.data), -1) for m in (field.counts, field.expected))
-        found.append(disc_significance(counts, expected, field.kept.shape, PIXEL, whole_discs(field).ravel()))
+        found.append(disc_significance(counts, expected, field.kept.shape, _PIXEL, whole_discs(field).ravel()))
     return found

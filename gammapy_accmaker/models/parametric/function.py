@@ -15,10 +15,8 @@ from astropy.modeling import CompoundModel, Model, custom_model
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
 
-__all__ = ["PYTHON", "RateFunction", "check_shared", "describe_function", "rate_function"]
-
 PYTHON = "python: "  # how the description of a function begins that no file can hold
-INPUTS = {
+_INPUTS = {
     "e": "energy",
     "energy": "energy",
     "lon": "fov_lon",
@@ -26,8 +24,8 @@ INPUTS = {
     "lat": "fov_lat",
     "fov_lat": "fov_lat",
 }
-ORDERS = {1: ("energy",), 2: ("fov_lon", "fov_lat"), 3: ("energy", "fov_lon", "fov_lat")}
-PARAMETER_KEYS = {"value", "min", "max", "fixed"}
+_ORDERS = {1: ("energy",), 2: ("fov_lon", "fov_lat"), 3: ("energy", "fov_lon", "fov_lat")}
+_PARAMETER_KEYS = {"value", "min", "max", "fixed"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +266,7 @@ def _factor(part):
         raise InputError(f"function: got the class {part.__name__}; give a model, {part.__name__}(...)")
     if isinstance(part, Model):
         model = part.copy()
-        _check_order(_name_of(part), model.n_inputs, [n for n in model.inputs if n in INPUTS], model.inputs)
+        _check_order(_name_of(part), model.n_inputs, [n for n in model.inputs if n in _INPUTS], model.inputs)
     elif callable(part):
         model = _from_plain(part)
     else:
@@ -316,15 +314,15 @@ def _from_plain(part):
 
 
 def _check_order(name, n_inputs, named, inputs):
-    if n_inputs not in ORDERS:
+    if n_inputs not in _ORDERS:
         raise InputError(
             f"function: {name} has the {n_inputs} inputs {list(inputs)}, but (energy), (fov_lon, fov_lat) or "
             "(energy, fov_lon, fov_lat) are needed; give the others default values"
         )
     # astropy's x, y are taken by their place
-    if named and tuple(INPUTS.get(n, n) for n in inputs) != ORDERS[n_inputs]:
+    if named and tuple(_INPUTS.get(n, n) for n in inputs) != _ORDERS[n_inputs]:
         raise InputError(
-            f"function: {name} takes {list(inputs)}, but {list(ORDERS[n_inputs])} are needed, in this order"
+            f"function: {name} takes {list(inputs)}, but {list(_ORDERS[n_inputs])} are needed, in this order"
         )
 
 
@@ -338,9 +336,9 @@ def _set_parameters(function, options):
                 f"parameters: {name!r} is tied to {changes['tied']!r}, but text is not taken: tie it on the astropy "
                 f"model, model.{name}.tied = callable"
             )
-        if set(changes) - PARAMETER_KEYS:
+        if set(changes) - _PARAMETER_KEYS:
             raise InputError(
-                f"parameters: {name!r} has the keys {sorted(changes)}, but only {sorted(PARAMETER_KEYS)} are known"
+                f"parameters: {name!r} has the keys {sorted(changes)}, but only {sorted(_PARAMETER_KEYS)} are known"
             )
         parameter = owner[name]
         for key in ("value", "min", "max", "fixed"):

@@ -20,21 +20,19 @@ from gammapy_accmaker.models.base import TEV_IN_MEV
 from gammapy_accmaker.models.parametric.function import RateFunction
 from gammapy_accmaker.utils.statistics import poisson_deviance
 
-__all__ = ["BinNodes", "Likelihood", "energy_nodes", "fit_likelihoods"]
-
-ENERGY_PANEL, ENERGY_NODES = 0.3, 3  # width in ln E, and nodes, of one panel: 1e-5 for a trigger threshold of power 6
-FOV_PANEL, FOV_NODES = 0.42, 2  # the same in deg: 3e-4 for a Gaussian of sigma 0.5 deg, 1e-5 in pixels of 0.2 deg
-TINY = 1e-100  # least expected counts, so that a rate of 0 has a likelihood
-BARRIER = 1e3  # times the deviance of the start: where the likelihood is not finite
-MAX_CALLS = 20_000
-SLOPE_STEP = 1e-4  # relative
-LEAST_INFORMATION = 1e-10  # smallest eigenvalue, over that of independent parameters: below, rounding decides
-AT_LIMIT, AT_LIMIT_IF_INVALID = 1e-6, 1e-3  # of the distance between two limits
+_ENERGY_PANEL, _ENERGY_NODES = 0.3, 3  # width in ln E, and nodes, of one panel: 1e-5 for a trigger threshold of power 6
+_FOV_PANEL, _FOV_NODES = 0.42, 2  # the same in deg: 3e-4 for a Gaussian of sigma 0.5 deg, 1e-5 in pixels of 0.2 deg
+_TINY = 1e-100  # least expected counts, so that a rate of 0 has a likelihood
+_BARRIER = 1e3  # times the deviance of the start: where the likelihood is not finite
+_MAX_CALLS = 20_000
+_SLOPE_STEP = 1e-4  # relative
+_LEAST_INFORMATION = 1e-10  # smallest eigenvalue, over that of independent parameters: below, rounding decides
+_AT_LIMIT, _AT_LIMIT_IF_INVALID = 1e-6, 1e-3  # of the distance between two limits
 
 
 def energy_nodes(energy_edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Energies in TeV and weights in MeV that integrate over each energy bin, shapes (nbin, k)."""
-    log_energy, weight = _panels(np.log(energy_edges), ENERGY_PANEL, ENERGY_NODES)
+    log_energy, weight = _panels(np.log(energy_edges), _ENERGY_PANEL, _ENERGY_NODES)
     energy = np.exp(log_energy)
     return energy, weight * energy * TEV_IN_MEV
 
@@ -75,9 +73,9 @@ class BinNodes:
         cls, energy_edges: np.ndarray, fov: FovBins, seen: np.ndarray, displacement: np.ndarray | None = None
     ) -> BinNodes:
         """Nodes of energy bins and of what was seen of those bins of a grid that were; see `moved_weights`."""
-        lon, lon_weight = _panels(fov.edges[0], FOV_PANEL, FOV_NODES)
+        lon, lon_weight = _panels(fov.edges[0], _FOV_PANEL, _FOV_NODES)
         # even in solid angle
-        sin_lat, lat_weight = _panels(np.sin(np.radians(fov.edges[1])), np.radians(FOV_PANEL), FOV_NODES)
+        sin_lat, lat_weight = _panels(np.sin(np.radians(fov.edges[1])), np.radians(_FOV_PANEL), _FOV_NODES)
         lat = np.degrees(np.arcsin(sin_lat))
         shape = (len(lon), len(lat), lon.shape[1], lat.shape[1])
         weight = lon_weight[:, None, :, None] * lat_weight[None, :, None, :]
@@ -139,7 +137,7 @@ class Likelihood:
     def deviance(self, values: np.ndarray) -> float:
         """Deviance from the saturated model; not finite where the function is not."""
         mu = self.expected(values)
-        return float(poisson_deviance(self.counts, np.maximum(mu, TINY)).sum()) if np.isfinite(mu).all() else np.nan
+        return float(poisson_deviance(self.counts, np.maximum(mu, _TINY)).sum()) if np.isfinite(mu).all() else np.nan
 
     @property
     def has_gradient(self) -> bool:
@@ -152,7 +150,7 @@ class Likelihood:
         function = self.function
         factors, at = self._factors(values)
         mu = self.nodes.integrate(factors) * self.volume
-        pull = np.where(mu > TINY, 2 * (1 - self.counts / np.maximum(mu, TINY)), 0) * self.volume
+        pull = np.where(mu > _TINY, 2 * (1 - self.counts / np.maximum(mu, _TINY)), 0) * self.volume
         slopes = {k: function.factor_slopes(k, values, *at) for k in {function.factor_of(p) for p in function.free}}
         out = np.empty(len(function.free))
         for i, p in enumerate(function.free):
@@ -166,11 +164,11 @@ class Likelihood:
         from the slopes of the counts."""
         function, of_each = self.function, []
         for k in function.free:
-            step = max(abs(values[k]), 1e-3) * SLOPE_STEP
+            step = max(abs(values[k]), 1e-3) * _SLOPE_STEP
             pair = [np.clip(values[k] + sign * step, *function.bounds[k]) for sign in (1, -1)]
             above, below = (self.expected(function.tie(np.where(np.arange(len(values)) == k, v, values))) for v in pair)
             of_each.append((above - below).ravel() / (pair[0] - pair[1]))
-        slopes, mu = np.array(of_each), np.maximum(self.expected(values).ravel(), TINY)
+        slopes, mu = np.array(of_each), np.maximum(self.expected(values).ravel(), _TINY)
         return (slopes / mu) @ slopes.T
 
     def start(self, guess: np.ndarray | None = None) -> np.ndarray:
@@ -245,7 +243,7 @@ def fit_likelihoods(
         return np.nan_to_num(out)
 
     barrier = np.inf
-    barrier = BARRIER * (1 + cost(start))
+    barrier = _BARRIER * (1 + cost(start))
     minuit = Minuit(cost, start, grad=gradient if all(one.has_gradient for one in likelihoods) else None)
     minuit.errordef, minuit.print_level = Minuit.LEAST_SQUARES, 0  # a deviance is twice a log-likelihood
     for k, (low, high) in enumerate(bounds):
@@ -254,10 +252,10 @@ def fit_likelihoods(
         minuit.errors[k] = min(max(0.05 * abs(start[k]), 1e-3 if start[k] == 0 else 0), 0.1 * width) or 1e-3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IMinuitWarning)  # its state is looked at below
-        minuit.migrad(ncall=MAX_CALLS)
+        minuit.migrad(ncall=_MAX_CALLS)
         minuit.hesse()
         # at a limit the likelihood has no parabola in a parameter: it stays there, the others are fitted
-        near = AT_LIMIT if minuit.valid and minuit.accurate else AT_LIMIT_IF_INVALID
+        near = _AT_LIMIT if minuit.valid and minuit.accurate else _AT_LIMIT_IF_INVALID
         stuck = np.flatnonzero(
             [_is_at_limit(v, low, high, near) for v, (low, high) in zip(minuit.values, bounds, strict=True)]
         ).tolist()
@@ -265,12 +263,12 @@ def fit_likelihoods(
             for k in stuck:
                 minuit.values[k] = bounds[k][np.argmin(np.abs(bounds[k] - minuit.values[k]))]
                 minuit.fixed[k] = True
-            minuit.migrad(ncall=MAX_CALLS)
+            minuit.migrad(ncall=_MAX_CALLS)
             minuit.hesse()
     values, covariance = np.array(minuit.values), np.full((len(start),) * 2, np.nan)
     problems = []
     if minuit.fmin.has_reached_call_limit:
-        problems.append(f"no minimum in {MAX_CALLS} calls")
+        problems.append(f"no minimum in {_MAX_CALLS} calls")
     elif not minuit.valid:
         problems.append(f"no valid minimum (estimated distance {minuit.fmin.edm:.1e})")
     if minuit.covariance is None or not minuit.accurate or not np.isfinite(minuit.covariance).all():
@@ -298,7 +296,7 @@ def _not_told_apart(likelihoods, which, values, fixed):
     if not np.all(scale > 0):
         return np.flatnonzero(~(scale > 0))
     eigenvalues, directions = np.linalg.eigh(information / np.outer(scale, scale))
-    if eigenvalues[0] > LEAST_INFORMATION:
+    if eigenvalues[0] > _LEAST_INFORMATION:
         return np.zeros(0, dtype=int)
     return np.flatnonzero(np.abs(directions[:, 0]) > 0.1)
 

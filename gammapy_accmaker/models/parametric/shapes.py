@@ -11,8 +11,6 @@ from astropy.modeling import Fittable1DModel, Fittable2DModel, Parameter
 
 from gammapy_accmaker.camera.bins import offset
 
-__all__ = ["READY_SHAPES"]
-
 
 class PowerLaw(Fittable1DModel):
     """``amplitude (energy / reference)^-index``; the reference in TeV is fixed."""

@@ -15,13 +15,11 @@ from scipy.sparse import csr_array, eye_array, kron
 
 from gammapy_accmaker.models.bsplines import difference_penalty, update_smoothing
 
-__all__ = ["RatePenalty"]
-
-GROUP_KNOTS = 5  # second differences in energy that share a smoothing parameter
-SMOOTHING_START = 1.0, 10.0  # along energy, and along offset and zenith angle
-SMOOTHING_RANGE = (1e-4, 1e6)
-NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without data flatten out
-RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a coefficient does not run away
+_GROUP_KNOTS = 5  # second differences in energy that share a smoothing parameter
+_SMOOTHING_START = 1.0, 10.0  # along energy, and along offset and zenith angle
+_SMOOTHING_RANGE = (1e-4, 1e6)
+_NULL_SPACE = 1e-3  # first differences in offset and zenith: directions without data flatten out
+_RIDGE = 1e-4  # towards the spectrum of all counts: where there are no data a coefficient does not run away
 
 
 class RatePenalty:
@@ -52,9 +50,9 @@ class RatePenalty:
         self._matrices += [kron(eye_array(n_energy), csr_array(p), "csr") for p in self._along]
         flat = np.kron(difference_penalty(n_offset, 1), np.eye(n_zenith))
         flat += np.kron(np.eye(n_offset), difference_penalty(n_zenith, 1))
-        self._fixed = NULL_SPACE * kron(eye_array(n_energy), csr_array(flat), "csr") + RIDGE * eye_array(start.size)
-        self.pull = RIDGE * start.ravel()
-        self.smoothing = np.repeat(SMOOTHING_START, [len(self._groups) + 1, 2])
+        self._fixed = _NULL_SPACE * kron(eye_array(n_energy), csr_array(flat), "csr") + _RIDGE * eye_array(start.size)
+        self.pull = _RIDGE * start.ravel()
+        self.smoothing = np.repeat(_SMOOTHING_START, [len(self._groups) + 1, 2])
 
     def matrix(self) -> csr_array:
         """Penalty matrix, shape (k, k)."""
@@ -74,7 +72,7 @@ class RatePenalty:
         entries = [matrix.tocoo() for matrix in self._matrices]
         own = np.array([e.data @ covariance[e.coords] for e in entries])
         roughness = np.array([values @ (matrix @ values) for matrix in self._matrices])
-        new = update_smoothing(self.smoothing, self.smoothing * (self._ranks() - own), roughness, SMOOTHING_RANGE)
+        new = update_smoothing(self.smoothing, self.smoothing * (self._ranks() - own), roughness, _SMOOTHING_RANGE)
         acts = np.array([matrix.count_nonzero() > 0 for matrix in self._matrices])
         self.smoothing = np.where(acts, new, self.smoothing)
 
@@ -117,5 +115,5 @@ def _eigenvalues(n):
 def _energy_groups(n_energy):
     """Penalty matrices of the second differences along the energy, group by group."""
     difference = np.diff(np.eye(n_energy), 2, axis=0)
-    n_group = max(len(difference) // GROUP_KNOTS, 1)
+    n_group = max(len(difference) // _GROUP_KNOTS, 1)
     return [part.T @ part for part in np.array_split(difference, n_group)]

@@ -12,11 +12,9 @@ from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EffectBasis, RunEffect, RunPopulation
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 
-__all__ = ["pack", "unpack"]
-
-NODES = {c.__name__: c for c in (BSplineAxis, CovariateScale, EffectBasis, RunEffect, RunPopulation, ScaledEnergyAxis)}
-SEPARATOR, TEXT, TEXTS = "/", "text", "texts"
-STACKED, COMMON = "*/", "=/"  # before the names of what all nodes of a tuple have, one by one, or the same
+_NODES = {c.__name__: c for c in (BSplineAxis, CovariateScale, EffectBasis, RunEffect, RunPopulation, ScaledEnergyAxis)}
+_SEPARATOR, _TEXT, _TEXTS = "/", "text", "texts"
+_STACKED, _COMMON = "*/", "=/"  # before the names of what all nodes of a tuple have, one by one, or the same
 
 
 def pack(node, name: str = "") -> dict[str, np.ndarray]:
@@ -32,19 +30,19 @@ def pack(node, name: str = "") -> dict[str, np.ndarray]:
     arrays = {}
     for f in fields(node):
         value, key = getattr(node, f.name), name + f.name
-        if type(value).__name__ in NODES:
+        if type(value).__name__ in _NODES:
             arrays[key] = np.array("node " + type(value).__name__)
-            arrays |= pack(value, key + SEPARATOR)
-        elif isinstance(value, tuple) and value and type(value[0]).__name__ in NODES:
+            arrays |= pack(value, key + _SEPARATOR)
+        elif isinstance(value, tuple) and value and type(value[0]).__name__ in _NODES:
             arrays[key] = np.array(f"nodes {type(value[0]).__name__} {len(value)}")
-            arrays |= _stack([pack(item) for item in value], key + SEPARATOR)
+            arrays |= _stack([pack(item) for item in value], key + _SEPARATOR)
         elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
-            arrays[key] = np.array(f"{TEXTS} {json.dumps(value)}")  # one text, also of many nodes
+            arrays[key] = np.array(f"{_TEXTS} {json.dumps(value)}")  # one text, also of many nodes
         elif isinstance(value, str):
-            arrays[key] = np.array(f"{TEXT} {json.dumps(value)}")  # a name may look like one of the words here
+            arrays[key] = np.array(f"{_TEXT} {json.dumps(value)}")  # a name may look like one of the words here
         elif isinstance(value, tuple):
             arrays[key] = np.array("tuple")
-            arrays[key + SEPARATOR] = np.array(value)
+            arrays[key + _SEPARATOR] = np.array(value)
         else:
             arrays[key] = np.asarray(value)
     return arrays
@@ -65,16 +63,16 @@ def unpack(kind: type, arrays: dict[str, np.ndarray], name: str = ""):
         text = str(value) if value.dtype.kind == "U" and value.ndim == 0 else ""
         word = text.split() or [""]
         if word[0] == "node":
-            values[f.name] = unpack(NODES[word[1]], arrays, key + SEPARATOR)
+            values[f.name] = unpack(_NODES[word[1]], arrays, key + _SEPARATOR)
         elif word[0] == "nodes":
-            nodes = _unstack(arrays, key + SEPARATOR, int(word[2]))
-            values[f.name] = tuple(unpack(NODES[word[1]], own) for own in nodes)
-        elif word[0] == TEXT:
-            values[f.name] = str(json.loads(text.removeprefix(TEXT)))
-        elif word[0] == TEXTS:
-            values[f.name] = tuple(str(item) for item in json.loads(text.removeprefix(TEXTS)))
+            nodes = _unstack(arrays, key + _SEPARATOR, int(word[2]))
+            values[f.name] = tuple(unpack(_NODES[word[1]], own) for own in nodes)
+        elif word[0] == _TEXT:
+            values[f.name] = str(json.loads(text.removeprefix(_TEXT)))
+        elif word[0] == _TEXTS:
+            values[f.name] = tuple(str(item) for item in json.loads(text.removeprefix(_TEXTS)))
         elif word == ["tuple"]:
-            values[f.name] = tuple(arrays[key + SEPARATOR].tolist())
+            values[f.name] = tuple(arrays[key + _SEPARATOR].tolist())
         else:
             values[f.name] = value if value.ndim else value.item()
     return kind(**values)
@@ -90,27 +88,27 @@ def _stack(nodes, path):
         if len(values) == len(nodes) and alike:
             stacked = np.stack(list(values.values()))
             if all(row.tobytes() == stacked[0].tobytes() for row in stacked):
-                arrays[path + COMMON + name] = np.asarray(stacked[0])
+                arrays[path + _COMMON + name] = np.asarray(stacked[0])
                 continue
             if stacked.dtype.kind != "U" or stacked.ndim == 1:  # a file has no tables of texts
-                arrays[path + STACKED + name] = stacked
+                arrays[path + _STACKED + name] = stacked
                 continue
-        arrays |= {f"{path}{i}{SEPARATOR}{name}": v for i, v in values.items()}
+        arrays |= {f"{path}{i}{_SEPARATOR}{name}": v for i, v in values.items()}
     return arrays
 
 
 def _unstack(arrays, path, n):
     """The inverse of `_stack`."""
     own = {key.removeprefix(path): values for key, values in arrays.items() if key.startswith(path)}
-    stacked = {name: values for name, values in own.items() if name.startswith(STACKED)}
+    stacked = {name: values for name, values in own.items() if name.startswith(_STACKED)}
     if any(np.shape(values)[:1] != (n,) for values in stacked.values()) or not (stacked or n <= max(len(own), 1)):
         raise ValueError(f"{path}: the arrays are not those of {n} parts; the file is damaged")
-    common = {name.removeprefix(COMMON): values for name, values in own.items() if name.startswith(COMMON)}
+    common = {name.removeprefix(_COMMON): values for name, values in own.items() if name.startswith(_COMMON)}
     nodes = [dict(common) for _ in range(n)]
     for name, values in stacked.items():
         for node, row in zip(nodes, values, strict=True):
-            node[name.removeprefix(STACKED)] = row
-    for name in own.keys() - stacked.keys() - {COMMON + name for name in common}:
-        number, rest = name.split(SEPARATOR, 1)
+            node[name.removeprefix(_STACKED)] = row
+    for name in own.keys() - stacked.keys() - {_COMMON + name for name in common}:
+        number, rest = name.split(_SEPARATOR, 1)
         nodes[int(number)][rest] = own[name]
     return nodes

@@ -214,7 +214,7 @@ def plot_radial(model: RateModel, energies, ax=None, view: View | None = None, *
     return ax
 
 
-def _plot_profile(model: RateModel, energies=None, ax=None, view: View | None = None, *, cos_zenith: float = np.nan):
+def plot_profile(model: RateModel, energies=None, ax=None, view: View | None = None, *, cos_zenith: float = np.nan):
     """Rate over its value at the centre against offset, the mean over each ring, with the error of the fit."""
     view = View.of(model) if view is None else view
     energies = view.at(model, [cos_zenith]).energies(3) if energies is None else np.atleast_1d(energies)
@@ -324,7 +324,7 @@ def plot_model(model: RateModel, figsize=(12, 9), view: View | None = None, titl
     (energy,) = view.at(model, [np.nan]).energies(1)
     figure, axes = plt.subplots(2, 2, figsize=figsize, layout="constrained")
     plot_spectrum(model, axes[0, 0], view=view)
-    _plot_profile(model, ax=axes[0, 1], view=view)
+    plot_profile(model, ax=axes[0, 1], view=view)
     plot_rate_image(model, energy, axes[1, 0], relative=True, view=view)
     if model.is_radial:
         plot_error(model, ax=axes[1, 1], view=view)

@@ -20,6 +20,8 @@ from gammapy_accmaker.acceptance.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.acceptance.search import Fitted, fit_until_stable, warn_of_excess
+from gammapy_accmaker.acceptance.source_fit import fit_beside_sources
+from gammapy_accmaker.acceptance.sources import check_in_fields, fitted_sources, make_source_table, warn_of_sources
 from gammapy_accmaker.camera.bins import CountsBins, merge_bins
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.kinds import FitSettings, SplineOptions
@@ -27,11 +29,13 @@ from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
+from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.base import NOT_CONVERGED, AdaptedRun, RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts, add_up, sum_counts
 from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.models.pooled import AzimuthBinned, ZenithBinned, ZenithInterpolated
+from gammapy_accmaker.models.source_terms import AmplitudeFit
 from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.describe import counted, in_thousands
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
@@ -41,6 +45,7 @@ __all__ = [
     "fit_groups",
     "fit_acceptance",
     "fit_runs",
+    "fit_runs_and_sources",
     "is_grouped",
     "make_run_table",
     "run_keys",
@@ -123,6 +128,7 @@ def fit_acceptance(
     config=None,
     *,
     exclusion=None,
+    sources=None,
     n_jobs=None,
     parallel_backend=None,
     plan=None,
@@ -142,6 +148,10 @@ def fit_acceptance(
         Options; their defaults where it is None.
     exclusion : sky region, region file, mask map, or a list of these, optional
         Left out of the fit, in addition to the exclusion of the configuration.
+    sources : `~gammapy.modeling.models.Models`, `~gammapy.modeling.models.SkyModel`, path, or a list of these, optional
+        Gamma-ray sources that stand in the likelihood of the fit beside the background, in addition to those of the
+        configuration: they need not be excluded. The amplitude (or norm) of a source is fitted, in bands of energy,
+        unless it is frozen; all else of it stays as given.
     n_jobs : int, optional
         Processes that reduce the observations and fit the spline model; gammapy's default. The answer is the same.
     parallel_backend : {"multiprocessing", "ray"}, optional
@@ -183,8 +193,8 @@ def fit_acceptance(
         plan.check_settings(config)
         plan = None  # of one group, which is what the fit makes of the runs anyway
     observations, execution = as_observations(observations), Execution.of(n_jobs, parallel_backend)
-    reduction = Reduction.of(config, exclusion)
-    say_without_exclusion(config, reduction.exclusion)
+    reduction = Reduction.of(config, exclusion, sources)
+    say_without_exclusion(config, reduction.exclusion, reduction.sources)
 
     warned = False
 
@@ -214,14 +224,14 @@ def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
         )
 
 
-def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion) -> None:
-    """One warning where a fit leaves no part of the sky out."""
+def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion, sources: SourceList) -> None:
+    """One warning where a fit leaves no part of the sky out, and knows of no source."""
     options = config.exclusion
-    if exclusion.is_empty and options.iterative is None and options.wobble_half is False:
+    if exclusion.is_empty and not len(sources) and options.iterative is None and options.wobble_half is False:
         log.warning(
             f"exclusion: nothing is excluded: {WITHOUT_EXCLUSION}, in the fit and in the effects of each run; give "
-            "their regions as `exclusion`, or set `exclusion: {iterative: {}}` to look for them. Runs on fields "
-            "without sources need none."
+            "their regions as `exclusion`, or their models as `sources`, or set `exclusion: {iterative: {}}` to look "
+            "for them. Runs on fields without sources need none."
         )
 
 
@@ -270,12 +280,17 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
     if plan is None and is_grouped(config):
         plan = make_plan(runs, config)
         warn_missed(plan, config)
-    rate_model = fit_runs(runs, bins, config, plan, execution=execution)
+    check_in_fields(reduction.sources, runs, config.offset_max.deg)
+    rate_model, source_fit = fit_runs_and_sources(runs, bins, config, plan, execution=execution)
+    source_table = make_source_table(reduction.sources, source_fit, runs, bins.energy_edges)
+    warn_of_sources(source_table)
+    runs = [run.with_amplitudes(source_fit) for run in runs]
     say_how_it_ended(rate_model, start)
     warn_of_poor_fit(rate_model, config)
     adapted = [rate_model.adapt(run, bins, config.run_effects.settings, k) for k, run in enumerate(runs)]
     run_table = make_run_table(rate_model, runs, adapted, failures, config)
-    parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion}
+    parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion, "source_table": source_table}
+    parts["known_sources"] = fitted_sources(reduction.sources, source_fit, bins.energy_edges)
     model = AcceptanceModel(rate_model, config.without_files(), run_table, **parts)
     return Fitted(model, runs, [one.model for one in adapted], bins.energy_edges)
 
@@ -294,6 +309,18 @@ def fit_runs(
     execution: Execution = SERIAL,
 ) -> RateModel:
     """Model fitted to reduced runs, in the groups of a plan, which is made of them by default."""
+    return fit_runs_and_sources(runs, bins, config, plan, execution=execution)[0]
+
+
+def fit_runs_and_sources(
+    runs: list[ReducedRun],
+    bins: CountsBins,
+    config: AcceptanceConfig,
+    plan: GroupPlan | None = None,
+    *,
+    execution: Execution = SERIAL,
+) -> tuple[RateModel, AmplitudeFit | None]:
+    """The same, and the amplitudes of the sources of the runs; None where no run has any."""
     settings = FitSettings(
         config.run_effects.settings,
         follows_zenith=config.zenith.type == "continuous",
@@ -301,17 +328,30 @@ def fit_runs(
         in_wide_bins=isinstance(config.fit_energy, u.Quantity),
     )
 
-    def fit_one(group):
-        return config.model.fit(group, bins, settings, execution)
+    if not is_grouped(config):
+        plan = None
+    elif plan is None:
+        plan = make_plan(runs, config)
 
-    if is_grouped(config):
-        plan = make_plan(runs, config) if plan is None else plan
-        rate_model = fit_groups(runs, plan, config, fit_one)
+    def fit(counts):
+        """To the counts of some slices in place of their own, by the number of the slice."""
+
+        def fit_one(group):
+            group = [run.with_counts(counts) for run in group] if counts else group
+            return config.model.fit(group, bins, settings, execution)
+
+        return fit_one(runs) if plan is None else fit_groups(runs, plan, config, fit_one)
+
+    found = None
+    if not any(run.has_sources for run in runs):
+        rate_model = fit({})
+    elif config.model.fits_sources:
+        rate_model, found = config.model.fit_with_sources(runs, bins, settings, config.sources.bands, execution)
     else:
-        rate_model = fit_one(runs)
+        rate_model, found = fit_beside_sources(runs, bins, fit, config.sources.bands, settings.effects)
     if rate_model.not_converged:
         log.warning(f"model: {rate_model.not_converged}")
-    return rate_model
+    return rate_model, found
 
 
 def make_profile_edges(runs, bins, config) -> np.ndarray | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
+from astropy.coordinates import SkyCoord
 from gammapy.data import Observation
 from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
 from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
@@ -27,15 +29,17 @@ from gammapy_accmaker.acceptance.fit import (
 from gammapy_accmaker.acceptance.kept import KeptRuns, kept_by_run
 from gammapy_accmaker.acceptance.matched import fit_matched
 from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exclusion
+from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exclusion, make_sources
+from gammapy_accmaker.acceptance.sources import beyond_fields
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import in_good_time, run_key
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, warn_of_notes, warn_outside_gti
-from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.observations import as_observations, pointing_icrs
 from gammapy_accmaker.data.reduced_run import ReducedRun
+from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
 from gammapy_accmaker.models.base import NOT_CONVERGED, RateModel, ScaledModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
@@ -66,6 +70,12 @@ class AcceptanceBackgroundMaker(Maker):
     exclusion : sky region, region file, mask map, or a list of these, optional
         Sky positions left out of fit, run effects and renormalisation, in addition to those of the configuration and to
         those that the fit of ``model`` left out. A mask is False where excluded.
+    sources : `~gammapy.modeling.models.Models`, `~gammapy.modeling.models.SkyModel`, path, or a list of these, optional
+        Gamma-ray sources that stand in the likelihood beside the background, in the fit and in the effects of runs, in
+        addition to those of the configuration and to those of the fit of ``model``: they need not be excluded. The
+        amplitude (or norm) of a source is fitted with the model, in bands of energy, unless it is frozen; where a model
+        is only applied, sources that its fit did not know are taken as given. The background that is filled is without
+        them.
 
     Examples
     --------
@@ -78,7 +88,7 @@ class AcceptanceBackgroundMaker(Maker):
 
     tag = "AcceptanceBackgroundMaker"
 
-    def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None):
+    def __init__(self, config=None, *, model: AcceptanceModel | None = None, exclusion=None, sources=None):
         self._asked = _options_asked_for(config)
         self._model = self._given_model = None if model is None else _checked_model(model)
         self.config = AcceptanceConfig.coerce(config) if model is None else _options_with_model(model, self._asked)
@@ -87,6 +97,7 @@ class AcceptanceBackgroundMaker(Maker):
         self._read_covariates()
         self._given = make_exclusion(self.config, exclusion)
         self._kept = KeptRuns()
+        self._given_sources = make_sources(self.config, sources)
 
     @property
     def is_fitted(self) -> bool:
@@ -179,27 +190,48 @@ class AcceptanceBackgroundMaker(Maker):
             off_observations = as_observations(off_observations, "off_observations")
         config = self.config.without_files()  # they were read when the maker was made
         given = self._with_that_of(self._given_model)  # what an earlier fit of this maker found is looked for again
+        sources = self._sources_with(self._given_model).as_free()
         reading = {"execution": Execution.of(n_jobs, parallel_backend), "cache": cache, "on_error": on_error}
         if matched:
             self._set_model(
-                fit_matched(observations, off_observations, config, exclusion=given, matches=matches, **reading)
+                fit_matched(
+                    observations, off_observations, config, exclusion=given, sources=sources, matches=matches, **reading
+                )
             )
         else:
             fitted = observations if off_observations is None else off_observations
+            elsewhere = SourceList()
+            if off_observations is not None:  # what they do not see is known to the ON runs alone, as it is given
+                elsewhere = self._beyond(off_observations, sources)
             self._set_model(
                 fit_acceptance(
                     fitted,
                     config,
                     exclusion=given,
+                    sources=sources.without(elsewhere.names),
                     n_jobs=n_jobs,
                     parallel_backend=parallel_backend,
                     cache=cache,
                     on_error=on_error,
                 )
             )
+            if len(elsewhere):
+                known = self.model.known_sources + elsewhere
+                self._set_model(replace(self.model, known_sources=known))
             if off_observations is not None:
                 self._add_to_run_table(observations, reading)
         return self
+
+    def _beyond(self, observations, sources):
+        """The sources outside of the fields of observations; one without a pointing is named by the fit."""
+        site, pointings = self.config.observatory_location, []
+        for observation in observations:
+            with suppress(Exception):
+                pointings.append(pointing_icrs(observation, site))
+        if not pointings:
+            return SourceList()
+        far = beyond_fields(sources, SkyCoord(pointings), self.config.offset_max.deg)
+        return sources.without(set(sources.names) - set(far))
 
     def _add_to_run_table(self, observations, reading):
         """The effects of runs that the model was not fitted to."""
@@ -222,6 +254,11 @@ class AcceptanceBackgroundMaker(Maker):
         """All that is left out of a run's effects and of the renormalisation:
         what was given, and what the fit left out."""
         return self._with_that_of(self._model)
+
+    def _sources_with(self, model):
+        """The sources of the fit of a model, and those that were given and that it did not know."""
+        known = SourceList() if model is None else model.known_sources
+        return known + self._given_sources.without(known.names)
 
     def _with_that_of(self, model):
         """What was given, and what the fit of a model left out."""
@@ -264,7 +301,8 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _reduction(self) -> Reduction:
         """Of runs that the model is applied to; the files of the configuration were read when the maker was made."""
-        return Reduction(self.config, make_bins(self.config), self.exclusion)
+        sources = self._sources_with(self._model).as_given()
+        return Reduction(self.config, make_bins(self.config), self.exclusion, sources)
 
     @kept_by_run
     def _apply(self, observation) -> _AppliedModel:

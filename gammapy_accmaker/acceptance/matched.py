@@ -20,11 +20,13 @@ from gammapy_accmaker.acceptance.fit import (
 )
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.acceptance.reduction import Reduction
+from gammapy_accmaker.acceptance.sources import make_source_table
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.options import MatchingOptions
 from gammapy_accmaker.data.matching import match_observations
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
+from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import AcceptanceError, FitError, InputError
 from gammapy_accmaker.models.fit_counts import sum_counts
 from gammapy_accmaker.models.pooled import ModelPerRun
@@ -43,6 +45,7 @@ def fit_matched(
     config: AcceptanceConfig,
     *,
     exclusion,
+    sources,
     matches,
     execution: Execution,
     cache=None,
@@ -56,14 +59,16 @@ def fit_matched(
     config : `AcceptanceConfig`
     exclusion, cache, on_error
         As for `fit_acceptance`.
+    sources : `SourceList`
+        Their fluxes are taken as given: no fit sees ON and OFF runs together.
     execution : `Execution`
     matches : `~astropy.table.Table` or None
         What `match_observations` returned; without it the ``matching`` options are used.
     """
     on, off = as_observations(observations), as_observations(off_observations, "off_observations")
-    reduction = Reduction.of(config, exclusion)
+    reduction = Reduction.of(config, exclusion, SourceList.of(sources).as_given())
     bins = reduction.bins
-    say_without_exclusion(config, reduction.exclusion)
+    say_without_exclusion(config, reduction.exclusion, reduction.sources)
     matches = (
         _match(on, off, config.matching or MatchingOptions(), config) if matches is None else _checked(matches, on)
     )
@@ -124,8 +129,10 @@ def fit_matched(
     is_used = np.array([k in usable for k in matches["OFF_PLACE"]], dtype=bool)
     run_table = stack_run_tables([off_table, on_table])
     return AcceptanceModel(
-        rate_model, config.without_files(), run_table, matches[is_used], exclusion=reduction.exclusion
-    )
+        rate_model, config.without_files(), run_table, matches[is_used], exclusion=reduction.exclusion,
+        known_sources=reduction.sources,
+        source_table=make_source_table(reduction.sources, None, [*off_runs, *on_runs], bins.energy_edges),
+    )  # fmt: skip
 
 
 def _key(observation, run, reduction):

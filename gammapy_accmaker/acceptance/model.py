@@ -11,13 +11,16 @@ import astropy.units as u
 import numpy as np
 import yaml
 from astropy.table import Table
+from gammapy.modeling.models import Models
 from regions import CircleSkyRegion
 
 from gammapy_accmaker.acceptance.plan import GroupPlan
 from gammapy_accmaker.acceptance.run_table import describe_columns
+from gammapy_accmaker.acceptance.sources import describe_sources
 from gammapy_accmaker.camera.bins import as_values
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel, describe_cos_zenith
 from gammapy_accmaker.models.binned import BinnedModel
@@ -54,8 +57,9 @@ STORED: tuple[type[RateModel], ...] = (
     ZenithInterpolated,
 )
 
-PLAN, FIT_COUNTS, EXCLUSION = "plan/", "fit_counts/", "exclusion/"  # before the names of their arrays in a file
-EXTRA_TABLES = ("matches", "found")
+# before the names of their arrays in a file
+PLAN, FIT_COUNTS, EXCLUSION, SOURCES = "plan/", "fit_counts/", "exclusion/", "sources/"
+EXTRA_TABLES = ("matches", "found", "source_table")
 
 
 def _to_text(table):
@@ -95,6 +99,13 @@ class AcceptanceModel:
     exclusion : `Exclusion`
         Sky regions and masks that the fit left out, those of files and what was found included. A maker that is built
         on the model leaves them out too.
+    known_sources : `SourceList`
+        Gamma-ray sources that stood in the likelihood beside the background, with their fitted amplitudes. A maker that
+        is built on the model takes them into account.
+    source_table : `~astropy.table.Table`
+        One row for each of them and band of energy (E_MIN, E_MAX): whether its amplitude was FREE, the AMPLITUDE as a
+        factor on the flux of the model, its error, its expected COUNTS in the runs, the share of the INFORMATION on the
+        amplitude that is left once the background is fitted with it, and a FLAG.
 
     Examples
     --------
@@ -111,11 +122,19 @@ class AcceptanceModel:
     plan: GroupPlan | None = None
     fit_counts: FitCounts | None = None
     exclusion: Exclusion = field(default_factory=Exclusion)
+    known_sources: SourceList = field(default_factory=SourceList)
+    source_table: Table = field(default_factory=Table)
 
     def __post_init__(self):
         # text is what scripts of earlier versions give
         object.__setattr__(self, "config", AcceptanceConfig.from_yaml(self.config))
         describe_columns(self.run_table)
+
+    @property
+    def sources(self) -> Models:
+        """Known sources of the fit with the fluxes that were given (`~gammapy.modeling.models.Models`); what was fitted
+        of them is in ``source_table``."""
+        return self.known_sources.models
 
     @property
     def found_regions(self) -> list[CircleSkyRegion]:
@@ -328,6 +347,9 @@ class AcceptanceModel:
             arrays |= {FIT_COUNTS + name: values for name, values in self.fit_counts.to_arrays().items()}
         texts["exclusion"], masks = self.exclusion.to_arrays()
         arrays |= {EXCLUSION + name: values for name, values in masks.items()}
+        if len(self.known_sources):
+            texts["sources"], templates = self.known_sources.to_arrays()
+            arrays |= {SOURCES + name: values for name, values in templates.items()}
         write_model_file(as_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
@@ -353,9 +375,9 @@ class AcceptanceModel:
         """
         arrays, texts, run_table = read_model_file(as_path(path))
         try:
-            planned, summed, masks = (
+            planned, summed, masks, templates = (
                 {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
-                for prefix in (PLAN, FIT_COUNTS, EXCLUSION)
+                for prefix in (PLAN, FIT_COUNTS, EXCLUSION, SOURCES)
             )
             rate_model = {cls.kind: cls for cls in STORED}[texts["kind"]].from_arrays(arrays)
             plan = GroupPlan.from_arrays(planned) if planned else None
@@ -371,6 +393,7 @@ class AcceptanceModel:
             else:
                 config, exclusion = _without_files(texts["config"], path), Exclusion()
             fitted = AcceptanceConfig.from_yaml(config)
+            extra["known_sources"] = SourceList.from_arrays(texts.get("sources", "[]"), templates)
             return cls(rate_model, fitted, run_table, plan=plan, fit_counts=fit_counts, exclusion=exclusion, **extra)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
@@ -472,6 +495,7 @@ class AcceptanceModel:
             ("runs", self._runs_in_words()),
             ("events", self._events_in_words()),
             ("exclusion", self._excluded_in_words()),
+            *(("source", line) for line in describe_sources(self.source_table)),
             ("fit", model.convergence),
             ("goodness", describe_goodness(model.goodness) if model.goodness else ""),
         ]
@@ -561,7 +585,7 @@ class AcceptanceModel:
             parts.append(
                 f"{len(self.found)} of them found in the data" if len(self.found) else "nothing found in the data"
             )
-        if not parts and len(self.run_table):
+        if not parts and len(self.run_table) and not len(self.known_sources):
             return f"none; {WITHOUT_EXCLUSION}"
         return ", ".join(parts) if parts else "none"
 

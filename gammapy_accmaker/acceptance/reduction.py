@@ -25,6 +25,7 @@ from gammapy_accmaker.data.grouping import zenith_cells
 from gammapy_accmaker.data.observations import read_files
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.data.region_files import catalog_regions
+from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.utils.arguments import check_choice
 from gammapy_accmaker.utils.parallel import SERIAL, Execution, ProcessDiedError
@@ -34,6 +35,7 @@ __all__ = [
     "Reduction",
     "make_bins",
     "make_exclusion",
+    "make_sources",
 ]
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,11 @@ def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:
         circles = catalog_regions(**dict(options.catalog))
         items.append(Exclusion(circles, options.margin, options.catalog.path.name))
     return Exclusion([options.regions, *items, exclusion], options.margin)
+
+
+def make_sources(config: AcceptanceConfig, sources=None) -> SourceList:
+    """Sources of the file that the configuration names, and what is given besides them."""
+    return SourceList.of([*config.sources.files(), SourceList.of(sources)])
 
 
 @contextmanager
@@ -84,16 +91,20 @@ class Reduction:
         Of energy and field of view.
     exclusion : `Exclusion`
         Left out of counts and exposure of all runs.
+    sources : `SourceList`
+        Whose counts in the field of view of each run are worked out.
     """
 
     config: AcceptanceConfig
     bins: CountsBins
     exclusion: Exclusion
+    sources: SourceList = SourceList()
 
     @classmethod
-    def of(cls, config: AcceptanceConfig, exclusion=None) -> Reduction:
-        """The bins that a configuration asks for, its exclusion, whose files are read, and what is given besides it."""
-        return cls(config, make_bins(config), make_exclusion(config, exclusion))
+    def of(cls, config: AcceptanceConfig, exclusion=None, sources=None) -> Reduction:
+        """The bins that a configuration asks for, its exclusion and its sources, whose files are read, and what is
+        given besides them."""
+        return cls(config, make_bins(config), make_exclusion(config, exclusion), make_sources(config, sources))
 
     def run_exclusion(self, observation) -> Exclusion:
         """The exclusion and what is left out of this run alone."""
@@ -141,6 +152,7 @@ class Reduction:
                 needs_zenith=config.needs_zenith,
                 covariates=self._keywords,
                 track=track,
+                sources=self.sources,
             )
         if not any(part.exposure.any() for part in run.slices):
             raise ObservationError(
@@ -186,7 +198,8 @@ class Reduction:
 
     def open_cache(self, folder) -> RunCache:
         """The cache of the runs that this reduces, in a folder."""
-        return RunCache.open(folder, self.fingerprint, (len(self.bins.energy_edges) - 1, self.bins.fov.size))
+        shape = len(self.bins.energy_edges) - 1, self.bins.fov.size
+        return RunCache.open(folder, self.fingerprint, shape, responses=len(self.sources) > 0)
 
     @property
     def fingerprint(self) -> str:
@@ -203,6 +216,7 @@ class Reduction:
             config.time_step_seconds,
             config.observatory_location,
             self._keywords,
+            self.sources.sources,
         )
 
     @property

@@ -23,9 +23,11 @@ from gammapy_accmaker.config.options import (
     ExclusionOptions,
     FovRenormalization,
     InterpolatedZenith,
+    KnownSources,
     MatchingOptions,
     NoAzimuth,
     NoRenormalization,
+    NoSources,
     NoZenith,
     RingRenormalization,
     RunEffectsOptions,
@@ -93,6 +95,8 @@ class AcceptanceConfig(Options):
         What the maker scales the background of a dataset by: none, fov, ring or adaptive_ring.
     exclusion : mapping
         Parts of the sky that the fit leaves out.
+    sources : mapping
+        Gamma-ray sources that stand in the likelihood of the fit beside the background: none, or models of a file.
     matching : mapping
         For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs,
         same.
@@ -125,6 +129,7 @@ class AcceptanceConfig(Options):
         Field(discriminator="type"),
     ] = NoRenormalization()
     exclusion: ExclusionOptions = ExclusionOptions()
+    sources: Annotated[NoSources | KnownSources, Field(discriminator="type")] = NoSources()
     matching: MatchingOptions | None = None
     observatory_location: Location | None = None
 
@@ -371,7 +376,7 @@ class AcceptanceConfig(Options):
         return type(self).coerce({name: getattr(self, name) for name in type(self).model_fields} | changes)
 
     def without_files(self) -> AcceptanceConfig:
-        """A copy that names no file of an exclusion: a fitted model holds what was in them.
+        """A copy that names no file of an exclusion or of sources: a fitted model holds what was in them.
 
         Returns
         -------
@@ -384,7 +389,9 @@ class AcceptanceConfig(Options):
         True
         """
         nothing = dict.fromkeys(("regions", "mask", "catalog"))
-        return self.model_copy(update={"exclusion": self.exclusion.model_copy(update=nothing)})
+        exclusion = self.exclusion.model_copy(update=nothing)
+        sources = self.sources.model_copy(update={"models": None}) if self.sources.files() else self.sources
+        return self.model_copy(update={"exclusion": exclusion, "sources": sources})
 
     def __repr__(self):
         """The call that makes it: what is no default."""

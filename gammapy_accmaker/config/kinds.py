@@ -25,8 +25,9 @@ from gammapy_accmaker.models.parametric.fit import fit_parametric
 from gammapy_accmaker.models.parametric.function import PYTHON, check_shared, describe_function, rate_function
 from gammapy_accmaker.models.parametric.model import ParametricModel
 from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
+from gammapy_accmaker.models.source_terms import AmplitudeFit
 from gammapy_accmaker.models.spline.cells import in_pixels
-from gammapy_accmaker.models.spline.fit import fit_spline
+from gammapy_accmaker.models.spline.fit import fit_spline_and_sources
 from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.utils.parallel import SERIAL, Execution, as_bytes
 
@@ -76,6 +77,8 @@ class ModelOptions(Options):
         The model that takes the others.
     adapts_in_own_bins : bool
         Whether a model is adapted to a run in the bins of its fit alone, so that these cannot be changed later.
+    fits_sources : bool
+        Whether its fit takes sources beside the background, see `fit_with_sources`; others are fitted to counts alone.
     remedy : str
         What to do where a fit does not describe its counts.
     """
@@ -83,6 +86,7 @@ class ModelOptions(Options):
     takes: ClassVar[dict[str, tuple[str, ...]]] = {}
     else_use: ClassVar[str] = ""
     adapts_in_own_bins: ClassVar[bool] = False
+    fits_sources: ClassVar[bool] = False
     remedy: ClassVar[str] = "use finer offset_bins and fit_energy, or the model 'spline'"
 
     @property
@@ -122,6 +126,17 @@ class ModelOptions(Options):
     ) -> RateModel:
         """Fit one model to all of some runs, which were reduced in ``bins``."""
 
+    def fit_with_sources(
+        self,
+        runs: Sequence[ReducedRun],
+        bins: CountsBins,
+        settings: FitSettings,
+        n_band: int,
+        execution: Execution = SERIAL,
+    ) -> tuple[RateModel, AmplitudeFit | None]:
+        """The same beside the sources of the runs, and their amplitudes in ``n_band`` bands of energy at most."""
+        raise NotImplementedError
+
 
 class SplineOptions(ModelOptions):
     """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
@@ -133,6 +148,7 @@ class SplineOptions(ModelOptions):
     takes: ClassVar[dict[str, tuple[str, ...]]] = {"zenith": ("none", "continuous"), "azimuth": ("none",)}
     else_use: ClassVar[str] = "'radial' or 'grid'"
     adapts_in_own_bins: ClassVar[bool] = True
+    fits_sources: ClassVar[bool] = True
 
     type: Literal["spline"] = "spline"
     covariates: list[str] = ["MUONEFF"]
@@ -163,8 +179,18 @@ class SplineOptions(ModelOptions):
     def fit(
         self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
     ) -> SplineRate:
+        return self.fit_with_sources(runs, bins, settings, 1, execution)[0]
+
+    def fit_with_sources(
+        self,
+        runs: Sequence[ReducedRun],
+        bins: CountsBins,
+        settings: FitSettings,
+        n_band: int,
+        execution: Execution = SERIAL,
+    ) -> tuple[SplineRate, AmplitudeFit | None]:
         inside = bins.inside
-        model = fit_spline(
+        model, sources = fit_spline_and_sources(
             (in_pixels(run, inside) for run in runs),
             bins.energy_edges,
             *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
@@ -174,8 +200,9 @@ class SplineOptions(ModelOptions):
             zenith=settings.follows_zenith,
             covariates=tuple(name for name in self.keywords if any(name in run.covariates for run in runs)),
             starmap=execution.starmap("Fit of the spline model"),
+            n_band=n_band,
         )
-        return SplineRate(model)
+        return SplineRate(model), sources
 
 
 class _PooledOptions(ModelOptions):

@@ -47,6 +47,9 @@ __all__ = [
     "FovRenormalization",
     "MatchingOptions",
     "NoRenormalization",
+    "NoSources",
+    "KnownSources",
+    "DEFAULT_BANDS",
     "RingRenormalization",
     "RunEffectsOptions",
 ]
@@ -462,6 +465,51 @@ class AdaptiveRingRenormalization(Options):
     threshold_alpha: float = 0.1
     theta: OneAngle = "0.22 deg"
     method: Literal["fixed_width", "fixed_r_in"] = "fixed_width"
+
+
+DEFAULT_BANDS = 3
+
+
+class NoSources(Options):
+    """No sources in the likelihood of the fit, but those that are given to it as an argument."""
+
+    type: Literal["none"] = "none"
+
+    @property
+    def bands(self) -> int:
+        """Bands of energy in which a source that is given has an amplitude of its own, at most."""
+        return DEFAULT_BANDS
+
+    def files(self) -> list[Path]:
+        """All files that are named."""
+        return []
+
+
+class KnownSources(Options):
+    """Gamma-ray sources that stand in the likelihood of the fit beside the background, so that it does not eat them.
+
+    Attributes
+    ----------
+    models : path
+        Models file of gammapy; null: those that are given as an argument. The amplitude (or norm) of a source is fitted
+        unless it is frozen; all else of it stays as it is.
+    bands : int
+        Bands of energy, with about as many expected counts each, in which a source has an amplitude of its own.
+    """
+
+    type: Literal["models"] = "models"
+    models: OnePath | None = None
+    bands: Annotated[int, Field(ge=1)] = DEFAULT_BANDS
+
+    @model_validator(mode="after")
+    def _file_exists(self):
+        if self.models is not None and not self.models.is_file():
+            raise ValueError(f"there is no file {self.models}; give the path of a models file of gammapy")
+        return self
+
+    def files(self) -> list[Path]:
+        """All files that are named."""
+        return [] if self.models is None else [self.models]
 
 
 class MatchingOptions(Options):

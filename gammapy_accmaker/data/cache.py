@@ -31,6 +31,7 @@ from gammapy_accmaker.data.observations import event_locations
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
 from gammapy_accmaker.data.sky_counts import SkyCounts
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.source_terms import CountsPatch
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.utils.run_key import RunKey, run_label
@@ -111,6 +112,7 @@ def _content(value):
 FORMAT = "gammapy_accmaker run"
 FORMAT_VERSION = 7  # raised when what a reduction gives, or how it is stored, changes
 MAX_BYTES = 2**30
+RESPONSES = ("aeff", "edisp", "psf")  # that the counts of sources follow from
 NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
 
 
@@ -121,13 +123,14 @@ class RunCache:
     folder: Path
     settings: str
     shape: tuple[int, int]
+    responses: bool = False
 
     @classmethod
-    def open(cls, folder, settings: str, shape: tuple[int, int]) -> RunCache:
+    def open(cls, folder, settings: str, shape: tuple[int, int], responses: bool = False) -> RunCache:
         """A cache in a folder, which is made.
 
         ``settings``: fingerprint of all that a reduction depends on besides the observation; ``shape``: of the counts
-        of a slice.
+        of a slice; ``responses``: whether the responses of the run are read too.
         """
         folder = as_path(folder, "cache")
         try:
@@ -137,7 +140,7 @@ class RunCache:
                 f"cache: {folder} cannot be made a folder ({error}); give one that can be written"
             ) from error
         used = version("gammapy_accmaker"), version("gammapy"), FORMAT_VERSION, settings
-        return cls(folder.absolute(), fingerprint(used), shape)
+        return cls(folder.absolute(), fingerprint(used), shape, responses)
 
     def get(self, observation) -> ReducedRun | None:
         """A reduced run, where its files, its settings and what was changed in memory are the same; else None."""
@@ -164,7 +167,7 @@ class RunCache:
             return
         arrays = _to_arrays(run)
         primary = fits.PrimaryHDU()
-        state = {"files": _file_state(observation), "memory": in_memory(observation)}
+        state = {"files": self._file_state(observation), "memory": in_memory(observation)}
         primary.header.update({"FORMAT": FORMAT, "VERSION": FORMAT_VERSION, "DIGEST": _digest(arrays, state)})
         hdus = [fits.ImageHDU(values if values.size else None, name=name) for name, values in arrays.items()]
         text = np.frombuffer(json.dumps(state).encode(), dtype="u1")
@@ -179,6 +182,8 @@ class RunCache:
         locations, chosen = event_locations(observation), observation.obs_filter
         changed = any(isinstance(value, EventList) for value in vars(observation).values())
         if not any(one.hdu_class == "events" for one in locations) or changed or chosen.event_filters:
+            return None
+        if self.responses and any(vars(observation).get(name) is not None for name in RESPONSES):
             return None
         where = sorted((one.hdu_class, str(one.path().absolute()), str(one.hdu_name)) for one in locations)
         times = chosen.time_filter, getattr(chosen, "inverted_time", False)
@@ -201,15 +206,18 @@ class RunCache:
         if digest != _digest(arrays, state):
             raise InputError("its checksum does not fit")
         changed = in_memory(observation).items() - state["memory"].items()
-        if changed or state["files"] != _file_state(observation):
+        if changed or state["files"] != self._file_state(observation):
             return None
         return _from_arrays(arrays, run_label(observation.obs_id), self.shape)
 
-
-def _file_state(observation):
-    """Size and time of each file that is read."""
-    paths = sorted({one.path().absolute() for one in event_locations(observation)})
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    def _file_state(self, observation):
+        """Size and time of each file that is read."""
+        locations = event_locations(observation)
+        if self.responses:
+            given = (vars(observation).get(f"_{name}_hdu") for name in RESPONSES)
+            locations += [one for one in given if one is not None]
+        paths = sorted({one.path().absolute() for one in locations})
+        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def in_memory(observation) -> dict[str, str]:
@@ -241,6 +249,7 @@ def _to_arrays(run):
         "COUNTS": np.concatenate([part.data for part in counts]).astype("i4"),
         "EXPOSURE": np.array([part.exposure for part in slices], dtype="f8"),
         **_displacements(slices),
+        **_patches(slices),
         "VALUES": np.array(
             [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
             dtype="f8",
@@ -249,6 +258,33 @@ def _to_arrays(run):
         "START": np.array([run.key.start, *run.key.pointing], dtype="f8"),
         "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
     }
+
+
+def _patches(slices):
+    """What sources add to each slice: of known flux first, then of each that is free; where there are some."""
+    if all(part.signal is None and not part.sources for part in slices):
+        return {}
+    patches: list[CountsPatch] = []
+    for part in slices:
+        patches += [part.signal or CountsPatch.nothing(part.counts.shape), *part.sources]
+    return {
+        "PATCHES": np.array([len(patch.columns) for patch in patches], dtype="i4"),
+        "COLUMNS": np.concatenate([patch.columns for patch in patches]).astype("i4"),
+        "SOURCES": np.concatenate([patch.values for patch in patches], axis=1).astype("f4"),
+    }
+
+
+def _read_patches(arrays, n_slice, shape):
+    """Signal and sources of each slice, the inverse of `_patches`."""
+    if "PATCHES" not in arrays:
+        return [(None, ())] * n_slice
+    ends = np.cumsum(arrays["PATCHES"])[:-1]
+    values = np.split(arrays["SOURCES"].astype(np.float32).reshape(shape[0], -1), ends, axis=1)
+    columns = np.split(arrays["COLUMNS"].astype(np.int32), ends)
+    patches = [CountsPatch(c, v, shape[1]) for c, v in zip(columns, values, strict=True)]
+    each = len(patches) // n_slice
+    own = [patches[k : k + each] for k in range(0, len(patches), each)]
+    return [(first if len(first.columns) else None, tuple(others)) for first, *others in own]
 
 
 def _displacements(slices):
@@ -300,8 +336,9 @@ def _from_arrays(arrays, label, shape):
     displacements = [own if own.any() else None for own in arrays.get("DISPLACEMENT", [])]
     displacements = displacements or [None] * len(arrays["EXPOSURE"])
     key = RunKey(label, first, tuple(pointing))
-    for start, stop, exposure, displacement, values in zip(
-        ends - arrays["NUMBER"], ends, arrays["EXPOSURE"], displacements, arrays["VALUES"], strict=True
+    of_sources = _read_patches(arrays, len(ends), shape)
+    for start, stop, exposure, displacement, values, (signal, sources) in zip(
+        ends - arrays["NUMBER"], ends, arrays["EXPOSURE"], displacements, arrays["VALUES"], of_sources, strict=True
     ):
         row, column = np.divmod(index[start:stop], shape[1])
         matrix = csr_array((counts[start:stop], (row, column)), shape=shape)
@@ -314,5 +351,5 @@ def _from_arrays(arrays, label, shape):
             "covariates": covariates,
             **dict(zip(NUMBERS, numbers, strict=True)),
         }
-        slices.append(RunSlice(key=key, counts=matrix, **given))
+        slices.append(RunSlice(key=key, counts=matrix, signal=signal, sources=sources, **given))
     return ReducedRun(key, tuple(slices), notes=notes, sky=_sky_of(arrays), **texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
@@ -18,7 +18,10 @@ from gammapy_accmaker.data.notes import RunNotes, find_reach
 from gammapy_accmaker.data.observations import SITE_REMEDY, event_columns, named_site, observation_site, site_numbers
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
 from gammapy_accmaker.data.sky_counts import SkyCounts, sky_bands
+from gammapy_accmaker.data.source_counts import SourceOnSky, expected_on_sky
+from gammapy_accmaker.data.sources import NO_SOURCES, SourceList
 from gammapy_accmaker.errors import ObservationError
+from gammapy_accmaker.models.source_terms import CountsPatch, add_patches
 from gammapy_accmaker.utils.run_key import RunKey, run_label
 
 __all__ = [
@@ -37,6 +40,7 @@ SUBPOINTS = 5  # along each side of a bin that an exclusion touches
 RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
 POINTING_STEP = 60.0  # s, between the nodes of the track
 EVEN = 1e-6  # deg; a displacement below is rounding
+LOWEST_EVENTS = 1e-3  # of the events of a run, below whose energy nothing is expected of a source
 MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
 
 
@@ -137,6 +141,7 @@ def reduce_observation(
     needs_zenith: bool = False,
     covariates=(MUON_EFFICIENCY,),
     track: FovTrack | None = None,
+    sources: SourceList = NO_SOURCES,
 ) -> ReducedRun:
     """Counts and exposure of an observation in the field of view, slice by slice in time.
 
@@ -162,6 +167,8 @@ def reduce_observation(
         Keywords of the event header whose numbers are kept.
     track : `FovTrack`, optional
         `observation_track` of the observation, where it is known already. Rings, which do not turn, make a coarser one.
+    sources : `SourceList`
+        Gamma-ray sources whose counts are worked out from the responses of the run.
 
     Returns
     -------
@@ -171,7 +178,8 @@ def reduce_observation(
     Raises
     ------
     ObservationError
-        Where the observation has no good time, no location that is needed, or no usable events.
+        Where the observation has no good time, no location that is needed, or no usable events, or where responses that
+        the sources need are missing.
     """
     if bins.fov.is_radial:
         # rings do not notice how the field turns: what it costs to follow it is saved
@@ -200,6 +208,7 @@ def reduce_observation(
     parts = [part for part in parts if part.ontime > 0]
     bands = sky_bands(bins.energy_edges)
     sky = SkyCounts.of(track, parts, xyz, energy, bands, min(bins.offset_max, half_side))
+    lowest = float(np.quantile(energy, LOWEST_EVENTS))
     keep = ~exclusion.contains(xyz)
     dropped["excluded"] = int((~keep).sum())
     xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
@@ -212,6 +221,9 @@ def reduce_observation(
     dropped["out of range"] = int((~inside).sum())
     dropped["unexposed bin"] = 0
     live = _live_fraction(observation)
+    of_sources = _SourceCounts.of(observation, sources, track, bins, lowest)
+    if len(sources) and "psf" not in observation.available_irfs:
+        notes = replace(notes, without_psf=True)
 
     starts = [part.intervals[0, 0] for part in parts]
     number = np.searchsorted(starts[1:], seconds, side="right")
@@ -225,7 +237,8 @@ def reduce_observation(
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
         counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
         counts.sum_duplicates()
-        slices.append(_run_slice(key, part, counts, fraction, displacement, live, numbers))
+        one = _run_slice(key, part, counts, fraction, displacement, live, numbers)
+        slices.append(of_sources.added_to(one, part, exclusion, time_step))
     return ReducedRun(key, tuple(slices), numbers, dropped, notes, sky=sky)
 
 
@@ -246,6 +259,44 @@ def _run_slice(key, track, counts, fraction, displacement, live, covariates):
         pointing=_pointing(track),
         covariates=covariates,
     )
+
+
+@dataclass(frozen=True)
+class _SourceCounts:
+    """What sources add to a run: those that are in its field, on the sky."""
+
+    sources: SourceList
+    on_sky: list[SourceOnSky | None]
+    bins: CountsBins
+    seen: np.ndarray  # energy bins in which the run has events
+
+    @classmethod
+    def of(cls, observation, sources, track, bins, lowest):
+        # below the energies of all events they were cut, which the responses may not know; a source that is expected
+        # there would be refuted by it
+        seen = bins.energy_edges[1:] > lowest
+        if not len(sources):
+            return cls(sources, [], bins, seen)
+        reach = bins.fov.offset_max + track.pointing_drift
+        models = [source.model for source in sources]
+        return cls(sources, expected_on_sky(models, observation, track, bins.energy_edges, reach), bins, seen)
+
+    def added_to(self, part, track, exclusion, time_step):
+        """A slice with what the sources add to it: known fluxes in its signal, and units of those that are free."""
+        if not self.on_sky:
+            return part
+        bins, free, known = self.bins, [], []
+        middle = np.sqrt(bins.energy_edges[1:] * bins.energy_edges[:-1])
+        for source, on_sky in zip(self.sources, self.on_sky, strict=True):
+            patch = CountsPatch.nothing(part.counts.shape)
+            if on_sky is not None:
+                patch = on_sky.in_camera(track, part.livetime, part.exposure > 0, bins, exclusion, time_step)
+                patch = patch.scaled(self.seen)
+            if source.is_free:
+                free.append(patch)
+            else:
+                known.append(patch.scaled(source.factors(middle)))
+        return replace(part, signal=add_patches(known), sources=tuple(free))
 
 
 def _live_fraction(observation):

@@ -39,6 +39,8 @@ class RunNotes:
         Time in s that the intervals count more than once.
     reach : float
         Offset in deg beyond which the run has no events, though the model goes on; infinite where it has some.
+    without_psf : bool
+        Whether sources were folded with its responses, and there was no point spread function.
     """
 
     instrument: str = ""
@@ -48,6 +50,7 @@ class RunNotes:
     outside_gti: int = 0
     overlap: float = 0.0
     reach: float = np.inf
+    without_psf: bool = False
 
 
 def find_reach(offset: np.ndarray, offset_max: float) -> float:
@@ -76,6 +79,7 @@ def warn_of_notes(runs, offset_max: float) -> None:
             f"{max(moved.values()):.0f} km away"
         )
     warn_outside_gti(notes)
+    _warn_without_psf(notes)
     overlap = {k: one for k, one in notes.items() if one.overlap > 0}
     if overlap:
         log.warning(
@@ -91,6 +95,16 @@ def warn_of_notes(runs, offset_max: float) -> None:
             f"{_some(short)} have no events beyond an offset of {beyond}, but offset_max is {offset_max:g} deg: their "
             "field of view is smaller, or was cut, and the model spreads what they have over what they do not see; "
             "set `offset_max` to it"
+        )
+
+
+def _warn_without_psf(notes):
+    lacking = {k: one for k, one in notes.items() if one.without_psf}
+    if lacking:
+        log.warning(
+            f"sources: {_some(lacking)} have no point spread function, and none is applied: sources are taken as sharp "
+            "as their models, and what of them lies outside counts as background; add it to the DL3, or give models "
+            "that are as wide as the sources are seen"
         )
 
 

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from gammapy_accmaker.data.notes import RunNotes
 from gammapy_accmaker.data.sky_counts import SkyCounts
 from gammapy_accmaker.models.fit_counts import mean_displacement
+from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch, add_patches, sum_patches
 from gammapy_accmaker.utils.run_key import RunKey
 
 __all__ = ["ReducedRun", "RunSlice", "in_own_order"]
@@ -45,6 +46,10 @@ class RunSlice:
         matter.
     covariates : dict of float
         Those of the run, see `ReducedRun`.
+    signal : `CountsPatch` or None
+        Counts that gamma-ray sources of known flux add to those of the background.
+    sources : tuple of `CountsPatch`
+        Counts that each source with a free amplitude adds with the flux of its model.
     """
 
     key: RunKey
@@ -59,6 +64,12 @@ class RunSlice:
     pointing: tuple[float, float] = (np.nan, np.nan)
     displacement: np.ndarray | None = None
     covariates: dict[str, float] = field(default_factory=dict)
+    signal: CountsPatch | None = None
+    sources: tuple[CountsPatch, ...] = ()
+
+    def with_amplitudes(self, fit: AmplitudeFit) -> RunSlice:
+        """The same with what the sources add at fitted amplitudes in the signal."""
+        return replace(self, signal=fit.bands.signal(self.signal, self.sources, fit.values), sources=())
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,39 @@ class ReducedRun:
         """That of the slices, weighted by exposure, see `RunSlice`."""
         return self.slices[0].displacement if len(self.slices) == 1 else mean_displacement(self.slices)
 
+    @property
+    def has_sources(self) -> bool:
+        """Whether gamma-ray sources are known that may add to its counts."""
+        return any(part.sources or part.signal is not None for part in self.slices)
+
+    @property
+    def signal(self) -> CountsPatch | None:
+        """Counts that gamma-ray sources of known flux add in all slices."""
+        return add_patches([part.signal for part in self.slices])
+
+    def with_share(self, share: float) -> ReducedRun:
+        """The same with this share of what sources add, for a run of which only so many of its events are there."""
+
+        def scaled(patch):
+            return None if patch is None else patch.scaled(np.full(len(patch.values), share))
+
+        slices = (
+            replace(part, signal=scaled(part.signal), sources=tuple(map(scaled, part.sources))) for part in self.slices
+        )
+        return replace(self, slices=tuple(slices))
+
+    def with_counts(self, counts: dict[int, csr_array]) -> ReducedRun:
+        """The same with other counts in some of its slices, by their `id`."""
+        return replace(
+            self, slices=tuple(replace(part, counts=counts.get(id(part), part.counts)) for part in self.slices)
+        )
+
+    def with_amplitudes(self, fit: AmplitudeFit | None) -> ReducedRun:
+        """The same with what the sources add at fitted amplitudes in the signal; without a fit as it is."""
+        if fit is None:
+            return self
+        return replace(self, slices=tuple(part.with_amplitudes(fit) for part in self.slices))
+
     def whole(self) -> RunSlice:
         """The run as one slice, at its mean zenith angle and at the azimuth of the first."""
         if len(self.slices) == 1:
@@ -159,6 +203,8 @@ class ReducedRun:
             livetime=float(self.livetime),
             cos_zenith=self.cos_zenith,
             cos_zenith_range=self.cos_zenith_range,
+            signal=self.signal,
+            sources=tuple(map(sum_patches, zip(*(part.sources for part in self.slices), strict=True))),
         )
 
     def _sum(self, name):

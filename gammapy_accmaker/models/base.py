@@ -23,6 +23,7 @@ from gammapy_accmaker.models.norm_energy import (
     given_or_chosen_energies,
     late_flags,
 )
+from gammapy_accmaker.models.source_terms import add_patches, norm_beside
 from gammapy_accmaker.utils.run_key import RunKey
 
 __all__ = [
@@ -73,7 +74,7 @@ class AdaptedRun:
     model : `RateModel`
         Of the run.
     expected : float
-        Counts in the bins of the fit, outside of the exclusion.
+        Counts in the bins of the fit, outside of the exclusion, those of known sources included.
     norm, norm_error : float
     deviance : float
         Largest excess of the deviance over the field in any group of energies, in standard deviations.
@@ -317,7 +318,8 @@ class RateModel(ABC):
         Parameters
         ----------
         run : `ReducedRun`-like
-            Its ``slices``, see `expected_counts`, and their ``counts``, shape (energy, fov.size), sparse.
+            Its ``slices``, see `expected_counts`, their ``counts``, shape (energy, fov.size), sparse, and ``signal``,
+            what sources add to them (`CountsPatch` or None).
         bins : `CountsBins`
             Of the run.
         effects : `EffectSettings`
@@ -329,33 +331,64 @@ class RateModel(ABC):
         adapted : `AdaptedRun`
         """
         in_bins, counted = self.expected_counts(run.slices, bins.energy_edges, bins.fov), add_up(run.slices)
-        expected, counts = in_bins.sum(1), counted.sum(1)
-        norm, error, energies, flags, judged = 1.0, 0.0, NO_ENERGIES, [], slice(None)
-        if effects.kind == "norm":
-            scatter = [s for p in run.slices for s in self.at_azimuth(p.azimuth).run_scatter_at(p.cos_zenith)]
-            # a model that was made elsewhere knows of no runs, but it has a threshold as well
-            scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
-            energies = given_or_chosen_energies(effects.norm_energy, scatter, counts, bins.energy_edges)
-            if effects.norm_energy is None:
-                flags += late_flags(energies, scatter, bins.energy_edges)
-            used = energies_between(bins.energy_edges, energies) & (counts >= effects.min_counts)
-            total = expected[used].sum()
-            if total > 0 and counts[used].any():
-                norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
-            else:
-                error = max(s.norm_spread for s in scatter)
-                flags.append("no counts for the norm")
-            if used.any():  # below the energies of the norm runs have thresholds of their own
-                judged = slice(np.flatnonzero(used)[0], np.flatnonzero(used)[-1] + 1)
+        signal = add_patches([part.signal for part in run.slices])
+        sources = None if signal is None else signal.toarray()
+        norm, error, energies, flags, used = self.fit_norm(run, bins, effects, in_bins, sources)
+        judged = slice(None)
+        if used.any():  # below the energies of the norm runs have thresholds of their own
+            judged = slice(np.flatnonzero(used)[0], np.flatnonzero(used)[-1] + 1)
         edges = bins.energy_edges[judged.start : None if judged.stop is None else judged.stop + 1]
         # what has no exposure was not seen
-        score = group_scores(np.where(in_bins > 0, counted, 0)[judged], norm * in_bins[judged], edges, bins.fov)
+        seen, expected = in_bins > 0, norm * in_bins
+        if sources is not None:
+            expected += np.where(seen, sources, 0)
+        score = group_scores(np.where(seen, counted, 0)[judged], expected[judged], edges, bins.fov)
         if score.max() > POOR_FIT:
             flags.append("poor fit")
         if any(fit.is_poor for p in run.slices for fit in self.at_azimuth(p.azimuth).goodness_at(p.cos_zenith)):
             flags.append("poor fit of the model")
         model = ScaledModel(self, norm, error)
-        return AdaptedRun(model, norm * expected.sum(), norm, error, score.max(), tuple(flags), energies)
+        return AdaptedRun(model, expected.sum(), norm, error, score.max(), tuple(flags), energies)
+
+    def fit_norm(
+        self, run, bins: CountsBins, effects: EffectSettings, in_bins: np.ndarray, sources: np.ndarray | None
+    ) -> tuple[float, float, tuple[float, float], list[str], np.ndarray]:
+        """Norm of a run beside known counts of sources, where one is to be fitted.
+
+        Parameters
+        ----------
+        run, bins, effects
+            As for `adapt`.
+        in_bins, sources : `~numpy.ndarray`, shape (energy, fov.size)
+            Counts that the model expects at norm 1, and those of sources, or None.
+
+        Returns
+        -------
+        norm, error : float
+        energies : tuple of float
+            In TeV, that it was fitted to; NaN without a norm.
+        flags : list of str
+        used : `~numpy.ndarray`, bool, shape (energy,)
+            Energy bins that it was fitted to.
+        """
+        if effects.kind != "norm":
+            return 1.0, 0.0, NO_ENERGIES, [], np.zeros(len(in_bins), dtype=bool)
+        counted, expected, flags = add_up(run.slices), in_bins.sum(1), []
+        counts = counted.sum(1)
+        scatter = [s for p in run.slices for s in self.at_azimuth(p.azimuth).run_scatter_at(p.cos_zenith)]
+        # a model that was made elsewhere knows of no runs, but it has a threshold as well
+        scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
+        energies = given_or_chosen_energies(effects.norm_energy, scatter, counts, bins.energy_edges)
+        if effects.norm_energy is None:
+            flags += late_flags(energies, scatter, bins.energy_edges)
+        used = energies_between(bins.energy_edges, energies) & (counts >= effects.min_counts)
+        total = expected[used].sum()
+        if not (total > 0 and counts[used].any()):
+            return 1.0, max(s.norm_spread for s in scatter), energies, [*flags, "no counts for the norm"], used
+        norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
+        if sources is not None:
+            norm, error = norm_beside(counted[used], in_bins[used], sources[used])
+        return norm, error, energies, flags, used
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:
         """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""

@@ -17,7 +17,7 @@ from astropy.table import Table
 from gammapy.data import EventList
 from gammapy.utils.pbar import progress_bar
 
-from gammapy_accmaker.acceptance.fit import fit_runs, warn_of_covariates
+from gammapy_accmaker.acceptance.fit import fit_runs_and_sources, warn_of_covariates
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, as_number, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
@@ -66,6 +66,7 @@ def cross_validate(
     configs: dict,
     *,
     exclusion=None,
+    sources=None,
     n_folds: int = 5,
     seed: int = 0,
     split_seed: int = 3,
@@ -89,6 +90,9 @@ def cross_validate(
         Configurations by name. The first is the reference of the gains.
     exclusion : sky region, region file, mask map, or a list of these, optional
         Left out of fits and scores.
+    sources : `~gammapy.modeling.models.Models`, `~gammapy.modeling.models.SkyModel`, path, or a list of these, optional
+        Gamma-ray sources beside the background, in fits and scores: amplitudes that are free are fitted with each fold
+        left out.
     n_folds : int
         Number of folds.
     seed, split_seed : int
@@ -150,7 +154,7 @@ def cross_validate(
     observations = [o for k, o in enumerate(observations) if k not in unreadable]
     rng = np.random.default_rng(split_seed)
     halves = [_split(observation, rng) for observation in progress_bar(observations, desc="Splitting of runs")]
-    reductions = {name: Reduction.of(config, exclusion) for name, config in configs.items()}
+    reductions = {name: Reduction.of(config, exclusion, sources) for name, config in configs.items()}
     scoring = _Scoring(edges, bands, _common_offset(as_number(offset_max, "deg", "offset_max"), reductions))
     reduced = {
         name: _reduce(observations, halves, reduction, scoring, execution) for name, reduction in reductions.items()
@@ -250,8 +254,9 @@ class _Scoring:
         self.in_score, self.in_band = (_members(self.fine, e) for e in (edges, bands))
 
     def expected(self, model, run):
-        """Expected counts in the fine bins, shape (n, fov.size)."""
-        return model.expected_counts(run.slices, self.fine, self.fov)
+        """Expected counts in the fine bins, of the background and of sources, shape (n, fov.size)."""
+        counts = model.expected_counts(run.slices, self.fine, self.fov)
+        return counts if run.signal is None else counts + run.signal.toarray()
 
 
 def _members(fine, edges):
@@ -274,6 +279,13 @@ def _reduce(observations, halves, fitting, scoring, execution):
         ([half for _, half in halves], to_score),
     ):
         parts.append({run.place: run for run in reduction.reduce_all(runs, execution)[0]})
+    if len(fitting.sources):
+        # what sources add is worked out for the whole time of a run; of the events a half has half
+        for whole, half in ((0, 1), (2, 3)):
+            for k, run in parts[half].items():
+                if k in parts[whole]:
+                    share = run.notes.n_events / max(parts[whole][k].notes.n_events, 1)
+                    parts[half][k] = run.with_share(share)
     return {k: tuple(part[k] for part in parts) for k in parts[0] if all(k in part for part in parts)}
 
 
@@ -293,11 +305,13 @@ class _HeldOut:
         for fold in progress_bar(folds, desc="Folds"):
             start = time.monotonic()
             rest = [reduced[k][0] for k in sorted(set(reduced) - set(fold))]
-            model = fit_runs(rest, bins, config, execution=execution)
+            model, found = fit_runs_and_sources(rest, bins, config, execution=execution)
+            in_score = None if found is None else found.on(bins.energy_edges, scoring.fine)
             seconds.append(time.monotonic() - start)
             stack = np.zeros(())
             for k in fold:
-                run, to_adapt, whole, to_score = reduced[k]
+                run, to_adapt = (one.with_amplitudes(found) for one in reduced[k][:2])
+                whole, to_score = (one.with_amplitudes(in_score) for one in reduced[k][2:])
                 all_counts, counts = (one.counts.toarray() for one in (whole, to_score))
                 mu = scoring.expected(model.adapt(to_adapt, bins, effects).model, to_score)
                 binned = scoring.in_score @ counts

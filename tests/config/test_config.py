@@ -18,7 +18,7 @@ from gammapy_accmaker.errors import InputError
 BINNED = {"model": {"type": "radial"}, "run_effects": {"type": "norm"}, "zenith": {"type": "none"}}
 KEYS = [
     "model", "energy", "offset_max", "fit_energy", "fov_alignment", "zenith", "azimuth", "time_step", "run_effects",
-    "renormalization", "exclusion", "matching", "observatory_location",
+    "renormalization", "exclusion", "sources", "matching", "observatory_location",
 ]  # fmt: skip
 
 EXAMPLES = {

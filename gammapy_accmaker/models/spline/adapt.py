@@ -80,8 +80,9 @@ def project_run(
     additive = (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
     scaled = design.log_energy + scaling
     return RunCells(
-        index, counts, run.exposure, zenith_basis, scaled, additive, energies, effect_energies, run.displacement
-    )
+        index, counts, run.exposure, zenith_basis, scaled, additive, energies, effect_energies, run.displacement,
+        run.signal, run.sources,
+    )  # fmt: skip
 
 
 def mean_scaling(scale: CovariateScale, slices) -> float:
@@ -219,20 +220,23 @@ def summarise_run(
     values, covariance, covariance_of_rate : `~numpy.ndarray`, shapes (n,), (n, n), (n, n)
         Effects, their posterior covariance given the rate, and what the uncertainty of the rate adds.
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+        Counts of the background.
     population : `RunPopulation`
     key : `RunKey`
     scaling, converged, weight, flags, norm_energy
         As in `RunEffect`.
     """
     n_energy, n_ring, starts = expected.shape[0], design.cells.n_ring, _group_starts(design)
-    counts = np.zeros(expected.size)
+    counts, with_sources = np.zeros(expected.size), expected.copy()
     for part in cells:
         counts += np.bincount(part.index, part.counts, expected.size)
+        if part.signal is not None:
+            with_sources[:, part.signal.columns] += part.signal.values
     spectrum = counts.reshape(expected.shape).sum(1)
     # rings in thirds of the position angle: enough counts in a bin to see a misfit, fine enough to place it
     shape = (n_energy, n_ring, 3, design.cells.n_sector // 3)
     in_groups, mu = (
-        np.add.reduceat(a.reshape(shape).sum(3), starts).reshape(len(starts), -1) for a in (counts, expected)
+        np.add.reduceat(a.reshape(shape).sum(3), starts).reshape(len(starts), -1) for a in (counts, with_sources)
     )
     seen = mu > 0
     moments = [np.zeros(mu.shape), np.zeros(mu.shape)]

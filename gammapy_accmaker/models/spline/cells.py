@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.source_terms import CountsPatch, SourceBands
 from gammapy_accmaker.utils.run_key import RunKey
 
 __all__ = [
@@ -282,6 +283,10 @@ class CellCounts:
     cos_zenith_range : tuple of float
         Smallest and largest cos zenith within the slice.
     covariates : dict of float
+    signal : `CountsPatch` or None
+        Counts that sources of known flux add.
+    sources : tuple of `CountsPatch`
+        Counts that each source with a free amplitude adds with the flux of its model.
     """
 
     key: RunKey
@@ -293,6 +298,8 @@ class CellCounts:
     azimuth: float
     cos_zenith_range: tuple[float, float]
     covariates: dict[str, float] = field(default_factory=dict)
+    signal: CountsPatch | None = None
+    sources: tuple[CountsPatch, ...] = ()
 
     def spectrum(self, n_energy: int) -> np.ndarray:
         """Counts in each of all energy bins."""
@@ -301,7 +308,14 @@ class CellCounts:
 
 def in_pixels(run, inside: np.ndarray) -> list:
     """Slices of a run with some of its pixels alone, those that are True in ``inside``."""
-    return [replace(part, counts=part.counts[:, inside], exposure=part.exposure[inside]) for part in run.slices]
+    slices = []
+    for part in run.slices:
+        own = {"counts": part.counts[:, inside], "exposure": part.exposure[inside]}
+        if part.signal is not None or part.sources:
+            own["signal"] = None if part.signal is None else part.signal.inside(inside)
+            own["sources"] = tuple(source.inside(inside) for source in part.sources)
+        slices.append(replace(part, **own))
+    return slices
 
 
 def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
@@ -313,7 +327,8 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
     n_energy : int
         Number of energy bins.
     run : `RunSlice`-like
-        With ``key``, ``counts`` (n_energy, n_fov), sparse, and ``exposure`` (n_fov,) in s, in the pixels of the cells.
+        With ``key``, ``counts`` (n_energy, n_fov), sparse, and ``exposure`` (n_fov,) in s, in the pixels of the cells;
+        and, where there are sources, ``signal`` and ``sources`` as in `CellCounts`.
     """
     n_fov = len(cells.fov_lon)
     if run.counts.shape != (n_energy, n_fov) or run.exposure.shape != (n_fov,):
@@ -327,9 +342,12 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
     order = np.argsort(index)
     order = order[counts.data[order] > 0]
     exposure = cells.membership.T @ (run.exposure * cells.solid_angle)
+    signal, sources = getattr(run, "signal", None), getattr(run, "sources", ())
     return CellCounts(
         run.key, index[order], counts.data[order].astype(np.float32), exposure, cells.displacement(run.exposure),
         run.cos_zenith, run.azimuth, run.cos_zenith_range, run.covariates,
+        None if signal is None else signal.gathered(cells.membership),
+        tuple(source.gathered(cells.membership) for source in sources),
     )  # fmt: skip
 
 
@@ -354,6 +372,10 @@ class RunCells:
         1 for the energy bins that tell of the effects of the run, else 0; those tell of the rate alone.
     displacement : `~numpy.ndarray`, shape (n_cell, 2), optional
         See `FovCells.displacement`.
+    signal : `CountsPatch`, optional
+        Counts that sources add to those of the background.
+    sources : tuple of `CountsPatch`
+        Those of each source with a free amplitude, with the flux of its model.
     """
 
     index: np.ndarray
@@ -365,9 +387,25 @@ class RunCells:
     energies: np.ndarray | None = None
     effect_energies: np.ndarray | None = None
     displacement: np.ndarray | None = None
+    signal: CountsPatch | None = None
+    sources: tuple[CountsPatch, ...] = ()
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether a source with a free amplitude adds counts."""
+        return any(len(source.columns) for source in self.sources)
+
+    def with_amplitudes(self, bands: SourceBands, amplitudes: np.ndarray) -> RunCells:
+        """The same with what the sources add at these amplitudes in the signal."""
+        if not self.sources:
+            return self
+        return replace(self, signal=bands.signal(self.signal, self.sources, amplitudes))
 
     def on_rings(self, n_sector: int) -> RunCells:
         """The sectors of each ring taken together, without effects of the run and as if they were seen evenly."""
+        signal, cell = self.signal, np.arange(len(self.exposure))
+        if signal is not None:
+            signal = signal.gathered(csr_array((np.ones(len(cell)), (cell, cell // n_sector))))
         index, first = np.unique(self.index // n_sector, return_index=True)
         return RunCells(
             index,
@@ -376,4 +414,5 @@ class RunCells:
             self.zenith_basis,
             self.scaled_energy,
             np.zeros(0),
+            signal=signal,
         )

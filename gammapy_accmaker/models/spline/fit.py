@@ -34,6 +34,13 @@ from gammapy_accmaker.models.norm_energy import (
     given_energies,
     late_flags,
 )
+from gammapy_accmaker.models.source_terms import (
+    TINY,
+    AmplitudeEquations,
+    AmplitudeFit,
+    SourceBands,
+    step_amplitudes,
+)
 from gammapy_accmaker.models.spline.adapt import (
     THRESHOLD_BLIND,
     UNUSUAL_NORM,
@@ -68,7 +75,7 @@ from gammapy_accmaker.models.spline.penalty import RatePenalty
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.utils.run_key import RunKey
 
-__all__ = ["fit_spline"]
+__all__ = ["fit_spline", "fit_spline_and_sources"]
 
 
 OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
@@ -251,6 +258,8 @@ class RateState:
     population : `RunPopulation`
     covariance : `RateCovariance`, optional
         Of the coefficients, once it is known.
+    bands, amplitudes : `SourceBands`, `~numpy.ndarray`, optional
+        Of the sources, where there are some.
     """
 
     design: RunDesign
@@ -258,6 +267,8 @@ class RateState:
     asymmetry: np.ndarray
     population: RunPopulation
     covariance: RateCovariance | None = None
+    bands: SourceBands | None = None
+    amplitudes: np.ndarray | None = None
 
 
 @dataclass
@@ -283,6 +294,12 @@ class ChunkSums:
         Sum of weight times posterior variance of the log of the norm.
     gains : list of `~numpy.ndarray`, shape (n_energy * n_offset, n)
         By how much the effects of each run fall as a coefficient of the rate at its zenith angle rises.
+    sources, known_sources : `AmplitudeEquations`, optional
+        Of the amplitudes of sources, with the effects integrated out, and with them taken as known.
+    follows : list of `~numpy.ndarray`, shape (n, n_amplitude)
+        By how much the effects of each run fall as an amplitude rises.
+    weighted : `~numpy.ndarray`, shape (n_energy, n_cell)
+        Counts with the share of the background in what is expected there; empty without sources.
     """
 
     equations: RateEquations
@@ -294,6 +311,10 @@ class ChunkSums:
     norm_variance: float = 0.0
     gains: list[np.ndarray] = field(default_factory=list)
     known: RateEquations | None = None
+    sources: AmplitudeEquations | None = None
+    known_sources: AmplitudeEquations | None = None
+    follows: list[np.ndarray | None] = field(default_factory=list)
+    weighted: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def chunk_starts(n_run: int) -> range:
@@ -323,6 +344,9 @@ def _sum_chunk(
     second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(runs), n)), 0.0, []
     equations = _equations(state)
     known = _equations(state) if adapt and design.effects.kind in THRESHOLD_BLIND else None
+    sources, known_sources = _amplitude_equations(state), _amplitude_equations(state)
+    follows: list[np.ndarray | None] = []
+    weighted = np.zeros(())
     for i, (run, slices, tables, spread) in enumerate(_with_tables(state, runs, adapt)):
         if adapt:
             prior = population.tails.prior(weights[i])
@@ -331,11 +355,14 @@ def _sum_chunk(
             values[i], *_ = fit_effects(
                 design, tables, slices, mean, prior, start=values[i], max_steps=n_steps, tolerance=ROUND_TOLERANCE
             )
-        sums = sum_slices(design, tables, slices, values[i], full=True)
-        expected = expected + sums.expected
+        sums = sum_slices(design, tables, slices, values[i], full=True, bands=state.bands)
+        expected, weighted = expected + sums.expected, weighted + sums.weighted
         information, gradient = sums.rate_information, sums.rate_gradient.ravel()
         if known is not None:
             known.add(run.zenith, information, gradient)
+        of_sources = sums.sources
+        if of_sources is not None:
+            known_sources.add(run.zenith, of_sources.gradient, of_sources.information, of_sources.with_rate)
         if adapt:
             # Schur complement: with rate and effects in one Gaussian of information [[R, C], [C', E]], the rate alone
             # has R - C E^-1 C'. What the effects can explain as well does not count as knowledge of the rate.
@@ -344,8 +371,14 @@ def _sum_chunk(
             information = information - gain @ sums.cross_information.T
             deviation = values[i] - mean
             # 0 at the maximum of the effects, which one or two Newton steps do not quite reach
-            gradient = gradient - gain @ (sums.gradient - precision @ deviation)
+            left = sums.gradient - precision @ deviation
+            gradient = gradient - gain @ left
             gains.append(gain.astype(np.float32))
+            follow = None
+            if of_sources is not None:
+                follow = posterior @ of_sources.with_effects
+                of_sources = of_sources.without_effects(gain, follow, left)
+            follows.append(follow)
             weights[i], _ = population.tails.weight(deviation, posterior, weights[i])
             # the effects are uncertain as well because the rate is, which they follow by the gain
             posterior = posterior + quadratic_form(spread, gain)
@@ -355,10 +388,15 @@ def _sum_chunk(
             norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected * told[:, None]))
             norm_variance += weights[i] * norm_rows[i] @ posterior @ norm_rows[i]
         equations.add(run.zenith, information, gradient)
+        if of_sources is not None:
+            sources.add(run.zenith, of_sources.gradient, of_sources.information, of_sources.with_rate)
     for own in (equations, known):
         if own is not None:
             own.take_batch()
-    return ChunkSums(equations, expected, values, weights, second_moments, norm_rows, norm_variance, gains, known)
+    return ChunkSums(
+        equations, expected, values, weights, second_moments, norm_rows, norm_variance, gains, known,
+        sources, known_sources, follows, weighted,
+    )  # fmt: skip
 
 
 def _finish_chunk(
@@ -416,6 +454,13 @@ def _equations(state):
     return RateEquations(n_energy * n_offset, n_zenith)
 
 
+def _amplitude_equations(state):
+    if state.bands is None:
+        return None
+    n_energy, n_offset, n_zenith = state.coefficients.shape
+    return AmplitudeEquations((n_energy * n_offset, n_zenith), state.bands.n)
+
+
 def _with_tables(state: RateState, runs, adapt) -> Iterator:
     """Each run, its slices, the tables of the rate for them, and the covariance of the rate at its zenith angle."""
     for start in range(0, len(runs), BATCH):
@@ -425,7 +470,11 @@ def _with_tables(state: RateState, runs, adapt) -> Iterator:
             spread = list(state.covariance.at(np.array([run.zenith for run in batch])))
         for run, own in zip(batch, spread, strict=True):
             together = len(run.slices[0].exposure) // state.design.cells.n_cell
-            slices = run.slices if together == 1 else [s.on_rings(together) for s in run.slices]
+            slices = run.slices
+            if state.bands is not None:
+                slices = [s.with_amplitudes(state.bands, state.amplitudes) for s in slices]
+            if together > 1:
+                slices = [s.on_rings(together) for s in slices]
             tables = [RateTable.of(state.design, state.coefficients, state.asymmetry, s) for s in slices]
             yield run, slices, tables, own
 
@@ -443,6 +492,9 @@ LEARNING_ROUNDS = (
 )
 DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
 MAX_BEND, BEND_MEMORY = 2.0, 0.8  # curvature along a step over that of the information; from round to round
+SOURCE_ROUNDS = tuple(range(12, 100, 3))  # of the asymmetry, which follows the amplitudes of sources, if there are some
+ROUGH = 0.01  # of the penalty, with which the acceptance may be as rough as its knots allow
+AMPLITUDE_CONVERGED = 0.03  # change of the amplitudes of sources in standard deviations
 CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
 CONVERGED_SIGMA = 0.1  # the same where counts are few, in units of the statistical error of all of them
 
@@ -462,7 +514,30 @@ def fit_spline(
     max_rounds: int = 40,
     starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
 ) -> SplineModel:
-    """Fit the spline model.
+    """Fit the spline model, without sources; the arguments are those of `fit_spline_and_sources`."""
+    return fit_spline_and_sources(
+        runs, energy_edges, fov_lon, fov_lat, solid_angle, run_effects=run_effects, gradient=gradient, zenith=zenith,
+        covariates=covariates, norm_energy=norm_energy, max_rounds=max_rounds, starmap=starmap,
+    )[0]  # fmt: skip
+
+
+def fit_spline_and_sources(
+    runs,
+    energy_edges,
+    fov_lon,
+    fov_lat,
+    solid_angle,
+    *,
+    run_effects: str = "shift",
+    gradient: bool = True,
+    zenith: bool = True,
+    covariates: tuple[str, ...] = (),
+    norm_energy: tuple[float, float] | None = None,
+    max_rounds: int = 40,
+    starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
+    n_band: int = 3,
+) -> tuple[SplineModel, AmplitudeFit | None]:
+    """Fit the spline model, and the amplitudes of the sources that the runs have beside the background.
 
     Parameters
     ----------
@@ -470,7 +545,7 @@ def fit_spline(
         One entry for each run: its slices, which share its effects, or the run as a whole. Only what `CellCounts` hold
         is kept of each. With ``counts`` (n_energy, n_fov) sparse, ``exposure`` (n_fov,) in s, ``cos_zenith``,
         ``azimuth`` in deg, ``covariates`` and ``key``, by which a run is recognised later; two runs with the same key
-        are two runs.
+        are two runs; and, where there are sources, ``signal`` and ``sources``, as many for each run.
     energy_edges : array_like, shape (n_energy + 1,)
         TeV; fine bins (0.02 dex is good, at most 0.05 dex), in which the rate is taken at the centre.
     fov_lon, fov_lat, solid_angle : array_like, shape (n_fov,)
@@ -491,11 +566,15 @@ def fit_spline(
     starmap : callable
         It calls a function with each of some tuples of arguments and gives the results in their order: with
         `itertools.starmap` in this process. The answer does not depend on it.
+    n_band : int
+        Most bands of energy in which a source has an amplitude of its own.
 
     Returns
     -------
     model : `SplineModel`
         Its ``effects`` are in the order of the runs.
+    sources : `AmplitudeFit` or None
+        None without sources of free amplitude.
     """
     energy_edges = np.asarray(energy_edges, dtype=float)
     if np.diff(np.log(energy_edges)).max() > MAX_BIN_WIDTH:
@@ -513,19 +592,35 @@ def fit_spline(
     ]
     ordered, places = _order_runs(gathered, zenith)
     setup = SplineSetup.of(ordered, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
-    fit = _JointFit(setup, ordered, starmap, norm_energy)
+    fit = _JointFit(setup, ordered, starmap, norm_energy, _source_bands(ordered, len(energy_edges) - 1, n_band))
     fit.run(max_rounds)
     model = fit.model()
     by_place = dict(zip(places, model.effects, strict=True))
     # a run without exposure has the effects that runs under its conditions have
     effects = tuple(by_place[k] if k in by_place else fit_run(model, slices) for k, slices in enumerate(gathered))
-    return replace(model, effects=effects)
+    sources = fit.source_fit
+    if sources is not None:
+        share = fit.share_left() if len(fit.amplitudes) else sources.share
+        sources = replace(sources, values=fit.amplitudes, share=share, converged=fit.converged)
+    return replace(model, effects=effects), sources
+
+
+def _source_bands(grouped, n_energy, n_band) -> SourceBands | None:
+    """Bands of the amplitudes of the sources; none of them where all are known, and None without sources."""
+    slices = [part for run in grouped for part in run]
+    if not any(part.sources or part.signal is not None for part in slices):
+        return None
+    spectra = np.zeros((max(len(part.sources) for part in slices), n_energy))
+    for part in slices:
+        for k, source in enumerate(part.sources):
+            spectra[k] += source.by_energy()
+    return SourceBands.choose(spectra, n_band)
 
 
 class _JointFit:
     """State of the fit between its rounds."""
 
-    def __init__(self, setup: SplineSetup, grouped, starmap, norm_energy):
+    def __init__(self, setup: SplineSetup, grouped, starmap, norm_energy, bands: SourceBands | None):
         self.setup, self.design, self.starmap = setup, setup.design, starmap
         scale, basis = setup.scale, setup.design.effects
         self.scatter, energies = self._norm_energies(grouped, norm_energy)
@@ -539,6 +634,8 @@ class _JointFit:
             replace(basis, kind="none"),
         )
         self.counts = self._all_counts()
+        self.bands, self.amplitudes = bands, np.ones(0 if bands is None else bands.n)
+        self.source_fit: AmplitudeFit | None = None
         regression = np.zeros((scale.n_regressor, basis.n))
         self.population = RunPopulation(basis, regression, basis.prior_covariance())
         self.values, self.weights = np.zeros((len(grouped), basis.n)), np.ones(len(grouped))
@@ -560,6 +657,9 @@ class _JointFit:
         self.last: tuple[float, np.ndarray, float] | None = None
         self.bend = 1.0
         self.rate_covariance: RateCovariance | None = None
+        self.background_counts: np.ndarray  # where there are sources, from the first round with sectors
+        self.told: tuple[RateEquations, AmplitudeEquations, np.ndarray]  # of amplitudes, in the last round
+        self.moved_amplitudes = 0.0  # by the last step, in standard deviations
         self.factor: np.ndarray  # known when all is fitted
         self.mean_reaction = np.zeros((0, 0, 2))
         self.effects: tuple[RunEffect, ...] = ()
@@ -635,6 +735,7 @@ class _JointFit:
     def run(self, max_rounds):
         """All rounds of the fit."""
         adapt, last = self.design.effects.n > 0, np.inf
+        asymmetry_rounds = ASYMMETRY_ROUNDS if self.bands is None else (*ASYMMETRY_ROUNDS, *SOURCE_ROUNDS)
         tolerance = max(CONVERGED, CONVERGED_SIGMA / np.sqrt(self.counts.sum()))
         for k in range(max_rounds):
             before, rings, learn = self.population, k < RATE_ONLY_ROUNDS - 1, k < LEARNING_ROUNDS
@@ -645,9 +746,10 @@ class _JointFit:
                 continue
             change = np.abs(expected - last).sum() / self.counts.sum()
             last = expected
-            if k in ASYMMETRY_ROUNDS:
+            if k in asymmetry_rounds:
                 self._fit_asymmetry(expected)
-            if k > MIN_ROUNDS and change < tolerance and (not learn or _similar(before, self.population)):
+            settled = self.moved_amplitudes < AMPLITUDE_CONVERGED
+            if k > MIN_ROUNDS and change < tolerance and settled and (not learn or _similar(before, self.population)):
                 self.converged = True
                 break
         self._finish(adapt)
@@ -665,11 +767,18 @@ class _JointFit:
         blind = adapt and self.design.effects.kind in THRESHOLD_BLIND
         known = RateEquations(*self._sizes) if blind else None
         second_moments, norm_rows, norm_variance, gains = np.zeros((n, n)), np.zeros((len(self.runs), n)), 0.0, []
+        sources, known_sources, follows = _amplitude_equations(state), _amplitude_equations(state), []
+        weighted = np.zeros(())
         for here, sums in self._each_chunk(_sum_chunk, state, n_steps):
             equations.add_all(sums.equations)
             if known is not None:
                 known.add_all(sums.known)
             expected = expected + sums.expected
+            if sources is not None:
+                sources.add_all(sums.sources)
+                known_sources.add_all(sums.known_sources)
+                follows += sums.follows
+                weighted = weighted + sums.weighted
             self.values[here], self.weights[here] = sums.values, sums.weights
             if adapt:
                 second_moments += sums.second_moments
@@ -684,10 +793,21 @@ class _JointFit:
             # _share_effects
             system, right = cholesky(known.information() + penalty, lower=True, overwrite_a=True), known.gradient()
         gradient = right - penalty @ values + self.penalty.pull
-        damping = self._shorter(damping, gradient)
-        step = damping * np.clip(cho_solve((system, True), gradient), -MAX_STEP, MAX_STEP)
-        self.last = damping, step, gradient @ step
+        solved = cho_solve((system, True), gradient)
+        moved = of_amplitudes = np.zeros(0)
+        if sources is not None and known_sources is not None and not rings:
+            self.background_counts = weighted
+            beside = known_sources if known is not None else sources
+            solved, moved = self._step_beside(system, gradient, solved, beside, known_sources)
+            of_amplitudes = beside.gradient
+            self._tell_amplitudes(equations, lower, sources, known_sources, moved)
+        damping = self._shorter(damping, np.append(gradient, of_amplitudes))
+        step = damping * np.clip(solved, -MAX_STEP, MAX_STEP)
+        moved = damping * moved
+        self.last = damping, np.append(step, moved), gradient @ step + of_amplitudes @ moved
         values = values + step
+        if len(moved):
+            self.amplitudes = self.amplitudes + moved
         self.coefficients = values.reshape(self.coefficients.shape)
         if learn and (adapt or not n):
             # smoothing parameters are updated with the covariance of the penalised fit; errors of the rate are taken
@@ -703,6 +823,8 @@ class _JointFit:
             # the effects follow the step to first order before the population does, or the two would oscillate
             for i, gain in enumerate(gains):
                 self.values[i] -= (step.reshape(self._sizes) @ self.runs[i].zenith) @ gain
+                if len(moved) and follows[i] is not None:
+                    self.values[i] -= follows[i] @ moved
             if blind:
                 self._share_effects()
         if adapt and learn:
@@ -717,6 +839,45 @@ class _JointFit:
                 self.weights,
             )
         return expected
+
+    def _step_beside(self, system, gradient, solved, beside, known_sources):
+        """Newton step of rate and amplitudes together.
+
+        With both in one system [[H, X], [X', A]] the amplitudes alone have A - X' H^-1 X, and the rate follows them.
+        ``system``: Cholesky factor of H; ``solved``: step of the rate with the amplitudes left alone.
+        """
+        cross = beside.cross.reshape(len(gradient), -1)
+        alone = cho_solve((system, True), cross)  # how the rate falls as an amplitude rises
+        moved = step_amplitudes(
+            self.amplitudes,
+            beside.gradient - alone.T @ gradient,
+            beside.information - cross.T @ alone,
+            known_sources.information,
+        )
+        return solved - alone @ moved, moved
+
+    def _tell_amplitudes(self, equations, lower, sources, known_sources, moved):
+        """What is known of the amplitudes, and how far the last step moved them."""
+        if self.bands is None:
+            return
+        cross = sources.cross.reshape(len(lower), -1)
+        left = sources.information - cross.T @ cho_solve((lower, True), cross)
+        self.source_fit = AmplitudeFit.of(self.bands, self.amplitudes, known_sources.information, left, True)
+        self.moved_amplitudes = float(np.max(np.abs(moved) / self.source_fit.errors, initial=0.0))
+        self.told = equations, sources, known_sources.information
+
+    def share_left(self):
+        """Share of the information on the amplitudes that is left where the acceptance need not be smooth.
+
+        That it is smooth is an assumption, which keeps it from looking like a source; it is no reason to believe that
+        the two can be told apart.
+        """
+        equations, sources, total = self.told
+        matrix = equations.information() + ROUGH * self.penalty.matrix()
+        factor = cholesky(matrix, lower=True, overwrite_a=True)
+        cross = sources.cross.reshape(len(factor), -1)
+        left = np.diag(sources.information - cross.T @ cho_solve((factor, True), cross))
+        return np.clip(left / np.maximum(np.diag(total), TINY), 0, 1)
 
     def _shorter(self, damping, gradient):
         """A smaller damping for a while where a step went far too far.
@@ -803,7 +964,9 @@ class _JointFit:
     def _state(self, design=None, asymmetry=None):
         design = self.design if design is None else design
         asymmetry = self.asymmetry_cells.log_mean(self.asymmetry) if asymmetry is None else asymmetry
-        return RateState(design, self.coefficients, asymmetry, self.population, self.rate_covariance)
+        return RateState(
+            design, self.coefficients, asymmetry, self.population, self.rate_covariance, self.bands, self.amplitudes
+        )
 
     def _each_chunk(self, function, state, option) -> Iterator:
         """Which runs are in a chunk, and what a function finds for them."""
@@ -818,7 +981,7 @@ class _JointFit:
         # the mean of a cell is above what the mean of its log gives is as at the last round
         without = expected / np.exp(bases.mean_log(self.asymmetry))
         fit = fit_tensor_spline(
-            self.counts,
+            self.counts if self.bands is None else self.background_counts,
             np.maximum(without, 1e-12),
             [bases.at_energy, bases.space[0]],
             self.asymmetry_penalties,

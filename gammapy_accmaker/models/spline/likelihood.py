@@ -5,12 +5,13 @@ Per run, only sums over polar cells are formed; their size does not depend on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
+from gammapy_accmaker.models.source_terms import TINY, CountsPatch, SourceBands, background_weights
 from gammapy_accmaker.models.spline.cells import FovCells, RunCells
 from gammapy_accmaker.models.spline.effects import EffectBasis, NormTails
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
@@ -19,6 +20,7 @@ __all__ = [
     "RateTable",
     "RunDesign",
     "RunSums",
+    "SourceSums",
     "fit_effects",
     "fit_effects_and_weight",
     "shift_within_rate",
@@ -216,10 +218,15 @@ class RunSums:
     gradient, information : `~numpy.ndarray`, shapes (n,), (n, n)
         By the effects, without their prior.
     expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+        Counts of the background.
     rate_gradient : `~numpy.ndarray`, shape (n_spline_energy, n_spline_offset)
         By the coefficients of the rate at the run's zenith angle; empty unless asked for, as the next two.
     rate_information : `~numpy.ndarray`, shape (k, k), k = n_spline_energy * n_spline_offset
     cross_information : `~numpy.ndarray`, shape (k, n)
+    weighted : `~numpy.ndarray`, shape (n_energy, n_cell)
+        Counts, each with the share of the background in what is expected there; empty for a fit without sources.
+    sources : `SourceSums`, optional
+        Derivatives by the amplitudes of sources.
     """
 
     gradient: np.ndarray
@@ -228,23 +235,47 @@ class RunSums:
     rate_gradient: np.ndarray = field(default_factory=lambda: np.zeros(0))
     rate_information: np.ndarray = field(default_factory=lambda: np.zeros(0))
     cross_information: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    weighted: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    sources: SourceSums | None = None
 
     @classmethod
-    def of(cls, design: RunDesign, table: RateTable, run: RunCells, effects: np.ndarray, *, full: bool = False):
-        """Evaluate at the given effects; ``full`` adds the derivatives by the rate."""
+    def of(
+        cls,
+        design: RunDesign,
+        table: RateTable,
+        run: RunCells,
+        effects: np.ndarray,
+        *,
+        full: bool = False,
+        bands: SourceBands | None = None,
+    ):
+        """Evaluate at the given effects; ``full`` adds the derivatives by the rate, and ``bands`` those by the
+        amplitudes of the sources of the run."""
         basis, n_shift = design.effects, design.effects.n_shift
         node, fraction, slope, mu = _expected(design, table, run, effects)
         n_energy, n_ring, n_mode = len(design.log_energy), design.cells.n_ring, len(basis.modes)
         columns, mode_of = design.columns, basis.mode_of_column
         mode_mode, shift_shift, shift_mode = table.modes.products
+        # with sources each count tells of the background by the share of it in what is expected there, and so does the
+        # information; see `~gammapy_accmaker.models.source_terms`
+        counts, known, additive_counts = run.counts, mu, run.additive_counts
+        if run.signal is not None:
+            weights, here = np.ones(mu.shape), run.signal.columns
+            weights[:, here] = background_weights(mu[:, here], run.signal.values)
+            counts, known = counts * weights.ravel()[run.index], mu * weights
+            additive_counts = _additive_counts(design, table, run, counts)
         # what the effects are fitted to, and the rate is not
         told = mu if run.effect_energies is None else mu * run.effect_energies[:, None]
+        if run.signal is None:
+            informs = told
+        else:
+            informs = known if run.effect_energies is None else known * run.effect_energies[:, None]
 
         # additive effects: log mu is linear in them, so the score is (counts - mu) and the information mu, each
         # weighted by the columns; columns of one camera mode share their sum over the cells, which is done first
         gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
-        gradient[n_shift:] = run.additive_counts - (columns * (told @ table.modes.additive)[:, mode_of]).sum(0)
-        products = told @ mode_mode
+        gradient[n_shift:] = additive_counts - (columns * (told @ table.modes.additive)[:, mode_of]).sum(0)
+        products = informs @ mode_mode
         pairs, place = design.column_products
         if pairs:
             sums = np.concatenate([by_pair @ products[:, k] for k, by_pair in pairs])
@@ -252,15 +283,15 @@ class RunSums:
 
         # energy shift: log mu is not linear in it; its derivative by the shift is the slope of the log spectrum, so
         # this block is Fisher's information (that of the expected counts), which is never negative
-        mu_slope = told * slope
+        mu_slope, by_cell = informs * slope, slope
         if n_shift:
-            residual = -mu_slope.sum(0)
-            filled = run.counts * slope.ravel()[run.index]
+            residual = -(mu_slope if informs is told else told * slope).sum(0)
+            filled = counts * slope.ravel()[run.index]
             if run.effect_energies is not None:
                 filled *= run.effect_energies[run.index // mu.shape[1]]
             residual += np.bincount(run.index % mu.shape[1], filled, mu.shape[1])
             gradient[:n_shift] = residual @ table.modes.shift
-            slope *= mu_slope
+            slope = slope * mu_slope if bands is not None else np.multiply(slope, mu_slope, out=slope)
             information[:n_shift, :n_shift] = (slope.sum(0) @ shift_shift).reshape(n_shift, n_shift)
             mixed = (mu_slope @ shift_mode).reshape(n_energy, n_shift, n_mode)
             for m, own in enumerate(design.mode_columns):
@@ -271,7 +302,8 @@ class RunSums:
 
         # rate: the gradient is exact; the information takes one shift for the whole field of view
         residual = -mu
-        residual.ravel()[run.index] += run.counts
+        residual.ravel()[run.index] += counts
+        weighted = residual + mu if bands is not None else np.zeros(0)
         by_offset = None
         if run.displacement is not None:
             by_offset = (residual * run.displacement[:, 0]).reshape(n_energy, n_ring, -1).sum(2) @ design.ring_slopes
@@ -288,8 +320,8 @@ class RunSums:
         at_energy = design.energy.interpolate(run.scaled_energy + (effects[0] if n_shift else 0.0))
         n_e, n_t = at_energy.shape[1], design.ring_basis.shape[1]
         mode_weights, shift_weights = table.modes.ring_weights
-        by_ring = design.ring_sums(told, mode_weights)
-        all_by_ring = by_ring if told is mu else design.ring_sums(mu, mode_weights[:, :, :1])
+        by_ring = design.ring_sums(informs, mode_weights)
+        all_by_ring = by_ring if informs is known else design.ring_sums(known, mode_weights[:, :, :1])
         rate_information = _banded_information(at_energy, all_by_ring[:, :, 0] @ design.ring_rows)
         cross = np.zeros((n_e, n_t, basis.n))
         slopes_by_ring = design.ring_sums(mu_slope, shift_weights)
@@ -299,7 +331,19 @@ class RunSums:
         for m, here in enumerate(design.mode_columns):
             products = row_tensor(at_energy, columns[:, here]).T @ (by_ring[:, :, 1 + m] @ design.ring_basis)
             cross[:, :, n_shift + here] = products.reshape(n_e, len(here), n_t).transpose(0, 2, 1)
-        return cls(gradient, information, mu, rate_gradient, rate_information, cross.reshape(n_e * n_t, basis.n))
+        of_sources = None
+        if bands is not None and run.has_sources:
+            of_sources = SourceSums.of(design, table, run, mu, by_cell, at_energy, bands)
+        return cls(
+            gradient,
+            information,
+            mu,
+            rate_gradient,
+            rate_information,
+            cross.reshape(n_e * n_t, basis.n),
+            weighted,
+            of_sources,
+        )
 
     def __add__(self, other: RunSums) -> RunSums:
         """Sum over the slices of a run."""
@@ -310,7 +354,105 @@ class RunSums:
             self.rate_gradient + other.rate_gradient,
             self.rate_information + other.rate_information,
             self.cross_information + other.cross_information,
+            self.weighted + other.weighted,
+            _sum(self.sources, other.sources),
         )
+
+
+@dataclass(frozen=True)
+class SourceSums:
+    """Derivatives of the log-likelihood of a run by the amplitudes of sources.
+
+    Attributes
+    ----------
+    gradient, information : `~numpy.ndarray`, shapes (n,), (n, n)
+    with_effects : `~numpy.ndarray`, shape (n_effect, n)
+        Information between the effects of the run and them.
+    with_rate : `~numpy.ndarray`, shape (k, n)
+        Between the coefficients of the rate at the run's zenith angle and them.
+    with_cells : `~numpy.ndarray`, shape (n_source, n_energy, n_cell)
+        Between the log of the background in each bin and cell, and the amplitude of each source there.
+    """
+
+    gradient: np.ndarray
+    information: np.ndarray
+    with_effects: np.ndarray
+    with_rate: np.ndarray
+    with_cells: np.ndarray
+
+    @classmethod
+    def of(cls, design: RunDesign, table: RateTable, run: RunCells, mu, slope, at_energy, bands: SourceBands):
+        """Evaluate for the expected counts ``mu`` of the background, and the ``slope`` of their log with the shift, in
+        the cells; ``at_energy``: splines of the rate at the energies of the run."""
+        basis, n_shift, shape = design.effects, design.effects.n_shift, mu.shape
+        signal = run.signal if run.signal is not None else CountsPatch.nothing(shape)
+        here = signal.columns  # those of all sources
+        share = background_weights(mu[:, here], signal.values)
+        total = np.maximum(mu[:, here] + signal.values, TINY)
+        counts = np.zeros(shape)
+        counts.ravel()[run.index] = run.counts
+        surplus = counts[:, here] / total - 1
+        unit = np.zeros((len(run.sources), len(mu), len(here)))
+        for own, source in zip(unit, run.sources, strict=True):
+            own[:, np.searchsorted(here, source.columns)] = source.values
+        if run.energies is not None:
+            unit *= run.energies[:, None]
+        gradient = bands.sums((unit * surplus).sum(2))
+        information = bands.pair_sums(np.einsum("kej,lej->kle", unit, unit / total, optimize=True))
+        shared = unit * share  # information between the log of the background in a bin and an amplitude
+        told = shared if run.effect_energies is None else shared * run.effect_energies[:, None]
+        with_effects = np.zeros((len(unit), len(mu), basis.n))
+        with_effects[:, :, :n_shift] = (told * slope[:, here]) @ table.modes.shift[here]
+        with_effects[:, :, n_shift:] = design.columns * (told @ table.modes.additive[here])[:, :, basis.mode_of_column]
+        in_offset = shared @ design.ring_basis[design.cells.ring_of_cell[here]]
+        with_rate = bands.sums(at_energy[:, :, None] * in_offset[:, :, None, :])
+        with_cells = np.zeros((len(unit), *shape))
+        with_cells[:, :, here] = shared
+        return cls(
+            gradient, information, bands.sums(with_effects).T, with_rate.reshape(len(gradient), -1).T, with_cells
+        )
+
+    def without_effects(self, gain: np.ndarray, follow: np.ndarray, left: np.ndarray) -> SourceSums:
+        """The same with the effects of the run integrated out.
+
+        ``gain``, ``follow``: by how much the effects fall as the rate, or an amplitude, rises, shapes (k, n_effect) and
+        (n_effect, n); ``left``: their gradient, with their prior.
+        """
+        return replace(
+            self,
+            gradient=self.gradient - follow.T @ left,
+            information=self.information - self.with_effects.T @ follow,
+            with_rate=self.with_rate - gain @ self.with_effects,
+        )
+
+    def __add__(self, other: SourceSums) -> SourceSums:
+        """Sum over the slices of a run."""
+        return SourceSums(
+            self.gradient + other.gradient,
+            self.information + other.information,
+            self.with_effects + other.with_effects,
+            self.with_rate + other.with_rate,
+            self.with_cells + other.with_cells,
+        )
+
+
+def _sum(first, second):
+    """Of two, each of which may be None."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+def _additive_counts(design, table, run, counts):
+    """Sum of counts in the bins of a run, each times each additive effect, shape (n_additive,)."""
+    energy, cell = np.divmod(run.index, design.cells.n_cell)
+    modes = table.modes.additive
+    by_mode = np.zeros((len(design.log_energy), modes.shape[1]))
+    for m in range(by_mode.shape[1]):
+        by_mode[:, m] = np.bincount(energy, counts * modes[cell, m], len(by_mode))
+    if run.effect_energies is not None:
+        by_mode *= run.effect_energies[:, None]
+    return (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
 
 
 def _banded_information(at_energy, by_offset):
@@ -475,11 +617,11 @@ def _excess_length(design, step):
     return max(size[:n_shift].max(initial=0) / NEWTON_LIMIT[0], size[n_shift:].max(initial=0) / NEWTON_LIMIT[1], 1.0)
 
 
-def sum_slices(design, tables, slices, effects, *, full: bool = False) -> RunSums:
+def sum_slices(design, tables, slices, effects, *, full: bool = False, bands: SourceBands | None = None) -> RunSums:
     """`RunSums` of all slices of a run together."""
-    total = RunSums.of(design, tables[0], slices[0], effects, full=full)
+    total = RunSums.of(design, tables[0], slices[0], effects, full=full, bands=bands)
     for table, run in zip(tables[1:], slices[1:], strict=True):
-        total = total + RunSums.of(design, table, run, effects, full=full)
+        total = total + RunSums.of(design, table, run, effects, full=full, bands=bands)
     return total
 
 

@@ -1,0 +1,210 @@
+"""Amplitudes of sources beside a background whose fit takes counts alone: rings, grids and functions of the camera.
+
+By turns: each count tells of the background by the share b / (b + s) of it in what is expected there (the EM
+algorithm), the background is fitted to the counts so weighted, and the amplitudes to the counts beside it. Steps of the
+amplitudes are extrapolated, since the plain ones fall by the share of information that the background takes a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from gammapy_accmaker.camera.bins import CountsBins
+from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice, in_own_order
+from gammapy_accmaker.models.base import EffectSettings, RateModel
+from gammapy_accmaker.models.source_terms import (
+    TINY,
+    AmplitudeFit,
+    SourceBands,
+    add_patches,
+    background_weights,
+    step_amplitudes,
+)
+
+__all__ = ["fit_beside_sources"]
+
+MAX_ROUNDS = 30
+MEMORY = 4  # rounds that a step of the amplitudes is extrapolated from
+CONVERGED = 0.03  # change of an amplitude, extrapolated, in standard deviations
+NEWTON_STEPS, NEWTON_TOLERANCE = 30, 1e-3  # of the amplitudes beside a background, in standard deviations
+PROBE = 1.0  # change of the amplitudes, in standard deviations, by which the share of the background is measured
+PROBE_ROUNDS = 3  # after which the background has followed
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """The runs with sources in them, and what the sources add to each slice."""
+
+    runs: list[ReducedRun]
+    bins: CountsBins
+    bands: SourceBands
+    effects: EffectSettings
+
+    def backgrounds(self, model: RateModel, amplitudes) -> list[list[np.ndarray]]:
+        """Expected counts of the background in the bins, by run and slice."""
+        out = []
+        for run in self.runs:
+            parts = [model.expected_counts([part], self.bins.energy_edges, self.bins.fov) for part in run.slices]
+            signal = add_patches([self.bands.signal(part.signal, part.sources, amplitudes) for part in run.slices])
+            sources = None if signal is None else signal.toarray()
+            norm = model.fit_norm(run, self.bins, self.effects, np.sum(parts, axis=0), sources)[0]
+            out.append([norm * part for part in parts])
+        return out
+
+    def weighted(self, backgrounds, amplitudes) -> dict[int, csr_array]:
+        """Counts of the background by the number (`id`) of the slice."""
+        out = {}
+        for run, own in zip(self.runs, backgrounds, strict=True):
+            for part, background in zip(run.slices, own, strict=True):
+                signal = self.bands.signal(part.signal, part.sources, amplitudes)
+                if signal is None:
+                    continue
+                weights = np.ones(background.shape)
+                here = signal.columns
+                weights[:, here] = background_weights(background[:, here], signal.values)
+                counts = part.counts.tocoo()
+                data = counts.data * weights[counts.coords]
+                out[id(part)] = csr_array((data, counts.coords), shape=counts.shape)
+        return out
+
+    def derivatives(self, backgrounds, values) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient and information of the amplitudes beside a background."""
+        gradient, information = np.zeros(self.bands.n), np.zeros((self.bands.n, self.bands.n))
+        factors = self.bands.factors(values)
+        for run, own in zip(self.runs, backgrounds, strict=True):
+            for part, background in zip(run.slices, own, strict=True):
+                cells = _cells(part, background)
+                if cells is None:
+                    continue
+                counts, known, units = cells
+                total = np.maximum(known + np.einsum("ke,kej->ej", factors, units), TINY)
+                gradient += self.bands.sums((units * (counts / total - 1)).sum(2))
+                information += self.bands.pair_sums(np.einsum("kej,lej->kle", units, units / total))
+        return gradient, information
+
+    def amplitudes(self, backgrounds, start) -> tuple[np.ndarray, np.ndarray]:
+        """Those of maximum likelihood beside a background, and the information on them."""
+        values, information = start, np.zeros((self.bands.n, self.bands.n))
+        for _ in range(NEWTON_STEPS if self.bands.n else 0):
+            gradient, information = self.derivatives(backgrounds, values)
+            step = step_amplitudes(values, gradient, information, information)
+            values = values + step
+            if np.all(np.abs(step) < NEWTON_TOLERANCE / np.sqrt(np.maximum(np.diag(information), TINY))):
+                break
+        return values, information
+
+
+def _cells(part: RunSlice, background):
+    """Counts, known expectations and units of the sources, in the bins that sources touch; None without any."""
+    columns = [source.columns for source in part.sources if len(source.columns)]
+    if not columns:
+        return None
+    here = np.unique(np.concatenate(columns))
+    units = np.zeros((len(part.sources), len(background), len(here)))
+    for unit, source in zip(units, part.sources, strict=True):
+        unit[:, np.searchsorted(here, source.columns)] = source.values
+    known = background[:, here]
+    if part.signal is not None:
+        known = known + part.signal.toarray()[:, here]
+    return part.counts[:, here].toarray(), known, units
+
+
+def fit_beside_sources(
+    runs: list[ReducedRun],
+    bins: CountsBins,
+    fit: Callable[[dict[int, csr_array]], RateModel],
+    n_band: int,
+    effects: EffectSettings,
+) -> tuple[RateModel, AmplitudeFit]:
+    """Background and amplitudes of sources together.
+
+    Parameters
+    ----------
+    runs : list of `ReducedRun`
+    bins : `CountsBins`
+    fit : callable
+        It fits the background to counts by the number (`id`) of a slice in place of its own.
+    n_band : int
+        Most bands of energy in which a source has an amplitude of its own.
+    effects : `EffectSettings`
+
+    Returns
+    -------
+    model : `RateModel`
+    sources : `AmplitudeFit`
+    """
+    with_sources = in_own_order([run for run in runs if run.has_sources])
+    n_source = max(len(part.sources) for run in with_sources for part in run.slices)
+    spectra = np.zeros((n_source, len(bins.energy_edges) - 1))
+    for run in with_sources:
+        for part in run.slices:
+            for k, source in enumerate(part.sources):
+                spectra[k] += source.by_energy()
+    beside = _Beside(with_sources, bins, SourceBands.choose(spectra, n_band), effects)
+    return _alternate(beside, fit)
+
+
+def _alternate(beside, fit):
+    values = np.ones(beside.bands.n)
+
+    def one_round(backgrounds, values, repeat=1):
+        for _ in range(repeat):
+            model = fit(beside.weighted(backgrounds, values))
+            backgrounds = beside.backgrounds(model, values)
+        return model, backgrounds, *beside.amplitudes(backgrounds, values)
+
+    backgrounds = beside.backgrounds(fit({}), values)
+    values, information = beside.amplitudes(backgrounds, values)
+    steps: list[np.ndarray] = []
+    points: list[np.ndarray] = []
+    converged = False
+    for _ in range(MAX_ROUNDS):
+        model, backgrounds, new, information = one_round(backgrounds, values)
+        width = 1 / np.sqrt(np.maximum(np.diag(information), TINY))
+        points, steps = [*points, new][-MEMORY:], [*steps, new - values][-MEMORY:]
+        extrapolated = _anderson(points, steps, width)
+        moved, values = np.max(np.abs(extrapolated - values) / width, initial=0.0), extrapolated
+        if moved < CONVERGED:
+            converged = True
+            break
+    model, backgrounds, _, information = one_round(backgrounds, values, PROBE_ROUNDS)
+    left = _information_left(beside, one_round, backgrounds, values, information)
+    return model, AmplitudeFit.of(beside.bands, values, information, left, converged)
+
+
+def _anderson(points, steps, width):
+    """Point at which the steps would be 0, from the last ones (Anderson's mixing); never below 0.
+
+    ``points``: where the steps led.
+    """
+    if len(steps) < 2:
+        return points[-1]
+    differences = np.array([(steps[-1] - step) / width for step in steps[:-1]]).T
+    moves = np.array([points[-1] - point for point in points[:-1]]).T
+    share, *_ = np.linalg.lstsq(differences, steps[-1] / width, rcond=1e-3)
+    return np.maximum(points[-1] - moves @ share, 0)
+
+
+def _information_left(beside, one_round, backgrounds, values, information):
+    """Information on the amplitudes that is left once the background is fitted with them.
+
+    By how much the gradient falls along an amplitude when the background follows it.
+    """
+    bands, n = beside.bands, beside.bands.n
+    width, left = PROBE / np.sqrt(np.maximum(np.diag(information), TINY)), np.zeros((n, n))
+    before = beside.derivatives(backgrounds, values)[0]
+    for k in range(len(bands.number)):
+        own = np.zeros(n, dtype=bool)
+        own[bands.amplitudes_of(k)] = True
+        moved = values + np.where(own, width, 0)
+        fall = before - beside.derivatives(one_round(backgrounds, moved, PROBE_ROUNDS)[1], moved)[0]
+        # amplitudes of other energies do not speak to each other
+        speak = np.zeros((n, n), dtype=bool)
+        speak[bands.number, bands.number[k]] = True
+        speak[bands.number[k], bands.number[k]] = True
+        left += np.where(speak, fall[:, None] / width, 0)
+    return 0.5 * (left + left.T)

@@ -1,0 +1,152 @@
+"""Known sources in a fit: whether the runs can tell of them, and the table of what was found."""
+
+from __future__ import annotations
+
+import logging
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.table import Table
+
+from gammapy_accmaker.data.reduced_run import ReducedRun
+from gammapy_accmaker.data.source_counts import MAX_PSF_RADIUS, model_extent
+from gammapy_accmaker.data.sources import SourceList
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.source_terms import AmplitudeFit
+
+__all__ = [
+    "SMALL_SHARE",
+    "beyond_fields",
+    "check_in_fields",
+    "describe_sources",
+    "fitted_sources",
+    "make_source_table",
+    "warn_of_sources",
+]
+
+log = logging.getLogger(__name__)
+
+SMALL_SHARE = 0.2  # of the information on an amplitude; with less, camera and sky cannot be told apart
+FEW_SIGMA = 1.0  # of an error over the amplitude; with more, the amplitude is not known
+LIKE_ACCEPTANCE = "camera and sky cannot be told apart"
+UNKNOWN = "not known from the runs"
+AT_ZERO = "at 0"
+NO_COUNTS = "no counts outside of the exclusion"
+REMEDY = "use OFF runs (off_observations), an exclusion, or runs of other wobble positions"
+
+
+def beyond_fields(sources: SourceList, pointings: SkyCoord, offset_max: float) -> dict[str, float]:
+    """Sources outside of the field of view of all runs, ``offset_max`` in deg, and how far the nearest pointing is."""
+    found = {}
+    for source in sources:
+        center, radius = model_extent(source.model)
+        nearest = 0.0 if center is None else float(center.separation(pointings).deg.min())
+        if nearest > offset_max + radius + MAX_PSF_RADIUS:
+            found[source.name] = nearest
+    return found
+
+
+def check_in_fields(sources: SourceList, runs: list[ReducedRun], offset_max: float) -> None:
+    """Raise an `InputError` for a source outside of the field of view of all runs; ``offset_max`` in deg."""
+    lon, lat = np.array([part.pointing for run in runs for part in run.slices]).T
+    for name, nearest in beyond_fields(sources, SkyCoord(lon, lat, unit="deg", frame="icrs"), offset_max).items():
+        raise InputError(
+            f"sources: {name!r} lies outside of the fields of all runs: the nearest pointing is {nearest:.1f} deg from "
+            f"it, and runs are used up to {offset_max:g} deg; leave it out, or correct its position"
+        )
+
+
+def fitted_sources(sources: SourceList, fit: AmplitudeFit | None, energy_edges: np.ndarray) -> SourceList:
+    """The sources with the amplitudes of a fit."""
+    if fit is None:
+        return sources
+    found = {}
+    for k, source in enumerate(sources.free):
+        amplitudes = fit.values[fit.bands.amplitudes_of(k)]
+        found[source.name] = fit.bands.edges(k, energy_edges).tolist(), amplitudes.tolist()
+    return sources.with_amplitudes(found)
+
+
+def make_source_table(
+    sources: SourceList, fit: AmplitudeFit | None, runs: list[ReducedRun], energy_edges: np.ndarray
+) -> Table:
+    """One row for each source and band of energy.
+
+    ``sources``: as they were before the fit; ``runs``: with the units of their counts.
+
+    Columns: the SOURCE; whether its amplitude was FREE; E_MIN and E_MAX of the band; AMPLITUDE, the factor on the flux
+    of its model, and its error; its expected COUNTS in the runs outside of the exclusion; INFORMATION, the share of
+    what the counts tell of the amplitude that is left once the background is fitted with it; and a FLAG.
+    """
+    rows, free = [], [source.name for source in sources.free]
+    for source in sources:
+        if source.name not in free:
+            given, amplitudes = source.edges or energy_edges[[0, -1]], source.amplitudes or (1.0,)
+            for low, high, value in zip(given[:-1], given[1:], amplitudes, strict=True):
+                low, high = np.clip((low, high), *energy_edges[[0, -1]])
+                rows.append((source.name, False, low, high, value, np.nan, np.nan, np.nan, ""))
+            continue
+        if fit is None:
+            continue
+        k = free.index(source.name)
+        unit = np.sum([part.sources[k].by_energy() for run in runs for part in run.slices], axis=0)
+        edges = fit.bands.edges(k, energy_edges)
+        for i, low, high in zip(
+            range(*fit.bands.amplitudes_of(k).indices(fit.bands.n)), edges[:-1], edges[1:], strict=True
+        ):
+            counts, value, error = float(unit[fit.bands.number[k] == i].sum()), fit.values[i], fit.errors[i]
+            if not counts > 0:
+                rows.append((source.name, True, low, high, value, np.nan, 0.0, 0.0, NO_COUNTS))
+                continue
+            flags = []
+            if fit.share[i] < SMALL_SHARE:
+                flags.append(LIKE_ACCEPTANCE)
+            elif error > FEW_SIGMA * max(value, 1 / np.sqrt(counts)) and fit.alike[i]:
+                flags.append(UNKNOWN)
+            if value == 0:
+                flags.append(AT_ZERO)
+            rows.append((source.name, True, low, high, value, error, value * counts, fit.share[i], "; ".join(flags)))
+    names = ["SOURCE", "FREE", "E_MIN", "E_MAX", "AMPLITUDE", "AMPLITUDE_ERR", "COUNTS", "INFORMATION", "FLAG"]
+    if not rows:
+        return Table()
+    return Table(rows=rows, names=names, units={"E_MIN": u.TeV, "E_MAX": u.TeV})
+
+
+def warn_of_sources(table: Table) -> None:
+    """One warning for each kind of source that the runs do not tell enough of."""
+    if not len(table):
+        return
+    for flag, meaning, remedy in (
+        (LIKE_ACCEPTANCE, "an acceptance could look as they do in these runs", REMEDY),
+        (UNKNOWN, "they look like each other", "give fewer free sources, or freeze the amplitudes of some"),
+    ):
+        rows = [row for row in table if flag in row["FLAG"]]
+        if rows:
+            named = ", ".join(f"{row['SOURCE']} at {_energies(row)} ({100 * row['INFORMATION']:.0f} %)" for row in rows)
+            log.warning(
+                f"sources: {flag}: {named}. The number is the share of the information on the amplitude that is left "
+                f"once the background is fitted with it; {meaning}, and the background may hold a part of them: "
+                f"{remedy}"
+            )
+
+
+def describe_sources(table: Table) -> list[str]:
+    """A line for each source of a table."""
+    lines = []
+    for name in dict.fromkeys(table["SOURCE"].tolist() if len(table) else ()):
+        rows = table[table["SOURCE"] == name]
+        if not rows["FREE"][0]:
+            lines.append(f"{name}, as given")
+            continue
+        parts = []
+        for row in rows:
+            value, energies = f"{row['AMPLITUDE']:.3g} +- {row['AMPLITUDE_ERR']:.2g}", _energies(row)
+            flag = f", {row['FLAG']}" if row["FLAG"] else ""
+            parts.append(f"{value} at {energies} ({100 * row['INFORMATION']:.0f} % of the information left{flag})")
+        lines.append(f"{name}, amplitude {'; '.join(parts)}")
+    return lines
+
+
+def _energies(row):
+    return f"{row['E_MIN']:.2g} to {row['E_MAX']:.2g} TeV"

@@ -1,0 +1,278 @@
+"""Known gamma-ray sources in the likelihood, from the observations to the background of a dataset."""
+
+import pickle
+
+import astropy.units as u
+import numpy as np
+import pytest
+from gammapy.datasets import MapDataset
+from gammapy.makers import MapDatasetMaker
+from gammapy.modeling.models import (
+    ConstantTemporalModel,
+    DiskSpatialModel,
+    FoVBackgroundModel,
+    Models,
+    PointSpatialModel,
+    PowerLawNormSpectralModel,
+    PowerLawSpectralModel,
+    SkyModel,
+)
+from regions import CircleSkyRegion
+from shared import made_once
+from stores import observations, simulated, sky_geom, source_region
+
+from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel, cross_validate, fit_acceptance
+from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.simulation.store import BackgroundTruth
+
+KINDS = {
+    "spline": {"model": {"type": "spline"}},
+    "radial": {"model": {"type": "radial"}, "fit_energy": {"type": "adaptive"}},
+    "grid": {"model": {"type": "grid", "offset_bins": 8}, "zenith": {"type": "none"}},
+    "parametric": {"model": {"type": "parametric", "function": "power_law * gaussian"}, "zenith": {"type": "none"}},
+}
+ENERGY = {"energy": {"min": "0.3 TeV", "max": "30 TeV", "nbins_per_decade": 8}}
+
+
+def store():
+    """Wobble runs on a bright source, whose norms differ."""
+    truth = BackgroundTruth(zenith_dependent=False)
+    return simulated("bright", n_wobble=6, n_off=1, zenith_range=(0, 20) * u.deg, shift_scatter=0, truth=truth)
+
+
+def runs():
+    return observations(store(), store().on_obs_ids)
+
+
+def true_source(factor=1.0, frozen=False, name="the source"):
+    """That of the store, with its flux times a factor."""
+    model = store().source.copy(name=name)
+    model.spectral_model.amplitude.value *= factor
+    model.spectral_model.amplitude.frozen = frozen
+    return model
+
+
+def options(kind, **more):
+    return {**KINDS[kind], **ENERGY, **more}
+
+
+def fitted(kind, what):
+    """Fits of one kind, each made once in a session: with the source excluded, ignored or known."""
+    given = {"excluded": {"exclusion": [source_region(store())]}, "ignored": {}, "known": {"sources": true_source(0.5)}}
+    return made_once(f"bright {kind} {what}", lambda folder: fit_acceptance(runs(), options(kind), **given[what]))
+
+
+def background_in_source(model, radius=0.15):
+    """Of all runs, above 0.5 TeV."""
+    maker, total = AcceptanceBackgroundMaker(model=model), 0.0
+    geom = sky_geom(store().source.spatial_model.position, edges=(0.5, 30), width=0.6, binsz=0.02)
+    mask = geom.to_image().region_mask([source_region(store(), radius)]).data
+    for observation in runs():
+        total += (maker.make_background(geom, observation).data * mask).sum()
+    return total
+
+
+def counts_in_source(radius=0.15):
+    where = source_region(store(), radius)
+    total = 0
+    for observation in runs():
+        events = observation.events
+        near = events.radec.separation(where.center) < where.radius
+        total += int((near & (events.energy > 0.5 * u.TeV)).sum())
+    return total
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_background_is_that_of_a_fit_without_the_source(kind):
+    excluded, ignored, known = (fitted(kind, what) for what in ("excluded", "ignored", "known"))
+    without, eaten, beside = (background_in_source(model) for model in (excluded, ignored, known))
+    excess = counts_in_source() - without
+    assert excess > 100
+    # a ring has much more background than the source in it, which tells less of the amplitude
+    assert abs(beside - without) < (0.05 if kind == "radial" else 0.02) * excess
+    if kind == "grid":
+        assert eaten - without > 3 * abs(beside - without)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_amplitudes_are_those_of_the_truth(kind):
+    """The model was given with half of the true flux."""
+    table = fitted(kind, "known").source_table
+    assert len(table) == 3 and np.all(table["FREE"])
+    pulls = (table["AMPLITUDE"] - 2) / table["AMPLITUDE_ERR"]
+    assert np.all(np.abs(pulls) < 3.5), table
+    # a ring has much more background than the source in it
+    assert np.all(table["AMPLITUDE_ERR"] < (1.5 if kind == "radial" else 0.5))
+    assert np.all((table["INFORMATION"] > 0.25) & (table["INFORMATION"] <= 1)), table
+    assert np.all(table["E_MIN"][1:] == table["E_MAX"][:-1])
+    assert not any(table["FLAG"])
+
+
+@pytest.mark.parametrize("kind", ["spline", "radial"])
+def test_the_run_table_expects_background_and_source(kind):
+    known, ignored = fitted(kind, "known").run_table, fitted(kind, "ignored").run_table
+    assert known["EXPECTED"].sum() == pytest.approx(known["COUNTS"].sum(), rel=0.01)
+    # norms are of the background alone
+    assert np.all(np.abs(known["NORM"] / ignored["NORM"] - 1) < 0.05)
+
+
+@pytest.mark.parametrize("kind", ["spline", "grid"])
+def test_a_model_is_written_read_and_applied_with_its_sources(kind, tmp_path):
+    model = fitted(kind, "known")
+    model.write(tmp_path / "model.fits")
+    again = AcceptanceModel.read(tmp_path / "model.fits")
+    assert again.sources.names == ["the source"] == model.sources.names
+    assert again.sources[0].spectral_model.amplitude.value == true_source(0.5).spectral_model.amplitude.value
+    assert str(again) == str(model) and "the source" in str(model)
+    assert again.source_table["AMPLITUDE"].tolist() == model.source_table["AMPLITUDE"].tolist()
+    geom = sky_geom(store().source.spatial_model.position)
+    makers = [AcceptanceBackgroundMaker(model=m) for m in (model, again, pickle.loads(pickle.dumps(model)))]
+    first, *others = (maker.make_background(geom, runs()[0]).data for maker in makers)
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=1e-12)
+    # a maker that was given the same source again has it once
+    maker = AcceptanceBackgroundMaker(model=again, sources=true_source(5))
+    np.testing.assert_allclose(maker.make_background(geom, runs()[0]).data, first, rtol=1e-12)
+
+
+def test_an_adaptation_sees_the_source():
+    """What a run without the source in its fit is adapted to: with it as given, and without."""
+    model = fitted("spline", "excluded")
+    bare = AcceptanceModel(model.rate_model, model.config, model.run_table)
+    # known only as a number and a place: a new run
+    new = [run.copy(in_memory=True, obs_id=900 + k) if False else run for k, run in enumerate(runs()[:2])]
+    norm = AcceptanceBackgroundMaker({"run_effects": {"type": "norm"}}, model=bare)
+    with_source = AcceptanceBackgroundMaker({"run_effects": {"type": "norm"}}, model=bare, sources=true_source(40))
+    geom = sky_geom(store().source.spatial_model.position, width=4)
+    for observation in new:
+        plain, beside = (m.make_background(geom, observation).data.sum() for m in (norm, with_source))
+        # forty times the flux is no more there than the counts allow: the background is much lower
+        assert beside < 0.95 * plain
+
+
+def test_the_chain_of_makers_fills_the_background_alone():
+    model = fitted("spline", "known")
+    maker = AcceptanceBackgroundMaker(model=model)
+    geom = sky_geom(store().source.spatial_model.position, edges=(0.5, 30))
+    observation = runs()[0]
+    dataset = MapDatasetMaker(selection=["counts"]).run(MapDataset.create(geom, name="one"), observation)
+    filled = maker.run(dataset, observation)
+    np.testing.assert_allclose(filled.background.data, maker.make_background(geom, observation).data)
+    other = AcceptanceBackgroundMaker(model=fitted("spline", "excluded")).run(dataset, observation)
+    assert filled.background.data.sum() == pytest.approx(other.background.data.sum(), rel=0.01)
+
+
+def test_known_and_excluded_may_be_mixed():
+    """A circle that covers a part of the source alone: its amplitude follows from the rest."""
+    core = CircleSkyRegion(store().source.spatial_model.position, 0.1 * u.deg)
+    model = fit_acceptance(runs(), options("spline"), exclusion=[core], sources=true_source(), n_jobs=1)
+    table = model.source_table
+    assert 0 < table["COUNTS"].sum() < 0.6 * fitted("spline", "known").source_table["COUNTS"].sum()
+    assert np.all(np.abs(table["AMPLITUDE"] - 1) < 4 * table["AMPLITUDE_ERR"])
+
+
+def test_a_source_that_is_excluded_is_told_to_be():
+    model = fit_acceptance(
+        runs()[:3],
+        options("radial"),
+        exclusion=[CircleSkyRegion(store().source.spatial_model.position, 1.7 * u.deg)],
+        sources=true_source(),
+    )
+    assert model.source_table["FLAG"].tolist() == ["no counts outside of the exclusion"]
+
+
+def test_frozen_sources_are_taken_as_given():
+    model = fit_acceptance(runs(), options("radial"), sources=true_source(frozen=True))
+    table = model.source_table
+    assert table["FREE"].tolist() == [False] and table["AMPLITUDE"].tolist() == [1.0]
+    assert "as given" in str(model)
+    excess = counts_in_source() - background_in_source(fitted("radial", "excluded"))
+    assert abs(background_in_source(model) - background_in_source(fitted("radial", "excluded"))) < 0.1 * excess
+
+
+def test_sources_by_the_configuration(tmp_path):
+    Models([true_source(0.5), FoVBackgroundModel(spectral_model=PowerLawNormSpectralModel(), dataset_name="d")]).write(
+        tmp_path / "sources.yaml", write_covariance=False
+    )
+    given = {"type": "models", "models": str(tmp_path / "sources.yaml"), "bands": 1}
+    model = fit_acceptance(runs(), options("radial", sources=given))
+    assert len(model.source_table) == 1 and model.sources.names == ["the source"]
+    assert model.source_table["AMPLITUDE"][0] == pytest.approx(2, abs=3.5 * model.source_table["AMPLITUDE_ERR"][0])
+    assert model.config.sources.models is None  # the model holds what was in the file
+    maker = AcceptanceBackgroundMaker(options("radial", sources=given)).fit(runs())
+    assert maker.model.source_table["AMPLITUDE"][0] == model.source_table["AMPLITUDE"][0]
+    # fitted again from the same maker the sources are free again
+    assert maker.fit(runs()).model.source_table["FREE"].all()
+
+
+@pytest.mark.parametrize("kind", ["spline", "grid"])
+def test_the_answer_does_not_depend_on_processes_nor_the_cache(kind, tmp_path):
+    one = fitted(kind, "known").source_table
+    for _ in range(2):
+        two = fit_acceptance(runs(), options(kind), sources=true_source(0.5), n_jobs=2, cache=tmp_path).source_table
+        np.testing.assert_array_equal(two["AMPLITUDE"], one["AMPLITUDE"])
+
+
+def test_off_runs_know_nothing_of_the_source():
+    off = observations(store(), store().off_obs_ids)
+    maker = AcceptanceBackgroundMaker(options("radial"), sources=true_source()).fit(runs(), off_observations=off)
+    assert (maker.run_table["ROLE"] == "apply").sum() == len(runs())
+
+
+def test_held_out_scores_see_the_source():
+    given = {"plain": options("radial")}
+    with_source = cross_validate(runs(), given, sources=true_source(0.5), n_folds=3, n_jobs=1)
+    without = cross_validate(runs(), given, n_folds=3, n_jobs=1)
+    assert with_source.table["SCORE"][0] > without.table["SCORE"][0] + 20
+
+
+WRONG = {
+    "far away": (
+        lambda: SkyModel(
+            PowerLawSpectralModel(), PointSpatialModel(lon_0="200 deg", lat_0="60 deg", frame="icrs"), name="far"
+        ),
+        "'far' lies outside of the fields of all runs.*leave it out",
+    ),
+    "negative": (lambda: true_source(-1), "amplitude = -5e-12.*> 0 is needed"),
+    "infinite": (lambda: true_source(np.inf), "amplitude = inf.*finite"),
+    "temporal": (
+        lambda: SkyModel(
+            PowerLawSpectralModel(), true_source().spatial_model, temporal_model=ConstantTemporalModel(), name="flare"
+        ),
+        "'flare' has a temporal model.*mean flux",
+    ),
+    "no place": (lambda: SkyModel(PowerLawSpectralModel(), name="nowhere"), "'nowhere' has no spatial model"),
+    "a number": (lambda: 3, "got int"),
+    "no file": (lambda: "no such file.yaml", "there is no file"),
+    "twice": (lambda: [true_source(), true_source()], "more than once"),
+    "a name": (lambda: {"a": 1}, "got dict"),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_wrong_sources_are_named_before_the_fit(name):
+    make, message = WRONG[name]
+    with pytest.raises(InputError, match=message):
+        fit_acceptance(runs()[:1], options("radial"), sources=make())
+
+
+def test_two_sources_that_look_alike_are_flagged(caplog):
+    twins = [true_source(0.5, name="one"), true_source(0.5, name="two")]
+    model = fit_acceptance(runs(), options("grid"), sources=twins)
+    assert all("not known from the runs" in flag for flag in model.source_table["FLAG"])
+    assert any("look like each other" in message for message in caplog.messages)
+    total = model.source_table["AMPLITUDE"][:3] + model.source_table["AMPLITUDE"][3:]
+    assert np.all(np.abs(total - 2) < 1.2)
+
+
+def test_a_disc_on_axis_of_all_runs_is_told(caplog):
+    """What stands in one place of the camera in all runs cannot be told from the acceptance."""
+    one = runs()[0]
+    axis = DiskSpatialModel(
+        lon_0=one.get_pointing_icrs(one.tmid).ra, lat_0=one.get_pointing_icrs(one.tmid).dec, r_0="0.5 deg", frame="icrs"
+    )
+    model = SkyModel(PowerLawSpectralModel(amplitude="1e-11 cm-2 s-1 TeV-1"), axis, name="disc")
+    fitted_model = fit_acceptance([one], options("radial"), sources=[model, true_source(frozen=True)])
+    rows = fitted_model.source_table[fitted_model.source_table["SOURCE"] == "disc"]
+    assert np.all(rows["INFORMATION"] < 0.2)
+    assert any("cannot be told apart" in message and "OFF runs" in message for message in caplog.messages)

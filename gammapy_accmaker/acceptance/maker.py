@@ -225,12 +225,13 @@ class AcceptanceBackgroundMaker(Maker):
     def _beyond(self, observations, sources):
         """The sources outside of the fields of observations; one without a pointing is named by the fit."""
         site, pointings = self.config.observatory_location, []
-        for observation in observations:
+        for observation in observations if len(sources) else ():
             with suppress(Exception):
-                pointings.append(pointing_icrs(observation, site))
+                pointing = pointing_icrs(observation, site)
+                pointings.append((pointing.ra.deg, pointing.dec.deg))
         if not pointings:
             return SourceList()
-        far = beyond_fields(sources, SkyCoord(pointings), self.config.offset_max.deg)
+        far = beyond_fields(sources, SkyCoord(*np.transpose(pointings), unit="deg"), self.config.offset_max.deg)
         return sources.without(set(sources.names) - set(far))
 
     def _add_to_run_table(self, observations, reading):

@@ -300,7 +300,13 @@ def _verdict(residuals, run_table, validation) -> list[str]:
     if not told:
         text = "No verdict: in no energy band are there counts enough for one."
         return [_paragraph(text, "warn"), _paragraph(whose, "note"), _paragraph(SIGNIFICANCE)]
-    good = all(one.is_good for one in told.values())
+    # each band for itself: what is too low in one and too high in another is no agreement
+    apart = [
+        f"{_band_name(residuals, k)} ({frame})"
+        for frame, bands in found.items()
+        for k in _bands_that_tell(bands)
+        if not bands[k].is_good
+    ]
     kind = "Held-out runs" if validation is not None else _kind_of_runs(residuals, run_table)
     numbers = "; ".join(
         f"in the {frame} ({_range_that_tells(residuals, found[frame])}) mean {one.in_words()[0]}, width "
@@ -308,7 +314,10 @@ def _verdict(residuals, run_table, validation) -> list[str]:
         for frame, one in told.items()
     )
     text = f"{kind}: significance {numbers}. "
-    text += "The model describes the counts." if good else "The counts deviate from the model: see the residuals below."
+    if apart:
+        text += f"The counts deviate from the model at {', '.join(apart)}: see the residuals below."
+    else:
+        text += "The model describes the counts."
     rows = [
         (_band_name(residuals, k), in_thousands(found["camera"][k].counts), f"{found['camera'][k].in_disc:.1f}",
          *found["camera"][k].in_words(), *found["sky"][k].in_words())
@@ -316,7 +325,7 @@ def _verdict(residuals, run_table, validation) -> list[str]:
     ]  # fmt: skip
     header = ["energy", "events", "per disc", "camera: mean", "width", "sky: mean", "width"]
     return [
-        _paragraph(text, "good" if good else "warn"),
+        _paragraph(text, "warn" if apart else "good"),
         _paragraph(whose, "note"),
         table(header, rows, "Significance by energy"),
         _folded("What significance is here", _paragraph(SIGNIFICANCE)),
@@ -999,7 +1008,8 @@ def write_report(
     stores = _stores(observations)
     store = ", ".join(map(str, stores)) if stores else "runs in memory"
     if title is None:
-        title = f"Background acceptance: {', '.join(path.name for path in stores)}".removesuffix(": ")
+        # the last folder may be called "data"
+        title = f"Background acceptance: {', '.join('/'.join(path.parts[-2:]) for path in stores)}".removesuffix(": ")
     sections = {
         "Verdict": _summary(maker, run_table, residuals, validation, store),
         "Counts": _counts(residuals),

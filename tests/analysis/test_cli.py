@@ -403,9 +403,7 @@ def test_report_of_a_configuration(config, tmp_path, empty_pictures):
     result = invoke("report", config, "--output", path)
     assert result.exit_code == 0, result.output
     text = path.read_text()
-    assert (
-        "3 of 3" in text and "sources.reg" in text and f"Background acceptance: {stores.full_store().path.name}" in text
-    )
+    assert "3 of 3" in text and "sources.reg" in text and f"/{stores.full_store().path.name}</h1>" in text
     assert invoke("report", config, "--output", path).exit_code == 1
     assert path.read_text() == text
 

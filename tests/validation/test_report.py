@@ -1,6 +1,7 @@
 """The report and its pictures."""
 
 import re
+from dataclasses import replace
 
 import astropy.units as u
 import browser
@@ -193,6 +194,18 @@ def test_significance_tells_a_true_model_from_a_wrong_one_where_counts_are_enoug
     assert report_sections._together([few]) is None
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.3])
+def test_verdict_names_the_bands_that_deviate(factor, maker):
+    residuals = stack_residuals(maker, stores.observations(stores.full_store())[3:6], BANDS)
+    counts = residuals.counts.copy()
+    # in one band, half of the field has more events: the sum of all bands may agree
+    counts[0, residuals.fov.fov_lon > 0] *= factor
+    counts[0, residuals.fov.fov_lon < 0] *= 2 - factor
+    text = report_sections._verdict(replace(residuals, counts=np.round(counts)), maker.run_table, None)[0]
+    assert ("deviate from the model at 0.5 to 1.5 TeV (camera)" in text) == (factor != 1)
+    assert ('class="good"' in text) == (factor == 1)
+
+
 def test_bands_with_too_few_counts_have_no_width_and_no_picture(maker, tmp_path):
     observations = stores.observations(stores.full_store())[4:6]
     write_report(maker, observations, tmp_path / "a.html", band_edges=[0.5, 1.5, 29, 30] * u.TeV)
@@ -254,7 +267,7 @@ def test_flagged_runs_and_excluded_share_come_with_the_verdict(maker, tmp_path):
     assert re.search(rf"<td[^>]*>{runs['OBS_ID'][1]}</td><td[^>]*>poor fit</td>", verdict)
     share = 100 * stack_residuals(maker, observations, BANDS).excluded_share
     assert 0.5 < share < 10 and f"{share:.1f} % of the exposure" in verdict
-    assert f"Background acceptance: {stores.full_store().path.name}" in text.split("</h1>")[0]
+    assert f"/{stores.full_store().path.name}" in text.split("</h1>")[0]
 
 
 def test_existing_report_is_kept(report, maker):

@@ -62,9 +62,10 @@ def pairwise():
     return chosen
 
 
-def geom_around(maker, observation, nbin, binsz):
-    energy, reach = maker.config.energy, maker.config.offset_max.to_value("deg")
-    axis = MapAxis.from_energy_bounds(energy.min, energy.max, nbin)
+def geom_around(maker, observation, nbin, binsz, per_decade=False):
+    reach = maker.config.offset_max.to_value("deg")
+    low, high = maker.model.rate_model.energy_edges[[0, -1]]
+    axis = MapAxis.from_energy_bounds(low, high, nbin, unit="TeV", per_decade=per_decade)
     npix = 2 * int(np.ceil(1.02 * reach / binsz))
     return WcsGeom.create(skydir=observation.pointing.fixed_icrs, npix=npix, binsz=binsz, proj="TAN", axes=[axis])
 
@@ -107,27 +108,32 @@ def check_case(kind, effects, number, spread, time_step, alignment):
     radius = OFFSET_MAX - 0.1 if kind == "spline" else OFFSET_MAX
     for k in sorted({0, number - 1}):
         check_map(maker, runs[k], maker.run_table["EXPECTED"][k], circle, radius)
-        check_irf(maker, runs[k], sharp=kind == "spline")
+        check_irf(maker, runs[k])
 
 
-def check_irf(maker, run, sharp):
-    """By gammapy, from 20 energies a decade and from 60.
-
-    At the threshold of the truth the two differ by 1 %, and what was filled lies between; a spline of few events can
-    bend within less than a twentieth of a decade.
-    """
-    geom = geom_around(maker, run, 40, 0.1)
+def check_irf(maker, run):
+    """By gammapy, from 20 energies a decade as they are, and from 60."""
+    geom = geom_around(maker, run, 20, 0.1, per_decade=True)
     near = geom.to_image().separation(run.pointing.fixed_icrs).deg < maker.config.offset_max.to_value("deg") - 0.1
     filled = maker.make_background(geom, run).data[:, near].sum(1)
-    some = filled > 30  # the spectrum of fewer has bends that no grid of energies follows
     irf, where = maker.make_irf(run), {"location": run.observatory_earth_location, "fov_rotation_step": 2 * u.deg}
-    for oversampling, tolerance in [(3, 1e-2)] if sharp else [(None, 7e-3), (3, 5e-3)]:
+    for oversampling in (None, 3):
         background = make_map_background_irf(
             run.pointing, run.gti.time_sum, irf, geom, run.tstart, oversampling=oversampling, **where
         )
         read = background.data[:, near].sum(1)
         assert read.sum() == pytest.approx(filled.sum(), rel=3e-3)
-        assert np.allclose(read[some], filled[some], rtol=tolerance), (oversampling, np.round(read / filled - 1, 4))
+        assert np.allclose(read, filled, rtol=5e-3), (oversampling, np.round(read / filled - 1, 4))
+
+
+@pytest.mark.parametrize("edges", [[0.3, 0.6, 1.2, 3, 10], [0.25, 1, 8]], ids=str)
+@pytest.mark.parametrize("kind", ["radial", "grid"])
+def test_an_irf_of_coarse_energies_is_right_up_to_the_last(kind, edges):
+    """It was 1 to 4 % too high in its last bins, whose outer half gammapy continues from their inner one."""
+    config = {**MODELS[kind], "energy": ENERGY, "fit_energy": [f"{e} TeV" for e in edges]}
+    runs = runs_with_spread(4, 0.03)
+    maker = AcceptanceBackgroundMaker({**config, "offset_max": f"{OFFSET_MAX} deg"}).fit(runs, n_jobs=1)
+    check_irf(maker, runs[0])
 
 
 @pytest.mark.parametrize("case", FAST, ids=str)

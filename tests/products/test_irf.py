@@ -11,12 +11,13 @@ from gammapy.makers import MapDatasetMaker
 from gammapy.makers.utils import make_map_background_irf
 from gammapy.maps import MapAxis
 from helpers import make_observation, tracking
+from scipy.special import expit
 from stores import AnalyticModel, altered, fitted, sky_geom
 
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.products.background import make_background_map
-from gammapy_accmaker.products.irf import RATE_UNIT, make_background_irf
+from gammapy_accmaker.products.irf import RATE_UNIT, make_background_irf, make_mean_irf
 from gammapy_accmaker.simulation.irfs import make_irfs
 
 KINDS = ["radial", "grid"]
@@ -66,7 +67,7 @@ def test_trap_an_energy_axis_as_long_as_fov_lon_is_not_ambiguous(observation, tm
     arrays = model.to_arrays()
     low = model.energy_edges[0]
     for nbin in (48, 50, 52):
-        high = low * 10 ** ((nbin - 0.5) / 40)
+        high = low * 10 ** ((nbin - 1.5) / 20)
         # the same model, that ends at another energy
         cut = BinnedModel.from_arrays(arrays | {"energy_edges": np.append(model.energy_edges[:-1], high)})
         object.__setattr__(cut, "energy_edges", np.array([low, high]))
@@ -117,6 +118,71 @@ def test_trap_gammapy_reads_our_counts(kind, alignment, observation):
     ratio = theirs[:, near].sum(1) / ours[:, near].sum(1)
     assert np.all(np.abs(ratio - 1) < 5e-3)
     assert (theirs[:, near].sum() / ours[:, near].sum()) == pytest.approx(1, abs=3e-3)
+
+
+class SharpModel(AnalyticModel):
+    """The truth behind a trigger that opens within a tenth of a decade, later at the rim."""
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
+        threshold = np.log(0.45) + 0.05 * np.hypot(fov_lon, fov_lat)
+        return super().rate_grid(energy, fov_lon, fov_lat, cos_zenith) * expit(
+            (np.log(energy)[:, None] - threshold) / 0.06
+        )
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=1.0):
+        out = []
+        for low, high in zip(energy_edges[:-1], energy_edges[1:], strict=True):
+            fine = np.geomspace(low, high, 41)
+            middle = np.sqrt(fine[1:] * fine[:-1])
+            out.append(np.diff(fine) * 1e6 @ self.rate_grid(middle, fov_lon, fov_lat, cos_zenith))
+        return np.array(out)
+
+
+NODES = 10 ** (np.arange(41) / 20)  # over the lowest energy
+
+
+@pytest.mark.parametrize(
+    "bins, oversampling, total, each",
+    [
+        (NODES, None, 1e-3, 5e-3),
+        (NODES, 2, 1e-3, 5e-3),
+        (NODES, 5, 1e-3, 5e-3),
+        (NODES[::2], 2, 1e-3, 5e-3),
+        (NODES[::4], 8, 1e-3, 5e-3),
+        (1.07 * NODES[:-1], 6, 3e-3, 2e-2),
+        (1.03 * NODES[:-1:3], 12, 1e-3, 1e-2),
+    ],
+)
+def test_gammapy_reads_a_sharp_threshold(observation, bins, oversampling, total, each):
+    """Where gammapy's integral cuts a corner of 10 %: bins that end at the nodes are right as they are, others
+    where they are oversampled."""
+    model, track = SharpModel(offset_max=2.5), observation_track(observation, "altaz")
+    edges = bins * model.energy_edges[0]
+    geom = sky_geom(observation.pointing.fixed_icrs, width=4.4, edges=edges[edges < 10], binsz=0.1)
+    ours = make_background_map(model, track, geom, 60.0).data
+    theirs = make_map_background_irf(
+        observation.pointing,
+        observation.observation_time_duration,
+        make_background_irf(model, track, "altaz", 60.0),
+        geom,
+        observation.tstart,
+        oversampling=oversampling,
+        location=observation.observatory_earth_location,
+    ).data
+    near = geom.to_image().separation(observation.pointing.fixed_icrs).deg < 2.15
+    ours, theirs = ours[:, near].sum(1), theirs[:, near].sum(1)
+    assert theirs.sum() == pytest.approx(ours.sum(), rel=total)
+    some = ours > 1e-3 * ours.max()
+    assert np.allclose(theirs[some], ours[some], rtol=each), np.round(theirs / ours - 1, 4)
+
+
+@pytest.mark.parametrize("high", [9.0, 9.7, 10.0, 10.3, 0.105, 0.13])
+def test_the_energies_of_an_irf_are_those_of_the_model(high):
+    """Nodes 20 a decade, that are centres of bins; the ends are edges."""
+    axis = make_mean_irf(AnalyticModel(energy_edges=np.array([0.1, high])), 0.9, "altaz").axes["energy"]
+    edges, nodes = axis.edges.to_value("TeV"), MapAxis.from_energy_bounds(0.1, high, 20, unit="TeV", per_decade=True)
+    assert edges[[0, -1]] == pytest.approx([0.1, high], rel=2e-6)
+    assert axis.center.to_value("TeV")[1:-1] == pytest.approx(nodes.edges.to_value("TeV")[1:-1], rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,8 +40,9 @@ def attach_background(
     of H.E.S.S. DL3 DR1 gammapy takes every background as aligned with right ascension and declination, with the
     longitude reversed, whatever its header says. There the field is averaged over time in that frame.
 
-    gammapy joins the rates at the energy edges of a dataset by a power law; with wide bins, ``background_oversampling``
-    of its `~gammapy.makers.MapDatasetMaker` keeps it from cutting the corners of the spectrum.
+    gammapy joins the rates at the energy edges of a dataset by a power law, which is right for 20 bins a decade between
+    the energies of the model; with others ``background_oversampling`` of its `~gammapy.makers.MapDatasetMaker` keeps it
+    from cutting the corners of the spectrum.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ __all__ = ["RATE_UNIT", "make_background_irf", "make_mean_irf"]
 RATE_UNIT = u.Unit("s-1 MeV-1 sr-1")
 NODES_PER_DECADE = 20
 FOV_STEP = 0.08  # deg
-ROUNDS = 20  # in which the nodes are moved; the change of a bin by a smooth error halves with each, at least
+NODE_ROUNDS = 40
 EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
 
@@ -152,22 +152,22 @@ def _turned_mean(model, track, evaluate, lon, lat, time_step):
 def _nodes_with_integrals(energy, rate, integral):
     """Rates at n + 1 nodes between which power laws have the given n integrals, from those of the model.
 
-    Both bins at a node move it by the geometric mean of what they lack. What a node can only take from one
-    neighbour to give it to the other stays as it was: the nodes of an exact solution would swing up and down.
+    A node moves by the mean of what its two bins lack, in logs, over and over. What a node could only take from one bin
+    to give it to the other moves least: the nodes of an exact solution would swing up and down far from the bend.
     """
+    shape = (-1, *[1] * (rate.ndim - 1))
     seen = (rate[1:] > 0) & (rate[:-1] > 0) & (integral > 0)
-    log_rate, log_integral = np.log(np.where(rate > 0, rate, 1.0)), np.log(np.where(seen, integral, 1.0))
-    log_width = np.log(energy[1:] / energy[:-1]).reshape(-1, *[1] * (rate.ndim - 1))
-    log_energy = np.log(energy * TEV_IN_MEV).reshape(-1, *[1] * (rate.ndim - 1))
-    for _ in range(ROUNDS):
-        # of energy times rate over the log of energy: a line between the logs at its ends
-        ends = log_rate + log_energy
-        half = 0.5 * np.diff(ends, axis=0)
-        mean = 0.5 * (ends[1:] + ends[:-1]) + np.log(np.sinh(np.abs(half) + 1e-9) / (np.abs(half) + 1e-9))
-        lack = np.where(seen, log_integral - mean - np.log(log_width), 0.0)
+    log_energy, log_width = np.log(energy * TEV_IN_MEV).reshape(shape), np.log(np.log(energy[1:] / energy[:-1]))
+    # energy times rate over the log of energy: a power law is an exponential between its ends
+    log_rate = np.log(np.where(rate > 0, rate, 1.0)) + log_energy
+    log_integral = np.log(np.where(seen, integral, 1.0)) - log_width.reshape(shape)
+    for _ in range(NODE_ROUNDS):
+        half = 0.5 * np.abs(np.diff(log_rate, axis=0)) + 1e-6
+        found = 0.5 * (log_rate[1:] + log_rate[:-1]) + np.log(np.sinh(half) / half)
+        lack = np.where(seen, log_integral - found, 0.0)
         log_rate[1:-1] += 0.5 * (lack[1:] + lack[:-1])
         log_rate[[0, -1]] += lack[[0, -1]]
-    return np.where(rate > 0, np.exp(log_rate), 0.0)
+    return np.where(rate > 0, np.exp(log_rate - log_energy), 0.0)
 
 
 def _half_step_grid(axes):

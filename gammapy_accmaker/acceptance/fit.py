@@ -209,7 +209,7 @@ def fit_acceptance(
         return _fit_once(runs, failures, reading, plan, execution, start)
 
     if config.exclusion.iterative is not None:
-        return fit_until_stable(fit, config.exclusion.iterative, reduction.exclusion).model
+        return fit_until_stable(fit, config.exclusion.iterative, reduction.exclusion, observations).model
     fitted = fit(reduction.exclusion)
     warn_of_excess(fitted)
     return fitted.model

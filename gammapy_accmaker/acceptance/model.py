@@ -6,6 +6,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 from io import StringIO
+from typing import Any
 
 import astropy.units as u
 import numpy as np
@@ -32,6 +33,7 @@ from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.models.tabulated import TabulatedModel
 from gammapy_accmaker.products.cubes import cubes_to_hdulist, make_cubes
 from gammapy_accmaker.products.excess import excess_regions
+from gammapy_accmaker.products.found import FoundSource
 from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
 from gammapy_accmaker.products.plots import View, plot_model, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.products.tables import model_from_irfs
@@ -58,7 +60,7 @@ STORED: tuple[type[RateModel], ...] = (
 )
 
 # before the names of their arrays in a file
-PLAN, FIT_COUNTS, EXCLUSION, SOURCES = "plan/", "fit_counts/", "exclusion/", "sources/"
+PLAN, FIT_COUNTS, EXCLUSION, SOURCES, SEEN = "plan/", "fit_counts/", "exclusion/", "sources/", "seen/"
 EXTRA_TABLES = ("matches", "found", "source_table")
 
 
@@ -106,6 +108,8 @@ class AcceptanceModel:
         One row for each of them and band of energy (E_MIN, E_MAX): whether its amplitude was FREE, the AMPLITUDE as a
         factor on the flux of the model, its error, its expected COUNTS in the runs, the share of the INFORMATION on the
         amplitude that is left once the background is fitted with it, and a FLAG.
+    seen : tuple of `FoundSource`
+        Image, spectrum and significance of each source that was found.
 
     Examples
     --------
@@ -124,6 +128,7 @@ class AcceptanceModel:
     exclusion: Exclusion = field(default_factory=Exclusion)
     known_sources: SourceList = field(default_factory=SourceList)
     source_table: Table = field(default_factory=Table)
+    seen: tuple[FoundSource, ...] = ()
 
     def __post_init__(self):
         # text is what scripts of earlier versions give
@@ -140,6 +145,13 @@ class AcceptanceModel:
     def found_regions(self) -> list[CircleSkyRegion]:
         """The regions of ``found``: left out of the fit, and where the model is adapted to a run."""
         return excess_regions(self.found)
+
+    @property
+    def found_sources(self) -> Models:
+        """What was found as gammapy models, an image times a spectrum each: pictures of what was left out, which hold
+        the point spread, and no measurements. A source whose runs have no effective area has no spectrum, and is not
+        among them; ``seen`` has all."""
+        return Models([model for source in self.seen if (model := source.to_model()) is not None])
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=None, azimuth=None) -> u.Quantity:
         """Background rate per ontime of a run of norm 1.
@@ -350,6 +362,8 @@ class AcceptanceModel:
         if len(self.known_sources):
             texts["sources"], templates = self.known_sources.to_arrays()
             arrays |= {SOURCES + name: values for name, values in templates.items()}
+        for k, source in enumerate(self.seen):
+            arrays |= {f"{SEEN}{k}/{name}": values for name, values in source.to_arrays().items()}
         write_model_file(as_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
@@ -375,13 +389,15 @@ class AcceptanceModel:
         """
         arrays, texts, run_table = read_model_file(as_path(path))
         try:
-            planned, summed, masks, templates = (
+            planned, summed, masks, templates, seen = (
                 {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
-                for prefix in (PLAN, FIT_COUNTS, EXCLUSION, SOURCES)
+                for prefix in (PLAN, FIT_COUNTS, EXCLUSION, SOURCES, SEEN)
             )
             rate_model = {cls.kind: cls for cls in STORED}[texts["kind"]].from_arrays(arrays)
             plan = GroupPlan.from_arrays(planned) if planned else None
-            extra = {name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)}
+            extra: dict[str, Any] = {
+                name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)
+            }
             fit_counts = FitCounts.from_arrays(summed) if summed else None
             known = (
                 not len(run_table) or run_table["OBS_ID"].dtype.kind in "iuU" and run_table["USED"].dtype.kind == "b"
@@ -394,6 +410,7 @@ class AcceptanceModel:
                 config, exclusion = _without_files(texts["config"], path), Exclusion()
             fitted = AcceptanceConfig.from_yaml(config)
             extra["known_sources"] = SourceList.from_arrays(texts.get("sources", "[]"), templates)
+            extra["seen"] = _found_sources(seen)
             return cls(rate_model, fitted, run_table, plan=plan, fit_counts=fit_counts, exclusion=exclusion, **extra)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
@@ -588,6 +605,15 @@ class AcceptanceModel:
         if not parts and len(self.run_table) and not len(self.known_sources):
             return f"none; {WITHOUT_EXCLUSION}"
         return ", ".join(parts) if parts else "none"
+
+
+def _found_sources(arrays):
+    sources: list[FoundSource] = []
+    while f"{len(sources)}/text" in arrays:
+        prefix = f"{len(sources)}/"
+        own = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+        sources.append(FoundSource.from_arrays(own))
+    return tuple(sources)
 
 
 def _without_files(config, path):

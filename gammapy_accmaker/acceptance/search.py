@@ -6,15 +6,19 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import astropy.units as u
 import numpy as np
 from astropy.table import Table, vstack
 
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.config.options import IterativeOptions
 from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.observations import pointing_icrs
 from gammapy_accmaker.data.reduced_run import ReducedRun
+from gammapy_accmaker.data.sky_counts import sky_bands
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.excess import excess_fields, excess_regions, find_excess, search_bands
+from gammapy_accmaker.products.found import FoundSource, measure_sources
 
 __all__ = ["Fitted", "fit_until_stable", "warn_of_excess"]
 
@@ -56,8 +60,29 @@ class Fitted:
             self.model.rate_model.is_radial,
         )
 
+    def sources(self, found: Table, observations) -> tuple[FoundSource, ...]:
+        """Image and spectrum of what was found; ``observations`` have the effective areas."""
+        config, edges = self.model.config, self.energy_edges
+        bands, offset_max = sky_bands(edges), config.offset_max.deg
+        fields = excess_fields(self.runs, self.adapted, bands, edges, offset_max)
+        livetime = {run.place: run.livetime for run in self.runs}
 
-def fit_until_stable(fit: Callable[[Exclusion], Fitted], options: IterativeOptions, exclusion: Exclusion) -> Fitted:
+        def exposure(place, position, energy):
+            observation = observations[place]
+            offset = pointing_icrs(observation, config.observatory_location).separation(position)
+            if offset.deg > offset_max:
+                return np.zeros(len(energy))
+            aeff = observation.aeff
+            if aeff is None:
+                return np.full(len(energy), np.nan)
+            return livetime[place] * aeff.evaluate(energy_true=energy * u.TeV, offset=offset).to_value("cm2")
+
+        return tuple(measure_sources(found, fields, bands, exposure))
+
+
+def fit_until_stable(
+    fit: Callable[[Exclusion], Fitted], options: IterativeOptions, exclusion: Exclusion, observations
+) -> Fitted:
     """Repeat a fit, with the significant excess of the runs left out, until no more is found.
 
     Parameters
@@ -68,6 +93,7 @@ def fit_until_stable(fit: Callable[[Exclusion], Fitted], options: IterativeOptio
         Of the search.
     exclusion : `Exclusion`
         Left out from the beginning.
+    observations : list of `~gammapy.data.Observation`
 
     Returns
     -------
@@ -96,7 +122,8 @@ def fit_until_stable(fit: Callable[[Exclusion], Fitted], options: IterativeOptio
         )
     if len(found):
         found.meta["STABLE"] = stable
-    return replace(fitted, model=replace(fitted.model, found=found))
+    seen = fitted.sources(found, observations) if len(found) else ()
+    return replace(fitted, model=replace(fitted.model, found=found, seen=seen))
 
 
 def warn_of_excess(fitted: Fitted) -> None:

@@ -77,7 +77,7 @@ def search_bands(runs: Sequence[ReducedRun], energy_edges: np.ndarray) -> np.nda
     """Energy edges in TeV of the search: its bands are what is below the threshold of most runs, the bulk of the
     events, and the hardest of them."""
     edges = sky_bands(energy_edges)
-    spectrum = sum(np.asarray(run.counts.sum(1)).ravel() for run in runs)
+    spectrum = np.sum([np.asarray(run.counts.sum(1)).ravel() for run in runs], axis=0)
     above = np.cumsum(spectrum[::-1])[::-1] / max(spectrum.sum(), 1)
     wanted = [energy_edges[:-1][above >= share][-1] for share in (SOFT_SHARE, HARD_SHARE)]
     chosen = [int(np.abs(np.log(edges / e)).argmin()) for e in wanted]

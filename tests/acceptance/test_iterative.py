@@ -8,6 +8,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
+from astropy.table import Table
 from gammapy.data import DataStore
 from gammapy.maps import MapAxis
 from regions import CircleSkyRegion
@@ -34,6 +35,7 @@ from gammapy_accmaker.products.excess import (
     search_bands,
     significance_map,
 )
+from gammapy_accmaker.products.found import group_circles
 from gammapy_accmaker.products.sky_stack import disc_sums
 
 ITERATIVE = {"threshold": 5, "correlation_radius": "0.1 deg", "dilation": "0.1 deg", "max_iterations": 5}
@@ -83,6 +85,42 @@ def test_sources_are_found(maker, source, spoilt):
     # nothing else is
     assert all(min(r.center.separation(p).deg for p in (source, spoilt[1])) < 0.3 for r in regions)
     assert found["SIGNIFICANCE"].max() > 20
+
+
+def test_what_was_found_is_shown(maker, source, spoilt, tmp_path):
+    """1500 events a run were put in, from 0.3 TeV with index 2.5, so that a part is below the energies of the fit."""
+    seen, model = maker.model.seen, maker.model
+    (crab,) = [s for s in seen if _position(s).separation(source) < 0.15 * u.deg]
+    injected = 1500 * len(spoilt[0])
+    assert abs(crab.excess.sum() - injected) < 4 * np.sqrt(injected + crab.background.sum())
+    energies = np.sqrt(crab.energy_edges[1:] * crab.energy_edges[:-1])
+    bright = (crab.excess > 100) & (crab.energy_edges[:-1] > 0.3)  # the band below is filled in part
+    index = np.polyfit(np.log(energies[bright]), np.log((crab.excess / np.diff(crab.energy_edges))[bright]), 1)[0]
+    assert index == pytest.approx(-2.5, abs=0.2)
+    assert crab.significance == model.found["SIGNIFICANCE"].max()
+    model.write(tmp_path / "model.fits")
+    back = AcceptanceModel.read(tmp_path / "model.fits")
+    assert [s.name for s in back.seen] == [s.name for s in seen]
+    for one, other in zip(back.seen, seen, strict=True):
+        assert np.array_equal(one.image, other.image) and np.array_equal(one.flux, other.flux, equal_nan=True)
+    models = back.found_sources
+    assert crab.name in models.names
+    models.write(tmp_path / "found.yaml", write_covariance=False)
+    there = models[crab.name].spatial_model.map
+    peak = there.geom.get_coord().skycoord[np.unravel_index(there.data.argmax(), there.data.shape)]
+    assert peak.separation(source) < 0.15 * u.deg
+
+
+def _position(source):
+    return SkyCoord(source.ra, source.dec, unit="deg")
+
+
+def test_circles_that_overlap_are_one_source():
+    found = Table({"RA": [10, 10.5, 12.0, 11.2], "DEC": [0.0] * 4, "RADIUS": [0.3, 0.3, 0.2, 0.5]})
+    found["SIGNIFICANCE"] = [5.0, 7.0, 9.0, 6.0]
+    assert [rows.tolist() for rows in group_circles(found)] == [[2], [0, 1, 3]]
+    found["RADIUS"][3] = 0.7
+    assert [rows.tolist() for rows in group_circles(found)] == [[0, 1, 2, 3]]
 
 
 def test_the_fit_then_recovers_the_truth(maker, store, on_runs, spoilt):

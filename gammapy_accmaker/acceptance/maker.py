@@ -11,11 +11,11 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from gammapy.data import Observation
-from gammapy.datasets import MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
+from gammapy.datasets import Datasets, MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
 from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
 from gammapy.maps import Map, RegionGeom
 from gammapy.modeling import Fit
-from gammapy.modeling.models import GaussianPrior
+from gammapy.modeling.models import GaussianPrior, Models
 from regions import PointSkyRegion
 
 from gammapy_accmaker.acceptance.fit import (
@@ -29,6 +29,7 @@ from gammapy_accmaker.acceptance.fit import (
 from gammapy_accmaker.acceptance.kept import KeptRuns, kept_by_run
 from gammapy_accmaker.acceptance.matched import fit_matched
 from gammapy_accmaker.acceptance.model import AcceptanceModel
+from gammapy_accmaker.acceptance.nuisance import PriorErrors, held_by, nuisance_models, relative_error_of_sum
 from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exclusion, make_sources
 from gammapy_accmaker.acceptance.sources import beyond_fields
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
@@ -41,11 +42,12 @@ from gammapy_accmaker.data.observations import as_observations, pointing_icrs
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import InputError, NotFittedError, ObservationError
-from gammapy_accmaker.models.base import NOT_CONVERGED, RateModel, ScaledModel
+from gammapy_accmaker.models.base import NOT_CONVERGED, AdaptedRun, RateModel, ScaledModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.products.modes import BackgroundErrors
 from gammapy_accmaker.products.rad_max import make_rad_max_background
+from gammapy_accmaker.utils.arguments import check_whole
 from gammapy_accmaker.utils.describe import as_html, as_text
 from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import find_runs, run_label
@@ -326,7 +328,9 @@ class AcceptanceBackgroundMaker(Maker):
                 f"observation {observation.obs_id}: the adaptation of the model to it did not converge; look at its "
                 "residuals, or use run_effects 'norm' or 'none'"
             )
-        return _AppliedModel(observation, adapted.model, track, config.time_step_seconds, run, number)
+        return _AppliedModel(
+            observation, adapted.model, track, config.time_step_seconds, run, number, adapted, rate_model
+        )
 
     def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
@@ -591,7 +595,7 @@ class AcceptanceBackgroundMaker(Maker):
             maker = FoVBackgroundMaker(
                 method=options.method,
                 exclusion_mask=mask,
-                spectral_model=_norm_model(options, applied.model),
+                spectral_model=self._norm_model(options, dataset, applied, ~excluded),
                 spatial_model=options.spatial_model,
                 min_counts=options.min_counts,
                 min_npred_background=options.min_npred_background,
@@ -603,6 +607,86 @@ class AcceptanceBackgroundMaker(Maker):
         given = options.model_dump(exclude={"type"})
         cls = RingBackgroundMaker if options.type == "ring" else AdaptiveRingBackgroundMaker
         return cls(exclusion_mask=mask, **given).run(dataset, observation)
+
+    def _norm_model(self, options, dataset, applied, used):
+        """Norm spectral model of the renormalisation; its prior is what is known without the events of its fit."""
+        model = options.spectral_model.copy()
+        if options.prior:
+            prior = self._prior_errors(dataset, applied)
+            norm = relative_error_of_sum(dataset, [prior], used)
+            for name, mean, sigma in (("norm", 1, norm), ("tilt", 0, prior.errors.model.tilt_spread)):
+                if name in model.parameters.names and np.isfinite(sigma) and sigma > 0:
+                    model.parameters[name].prior = GaussianPrior(mu=mean, sigma=sigma)
+        return model
+
+    def _prior_errors(self, dataset, applied) -> PriorErrors:
+        """Errors of the background of a run without the events that the dataset holds."""
+        geom, reduction, removed = dataset.counts.geom, self._reduction(), None
+        if applied.adapted is not None:
+            exclusion = reduction.run_exclusion(applied.observation)
+            held = held_by(
+                dataset, applied.rate_model, applied.track, reduction.bins, exclusion, self.config.time_step_seconds
+            )
+            without, removed = applied.rate_model.without(
+                applied.adapted, applied.run, reduction.bins, self.config.run_effects.settings, held
+            )
+            applied = replace(applied, model=without)
+        return PriorErrors(applied.errors(geom), removed)
+
+    def make_nuisance_models(self, dataset, observations, n: int = 10) -> Models:
+        """What is not known of the background of a dataset, as models with priors for a fit of gammapy.
+
+        Each is a `~gammapy.modeling.models.TemplateNPredModel` that adds what one standard deviation along a direction
+        changes, times a free norm of 0 with the prior Gaussian(0, 1). The priors are what is known *without* the events
+        that the dataset holds (within its masks, outside of the exclusion): its own likelihood tells the rest.
+
+        Parameters
+        ----------
+        dataset : `~gammapy.datasets.MapDataset`, `~gammapy.datasets.SpectrumDataset`, or `~gammapy.datasets.Datasets`
+            With the background of `run`. For several datasets of one fit, give all of them: models of what their runs
+            share have linked norms, and a prior that weighs once although gammapy adds it for each dataset.
+        observations : `~gammapy.data.Observation`, or list of them
+            The run of the dataset, or the runs of a stacked one; for several datasets a list of these.
+        n : int
+            Most models of a dataset; of several datasets, of what they share and of what each has for itself.
+
+        Returns
+        -------
+        models : `~gammapy.modeling.models.Models`
+            Named after their dataset, by falling importance. Their ``filename``, in the working folder, is where
+            `Models.write` puts their maps and `Models.read` looks for them.
+
+        Raises
+        ------
+        InputError
+            For a dataset without a background, or another number of observations than datasets.
+        ObservationError
+            For an observation that cannot be used.
+
+        Examples
+        --------
+        >>> nuisance = maker.make_nuisance_models(dataset, observation)  # doctest: +SKIP
+        >>> dataset.models = [source, *nuisance]  # doctest: +SKIP
+        """
+        several = isinstance(dataset, (Datasets, list, tuple))
+        datasets = list(dataset) if several else [dataset]
+        given = list(observations) if several else [observations]
+        if len(given) != len(datasets) or not datasets:
+            raise InputError(
+                f"observations: got {len(given)} for {len(datasets)} datasets; give for each its observation, or the "
+                "list of those that were stacked"
+            )
+        n = check_whole(n, 1, "n")
+        runs = []
+        for one, own in zip(datasets, given, strict=True):
+            self._check_dataset(one)
+            if one.background is None or not np.any(one.background.data > 0):
+                raise InputError(
+                    f"dataset: {one.name} has no background; fill it with `maker.run(dataset, observation)`"
+                )
+            own = [own] if isinstance(own, Observation) else list(as_observations(own))
+            runs.append([self._prior_errors(one, self._apply(observation)) for observation in own])
+        return nuisance_models(datasets, runs, n)
 
     def _check_dataset(self, dataset):
         if not isinstance(dataset, MapDataset) or isinstance(dataset, (MapDatasetOnOff, SpectrumDatasetOnOff)):
@@ -665,6 +749,8 @@ class _AppliedModel:
     time_step: float | None
     run: ReducedRun | None = None  # where its events were not read
     number: int = 0  # of the model, where runs have different ones
+    adapted: AdaptedRun | None = None  # from the model of all runs, where the run was read
+    rate_model: RateModel | None = None
 
     def background(self, geom) -> Map:
         if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):
@@ -676,16 +762,6 @@ class _AppliedModel:
 
     def irf(self, model_alignment, fov_alignment=None):
         return make_background_irf(self.model, self.track, model_alignment, self.time_step, fov_alignment)
-
-
-def _norm_model(options, adapted):
-    """Norm spectral model of the renormalisation, with the prior that the fit of the run leaves."""
-    model = options.spectral_model.copy()
-    if options.prior:
-        for name, mean, sigma in (("norm", 1, adapted.norm_spread), ("tilt", 0, adapted.tilt_spread)):
-            if name in model.parameters.names and np.isfinite(sigma) and sigma > 0:
-                model.parameters[name].prior = GaussianPrior(mu=mean, sigma=sigma)
-    return model
 
 
 def _options_asked_for(config) -> dict:

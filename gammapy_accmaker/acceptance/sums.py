@@ -14,8 +14,6 @@ from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.errors import InputError
 
-__all__ = ["background_sum_error"]
-
 
 def background_sum_error(
     maker: AcceptanceBackgroundMaker, geoms, observations, region: SkyRegion | Map | None = None

@@ -32,6 +32,7 @@ __all__ = [
     "observation_track",
     "reduce_observation",
     "run_key",
+    "unexcluded_exposure",
 ]
 
 MUON_EFFICIENCY = "MUONEFF"  # keyword of the event header
@@ -386,6 +387,12 @@ def _distance(a, b):
 def _drifts(matrices):
     """Whether the pointing moves on the sky."""
     return np.ptp(matrices[:, 0], axis=0).max() > 1e-9
+
+
+def unexcluded_exposure(bins: CountsBins, track: FovTrack, exclusion: Exclusion, time_step: float | None) -> np.ndarray:
+    """Ontime in s of each field-of-view bin outside of an exclusion, for a slice with this track, shape (fov.size,)."""
+    exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + track.pointing_drift)
+    return _unexcluded_part(bins.fov, track, exclusion, time_step)[0] * bins.inside * track.ontime
 
 
 def _unexcluded_part(fov, track, exclusion, time_step):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from gammapy_accmaker.models.fit_counts import add_up
 from gammapy_accmaker.models.goodness import POOR_FIT, GoodnessOfFit, group_scores
 from gammapy_accmaker.models.norm_energy import (
     NO_ENERGIES,
+    SD_NORM,
     RunScatter,
     energies_between,
     find_scatter,
@@ -389,6 +390,44 @@ class RateModel(ABC):
         if sources is not None:
             norm, error = norm_beside(counted[used], in_bins[used], sources[used])
         return norm, error, energies, flags, used
+
+    def without(
+        self, adapted: AdaptedRun, run, bins: CountsBins, effects: EffectSettings, held
+    ) -> tuple[RateModel, np.ndarray | None]:
+        """The model of a run with the errors that it has without some of the run's counts.
+
+        Parameters
+        ----------
+        adapted : `AdaptedRun`
+            From `adapt`.
+        run, bins, effects
+            As for `adapt`.
+        held : sequence of tuple of `~numpy.ndarray`, shapes (fov.size,) and (n_energy,)
+            Exposure and energies, from 0 to 1, of the counts of each slice that are left out.
+
+        Returns
+        -------
+        model : `RateModel`
+            Its rate is that with all counts.
+        removed : `~numpy.ndarray`, shape (n, n), or None
+            What these counts tell of the leading directions of `error_factor`, by whose errors, one standard deviation
+            with all counts, they are counted; None where the model was fitted without the run.
+        """
+        if effects.kind != "norm":
+            return adapted.model, None
+        used = energies_between(bins.energy_edges, adapted.norm_energy)
+        left = 0.0
+        for part, (exposure, energies) in zip(run.slices, held, strict=True):
+            for sign, of, weights in (
+                (1, part.exposure, used),
+                (-1, np.minimum(exposure, part.exposure), used * energies),
+            ):
+                counts = self.expected_counts([replace(part, exposure=of)], bins.energy_edges, bins.fov)
+                left += sign * counts.sum(1) @ weights
+        scatter = [s for p in run.slices for s in self.at_azimuth(p.azimuth).run_scatter_at(p.cos_zenith)]
+        spread = max((s.norm_spread for s in scatter), default=SD_NORM)
+        error = adapted.norm / np.sqrt(1 / spread**2 + adapted.norm * max(left, 0.0))
+        return ScaledModel(self, adapted.norm, error), None
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:
         """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""

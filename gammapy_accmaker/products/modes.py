@@ -33,8 +33,6 @@ from gammapy_accmaker.products.background import (
     run_slices,
 )
 
-__all__ = ["BackgroundErrors"]
-
 OFFSET_STEP, ANGLE_STEPS = 0.15, 24  # deg; of the polar grid
 FINE_STEP = 0.03  # in log10 energy, of the points over which the changes in a bin are averaged
 
@@ -84,16 +82,23 @@ class BackgroundErrors:
         The directions of the rate, the same for all runs and in one order, stand before those of the run; ``meta`` has
         ``kind``, "rate" or "run", and ``index``, the number of the direction.
         """
-        found = [
-            self._summed(parts, self._pixels.member * self._counts[k], leading=True)
-            for k, parts in enumerate(self._at_energies())
-        ]
         maps = []
-        for kind, by_energy in zip(("rate", "run"), zip(*found, strict=True), strict=True):
+        for kind, by_energy in zip(("rate", "run"), zip(*self.along_leading(), strict=True), strict=True):
             for index in range(by_energy[0].shape[1]):
                 data = np.array([changes[:, index] for changes in by_energy], dtype=np.float32)
                 maps.append(self._map(data, {"kind": kind, "index": index, "model": self.model_number}))
         return maps
+
+    def along_leading(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same energy by energy, in the bins of an image: shapes (n_bin, k) for the rate and (n_bin, j)."""
+        for k, parts in enumerate(self._at_energies()):
+            yield self._summed(parts, self._pixels.member * self._counts[k], leading=True)
+
+    @property
+    def n_leading(self) -> int:
+        """Number of the leading directions of the rate."""
+        here, cos_zenith, *_ = self._nodes[2][0]
+        return here.error_factor(cos_zenith, leading=True).shape[1]
 
     def of_sum(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What one standard deviation along each direction changes in a weighted sum over the pixels of each energy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +99,7 @@ def fit_run(
     kind: str | None = None,
     min_counts: int = 0,
     norm_energy: tuple[float, float] | None = None,
+    held: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> RunEffect:
     """Effects of a run from its own counts, by penalised maximum likelihood.
 
@@ -117,6 +119,9 @@ def fit_run(
     norm_energy : tuple of float, optional
         Range in TeV to which a norm, or norm and tilt, are fitted; by default where the run and those of the fit agree
         in shape, see `~gammapy_accmaker.models.norm_energy`.
+    held : sequence of tuple of `~numpy.ndarray`, shapes (n_fov,) and (n_energy,), optional
+        Exposure and energies, from 0 to 1, of each slice that are counted elsewhere too: covariance and response of the
+        effects are those without these counts, and ``removed`` is what they tell of the rate.
 
     Returns
     -------
@@ -128,6 +133,8 @@ def fit_run(
         raise ValueError(f"kind: got {kind!r}, but one of {', '.join(EFFECT_KINDS)} is needed")
     first = run[0] if isinstance(run, (list, tuple)) else run
     slices = as_slices(run)
+    if held is not None:
+        held = [own for part, own in zip(run, held, strict=True) if np.any(part.exposure > 0)]
     # as in the fit, of which the run may have been a part; then its effects there are where to start
     conditions = [model.mean_effects(s.cos_zenith, s.azimuth, s.covariates) for s in slices or [first]]
     mean, start = np.mean(conditions, axis=0), None
@@ -177,7 +184,8 @@ def fit_run(
     zenith_basis = np.average([c.zenith_basis for c in cells], axis=0, weights=exposures)
     information, cross = shift_within_rate(design, sums, model.coefficients @ zenith_basis)
     free = np.eye(design.effects.n) if directions is None else directions
-    covariance = free @ np.linalg.inv(free.T @ information @ free + np.linalg.inv(tails.prior(weight))) @ free.T
+    precision = np.linalg.inv(tails.prior(weight))
+    covariance = free @ np.linalg.inv(free.T @ information @ free + precision) @ free.T
     response = cross @ covariance
     spread = model.rate_rows(zenith_basis).T @ response
     effect = summarise_run(
@@ -187,7 +195,33 @@ def fit_run(
     followed = effect.followed
     if model.mean_reaction.size:
         followed = tuple(model.reaction_variance(response @ effect.told_rows.T, zenith_basis).tolist())
-    return replace(effect, response=response.astype(np.float32), followed=followed)
+    effect = replace(effect, response=response.astype(np.float32), followed=followed)
+    if held is None:
+        return effect
+    parts = [part for own, of in zip(taken, held, strict=True) for part in _not_held(design, own, *of)]
+    left = sum_slices(design, [table for table in tables for _ in range(2)], parts, values, full=True)
+    known = sums.rate_information - response @ cross.T
+    information, cross = shift_within_rate(design, left, model.coefficients @ zenith_basis)
+    covariance = free @ np.linalg.inv(free.T @ information @ free + precision) @ free.T
+    response = cross @ covariance
+    removed = known - (left.rate_information - response @ cross.T)
+    return replace(effect, covariance=covariance, response=response.astype(np.float32), removed=removed)
+
+
+def _not_held(design, cells, exposure, energies):
+    """What of a slice is left: cells that are not held, and energies that are not in those that are."""
+    held = np.minimum(design.cells.membership.T @ (exposure * design.cells.solid_angle), cells.exposure)
+    # no counts, since the information is that of what is expected; what sources dilute of it is left out of account
+    nothing = {
+        "index": np.zeros(0, dtype=int),
+        "counts": np.zeros(0),
+        "additive_counts": 0 * cells.additive_counts,
+        "signal": None,
+    }
+    others = (1 - energies) * (1 if cells.energies is None else cells.energies)
+    return replace(cells, exposure=cells.exposure - held, **nothing), replace(
+        cells, exposure=held, energies=others, **nothing
+    )
 
 
 def column_means(design: RunDesign, expected: np.ndarray) -> np.ndarray:

@@ -388,6 +388,9 @@ class RunEffect:
     followed : tuple of float
         Variances that the uncertainty of the rate adds to the log of the norm and to the shift, as deviations from
         their means over the runs of the fit.
+    removed : `~numpy.ndarray`, shape (n_coefficient, n_coefficient)
+        What counts that were left out of covariance and response tell of the coefficients of the rate at the run's
+        zenith angle; empty where none were.
     """
 
     obs_id: int | str
@@ -410,6 +413,7 @@ class RunEffect:
     start: float = np.nan
     pointing: tuple[float, float] = (np.nan, np.nan)
     followed: tuple[float, float] = (0.0, 0.0)
+    removed: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def key(self) -> RunKey:

@@ -12,6 +12,7 @@ from gammapy_accmaker.models.spline.adapt import fit_run
 from gammapy_accmaker.models.spline.cells import in_pixels
 from gammapy_accmaker.models.spline.effects import RunEffect
 from gammapy_accmaker.models.spline.model import SplineModel
+from gammapy_accmaker.utils.run_key import find_run
 
 __all__ = ["SplineRate"]
 
@@ -151,6 +152,23 @@ class SplineRate(RateModel):
             effect.scaling + effect.shift,
             effect.shift_error,
         )
+
+    def without(self, adapted, run, bins, effects, held):
+        effect = fit_run(
+            self.model,
+            in_pixels(run, bins.inside),
+            kind=effects.kind,
+            min_counts=effects.min_counts,
+            norm_energy=effects.norm_energy,
+            held=[(exposure[bins.inside], energies) for exposure, energies in held],
+        )
+        first = run.slices[0]
+        model = SplineRate(self.model, effect, first.azimuth, first.covariates)
+        known = find_run(run.key, (other.key for other in self.model.effects))
+        if known is None or not effect.removed.size:
+            return model, None
+        along = self.model.error_factor(run.cos_zenith, leading=True)[: len(effect.removed)]
+        return model, along.T @ effect.removed @ along
 
     def fit_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith, part="coefficients")

@@ -166,6 +166,7 @@ def fit_acceptance(
     Returns
     -------
     model : `AcceptanceModel`
+        The fit, with a table of its runs.
 
     Raises
     ------

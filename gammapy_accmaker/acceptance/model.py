@@ -264,6 +264,7 @@ class AcceptanceModel:
         Returns
         -------
         ax : `~matplotlib.axes.Axes`
+            Those that were drawn on.
 
         Examples
         --------
@@ -284,6 +285,7 @@ class AcceptanceModel:
         Returns
         -------
         ax : `~matplotlib.axes.Axes`
+            Those that were drawn on.
 
         Examples
         --------
@@ -305,6 +307,7 @@ class AcceptanceModel:
         Returns
         -------
         ax : `~matplotlib.axes.Axes`
+            Those that were drawn on.
 
         Examples
         --------
@@ -325,6 +328,7 @@ class AcceptanceModel:
         Returns
         -------
         figure : `~matplotlib.figure.Figure`
+            With all of them.
 
         Examples
         --------
@@ -338,6 +342,7 @@ class AcceptanceModel:
         Parameters
         ----------
         path : str or `~pathlib.Path`
+            Of the FITS file.
         overwrite : bool
             Replace an existing file.
 
@@ -373,6 +378,7 @@ class AcceptanceModel:
         Parameters
         ----------
         path : str or `~pathlib.Path`
+            Of the FITS file.
 
         Returns
         -------
@@ -519,7 +525,17 @@ class AcceptanceModel:
         return [(name, value) for name, value in facts if value]
 
     def in_brief(self) -> str:
-        """What it was fitted to, in one line."""
+        """What it was fitted to, in one line.
+
+        Returns
+        -------
+        text : str
+            Kind, energies, offsets, zenith angles, runs and events, and how the fit ended.
+
+        Examples
+        --------
+        >>> model.in_brief()  # doctest: +SKIP
+        """
         low, high = self.energy_range.to_value("TeV")
         n_runs, convergence = len(self._used_runs("fit")), self.rate_model.convergence
         parts = [

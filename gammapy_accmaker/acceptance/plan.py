@@ -287,12 +287,13 @@ def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, paral
     Parameters
     ----------
     observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
+        Those that are to be fitted.
     config : `AcceptanceConfig` or dict, optional
         Its ``zenith`` and ``azimuth`` say how runs are pooled; the model ``spline``, which follows the zenith angle
         without bins, has one group.
     exclusion : sky region, region file, mask map, or a list of these, optional
         As for `fit_acceptance`: counts in it are not counted.
-    n_jobs, parallel_backend
+    n_jobs, parallel_backend : int and str, optional
         As for `fit_acceptance`.
 
     Returns

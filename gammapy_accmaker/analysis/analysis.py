@@ -154,7 +154,18 @@ class AcceptanceReduction(ABC, _REDUCTION):
         """Maker with a model."""
 
     def get_datasets(self):
-        """Produce reduced datasets."""
+        """Produce reduced datasets, with the background of the acceptance where the configuration asks for it.
+
+        Raises
+        ------
+        InputError
+            For a configuration that lacks what datasets need, or runs that cannot be used together.
+
+        Examples
+        --------
+        >>> analysis.get_observations()  # doctest: +SKIP
+        >>> analysis.get_datasets()  # doctest: +SKIP
+        """
         if self.uses_acceptance:
             self.config.check_complete()
         try:

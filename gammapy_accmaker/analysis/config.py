@@ -223,7 +223,28 @@ class ExtendedConfig(GammapyBaseConfig):
 
     @classmethod
     def from_options(cls, options: Mapping):
-        """Configuration from nested options; an `InputError` names what is wrong."""
+        """Configuration from nested options.
+
+        Parameters
+        ----------
+        options : dict
+            By section, as in a YAML file; ``metadata`` and ``checksum``, which gammapy writes too, are passed over.
+
+        Returns
+        -------
+        config : configuration of this class
+
+        Raises
+        ------
+        InputError
+            For a wrong key or value, which it names.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceAnalysisConfig
+        >>> AcceptanceAnalysisConfig.from_options({"datasets": {"type": "1d"}}).datasets.type
+        '1d'
+        """
         if not isinstance(options, Mapping):
             raise InputError(f"config: got {options!r}, but sections such as `datasets:` are needed")
         try:
@@ -251,6 +272,11 @@ class ExtendedConfig(GammapyBaseConfig):
             For a wrong key or value, which it names.
         InputTypeError
             For anything else, and for a file that is not there.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceAnalysisConfig
+        >>> config = AcceptanceAnalysisConfig.coerce("analysis.yaml")  # doctest: +SKIP
         """
         if isinstance(config, cls):
             return config
@@ -281,6 +307,12 @@ class ExtendedConfig(GammapyBaseConfig):
         ------
         InputError
             For text that is not YAML with sections, and for a wrong key or value, which it names.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceAnalysisConfig
+        >>> AcceptanceAnalysisConfig.from_yaml("datasets: {type: 1d}").datasets.type
+        '1d'
         """
         return cls.from_options(_options_of(config_str))
 
@@ -291,6 +323,7 @@ class ExtendedConfig(GammapyBaseConfig):
         Parameters
         ----------
         path : str or `~pathlib.Path`
+            Of the file.
 
         Returns
         -------
@@ -300,6 +333,10 @@ class ExtendedConfig(GammapyBaseConfig):
         ------
         InputError
             Where there is no such file, or for what is wrong in it.
+
+        Examples
+        --------
+        >>> config = AcceptanceAnalysisConfig.read("analysis.yaml")  # doctest: +SKIP
         """
         text = read_config_file(path, cls.__name__)
         with naming_file(path):
@@ -329,6 +366,12 @@ class ExtendedConfig(GammapyBaseConfig):
         ------
         InputError
             For a wrong key or value, which it names.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceAnalysisConfig
+        >>> AcceptanceAnalysisConfig().update({"datasets": {"type": "1d"}}).datasets.type
+        '1d'
         """
         if isinstance(config, str):
             changes = _options_of(config)
@@ -359,6 +402,16 @@ class ExtendedConfig(GammapyBaseConfig):
 
         What is assigned in place, such as ``config.datasets.background.method``, is not held against other sections
         until then; an analysis does it before it reads data.
+
+        Raises
+        ------
+        InputError
+            For the first of them, which it names.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceAnalysisConfig
+        >>> AcceptanceAnalysisConfig().check()
         """
         background = self.datasets.background
         background.check()
@@ -383,7 +436,23 @@ class ExtendedConfig(GammapyBaseConfig):
         self.check_renormalization(background.options.renormalization.type)
 
     def check_renormalization(self, kind: str) -> None:
-        """Raise an `InputError` where the datasets cannot have this renormalisation."""
+        """Raise an `InputError` where the datasets cannot have this renormalisation.
+
+        Parameters
+        ----------
+        kind : str
+            Type of the option ``renormalization``.
+
+        Raises
+        ------
+        InputError
+            For spectra, and for rings and more than one energy bin.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceAnalysisConfig
+        >>> AcceptanceAnalysisConfig().check_renormalization("none")
+        """
         key, nbins = f"{BACKGROUND}.parameters.renormalization.type", self.datasets.geom.axes.energy.nbins
         if kind != "none" and self.datasets.type == "1d":
             raise InputError(
@@ -399,7 +468,17 @@ class ExtendedConfig(GammapyBaseConfig):
         return self.observations.datastore if "datastore" in self.observations.model_fields_set else None
 
     def check_complete(self) -> None:
-        """`check`, and raise an `InputError` for what an acceptance cannot do without."""
+        """`check`, and raise an `InputError` for what an acceptance cannot do without.
+
+        Raises
+        ------
+        InputError
+            For a geometry without a position or an energy axis.
+
+        Examples
+        --------
+        >>> config.check_complete()  # doctest: +SKIP
+        """
         self.check()
         datasets = self.datasets
         where = {

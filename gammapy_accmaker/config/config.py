@@ -292,6 +292,7 @@ class AcceptanceConfig(Options):
         Parameters
         ----------
         path : str or `~pathlib.Path`
+            Of the file.
 
         Returns
         -------
@@ -333,6 +334,7 @@ class AcceptanceConfig(Options):
         Parameters
         ----------
         path : str or `~pathlib.Path`
+            Of the file.
         overwrite : bool
             Replace an existing file.
 
@@ -381,6 +383,7 @@ class AcceptanceConfig(Options):
         Returns
         -------
         config : `AcceptanceConfig`
+            Without ``regions``, ``mask`` and ``catalog``.
 
         Examples
         --------

@@ -105,12 +105,13 @@ def cross_validate(
         Largest offset of the score, or that of the smallest model where that is less.
     sky : bool
         Whether significance is found in the sky frame too, stacked field by field.
-    n_jobs, parallel_backend
+    n_jobs, parallel_backend : int and str, optional
         As for `fit_acceptance`.
 
     Returns
     -------
     result : `CrossValidation`
+        Tables of the configurations, of the runs, and of the significance.
 
     Raises
     ------

@@ -54,7 +54,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 # a notebook without outputs, as they are in the repository, is run, alone in a folder of its own
-nb_execution_mode = "off" if os.environ.get("ACCMAKER_PAGES_WITHOUT_OUTPUTS") else "auto"
+nb_execution_mode = "off" if os.environ.get("ACCMAKER_PAGES_WITHOUT_OUTPUTS") else "force"
 nb_execution_in_temp = True
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True

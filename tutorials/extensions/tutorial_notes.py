@@ -32,15 +32,21 @@ def needs_data(text):
     return "$GAMMAPY_DATA" in text
 
 
-def leave_out_what_lacks_data(app, config):
-    """Notebooks whose data are not here are shown without outputs."""
-    if "GAMMAPY_DATA" in os.environ:
-        return
-    notebooks = sorted(Path(app.srcdir).glob("*.ipynb"))
-    config.nb_execution_excludepatterns = [path.name for path in notebooks if needs_data(path.read_text())]
+def has_outputs(text):
+    """Whether a notebook was executed before."""
+    return any(cell.get("outputs") for cell in json.loads(text)["cells"])
+
+
+def choose_what_is_executed(app, config):
+    """Notebooks that have outputs are shown with them; those whose data are not here, without."""
+    texts = {path.name: path.read_text() for path in sorted(Path(app.srcdir).glob("*.ipynb"))}
+    without_data = {name for name, text in texts.items() if needs_data(text) and "GAMMAPY_DATA" not in os.environ}
+    config.nb_execution_excludepatterns = [
+        name for name, text in texts.items() if has_outputs(text) or name in without_data
+    ]
 
 
 def setup(app):
-    app.connect("config-inited", leave_out_what_lacks_data, priority=100)
+    app.connect("config-inited", choose_what_is_executed, priority=100)
     app.connect("source-read", add_notes, priority=100)
     return {"parallel_read_safe": True}

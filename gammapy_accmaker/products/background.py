@@ -38,6 +38,7 @@ __all__ = [
 OFFSET_STEP = 0.05  # deg
 ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
 COARSE_PIXEL = 0.1  # deg; larger pixels are divided, since the rate at a centre is not the mean over them
+RECTANGLE_MARGIN = 3  # pixels; at the rims of an all-sky map pixels are long
 
 REGION_PIXELS = 20  # across the smallest of the regions, each of which gammapy divides by 10
 MAX_REGION_PIXELS = 200  # across all of them
@@ -96,14 +97,42 @@ def coarse_factor(image) -> int:
 
 def _wcs_counts(model, track, geom, edges, time_step):
     image = geom.to_image()
-    factor = coarse_factor(image)
+    rows, columns = _rectangle(image, track.matrices[0, 0], _reach(model, track))
+    # a map of the whole sky is not divided where the run does not look
+    image = WcsGeom(image.wcs[rows, columns], npix=(columns.stop - columns.start, rows.stop - rows.start))
+    (ny, nx), factor = image.data_shape, coarse_factor(geom)
     if factor > 1:
         image = image.upsample(factor)
     xyz = icrs_vectors(image)
-    counts = expected_counts(model, track, xyz, image.solid_angle().to_value("sr").ravel(), edges, time_step)
-    fine = counts.reshape(len(counts), *image.data_shape)
-    ny, nx = geom.to_image().data_shape
-    return fine.reshape(len(counts), ny, factor, nx, factor).sum((2, 4)) if factor > 1 else fine
+    solid_angle = image.solid_angle().to_value("sr").ravel()
+    # at the rim of an all-sky map pixels have corners outside of the sky, and no size that gammapy knows
+    solid_angle = np.where(np.isfinite(solid_angle), solid_angle, np.nanmedian(solid_angle))
+    fine = expected_counts(model, track, xyz, solid_angle, edges, time_step)
+    counts = np.zeros((len(fine), *geom.to_image().data_shape))
+    counts[:, rows, columns] = fine.reshape(len(fine), ny, factor, nx, factor).sum((2, 4))
+    return counts
+
+
+def _reach(model, track):
+    """Largest angle in deg from the first pointing at which a run may have a background."""
+    return model.offset_max + track.pointing_drift
+
+
+def _rectangle(image, pointing, reach):
+    """Rows and columns of an image that hold all pixels within an angle in deg of a direction, and some around them."""
+    margin = RECTANGLE_MARGIN * np.max(image.pixel_scales.to_value("deg"))
+    near = icrs_vectors(image) @ pointing >= np.cos(np.radians(min(reach + margin, 180)))
+    near = near.reshape(image.data_shape)
+    if not near.any():
+        raise _outside_of_field(reach)
+    ends = (np.flatnonzero(near.any(axis))[[0, -1]] for axis in (1, 0))
+    return tuple(slice(int(first), int(last) + 1) for first, last in ends)
+
+
+def _outside_of_field(reach):
+    return ObservationError(
+        f"geom: no pixel lies within {reach:.2f} deg of the pointing; choose a geometry that overlaps the field of view"
+    )
 
 
 def _region_counts(model, track, geom, edges, time_step):
@@ -174,14 +203,10 @@ def expected_counts(
         Shape (m, n); 0 where the model has no coverage.
     """
     counts = np.zeros((len(energy_edges) - 1, len(xyz)))
-    pointing = track.matrices[0, 0]
-    reach = model.offset_max + track.pointing_drift
-    near = np.flatnonzero(xyz @ pointing >= np.cos(np.radians(reach)))
+    reach = _reach(model, track)
+    near = np.flatnonzero(xyz @ track.matrices[0, 0] >= np.cos(np.radians(reach)))
     if len(near) == 0:
-        raise ObservationError(
-            f"geom: no pixel lies within {reach:.2f} deg of the pointing; "
-            "choose a geometry that overlaps the field of view"
-        )
+        raise _outside_of_field(reach)
     if track.pointing_drift > 1e-3:
         counts[:, near] = expected_counts_directly(model, track, xyz[near], solid_angle[near], energy_edges, time_step)
         return counts

@@ -45,6 +45,42 @@ def in_energy(data):
     return np.asarray(data).sum((1, 2))
 
 
+def all_sky(binsz, *, center, proj, frame="icrs"):
+    """Map of the whole sky in pixels that are divided."""
+    npix = round(360 / binsz), round(180 / binsz)
+    return WcsGeom.create(
+        skydir=center, npix=npix, binsz=binsz, proj=proj, frame=frame, axes=[energy_axis((0.3, 1, 10))]
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"center": (0, 0), "proj": "AIT"},
+        {"center": (0, 0), "proj": "AIT", "frame": "galactic"},
+        {"center": "behind", "proj": "CAR"},
+        {"center": "behind", "proj": "AIT"},
+    ],
+    ids=str,
+)
+def test_a_map_of_the_whole_sky_is_divided_where_the_run_looks(options, track, pointing, monkeypatch):
+    """Pixels of all of it were divided: 9 million of 0.25 deg, in 100 s; a run may lie across the rim of the map."""
+    behind = (pointing.ra.deg + 180) % 360, 0.0
+    geom = all_sky(0.25, **options | {"center": behind if options["center"] == "behind" else options["center"]})
+    upsample, sizes = WcsGeom.upsample, []
+    monkeypatch.setattr(WcsGeom, "upsample", lambda g, *a, **k: sizes.append(g.data_shape) or upsample(g, *a, **k))
+    found = make_background_map(fitted("radial"), track, geom, 60.0)
+    around = make_background_map(
+        fitted("radial"), track, sky_geom(pointing, edges=(0.3, 1, 10), width=5.6, binsz=0.05), 60.0
+    )
+    at_the_rim = options == {"center": "behind", "proj": "AIT"}  # where pixels are partly outside of the sky
+    assert in_energy(found.data) == pytest.approx(in_energy(around.data), rel=0.03 if at_the_rim else 5e-3)
+    separation = geom.to_image().separation(pointing).deg
+    assert np.nanmax(separation[found.data[0] > 0]) < 3.0
+    (size,) = sizes
+    assert size[0] * size[1] < 0.05 * separation.size
+
+
 @pytest.mark.parametrize("frame", ["icrs", "galactic"])
 @pytest.mark.parametrize("kind", [*KINDS, "analytic"])
 def test_fast_is_direct(kind, frame, track, pointing):

@@ -211,6 +211,20 @@ class FovTrack:
         slerp = Slerp(self.seconds, relative)
         return slerp(np.clip(seconds, self.seconds[0], self.seconds[-1])).as_matrix() @ first
 
+    def _turned(self, xyz, seconds):
+        """Vectors as `matrices_at` turns them, each at its own time, without a matrix for each: by the rotation at the
+        node before it, and the part of the turn to the next node by Rodrigues' formula."""
+        seconds = np.clip(seconds, self.seconds[0], self.seconds[-1])
+        node = np.clip(np.searchsorted(self.seconds, seconds, side="right") - 1, 0, len(self.seconds) - 2)
+        turns = Rotation.from_matrix(self.matrices[1:] @ self.matrices[:-1].transpose(0, 2, 1)).as_rotvec()
+        angles = np.linalg.norm(turns, axis=1)
+        axes = turns / np.where(angles > 0, angles, 1)[:, None]
+        angle = angles[node] * (seconds - self.seconds[node]) / np.diff(self.seconds)[node]
+        camera = np.einsum("nij,nj->ni", self.matrices[node], xyz)
+        axis, cos = axes[node], np.cos(angle)[:, None]
+        along = np.einsum("nj,nj->n", axis, camera)[:, None] * (1 - cos) * axis
+        return camera * cos + np.cross(axis, camera) * np.sin(angle)[:, None] + along
+
     def cos_zenith_at(self, seconds: np.ndarray) -> np.ndarray:
         """Cosine of the zenith angle of the pointing at these times."""
         return np.interp(seconds, self.seconds, self.cos_zenith)
@@ -222,7 +236,7 @@ class FovTrack:
     def to_fov(self, xyz: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """FOV_LON and FOV_LAT in deg of ICRS unit vectors, shape (n, 3), each seen at its own time in s."""
         if self.turns:
-            camera = np.einsum("nij,nj->ni", self.matrices_at(seconds), xyz)
+            camera = self._turned(xyz, seconds)
         else:
             camera = xyz @ self.matrices[0].T
         lon, lat = vectors_to_lonlat(camera)

@@ -109,15 +109,15 @@ def quadratic_form(matrix: np.ndarray | None, gain: np.ndarray) -> np.ndarray | 
 
 
 def reaction_variance(own: np.ndarray, zenith: np.ndarray, mean: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Variance that the uncertainty of the rate gives to what is fitted to a run, as a deviation from its mean over
-    runs: most of it, what all runs do alike, is no error of the difference between them.
+    """Variance that the uncertainty of the rate gives to what is fitted to runs, as deviations from its mean over runs:
+    most of it, what all runs do alike, is no error of the difference between them.
 
     Parameters
     ----------
-    own : `~numpy.ndarray`, shape (n_space, j)
-        By how much each of some quantities of the run falls as a coefficient at its zenith angle rises.
-    zenith : `~numpy.ndarray`, shape (n_zenith,)
-        Its zenith splines.
+    own : `~numpy.ndarray`, shape (n_run, n_space, j)
+        By how much each of some quantities of a run falls as a coefficient at its zenith angle rises.
+    zenith : `~numpy.ndarray`, shape (n_run, n_zenith)
+        Zenith splines of the runs.
     mean : `~numpy.ndarray`, shape (n_space, n_zenith, j)
         The same as ``own`` for all coefficients, averaged over the runs.
     factor : `~numpy.ndarray`, shape (n_space, n_zenith, p)
@@ -125,11 +125,16 @@ def reaction_variance(own: np.ndarray, zenith: np.ndarray, mean: np.ndarray, fac
 
     Returns
     -------
-    variance : `~numpy.ndarray`, shape (j,)
+    variance : `~numpy.ndarray`, shape (n_run, j)
     """
-    size = factor.shape[0] * factor.shape[1]
-    difference = own[:, None, :] * zenith[:, None] - mean
-    return ((difference.reshape(size, -1).T @ factor.reshape(size, -1)) ** 2).sum(1)
+    n_run, n_space, j = own.shape
+    size, out = n_space * zenith.shape[1], np.empty((n_run, j))
+    for start in range(0, n_run, BATCH):
+        here = slice(start, start + BATCH)
+        difference = own[here, :, None, :] * zenith[here, None, :, None] - mean
+        rows = difference.reshape(-1, size, j).transpose(0, 2, 1).reshape(-1, size)
+        out[here] = ((rows @ factor.reshape(size, -1)) ** 2).sum(1).reshape(-1, j)
+    return out
 
 
 def moving_directions(coefficients: np.ndarray, energy: ScaledEnergyAxis, zenith: BSplineAxis) -> np.ndarray:

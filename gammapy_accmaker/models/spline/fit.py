@@ -940,11 +940,12 @@ class _JointFit:
         self.factor = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T
         if reactions:
             zenith = np.array([run.zenith for run in self.runs])
-            self.mean_reaction = np.einsum("rkj,rz->kzj", np.array(reactions), zenith, optimize=True) / len(zenith)
-            factor = self.factor.reshape(*self._sizes, -1)
+            own, factor = np.array(reactions), self.factor.reshape(*self._sizes, -1)
+            self.mean_reaction = np.einsum("rkj,rz->kzj", own, zenith, optimize=True) / len(zenith)
+            variances = reaction_variance(own, zenith, self.mean_reaction, factor)
             effects = [
-                replace(effect, followed=tuple(reaction_variance(own, run.zenith, self.mean_reaction, factor)))
-                for effect, own, run in zip(effects, reactions, self.runs, strict=True)
+                replace(effect, followed=tuple(variance.tolist()))
+                for effect, variance in zip(effects, variances, strict=True)
             ]
         self.effects = tuple(effects)
 

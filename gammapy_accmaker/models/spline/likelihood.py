@@ -479,9 +479,9 @@ def _expected(design, table, run, effects):
     # in place: these arrays are what the time of a fit goes to
     interpolated = []
     for low, step in (table.log_rate, table.slope):
-        values = step.ravel()[node]
+        values = step.take(node)
         values *= fraction
-        values += low.ravel()[node]
+        values += low.take(node)
         interpolated.append(values)
     eta, slope = interpolated
     eta += basis.by_mode(design.columns, effects) @ table.modes.additive.T

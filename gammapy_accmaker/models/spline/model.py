@@ -497,7 +497,7 @@ class SplineModel:
         """`~gammapy_accmaker.models.spline.equations.reaction_variance` of the norm and the shift of a run."""
         n_e, n_t, n_z = self.coefficients.shape
         factor = self._factor.reshape(n_e * n_t, n_z, -1)
-        return reaction_variance(own, zenith, self.mean_reaction.astype(float), factor)
+        return reaction_variance(own[None], zenith[None], self.mean_reaction.astype(float), factor)[0]
 
     def _rate_variance(self, at_energy, at_offset, zenith):
         n_e, n_t = self.coefficients.shape[:2]

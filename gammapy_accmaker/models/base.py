@@ -218,7 +218,10 @@ class RateModel(ABC):
             0 without exposure, and where the model does not reach.
         """
         counts = np.zeros((len(energy_edges) - 1, fov.size))
-        lon, lat = fov.subpoints(max(int(np.ceil(fov.step / FINE - 1e-6)), 1))
+        across = max(int(np.ceil(fov.step / FINE - 1e-6)), 1)
+        lon, lat = fov.subpoints(across)
+        if fov.is_radial and self.is_radial:  # of the points around each of some offsets one does
+            lon, lat = (a.reshape(fov.size, across, -1)[:, :, 0] for a in (lon, lat))
         for part in slices:
             seen = part.exposure > 0
             at = lon[seen].ravel(), lat[seen].ravel()

@@ -249,7 +249,7 @@ class AcceptanceModel:
     @property
     def view(self) -> View:
         """Where the model has data: what its pictures show."""
-        return View.of(self.rate_model, self.fit_counts, self.config.offset_max.to_value("deg"))
+        return View.of(self.rate_model, self.fit_counts, self.config.model.largest_offset(self.config.offset_max.deg))
 
     def plot_image(self, energy, ax=None):
         """Image of the rate in the camera at an energy, at the middle of the trained zenith angles.
@@ -537,15 +537,16 @@ class AcceptanceModel:
         >>> model.in_brief()  # doctest: +SKIP
         """
         low, high = self.energy_range.to_value("TeV")
-        n_runs, convergence = len(self._used_runs("fit")), self.rate_model.convergence
+        n_runs = len(self._used_runs("fit"))
+        convergence = "not converged" if self.rate_model.not_converged else self.rate_model.convergence
         parts = [
             self.config.model.type,
             f"{low:.3g} to {high:.3g} TeV",
-            f"offset to {self.config.offset_max.deg:.3g} deg",
+            f"offset to {self.config.model.largest_offset(self.config.offset_max.deg):.3g} deg",
             *([self._zenith_range_in_words()] if self._zenith_range_in_words() else []),
             *([f"{counted(n_runs, 'run')}, {in_thousands(self.n_events)} events"] if n_runs else ["not fitted here"]),
             f"{re.split('[;,]', self._excluded_in_words())[0].replace('none', 'nothing')} excluded",
-            *([re.split("[:;]", convergence)[0]] if convergence else []),
+            *([convergence.split(";")[0]] if convergence else []),
         ]
         return ", ".join(parts)
 

@@ -31,6 +31,8 @@ class _OfParts(RateModel):
 
     @property
     def convergence(self) -> str:
+        if len(self.models) == 1:
+            return self.models[0].convergence
         texts = Counter(model.convergence for model in self.models if model.convergence)
         return "; ".join(f"{n} of {len(self.models)} fits: {text}" for text, n in texts.items())
 

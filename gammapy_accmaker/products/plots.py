@@ -89,7 +89,7 @@ class View:
         peak = float(energy[np.max([int(rate.sum(1).argmax()) for rate in rates])])
         low = float(energy[np.flatnonzero(seen > _BELOW_THRESHOLD)[0]]) if np.any(seen > 0) else self.low
         high = self.typical[1]
-        return replace(self, low=low, typical=(float(np.clip(peak, self.typical[0], 0.5 * high)), high))
+        return replace(self, low=low, typical=(max(self.typical[0], min(peak, 0.5 * high)), high))
 
     def energies(self, n: int) -> np.ndarray:
         """Energies in TeV, from the threshold to where few events lie above."""

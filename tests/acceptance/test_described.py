@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import astropy.units as u
@@ -119,6 +120,18 @@ def test_repr_is_one_short_line(maker, runs):
     assert repr(maker.model.n_events // 1000) in repr(maker.model) and "converged" in repr(maker)
     assert "4 runs" in repr(maker.model) and "1 sky region excluded" in repr(maker.model)
     assert "call fit" in repr(AcceptanceBackgroundMaker())
+
+
+def test_bins_that_end_before_the_largest_offset_are_what_is_told(runs):
+    rings = {"type": "radial", "offset_bins": ["0 deg", "0.5 deg", "1.2 deg", "1.9 deg"]}
+    model = AcceptanceBackgroundMaker({"model": rings}).fit(runs[4:6]).model
+    assert "offset to 1.9 deg" in repr(model) and model.view.offset_max == pytest.approx(1.9)
+
+
+def test_fit_that_did_not_converge_says_so_in_brief(maker):
+    rate_model = replace(maker.model.rate_model, model=replace(maker.model.rate_model.model, converged=False))
+    model = replace(maker.model, rate_model=rate_model)
+    assert repr(model).endswith("not converged>") and "did not converge" in facts(str(model))["fit"]
 
 
 def test_str_of_a_maker_is_well_formed(maker):

@@ -51,7 +51,7 @@ def test_view_is_where_the_events_are(model):
 @pytest.mark.parametrize("spectrum", [[5.0], [0, 1, 0], [1e6, 1, 1]])
 def test_view_of_odd_counts_has_energies_in_order(spectrum, model):
     view = View.of(model.rate_model, counts_of(spectrum, np.geomspace(0.3, 30, len(spectrum) + 1)))
-    energies = view.energies(3)
+    energies = view.at(model.rate_model, [np.nan]).energies(3)
     assert np.all(np.diff(energies) >= 0) and view.low <= energies[0] and energies[-1] <= view.high * (1 + 1e-9)
 
 

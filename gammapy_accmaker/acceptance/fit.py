@@ -31,6 +31,7 @@ from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
 from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import FitError, InputError
+from gammapy_accmaker.models.alignment import ZenithScaling, find_zenith_scaling, seen_in_field
 from gammapy_accmaker.models.base import NOT_CONVERGED, AdaptedRun, RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts, add_up, sum_counts
 from gammapy_accmaker.models.goodness import describe_goodness
@@ -59,6 +60,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+OFF_SHARE, OFF_SIGMA = 0.1, 5.0  # between the counts of a run and what is expected: a run is flagged
+COUNTS_OFF = "counts off"
 ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
 DEFAULT_COVARIATES = SplineOptions().covariates
 
@@ -68,6 +71,7 @@ def fit_groups(
     plan: GroupPlan,
     config: AcceptanceConfig,
     fit_one: Callable[[list[ReducedRun]], RateModel],
+    scaling: ZenithScaling | None = None,
 ) -> RateModel:
     """Fit the groups of a plan.
 
@@ -80,6 +84,8 @@ def fit_groups(
         It says how the models of the groups are put together.
     fit_one : callable
         Fits the runs of a group, without zenith or azimuth.
+    scaling : `ZenithScaling`, optional
+        With which it puts runs of different zenith angles together.
     """
     models = []
     assigned = plan.assign(runs, config)
@@ -101,7 +107,7 @@ def fit_groups(
         if config.zenith.type == "binned":
             by_sector.append(ZenithBinned(plan.edges_in(k), own, trained))
         elif config.zenith.type == "interpolated":
-            by_sector.append(ZenithInterpolated(mean[groups], own, config.zenith.scale == "log", trained))
+            by_sector.append(ZenithInterpolated(mean[groups], own, config.zenith.scale == "log", trained, scaling))
         else:
             by_sector += own
     if len(plan.azimuth_edges) == 0:
@@ -322,8 +328,10 @@ def fit_runs_and_sources(
     execution: Execution = SERIAL,
 ) -> tuple[RateModel, AmplitudeFit | None]:
     """The same, and the amplitudes of the sources of the runs; None where no run has any."""
+    scaling = _zenith_scaling(runs, bins) if config.model.aligns and config.zenith.type == "interpolated" else None
     settings = FitSettings(
         config.run_effects.settings,
+        scaling=scaling,
         follows_zenith=config.zenith.type == "continuous",
         profile_edges=make_profile_edges(runs, bins, config),
         in_wide_bins=isinstance(config.fit_energy, u.Quantity),
@@ -341,7 +349,7 @@ def fit_runs_and_sources(
             group = [run.with_counts(counts) for run in group] if counts else group
             return config.model.fit(group, bins, settings, execution)
 
-        return fit_one(runs) if plan is None else fit_groups(runs, plan, config, fit_one)
+        return fit_one(runs) if plan is None else fit_groups(runs, plan, config, fit_one, scaling)
 
     found = None
     if not any(run.has_sources for run in runs):
@@ -353,6 +361,18 @@ def fit_runs_and_sources(
     if rate_model.not_converged:
         log.warning(f"model: {rate_model.not_converged}")
     return rate_model, found
+
+
+def _zenith_scaling(runs, bins):
+    """How runs of different zenith angles go over into each other."""
+    runs = in_own_order(runs)
+    exposure, in_field = np.array([run.exposure for run in runs]), add_up(p for r in runs for p in r.slices).sum(0)
+    return find_zenith_scaling(
+        np.array([np.asarray(run.counts.sum(1)).ravel() for run in runs]),
+        seen_in_field(in_field, exposure, np.ones(len(runs))),
+        np.log(bins.energy_edges),
+        np.log([run.cos_zenith for run in runs]),
+    )
 
 
 def make_profile_edges(runs, bins, config) -> np.ndarray | None:
@@ -400,16 +420,20 @@ def make_run_table(
     labels |= {place: left_out.obs_id for place, left_out in failures.items()}
     names = dict(zip(sorted(labels), run_names(labels[place] for place in sorted(labels)), strict=True))
     warn_outside_zenith(rate_model, {names[run.place]: run.cos_zenith for run in runs})
-    rows, outside, limits = {}, {}, config.run_effects.norm_limits
+    rows, outside, off, limits = {}, {}, {}, config.run_effects.norm_limits
     for run, one in zip(runs, adapted, strict=True):
         flags = [*one.flags]
         if limits is not None and not limits[0] <= one.norm <= limits[1]:
             outside[names[run.place]] = one.norm
             flags.append(f"norm outside of limits [{limits[0]:g}, {limits[1]:g}]")
+        counts = int(sum(part.counts.sum() for part in run.slices))
+        if _is_off(counts, one.expected):
+            off[names[run.place]] = counts / max(one.expected, 1e-300)
+            flags.append(COUNTS_OFF)
         rows[run.place] = {
             "ROLE": role, "USED": True, "ONTIME": run.ontime, "LIVETIME": run.livetime,
             "ZENITH": np.degrees(np.arccos(np.clip(run.cos_zenith, -1, 1))), "AZIMUTH": run.azimuth, "MJD": run.mjd,
-            "COUNTS": int(sum(part.counts.sum() for part in run.slices)),
+            "COUNTS": counts,
             "DROPPED": run.dropped["not finite"] + run.dropped["outside GTI"],
             "EXPECTED": one.expected, "NORM": one.norm, "NORM_ERR": one.norm_error,
             "SHIFT": one.shift, "SHIFT_ERR": one.shift_error, "DEVIANCE": one.deviance,
@@ -420,6 +444,12 @@ def make_run_table(
         named = ", ".join(f"{name} ({norm:.3g})" for name, norm in outside.items())
         log.warning(
             f"the norms of {len(outside)} of {len(runs)} runs lie outside of {list(limits)} and are kept: {named}"
+        )
+    if off:
+        named = some_names([f"{name} ({ratio:.2f})" for name, ratio in off.items()])
+        log.warning(
+            f"the counts of {len(off)} of {len(runs)} runs (over what is expected: {named}) are more than "
+            f"{100 * OFF_SHARE:.0f} % and {OFF_SIGMA:.0f} standard deviations off: {_remedy_for_off(config)}"
         )
     swinging = [str(names[place]) for place, row in rows.items() if NOT_CONVERGED in row["FLAG"]]
     if swinging:
@@ -436,6 +466,23 @@ def make_run_table(
     table = Table(rows=[rows[place] for place in sorted(rows)], names=[*RUN_COLUMNS][1:], units=units)
     table.add_column(label_array(labels[place] for place in sorted(rows)), name="OBS_ID", index=0)
     return table
+
+
+def _is_off(counts, expected):
+    """Whether counts and what is expected differ by more than chance, and by enough to matter."""
+    difference = abs(counts - expected)
+    return difference > OFF_SHARE * expected and difference > OFF_SIGMA * np.sqrt(max(expected, 1.0))
+
+
+def _remedy_for_off(config):
+    if config.run_effects.type == "shift":
+        return "look at their residuals; leave them out, or fit them with runs that are like them"
+    return (
+        f"run_effects {config.run_effects.type!r} does not follow their trigger thresholds, or their rates; use "
+        "run_effects 'shift', or their background above NORM_EMIN alone"
+        if config.run_effects.type != "none"
+        else "run_effects 'none' follows neither their rates nor their trigger thresholds; use run_effects 'shift'"
+    )
 
 
 def run_keys(run_table: Table) -> list[RunKey]:

@@ -453,6 +453,11 @@ class AcceptanceModel:
         >>> irf = Background3D.read("background.fits", hdu="BACKGROUND")  # doctest: +SKIP
         >>> model = AcceptanceModel.from_irf(irf, run_effects="norm")  # doctest: +SKIP
         """
+        if run_effects not in ("none", "norm"):
+            raise InputError(
+                f"run_effects: got {run_effects!r}, but 'none' or 'norm' is needed: an IRF has no rate at energies "
+                "beyond its own"
+            )
         if fov_alignment not in (None, "altaz", "radec", "reverse_lon_radec"):
             raise InputError(
                 f"fov_alignment: got {fov_alignment!r}, but 'altaz', 'radec' or 'reverse_lon_radec' is needed"

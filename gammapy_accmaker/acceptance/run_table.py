@@ -73,7 +73,8 @@ RUN_COLUMNS = {
     ),
     "FLAG": RunColumn(
         "why to look at the run, or why it was left out; empty for a good one. 'poor fit': DEVIANCE is large; 'poor "
-        "fit of the model': the model does not describe all runs together, see print(model)"
+        "fit of the model': the model does not describe all runs together, see print(model); 'counts off': COUNTS and "
+        "EXPECTED differ by more than 10 % and 5 standard deviations"
     ),
     "NORM_EMIN": RunColumn("lower end of the energies to which NORM was fitted; NaN where it was not", "TeV", ".3f"),
     "NORM_EMAX": RunColumn("upper end of the energies to which NORM was fitted; NaN where it was not", "TeV", ".1f"),

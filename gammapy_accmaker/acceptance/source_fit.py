@@ -48,9 +48,10 @@ class _Beside:
         """Expected counts of the background in the bins, by run and slice."""
         out = []
         for run in self.runs:
-            parts = [model.expected_counts([part], self.bins.energy_edges, self.bins.fov) for part in run.slices]
             signal = add_patches([self.bands.signal(part.signal, part.sources, amplitudes) for part in run.slices])
             sources = None if signal is None else signal.toarray()
+            of_run = model.fit_threshold(run, self.bins, self.effects, sources)[0]
+            parts = [of_run.expected_counts([part], self.bins.energy_edges, self.bins.fov) for part in run.slices]
             norm = model.fit_norm(run, self.bins, self.effects, np.sum(parts, axis=0), sources)[0]
             out.append([norm * part for part in parts])
         return out

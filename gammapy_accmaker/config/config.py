@@ -159,18 +159,20 @@ class AcceptanceConfig(Options):
     def _check_taken(self, key, known):
         """An error where the model cannot have options of a type that was asked for.
 
-        What nobody asked for becomes what is nearest to it: interpolated between bins of zenith, and a norm.
+        What nobody asked for becomes what is nearest to it, interpolated between bins of zenith; and, for energies of
+        the norm, a norm.
         """
         options = getattr(self, key)
-        if options.type in known:
-            return
-        if key in self.model_fields_set and "type" in options.model_fields_set:
+        asked = key in self.model_fields_set and "type" in options.model_fields_set
+        if asked and options.type not in known:
             raise ValueError(
                 f"{key}: {options.type!r} needs the model type {self.model.else_use}, but got {self.model.type!r}; "
                 f"use one of {known}"
             )
-        plain = {"zenith": InterpolatedZenith(), "run_effects": options.model_copy(update={"type": "norm"})}
-        object.__setattr__(self, key, plain[key])
+        if options.type not in known:
+            object.__setattr__(self, key, InterpolatedZenith())
+        if key == "run_effects" and not asked and options.norm_energy is not None:
+            object.__setattr__(self, key, options.model_copy(update={"type": "norm"}))
 
     def _check_norm_energy(self):
         given, kind = self.run_effects.norm_energy, self.run_effects.type

@@ -19,6 +19,7 @@ from gammapy_accmaker.camera.bins import CountsBins, FovBins, energy_edges_per_d
 from gammapy_accmaker.config.options import AdaptiveEnergy, EnergyOptions
 from gammapy_accmaker.config.types import AngleEdges, Options
 from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
+from gammapy_accmaker.models.alignment import ZenithScaling
 from gammapy_accmaker.models.base import EffectSettings, RateModel
 from gammapy_accmaker.models.binned import BinnedModel, SummedRuns, fit_binned, sum_runs
 from gammapy_accmaker.models.parametric.fit import fit_parametric
@@ -58,12 +59,15 @@ class FitSettings:
         Energy edges in TeV between which bins share a profile over the field; by default each bin has its own.
     in_wide_bins : bool
         Whether the bins between ``profile_edges`` are those of the model.
+    scaling : `ZenithScaling`, optional
+        With which runs of different zenith angles are put together, by a kind that ``aligns``.
     """
 
     effects: EffectSettings = EffectSettings()
     follows_zenith: bool = False
     profile_edges: np.ndarray | None = None
     in_wide_bins: bool = False
+    scaling: ZenithScaling | None = None
 
 
 class ModelOptions(Options):
@@ -93,6 +97,11 @@ class ModelOptions(Options):
     def keywords(self) -> tuple[str, ...]:
         """Keywords of the event header that the model follows, each once."""
         return ()
+
+    @property
+    def aligns(self) -> bool:
+        """Whether a fit puts runs of different thresholds together at scaled energies."""
+        return False
 
     def following(self, keywords: Sequence[str]) -> ModelOptions:
         """The options of a model that follows these keywords of the event header too."""
@@ -210,12 +219,16 @@ class _PooledOptions(ModelOptions):
 
     takes: ClassVar[dict[str, tuple[str, ...]]] = {
         "zenith": ("none", "binned", "interpolated"),
-        "run_effects": ("none", "norm"),
+        "run_effects": ("none", "norm", "shift"),
     }
     else_use: ClassVar[str] = "'spline'"
 
     type: str
     offset_bins: Annotated[int, Field(ge=1)] | AngleEdges = 12
+
+    @property
+    def aligns(self) -> bool:
+        return True
 
     def largest_offset(self, offset_max: float) -> float:
         return float(self.offset_bins.to_value("deg").max()) if isinstance(self.offset_bins, u.Quantity) else offset_max
@@ -229,7 +242,8 @@ class _PooledOptions(ModelOptions):
     def fit(
         self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
     ) -> RateModel:
-        summed = sum_runs([run.whole() for run in in_own_order(runs)], bins, settings.effects)
+        whole = [run.whole() for run in in_own_order(runs)]
+        summed = sum_runs(whole, bins, settings.effects, settings.scaling)
         model = self._fit_sum(summed, bins, settings.profile_edges)
         if settings.in_wide_bins and settings.profile_edges is not None:
             # the bins that were asked for are those of the fit; within them events were counted finely
@@ -246,6 +260,7 @@ class _PooledOptions(ModelOptions):
             bins.fov,
             profile_edges=profile_edges,
             displacement=summed.displacement,
+            aligned=summed.aligned,
         )
 
 
@@ -358,6 +373,11 @@ class ParametricOptions(_PooledOptions):
             state["__dict__"] = state["__dict__"] | {"function": describe_function(self.function)}
         return state
 
+    @property
+    def aligns(self) -> bool:
+        # a function of energy has a threshold of its own, or none
+        return rate_function(self.function, self.given_parameters()).n_inputs == 2
+
     def _fit_sum(self, summed, bins, profile_edges):
         return fit_parametric(
             summed.counts,
@@ -370,6 +390,7 @@ class ParametricOptions(_PooledOptions):
             on_failure=self.on_failure,
             profile_edges=profile_edges,
             displacement=summed.displacement,
+            aligned=summed.aligned,
         )
 
     def given_parameters(self) -> dict[str, dict]:

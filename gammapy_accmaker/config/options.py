@@ -116,8 +116,9 @@ class ZenithBins(Options):
     Parameters
     ----------
     initial_width : float
-        Of cos zenith. Within a bin the runs share one trigger threshold: few runs at large zenith angles, where it
-        moves fast, are better described by small bins (0.02, ``min_observations: 1``), at the price of more noise.
+        Of cos zenith. Within a bin the runs share one profile over the field of view and, if ``binned``, one trigger
+        threshold: few runs at large zenith angles, where it moves fast, are then better described by small bins (0.02,
+        ``min_observations: 1``), at the price of more noise.
     min_livetime : quantity, optional
         Of all runs in a bin.
     min_observations : int, optional
@@ -157,7 +158,11 @@ class BinnedZenith(ZenithBins):
 
 
 class InterpolatedZenith(ZenithBins):
-    """Between the mean zenith angles of bins the rate (``scale: linear``) or its logarithm is linear in cos zenith."""
+    """Between the mean zenith angles of bins the rate (``scale: linear``) or its logarithm is linear in cos zenith.
+
+    Runs are pooled, and rates interpolated, at energies that are scaled by a power of cos zenith, which the runs of the
+    fit tell, so that their thresholds lie on each other.
+    """
 
     type: Literal["interpolated"] = "interpolated"
     scale: Literal["linear", "log"] = "log"
@@ -342,8 +347,8 @@ class RunEffectsOptions(Options):
     Attributes
     ----------
     type : str
-        norm: a factor; tilt: and a power law; shift: and instead of it an energy shift, a smooth spectral residual and,
-        with ``gradient``, gradients over the field of view. tilt and shift need the spline model.
+        norm: a factor; tilt: and a power law, for the spline model; shift: a factor and an energy shift, and for the
+        spline model a smooth spectral residual and, with ``gradient``, gradients over the field of view.
     gradient : bool
         Whether shift has gradients over the field of view.
     min_counts : int

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, moved_weights
+from gammapy_accmaker.models.alignment import fit_shift
 from gammapy_accmaker.models.fit_counts import add_up
 from gammapy_accmaker.models.goodness import POOR_FIT, GoodnessOfFit, group_scores
 from gammapy_accmaker.models.norm_energy import (
     NO_ENERGIES,
     SD_NORM,
+    SD_SHIFT,
     RunScatter,
     energies_between,
     find_scatter,
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 TEV_IN_MEV = 1e6
+SHIFT_STEP = 0.02  # in log energy, of a derivative
 NOT_CONVERGED = "not converged"  # flag of a run whose effects are not at their maximum
 
 
@@ -235,6 +238,17 @@ class RateModel(ABC):
             counts[:, seen] += mean * (part.exposure * fov.solid_angle)[seen]
         return counts
 
+    def expected_spectrum(self, slices, energy_edges: np.ndarray, fov: FovBins) -> np.ndarray:
+        """`expected_counts` summed over the field of view, shape (n,), from the rate in the middle of its bins: fast,
+        and good for the shape of the spectrum."""
+        counts = np.zeros(len(energy_edges) - 1)
+        for part in slices:
+            seen = part.exposure > 0
+            at = fov.fov_lon[seen], fov.fov_lat[seen]
+            rate = self.at_azimuth(part.azimuth).integral_grid(energy_edges, *at, part.cos_zenith)
+            counts += rate @ (part.exposure * fov.solid_angle)[seen]
+        return counts
+
     @abstractmethod
     def relative_error_grid(
         self, energy: np.ndarray, fov_lon: np.ndarray, fov_lat: np.ndarray, cos_zenith: float
@@ -308,6 +322,11 @@ class RateModel(ABC):
         """Number of the model that `for_run` gives; 0 where there is one for all."""
         return 0
 
+    def shifted(self, shift: float, reach: tuple[float, float]) -> RateModel:
+        """The model of runs whose energies are scaled: it has at E the rate of this one, per log energy, at
+        E exp(shift), within a range in TeV."""
+        raise NotImplementedError(f"{type(self).__name__}: its energies cannot be scaled")
+
     def for_run(self, key: RunKey) -> RateModel:
         """The model of a run that is recognised by its key, for models that differ by run."""
         return self
@@ -334,9 +353,11 @@ class RateModel(ABC):
         -------
         adapted : `AdaptedRun`
         """
-        in_bins, counted = self.expected_counts(run.slices, bins.energy_edges, bins.fov), add_up(run.slices)
-        signal = add_patches([part.signal for part in run.slices])
+        counted, slices = add_up(run.slices), run.slices
+        signal = add_patches([part.signal for part in slices])
         sources = None if signal is None else signal.toarray()
+        model, shift, shift_error, slope = self.fit_threshold(run, bins, effects, sources)
+        in_bins = model.expected_counts(slices, bins.energy_edges, bins.fov)
         norm, error, energies, flags, used = self.fit_norm(run, bins, effects, in_bins, sources)
         judged = slice(None)
         if used.any():  # below the energies of the norm runs have thresholds of their own
@@ -349,10 +370,55 @@ class RateModel(ABC):
         score = group_scores(np.where(seen, counted, 0)[judged], expected[judged], edges, bins.fov)
         if score.max() > POOR_FIT:
             flags.append("poor fit")
-        if any(fit.is_poor for p in run.slices for fit in self.at_azimuth(p.azimuth).goodness_at(p.cos_zenith)):
+        if any(fit.is_poor for p in slices for fit in self.at_azimuth(p.azimuth).goodness_at(p.cos_zenith)):
             flags.append("poor fit of the model")
-        model = ScaledModel(self, norm, error)
-        return AdaptedRun(model, expected.sum(), norm, error, score.max(), tuple(flags), energies)
+        return AdaptedRun(
+            ScaledModel(model, norm, error, shift_error, slope),
+            expected.sum(),
+            norm,
+            float(np.hypot(error, norm * slope * shift_error)),
+            score.max(),
+            tuple(flags),
+            energies,
+            shift,
+            shift_error,
+        )
+
+    def fit_threshold(
+        self, run, bins: CountsBins, effects: EffectSettings, sources: np.ndarray | None
+    ) -> tuple[RateModel, float, float, float]:
+        """The model with the shift of a run in log energy, where one is to be fitted.
+
+        Parameters
+        ----------
+        run, bins, effects
+            As for `adapt`.
+        sources : `~numpy.ndarray`, shape (energy, fov.size), or None
+            Counts of known sources.
+
+        Returns
+        -------
+        model : `RateModel`
+        shift, error, slope : float
+            See `ScaledModel`; 0 without a shift.
+        """
+        if effects.kind != "shift":
+            return self, 0.0, 0.0, 0.0
+        counts = add_up(run.slices).sum(1)
+        used = counts >= effects.min_counts
+        if sources is not None:
+            counts = np.maximum(counts - sources.sum(1), 0)
+        reach = float(self.energy_edges[0]), float(self.energy_edges[-1])
+        shift, error, slope = fit_shift(
+            counts[used],
+            lambda s: self.shifted(s, reach).expected_spectrum(run.slices, bins.energy_edges, bins.fov)[used],
+            max((scatter.spread for scatter in self._scatter_of(run)), default=SD_SHIFT),
+        )
+        return self.shifted(shift, reach), shift, error, slope
+
+    def _scatter_of(self, run):
+        """How the runs differ that the rate of a run comes from."""
+        return [s for p in run.slices for s in self.at_azimuth(p.azimuth).run_scatter_at(p.cos_zenith)]
 
     def fit_norm(
         self, run, bins: CountsBins, effects: EffectSettings, in_bins: np.ndarray, sources: np.ndarray | None
@@ -370,25 +436,27 @@ class RateModel(ABC):
         -------
         norm, error : float
         energies : tuple of float
-            In TeV, that it was fitted to; NaN without a norm.
+            In TeV, that a norm alone was fitted to; NaN without one.
         flags : list of str
         used : `~numpy.ndarray`, bool, shape (energy,)
             Energy bins that it was fitted to.
         """
-        if effects.kind != "norm":
+        if effects.kind not in ("norm", "shift"):
             return 1.0, 0.0, NO_ENERGIES, [], np.zeros(len(in_bins), dtype=bool)
-        counted, expected, flags = add_up(run.slices), in_bins.sum(1), []
-        counts = counted.sum(1)
-        scatter = [s for p in run.slices for s in self.at_azimuth(p.azimuth).run_scatter_at(p.cos_zenith)]
-        # a model that was made elsewhere knows of no runs, but it has a threshold as well
-        scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
-        energies = given_or_chosen_energies(effects.norm_energy, scatter, counts, bins.energy_edges)
-        if effects.norm_energy is None:
-            flags += late_flags(energies, scatter, bins.energy_edges)
-        used = energies_between(bins.energy_edges, energies) & (counts >= effects.min_counts)
+        counted, expected, energies = add_up(run.slices), in_bins.sum(1), NO_ENERGIES
+        counts, flags, scatter = counted.sum(1), [], self._scatter_of(run)
+        used = counts >= effects.min_counts
+        if effects.kind == "norm":
+            # a model that was made elsewhere knows of no runs, but it has a threshold as well
+            scatter = scatter or [find_scatter(expected[None], np.log(bins.energy_edges))]
+            energies = given_or_chosen_energies(effects.norm_energy, scatter, counts, bins.energy_edges)
+            if effects.norm_energy is None:
+                flags += late_flags(energies, scatter, bins.energy_edges)
+            used &= energies_between(bins.energy_edges, energies)
         total = expected[used].sum()
         if not (total > 0 and counts[used].any()):
-            return 1.0, max(s.norm_spread for s in scatter), energies, [*flags, "no counts for the norm"], used
+            error = max((s.norm_spread for s in scatter), default=SD_NORM)
+            return 1.0, error, energies, [*flags, "no counts for the norm"], used
         norm, error = counts[used].sum() / total, np.sqrt(counts[used].sum()) / total
         if sources is not None:
             norm, error = norm_beside(counted[used], in_bins[used], sources[used])
@@ -460,7 +528,20 @@ class RateModel(ABC):
 
 
 class ScaledModel(RateModel):
-    """A model times the norm of one run."""
+    """A model with the norm, and the shift in energy, of one run.
+
+    Attributes
+    ----------
+    model : `RateModel`
+        With the shift.
+    norm, norm_error : float
+        The error is that for a given shift.
+    shift_error : float
+        Standard deviation of the shift in log energy.
+    slope : float
+        By which the log of the expected counts of the run, without the norm, changes with the shift: the norm makes
+        up for it.
+    """
 
     energy_edges: np.ndarray
     offset_max: float
@@ -468,14 +549,17 @@ class ScaledModel(RateModel):
     is_radial: bool
     zenith_range: tuple[float, float] | None
 
-    def __init__(self, model: RateModel, norm: float, norm_error: float = 0.0):
+    def __init__(
+        self, model: RateModel, norm: float, norm_error: float = 0.0, shift_error: float = 0.0, slope: float = 0.0
+    ):
         self.model, self.norm, self.norm_error = model, norm, norm_error
+        self.shift_error, self.slope = shift_error, slope
         self.energy_edges, self.offset_max = model.energy_edges, model.offset_max
         self.half_width, self.is_radial, self.zenith_range = model.half_width, model.is_radial, model.zenith_range
         self.zenith_edges, self.azimuth_edges = model.zenith_edges, model.azimuth_edges
 
     def at_azimuth(self, azimuth):
-        return ScaledModel(self.model.at_azimuth(azimuth), self.norm, self.norm_error)
+        return ScaledModel(self.model.at_azimuth(azimuth), self.norm, self.norm_error, self.shift_error, self.slope)
 
     @property
     def goodness(self):
@@ -495,11 +579,26 @@ class ScaledModel(RateModel):
         return self.norm * self.model.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        return np.hypot(self.model.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith), self.norm_spread)
+        of_model = self.model.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+        return np.sqrt(of_model**2 + sum(row**2 for row in self._run_rows(energy, fov_lon, fov_lat, cos_zenith)))
 
     def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         shared, run = self.model.error_rows(energy, fov_lon, fov_lat, cos_zenith)
-        return shared, np.concatenate([run, np.full((1, *shared.shape[1:]), self.norm_spread)])
+        return shared, np.concatenate([run, self._run_rows(energy, fov_lon, fov_lat, cos_zenith)])
+
+    def _run_rows(self, energy, fov_lon, fov_lat, cos_zenith):
+        """What one standard deviation of the norm, and of the shift, changes in the log of the rate, (1 or 2, n, m)."""
+        of_norm = np.full((len(energy), len(fov_lon)), self.norm_spread)
+        if not self.shift_error > 0:
+            return of_norm[None]
+        reach = float(self.energy_edges[0]), float(self.energy_edges[-1])
+        low, high = (
+            self.model.shifted(step, reach).rate_grid(energy, fov_lon, fov_lat, cos_zenith)
+            for step in (-SHIFT_STEP, SHIFT_STEP)
+        )
+        both = (low > 0) & (high > 0)
+        slope = np.log(np.where(both, high, 1) / np.where(both, low, 1)) / (2 * SHIFT_STEP)
+        return np.stack([of_norm, np.where(both, slope - self.slope, 0) * self.shift_error])
 
     def error_factor(self, cos_zenith, *, leading=False):
         return self.model.error_factor(cos_zenith, leading=leading)

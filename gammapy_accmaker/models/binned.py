@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from scipy.interpolate import griddata
@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, moved_weights, offset
 from gammapy_accmaker.errors import FitError
+from gammapy_accmaker.models.alignment import AlignedRuns, ZenithScaling, align_runs, fit_spectra
 from gammapy_accmaker.models.base import TEV_IN_MEV, EffectSettings, RateModel
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
 from gammapy_accmaker.models.fit_counts import add_up, mean_displacement
@@ -30,7 +31,7 @@ from gammapy_accmaker.models.norm_energy import (
     given_or_chosen_energies,
     norm_spread,
 )
-from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, kept_integrals, linear_weights
+from gammapy_accmaker.models.spectrum import SmoothSpectrum, kept_integrals, linear_weights
 
 __all__ = ["BinnedModel", "SummedRuns", "fit_binned", "fit_run_norms", "sum_runs"]
 
@@ -39,6 +40,7 @@ RING_STEP, SIDE_STEP = (
     0.3 * np.log(10),
     0.15 * np.log(10),
 )  # in log energy: rings drift slowly, sides fast at the threshold
+ALIGNING_ROUNDS = 2  # of profiles at the energies of the mean run
 SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
 SUBPOINTS = 4  # along each side of a bin, to average the surface over it
 
@@ -119,6 +121,10 @@ class BinnedModel(RateModel):
             self.spectrum.bin_weights(energy_edges, self._node_energy) @ self.profile, fov_lon, fov_lat
         )
 
+    def shifted(self, shift, reach):
+        scaled = self.energy_edges * np.exp(-shift)
+        return replace(self, energy_edges=scaled, spectrum=self.spectrum.shifted(shift, reach))
+
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         shares = linear_weights(np.log(self._node_energy), np.log(energy))
         density = self.spectrum(energy)[:, None] / TEV_IN_MEV * (shares @ self.profile)
@@ -149,7 +155,8 @@ class BinnedModel(RateModel):
     @cached_property
     def _profile_counts(self):
         """Counts between the energy edges, of which the first and the last may lie inside of a bin."""
-        first, last = np.searchsorted(self.bin_edges, self.energy_edges[[0, -1]] * [1 + 1e-9, 1 - 1e-9])
+        ends = np.clip(self.energy_edges[[0, -1]], *self.bin_edges[[0, -1]]) * [1 + 1e-9, 1 - 1e-9]
+        first, last = np.searchsorted(self.bin_edges, ends)
         edges = np.concatenate([self.bin_edges[[first - 1]], self.energy_edges[1:-1], self.bin_edges[[last]]])
         return _merged(self.counts, self.bin_edges, edges)
 
@@ -184,15 +191,20 @@ class SummedRuns:
         See `fit_binned`.
     scatter : `RunScatter`
         How the runs differ.
+    aligned : `AlignedRuns`, optional
+        The runs one by one, where their energies are shifted.
     """
 
     counts: np.ndarray
     exposure: np.ndarray
     displacement: np.ndarray | None
     scatter: RunScatter
+    aligned: AlignedRuns | None = None
 
 
-def sum_runs(runs: Sequence, bins: CountsBins, effects: EffectSettings) -> SummedRuns:
+def sum_runs(
+    runs: Sequence, bins: CountsBins, effects: EffectSettings, scaling: ZenithScaling | None = None
+) -> SummedRuns:
     """Sum of runs for the fit of one rate.
 
     Parameters
@@ -201,20 +213,36 @@ def sum_runs(runs: Sequence, bins: CountsBins, effects: EffectSettings) -> Summe
         Each run as a whole: ``counts``, sparse, ``exposure`` and ``displacement`` in ``bins``.
     bins : `CountsBins`
     effects : `EffectSettings`
-        With "norm" the exposure of each run counts by its norm.
+        With "norm" the exposure of each run counts by its norm, with "shift" also its energies are shifted.
+    scaling : `ZenithScaling`, optional
+        With which runs of different zenith angles are put together, as runs at their mean zenith angle.
     """
-    exposure, norms = np.array([run.exposure for run in runs]), np.ones(len(runs))
+    exposure, norms, edges = np.array([run.exposure for run in runs]), np.ones(len(runs)), bins.energy_edges
     spectra = np.array([np.asarray(run.counts.sum(1)).ravel() for run in runs])
-    scatter = find_scatter(spectra, np.log(bins.energy_edges))
+    shift, factor = np.zeros(len(runs)), np.ones(len(runs))
+    if scaling is not None and scaling.energy:
+        cos_zenith = np.array([run.cos_zenith for run in runs])
+        reference = np.average(cos_zenith, weights=[run.ontime for run in runs])
+        shift, factor = scaling.shift(cos_zenith, reference), scaling.factor(cos_zenith, reference)
+        exposure = exposure * factor[:, None]
+    scaled = np.log(edges) + shift[:, None]
+    scatter = find_scatter(spectra, scaled)
+    energies = float(edges[0]), float(edges[-1])
     if effects.kind == "norm":
         # of one range for all runs, or the rates that they share would not be comparable
-        energies = given_or_chosen_energies(
-            effects.norm_energy, [scatter], np.zeros(len(bins.energy_edges) - 1), bins.energy_edges
-        )
-        used = energies_between(bins.energy_edges, energies)
+        energies = given_or_chosen_energies(effects.norm_energy, [scatter], np.zeros(len(edges) - 1), edges)
+    elif effects.kind == "shift":
+        shift = shift - np.array([scatter.shift(*one) for one in zip(spectra, scaled, strict=True)])
+    aligned, used = None, energies_between(edges, energies)
+    if spectra.any() and np.any(shift != 0):
+        fit_norms = None if effects.kind == "none" else fit_run_norms
+        aligned, norms = align_runs(runs, exposure, shift, edges, fit_norms, energies)
+    elif effects.kind != "none":
         norms = fit_run_norms(np.array([used @ run.counts for run in runs]), exposure)
+    if effects.kind != "none":
         scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
-    return SummedRuns(add_up(runs), norms @ exposure, mean_displacement(runs, norms), scatter)
+    displacement = mean_displacement(runs, norms * factor)
+    return SummedRuns(add_up(runs), norms @ exposure, displacement, scatter, aligned)
 
 
 def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float = 1e-10):
@@ -258,6 +286,7 @@ def fit_binned(
     *,
     profile_edges: np.ndarray | None = None,
     displacement: np.ndarray | None = None,
+    aligned: AlignedRuns | None = None,
 ) -> BinnedModel:
     """Binned acceptance from the summed counts of all runs.
 
@@ -276,24 +305,42 @@ def fit_binned(
         its own. The spectrum follows all bins, and its integrals between these edges are their counts.
     displacement : `~numpy.ndarray`, shape (fov.size, axis), optional
         How far the mean position of what was seen of each bin is from that of the bin, in deg.
+    aligned : `AlignedRuns`, optional
+        The runs, where their energies are shifted; the model is that of the mean run.
     """
     if not counts.sum() > 0:
         raise FitError("fit: there are no counts outside of the exclusion in the energy and offset range of the model")
     with_counts = np.flatnonzero(counts.sum(1))
     used = slice(with_counts[0], with_counts[-1] + 1)
     edges = bin_edges[used.start : used.stop + 1]
-    spectrum = fit_spectrum(counts[used].sum(1), edges)
+    spectrum, mixed = fit_spectra(counts, bin_edges, used, aligned)
     if profile_edges is not None:
         inside = (profile_edges > edges[0]) & (profile_edges < edges[-1])
         edges = np.concatenate([edges[:1], profile_edges[inside], edges[-1:]])
-    centers = np.sqrt(edges[1:] * edges[:-1])
-    intensity = _expected(_merged(counts, bin_edges, edges), exposure * fov.solid_angle, fov, np.log(centers))
-    shares = spectrum.bin_weights(edges, centers)
-    profile = _profile(intensity, exposure * fov.solid_angle, fov, shares / shares.sum(1, keepdims=True), displacement)
+    covered = np.concatenate([[spectrum.energy_min], edges[1:-1], [spectrum.energy_max]])
+    centers, volume = np.sqrt(covered[1:] * covered[:-1]), exposure * fov.solid_angle
+    shares = spectrum.bin_weights(covered, centers)
+
+    def make(counts_of_mean):
+        """Model with the profile over the field of counts at the energies of the mean run."""
+        intensity = _expected(_merged(counts_of_mean, bin_edges, edges), volume, fov, np.log(centers))
+        profile = _profile(intensity, volume, fov, shares / shares.sum(1, keepdims=True), displacement)
+        return BinnedModel(bin_edges, fov, counts, exposure, covered, spectrum, profile)
+
+    if aligned is None:
+        model = make(counts)
+    else:
+        model = make(aligned.moved(lambda e: spectrum.bin_weights(e, np.ones(1)), bin_edges))
+        for _ in range(ALIGNING_ROUNDS):
+            # off the axis the threshold is another one, so the counts of a bin are divided otherwise
+            at_centers = partial(model.integral_grid, fov_lon=fov.fov_lon, fov_lat=fov.fov_lat)
+            model = make(aligned.moved(at_centers, bin_edges))
     if profile_edges is not None:
-        profile *= kept_integrals(_merged(counts, bin_edges, edges).sum(1), shares)[:, None]
-    model = BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
-    goodness = goodness_of_model(model, counts, exposure, bin_edges, fov, displacement=displacement)
+        kept = kept_integrals(_merged(counts, bin_edges, edges).sum(1), mixed.bin_weights(edges, centers))
+        model = replace(model, profile=model.profile * kept[:, None])
+    # the counts of the fit are those of runs with all their shifts
+    judged = replace(model, spectrum=mixed)
+    goodness = goodness_of_model(judged, counts, exposure, bin_edges, fov, displacement=displacement)
     return replace(model, goodness_of_fit=goodness)
 
 

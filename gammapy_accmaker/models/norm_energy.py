@@ -13,7 +13,7 @@ given.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
@@ -22,9 +22,12 @@ from gammapy_accmaker.models.spectrum import fit_spectrum
 
 __all__ = [
     "NO_ENERGIES",
+    "SD_NORM",
+    "SD_SHIFT",
     "RunScatter",
     "choose_energies",
     "energies_between",
+    "find_quartiles",
     "find_scatter",
     "given_energies",
     "given_or_chosen_energies",
@@ -85,6 +88,10 @@ class RunScatter:
         """The inverse of `to_array`."""
         return cls(*np.asarray(array, dtype=float).tolist())
 
+    def moved(self, shift: float) -> RunScatter:
+        """The same runs at energies that are scaled: with a threshold that is lower by a shift in log energy."""
+        return replace(self, quartile=self.quartile - shift, passed=self.passed - shift, best=self.best - shift)
+
     def shift(self, counts: np.ndarray, log_edges: np.ndarray) -> float:
         """How far above the mean run's the threshold of a run lies; 0 without counts.
 
@@ -124,13 +131,9 @@ def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
         return RunScatter(0.0, -np.inf, 0.0, SD_SHIFT, 1.0)
     edges = np.broadcast_to(log_edges, (len(counts), counts.shape[1] + 1))[seen]
     counts = counts[seen]
-    total, mean_edges = counts.sum(1), np.average(edges, axis=0, weights=counts.sum(1))
-    quartile = np.array([_quantile(c, e, QUARTILE) for c, e in zip(counts, edges, strict=True)])
-    # of a mixture of thresholds the density is lower than that of one run, so the spread of a run's quartile is no less
-    pooled = np.array([_moved(c, e, mean_edges) for c, e in zip(counts, edges, strict=True)]).sum(0)
-    low, high = (_quantile(pooled, mean_edges, QUARTILE + d) for d in (-BESIDE, BESIDE))
-    event_spread = np.sqrt(QUARTILE * (1 - QUARTILE)) * max(high - low, 1e-3) / (2 * BESIDE)
-    noise, variance = event_spread**2 / total, SD_SHIFT**2
+    quartile, noise, mean_edges = _quartiles(counts, edges)
+    total, variance = counts.sum(1), SD_SHIFT**2
+    event_spread = np.sqrt(noise[0] * total[0])
     # EM for the spread of the thresholds: the shift of each run given the spread, and the spread given the shifts and
     # what each leaves open (`seconds`: second moments)
     for _ in range(ROUNDS):
@@ -145,6 +148,28 @@ def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
     slowest = max(float(shift[falling[min(first, len(shift) - 1)]]), 0.0)
     passed, best = _agreement(aligned, mean_edges, variance, float(np.median(total)))
     return RunScatter(float(mean), passed, slowest, float(np.sqrt(variance)), float(event_spread), best)
+
+
+def find_quartiles(counts: np.ndarray, log_edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scaled log energy below which a quarter of the counts of each run lies, and its variance, each of shape (n_run,);
+    NaN without counts. Arguments as in `find_scatter`."""
+    quartile, noise = np.full((2, len(counts)), np.nan)
+    seen = counts.sum(1) > 0
+    if seen.any():
+        edges = np.broadcast_to(log_edges, (len(counts), counts.shape[1] + 1))[seen]
+        quartile[seen], noise[seen], _ = _quartiles(counts[seen], edges)
+    return quartile, noise
+
+
+def _quartiles(counts, edges):
+    """Quartiles of runs with counts, their variances, and the mean edges."""
+    total, mean_edges = counts.sum(1), np.average(edges, axis=0, weights=counts.sum(1))
+    quartile = np.array([_quantile(c, e, QUARTILE) for c, e in zip(counts, edges, strict=True)])
+    # of a mixture of thresholds the density is lower than that of one run, so the spread of a run's quartile is no less
+    pooled = np.array([_moved(c, e, mean_edges) for c, e in zip(counts, edges, strict=True)]).sum(0)
+    low, high = (_quantile(pooled, mean_edges, QUARTILE + d) for d in (-BESIDE, BESIDE))
+    event_spread = np.sqrt(QUARTILE * (1 - QUARTILE)) * max(high - low, 1e-3) / (2 * BESIDE)
+    return quartile, event_spread**2 / total, mean_edges
 
 
 def norm_spread(norms: np.ndarray, counts: np.ndarray) -> float:

@@ -6,6 +6,7 @@ Each is a `RateModel` over any other, and hands a question on to the part that i
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from gammapy_accmaker.camera.bins import azimuth_sector
 from gammapy_accmaker.errors import ObservationError
+from gammapy_accmaker.models.alignment import ZenithScaling
 from gammapy_accmaker.models.base import RateModel, describe_cos_zenith, goodness_of_parts, nested_arrays, nested_models
 from gammapy_accmaker.utils.run_key import RunKey, label_array
 
@@ -35,6 +37,12 @@ class _OfParts(RateModel):
             return self.models[0].convergence
         texts = Counter(model.convergence for model in self.models if model.convergence)
         return "; ".join(f"{n} of {len(self.models)} fits: {text}" for text, n in texts.items())
+
+    def shifted(self, shift, reach):
+        # the parts have other energies then, what they cover together stays
+        other = copy.copy(self)
+        other.models = [model.shifted(shift, reach) for model in self.models]
+        return other
 
 
 def _common_coverage(model: _OfParts, parts: Sequence[RateModel]) -> None:
@@ -121,12 +129,17 @@ class ZenithInterpolated(_OfParts):
         Interpolate the logarithm. Where one of the two rates is 0, it is the rate itself.
     trained_range : tuple of float, optional
         Of cos zenith; from the first to the last model by default.
+    scaling : `ZenithScaling`
+        By it a model is read at a zenith angle that is not its own, so that thresholds move and are not smeared.
     """
 
     kind = "zenith interpolated"
 
-    def __init__(self, cos_zenith: np.ndarray, models: Sequence[RateModel], log: bool, trained_range=None):
+    def __init__(
+        self, cos_zenith: np.ndarray, models: Sequence[RateModel], log: bool, trained_range=None, scaling=None
+    ):
         self.cos_zenith, self.models, self.log = np.asarray(cos_zenith, dtype=float), list(models), bool(log)
+        self.scaling = ZenithScaling() if scaling is None else scaling
         low, high = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
         self.zenith_range = float(low), float(high)
         _common_coverage(self, self.models)
@@ -139,22 +152,41 @@ class ZenithInterpolated(_OfParts):
         return _describe_bins(len(self.models), "interpolated", self.zenith_range)
 
     def _around(self, cos_zenith):
-        """The models on both sides of a zenith angle, and the share of the second."""
-        cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
+        """Numbers of the models on both sides of a zenith angle, and the share of the second."""
         z = np.clip(cos_zenith, *self.cos_zenith[[0, -1]])
         right = int(np.clip(np.searchsorted(self.cos_zenith, z), min(1, len(self.models) - 1), len(self.models) - 1))
         if self.cos_zenith[right] == z:
-            return self.models[right], self.models[right], 0.0
+            return right, right, 0.0
         low, high = self.cos_zenith[right - 1], self.cos_zenith[right]
-        share = (z - low) / (high - low)
-        return self.models[right - 1], self.models[right], share
+        return right - 1, right, (z - low) / (high - low)
+
+    def _trained(self, cos_zenith):
+        """A zenith angle within the trained range; its middle where it is not known."""
+        low, high = self.zenith_range or (np.nan, np.nan)
+        return 0.5 * (low + high) if np.isnan(cos_zenith) else np.clip(cos_zenith, low, high)
+
+    def _shift(self, k, cos_zenith):
+        return self.scaling.shift(self._trained(cos_zenith), self.cos_zenith[k])
+
+    def _models_around(self, cos_zenith):
+        """The models on both sides of a zenith angle, with its threshold, the factors of their rates, and the share of
+        the second."""
+        cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
+        first, second, share = self._around(cos_zenith)
+        around = first, second
+        models = [self.models[k] for k in around]
+        if self.scaling.energy:
+            reach = float(self.energy_edges[0]), float(self.energy_edges[-1])
+            models = [model.shifted(self._shift(k, cos_zenith), reach) for k, model in zip(around, models, strict=True)]
+        factors = [self.scaling.factor(self._trained(cos_zenith), self.cos_zenith[k]) for k in around]
+        return models, factors, share
 
     def _between(self, cos_zenith, evaluate):
-        first, second, share = self._around(cos_zenith)
-        low = evaluate(first)
+        (first, second), factors, share = self._models_around(cos_zenith)
+        low = factors[0] * evaluate(first)
         if share == 0:
             return low
-        high = evaluate(second)
+        high = factors[1] * evaluate(second)
         linear = (1 - share) * low + share * high
         if not self.log:
             return linear
@@ -169,36 +201,44 @@ class ZenithInterpolated(_OfParts):
         return self._between(cos_zenith, lambda m: m.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith))
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        first, second, share = self._around(cos_zenith)
+        (first, second), factors, share = self._models_around(cos_zenith)
         low = first.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
         if share == 0:
             return low
         high = second.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
         if not self.log:
             # errors of the rates add in quadrature, so each counts by its part of the rate
-            rates = [m.rate_grid(energy, fov_lon, fov_lat, cos_zenith) for m in (first, second)]
+            rates = [
+                factor * m.rate_grid(energy, fov_lon, fov_lat, cos_zenith)
+                for factor, m in zip(factors, (first, second), strict=True)
+            ]
             total = (1 - share) * rates[0] + share * rates[1]
             share = np.divide(share * rates[1], total, out=np.full(total.shape, share), where=total > 0)
         # the models at the two angles were fitted to different runs
         return np.hypot((1 - share) * low, share * high)
 
     def _used_at(self, cos_zenith):
-        first, second, share = self._around(cos_zenith)
+        first, second, share = self._around(self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith)
         return (first,) if share == 0 else (first, second)
 
     def goodness_at(self, cos_zenith):
-        return goodness_of_parts(self._used_at(cos_zenith))
+        return goodness_of_parts([self.models[k] for k in self._used_at(cos_zenith)])
 
     def run_scatter_at(self, cos_zenith):
-        return [scatter for model in self._used_at(cos_zenith) for scatter in model.run_scatter_at(cos_zenith)]
+        return [
+            scatter.moved(self._shift(k, cos_zenith))
+            for k in self._used_at(cos_zenith)
+            for scatter in self.models[k].run_scatter_at(cos_zenith)
+        ]
 
     def to_arrays(self):
         own = {"cos_zenith": self.cos_zenith, "log": np.array(self.log), "trained_range": np.array(self.zenith_range)}
-        return nested_arrays(self.models) | own
+        return nested_arrays(self.models) | own | {"scaling": self.scaling.to_array()}
 
     @classmethod
     def from_arrays(cls, arrays):
-        return cls(arrays["cos_zenith"], nested_models(arrays), bool(arrays["log"]), arrays["trained_range"])
+        scaling = ZenithScaling(*arrays.get("scaling", np.zeros(0)).tolist())  # older files have none
+        return cls(arrays["cos_zenith"], nested_models(arrays), bool(arrays["log"]), arrays["trained_range"], scaling)
 
 
 class AzimuthBinned(_OfParts):

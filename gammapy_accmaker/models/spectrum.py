@@ -8,15 +8,17 @@ Biometrics 73, 1071). Infinite smoothing is a power law.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_solve
+from scipy.sparse import csr_array
 
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.bsplines import BSplineAxis, NewtonSteps, fit_penalised, update_smoothing
 
-__all__ = ["SmoothSpectrum", "fit_spectrum", "kept_integrals", "linear_weights"]
+__all__ = ["MixedSpectrum", "SmoothSpectrum", "fit_spectrum", "kept_integrals", "linear_weights"]
 
 KEEPING_ROUNDS = 30  # of factors that are near 1
 FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
@@ -34,25 +36,53 @@ class SmoothSpectrum:
     Attributes
     ----------
     energy_min, energy_max : float
-        Range in TeV; there is nothing outside.
+        Range in TeV of the splines.
     coefficients : `~numpy.ndarray`
         Of the B-splines of log(E dN/dE) in log E.
+    reach : tuple of float, optional
+        Range in TeV outside of which there is nothing, that of the splines by default; beyond the splines the spectrum
+        goes on as a power law.
     """
 
     energy_min: float
     energy_max: float
     coefficients: np.ndarray
+    reach: tuple[float, float] | None = None
 
     @property
     def _axis(self):
         return BSplineAxis(np.log(self.energy_min), np.log(self.energy_max), len(self.coefficients))
 
+    @property
+    def _reach(self):
+        return (self.energy_min, self.energy_max) if self.reach is None else self.reach
+
+    @cached_property
+    def _end_slopes(self):
+        """Slopes of the log at both ends."""
+        return self._axis.derivative(np.array([self._axis.lo, self._axis.hi])) @ self.coefficients
+
+    def _log_density(self, log_energy):
+        """log(E dN/dE), a line beyond the ends of the splines."""
+        beyond = log_energy - np.clip(log_energy, self._axis.lo, self._axis.hi)
+        log_density = self._axis.basis(log_energy) @ self.coefficients
+        if np.any(beyond != 0):
+            low, high = self._end_slopes
+            log_density = log_density + np.where(beyond < 0, low, high) * beyond
+        return log_density
+
+    def shifted(self, shift: float, reach: tuple[float, float]) -> SmoothSpectrum:
+        """The spectrum whose counts at E are those of this one at E exp(shift), within a range in TeV."""
+        scale = np.exp(-shift)
+        return replace(self, energy_min=self.energy_min * scale, energy_max=self.energy_max * scale, reach=reach)
+
     def __call__(self, energy: np.ndarray) -> np.ndarray:
         """Counts per TeV at energies in TeV, shape (n,)."""
         energy = np.asarray(energy, dtype=float)
         # one part in 1e9 beyond an end is rounding
-        inside = (energy > self.energy_min * (1 - 1e-9)) & (energy < self.energy_max * (1 + 1e-9))
-        return inside * np.exp(self._axis.basis(np.log(energy)) @ self.coefficients) / energy
+        low, high = self._reach
+        inside = (energy > low * (1 - 1e-9)) & (energy < high * (1 + 1e-9))
+        return inside * np.exp(self._log_density(np.log(energy))) / energy
 
     def bin_weights(self, energy_edges: np.ndarray, node_energy: np.ndarray) -> np.ndarray:
         """Counts in bins, shared between nodes by linear interpolation in log energy.
@@ -69,12 +99,34 @@ class SmoothSpectrum:
         weights : `~numpy.ndarray`
             Shape (nbin, m); the sum over nodes is the integral over each bin.
         """
-        edges = np.log(np.clip(energy_edges, self.energy_min, self.energy_max))
+        edges = np.log(np.clip(energy_edges, *self._reach))
         log_energy, width, bins = _midpoints(edges)
-        counts = width * np.exp(self._axis.basis(log_energy) @ self.coefficients)
+        counts = width * np.exp(self._log_density(log_energy))
         weights = np.zeros((len(energy_edges) - 1, len(node_energy)))
         np.add.at(weights, bins, counts[:, None] * linear_weights(np.log(node_energy), log_energy))
         return weights
+
+
+@dataclass(frozen=True)
+class MixedSpectrum:
+    """Sum of the spectra of runs whose energies are shifted.
+
+    Attributes
+    ----------
+    spectrum : `SmoothSpectrum`
+        Counts per TeV of all of them, without shifts.
+    shift, weight : `~numpy.ndarray`
+        Of each run, shape (n,): it has at E the counts of the spectrum at E exp(shift), times its weight.
+    """
+
+    spectrum: SmoothSpectrum
+    shift: np.ndarray
+    weight: np.ndarray
+
+    def bin_weights(self, energy_edges: np.ndarray, node_energy: np.ndarray) -> np.ndarray:
+        """As that of `SmoothSpectrum`; the nodes are shifted with the energies."""
+        of_runs = [self.spectrum.bin_weights(energy_edges * np.exp(shift), node_energy) for shift in self.shift]
+        return np.tensordot(self.weight, np.array(of_runs), 1)
 
 
 def linear_weights(nodes: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -116,38 +168,49 @@ def _midpoints(log_edges):
     return log_edges[bins] + width * (within + 0.5), width, bins
 
 
-def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray) -> SmoothSpectrum:
+def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray, shift=None, weight=None) -> SmoothSpectrum:
     """Penalised maximum likelihood spectrum.
 
     Parameters
     ----------
     counts : `~numpy.ndarray`
-        Counts in each bin, shape (nbin,); the first and the last are > 0.
+        Counts in each bin, shape (nbin,); the first and the last are > 0. Of runs with shifts (n_run, nbin).
     energy_edges : `~numpy.ndarray`
         In TeV, shape (nbin + 1,).
+    shift, weight : `~numpy.ndarray`, optional
+        Of each run, shape (n_run,), see `MixedSpectrum`; the sum of the weights is 1. With shifts the bins of the runs
+        lie between each other, and the spectrum reaches as far as any of them.
     """
     log_edges = np.log(energy_edges)
+    low, high = log_edges[[0, -1]]
+    if shift is not None:
+        low, high = low + min(np.min(shift), 0), high + max(np.max(shift), 0)
     # a knot a bin: the penalty, not the knots, decides how smooth the spectrum is
-    axis = BSplineAxis(log_edges[0], log_edges[-1], max(len(counts) + 3, 4))
-    log_energy, width, bins = _midpoints(log_edges)
+    n_bins = len(log_edges) - 1
+    n_knots = int(np.ceil((high - low) / (log_edges[-1] - log_edges[0]) * n_bins - 1e-6))
+    axis = BSplineAxis(low, high, max(n_knots + 3, 4))
+    log_energy, width, sums = _fine_sums(log_edges, low, high, shift, weight)
+    counts, in_bins = np.ravel(counts), np.reshape(counts, (-1, n_bins)).sum(0)
+    # a bin in which a run has no part is none of its bins
+    seen = sums.sum(1) > 0
+    counts, sums = counts[seen], sums[seen]
     basis = axis.basis(log_energy)
     difference = np.diff(np.eye(axis.n), 2, axis=0)
     group = (np.arange(axis.n - 2) * axis.step / (SMOOTHING_WIDTH * np.log(10)) + 1e-9).astype(int)
     rank = np.bincount(group)
     ridge = 1e-9 * np.eye(axis.n)
     # start from a power law through the first and the last bin
-    ends = np.log(np.maximum(counts[[0, -1]], 0.5) / np.diff(log_edges)[[0, -1]])
+    ends = np.log(np.maximum(in_bins[[0, -1]], 0.5) / np.diff(log_edges)[[0, -1]])
     c = (
         np.interp(axis.centers, 0.5 * (log_edges[:-1] + log_edges[1:])[[0, -1]], ends)
-        if len(counts) > 1
+        if n_bins > 1
         else np.full(axis.n, ends[0])
     )
-    c += np.log(counts.sum() / np.bincount(bins, width * np.exp(basis @ c)).sum())
+    c += np.log(counts.sum() / (sums @ (width * np.exp(basis @ c))).sum())
 
     def equations(c):
         fine = width * np.exp(basis @ c)
-        mu, slope = np.bincount(bins, fine, len(counts)), np.zeros((len(counts), axis.n))
-        np.add.at(slope, bins, fine[:, None] * basis)
+        mu, slope = sums @ fine, sums @ (fine[:, None] * basis)
         return slope.T @ ((counts - mu) / mu), slope.T @ (slope / mu[:, None]) + ridge
 
     def penalty(smoothing):
@@ -161,4 +224,18 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray) -> SmoothSpectrum
     fit = fit_penalised(c, np.ones(len(rank)), equations, penalty, update, STEPS)
     if not fit.converged:
         raise FitError(f"spectrum: the fit did not converge in {STEPS.max_rounds} rounds; merge energy bins")
-    return SmoothSpectrum(float(energy_edges[0]), float(energy_edges[-1]), fit.coefficients)
+    first, last = energy_edges[[0, -1]] * np.exp([low - log_edges[0], high - log_edges[-1]])
+    return SmoothSpectrum(float(first), float(last), fit.coefficients)
+
+
+def _fine_sums(log_edges, low, high, shift, weight):
+    """Midpoints in log energy, their width, and what each bin (of each run) takes of each of them, a sparse matrix."""
+    if shift is None:
+        log_energy, width, bins = _midpoints(log_edges)
+        return log_energy, width, csr_array((np.ones(len(bins)), (bins, np.arange(len(bins)))))
+    log_energy, width, _ = _midpoints(np.array([low, high]))
+    # a bin takes of a cell the part that lies inside of it
+    edge = ((log_edges + np.reshape(shift, (-1, 1)) - low) / width[0])[..., None]
+    first, cell = edge[:, :-1], np.arange(len(width))
+    inside = np.clip(np.minimum(edge[:, 1:], cell + 1) - np.maximum(first, cell), 0, 1)
+    return log_energy, width, csr_array((np.reshape(weight, (-1, 1, 1)) * inside).reshape(-1, len(width)))

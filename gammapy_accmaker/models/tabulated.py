@@ -9,7 +9,7 @@ linear.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -204,6 +204,10 @@ class TabulatedModel(RateModel):
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         """Zeros: a table has no errors. That of a run's norm comes on top."""
         return np.zeros((len(energy), len(fov_lon)))
+
+    def shifted(self, shift, reach):
+        # of a table there is nothing beyond its energies
+        return replace(self, energy_edges=self.energy_edges * np.exp(-shift), values=self.values * np.exp(shift))
 
     def to_arrays(self):
         edges = {f"fov_edges_{k}": e for k, e in enumerate(self.fov_edges)}

@@ -155,8 +155,8 @@ def test_wrong_options_are_named(wrong, named):
 def test_options_a_parametric_model_has_not_are_refused():
     given = {"model": {"type": "parametric", "function": "gaussian"}}
     config = AcceptanceConfig.coerce(given)
-    assert (config.zenith.type, config.run_effects.type) == ("interpolated", "norm")
-    for wrong in ({"run_effects": {"type": "shift"}}, {"zenith": {"type": "continuous"}}):
+    assert (config.zenith.type, config.run_effects.type) == ("interpolated", "shift")
+    for wrong in ({"run_effects": {"type": "tilt"}}, {"zenith": {"type": "continuous"}}):
         with pytest.raises(InputError, match="parametric"):
             AcceptanceConfig.coerce(given | wrong)
 
@@ -236,7 +236,7 @@ def test_wrong_limits_are_named(limits):
 
 def test_limits_are_kept_where_the_effects_are_chosen():
     config = AcceptanceConfig.coerce({"model": {"type": "radial"}, "run_effects": {"norm_limits": [0.5, 2]}})
-    assert config.run_effects.type == "norm" and config.run_effects.norm_limits == (0.5, 2)
+    assert config.run_effects.type == "shift" and config.run_effects.norm_limits == (0.5, 2)
     assert AcceptanceConfig.from_yaml(config.to_yaml()).to_yaml() == config.to_yaml()
     with pytest.raises(InputError, match="norm_limits.*no norm"):
         AcceptanceConfig.coerce({"run_effects": {"type": "none", "norm_limits": [0.5, 2]}})

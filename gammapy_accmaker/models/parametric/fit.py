@@ -14,6 +14,7 @@ import numpy as np
 
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.errors import FitError, InputError
+from gammapy_accmaker.models.alignment import AlignedRuns
 from gammapy_accmaker.models.base import TEV_IN_MEV
 from gammapy_accmaker.models.goodness import goodness_of_model
 from gammapy_accmaker.models.parametric.function import check_shared, rate_function
@@ -41,6 +42,7 @@ def fit_parametric(
     on_failure: str = "raise",
     profile_edges: np.ndarray | None = None,
     displacement: np.ndarray | None = None,
+    aligned: AlignedRuns | None = None,
 ) -> ParametricModel:
     """Parametric acceptance from the summed counts of all runs.
 
@@ -67,6 +69,8 @@ def fit_parametric(
         default; groups with few counts are merged in either case.
     displacement : `~numpy.ndarray`, shape (fov.size, axis), optional
         How far the mean position of what was seen of each bin is from that of the bin, in deg.
+    aligned : `AlignedRuns`, optional
+        The runs, where their energies are shifted, for a function of position alone; the model is that of the mean run.
 
     Returns
     -------
@@ -92,10 +96,20 @@ def fit_parametric(
     seen = exposure > 0
     counts, volume = counts[:, seen], (exposure * fov.solid_angle)[seen]
     if function.n_inputs == 2:
-        model = _fit_by_energy(
-            counts, volume, bin_edges, fov, seen, function, tuple(shared), on_failure, profile_edges, displacement
+        model, mixed = _fit_by_energy(
+            counts,
+            volume,
+            bin_edges,
+            fov,
+            seen,
+            function,
+            tuple(shared),
+            on_failure,
+            profile_edges,
+            displacement,
+            aligned,
         )
-        return _judged(model, all_counts, exposure, displacement)
+        return _judged(model, all_counts, exposure, displacement, mixed)
     one = Likelihood(function, BinNodes.of_bins(bin_edges, fov, seen, displacement), counts, volume)
     start = one.start()
     fitted = fit_likelihoods([one], np.arange(len(start))[None], start)
@@ -110,21 +124,29 @@ def fit_parametric(
     return _judged(model, all_counts, exposure, displacement)
 
 
-def _judged(model, counts, exposure, displacement):
-    """The model with its goodness of fit."""
+def _judged(model, counts, exposure, displacement, mixed=None):
+    """The model with its goodness of fit; ``mixed``: the spectrum of the runs with all their shifts."""
     n_parameters = int((model.result.errors > 0).sum())
+    judged = model if mixed is None else replace(model, spectrum=mixed)
     goodness = goodness_of_model(
-        model, counts, exposure, model.bin_edges, model.fov, displacement=displacement, n_parameters=n_parameters
+        judged, counts, exposure, model.bin_edges, model.fov, displacement=displacement, n_parameters=n_parameters
     )
     return replace(model, result=replace(model.result, goodness=goodness))
 
 
-def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_failure, profile_edges, displacement):
-    """Fit a function of position in groups of energy bins, each of which has all parameters but the shared ones."""
+def _fit_by_energy(
+    counts, volume, bin_edges, fov, seen, function, shared, on_failure, profile_edges, displacement, aligned
+):
+    """Fit a function of position in groups of energy bins, each of which has all parameters but the shared ones; and
+    the spectrum of the runs with all their shifts, if they have some."""
     with_counts = np.flatnonzero(counts.sum(1))
     used = slice(with_counts[0], with_counts[-1] + 1)
-    counts, edges = counts[used], bin_edges[used.start : used.stop + 1]
-    spectrum = fit_spectrum(counts.sum(1), edges)
+    own_counts, edges = counts[used], bin_edges[used.start : used.stop + 1]
+    if aligned is None:
+        counts, spectrum, mixed = own_counts, fit_spectrum(own_counts.sum(1), edges), None
+    else:
+        spectrum, mixed = aligned.fit_spectrum(bin_edges, used)
+        counts = aligned.moved(lambda e: spectrum.bin_weights(e, np.ones(1)), bin_edges)[used][:, seen]
     is_shared = np.isin([function.names[k] for k in function.free], shared)
     starts = np.arange(len(counts))
     if profile_edges is not None:
@@ -158,25 +180,26 @@ def _fit_by_energy(counts, volume, bin_edges, fov, seen, function, shared, on_fa
     middle = 0.5 * (np.log(edges[1:]) + np.log(edges[:-1]))
     in_bin = counts.sum(1)
     energy = np.exp(np.add.reduceat(in_bin * middle, first) / np.add.reduceat(in_bin, first))
+    covered = np.concatenate([[spectrum.energy_min], edges[1:-1], [spectrum.energy_max]])
     full = [function.expand(values[row]) for row in which]
     shapes = tuple(shape_of(function, one, edges, fov) for one in full)
-    nodes = error_nodes(edges, fov)
+    nodes = error_nodes(covered, fov)
     by_group = [
         _relative_error(function, values[row], covariance[np.ix_(row, row)], np.ones(1), nodes)[0] for row in which
     ]
     shares = linear_weights(np.log(energy), nodes[0])
     error = np.tensordot(shares, np.array(by_group), 1)
     model = ParametricModel(
-        bin_edges, fov, edges, function.description, shapes, result, error, spectrum, energy, np.ones(len(groups))
+        bin_edges, fov, covered, function.description, shapes, result, error, spectrum, energy, np.ones(len(groups))
     )
     # counts that one s-1 MeV-1 sr-1 of the shapes, as the model reads them, would give
     points = pixels.fov_lon.ravel(), pixels.fov_lat.ravel()
     mean = (model.profiles(*points).reshape(len(groups), *pixels.fov_lon.shape) * pixels.fov_weight).sum(2)
     group_counts = mean @ volume
     if profile_edges is not None:
-        weights = spectrum.bin_weights(np.append(edges[first], edges[-1]), energy)
-        group_counts = group_counts / kept_integrals(grouped.sum(1), weights)
-    return replace(model, group_counts=group_counts)
+        weights = (spectrum if mixed is None else mixed).bin_weights(np.append(edges[first], edges[-1]), energy)
+        group_counts = group_counts / kept_integrals(np.add.reduceat(own_counts.sum(1), first), weights)
+    return replace(model, group_counts=group_counts), mixed
 
 
 def _fit_groups(groups, starts, is_shared):

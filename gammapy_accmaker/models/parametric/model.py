@@ -110,6 +110,8 @@ class ParametricModel(RateModel):
         For such a function, mean energy in TeV of each group, and the counts per s-1 sr-1 of its shape; else empty.
     run_scatter : `RunScatter`, optional
         How the runs of the fit differ.
+    shift : float
+        Of the energies of a function of energy, see `RateModel.shifted`; it is not stored.
     """
 
     bin_edges: np.ndarray
@@ -123,6 +125,7 @@ class ParametricModel(RateModel):
     group_energy: np.ndarray = field(default_factory=lambda: np.zeros(0))
     group_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
     run_scatter: RunScatter | None = None
+    shift: float = 0.0
 
     kind = "parametric"
     zenith_range = None
@@ -157,14 +160,25 @@ class ParametricModel(RateModel):
         return np.where(self._covers(fov_lon, fov_lat), rate, 0)
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
-        edges = np.clip(np.asarray(energy_edges, dtype=float), *self.energy_edges[[0, -1]])
+        edges = np.asarray(energy_edges, dtype=float)
         if self.spectrum is None:
+            edges = np.clip(edges, *self.energy_edges[[0, -1]])
             energy, weight = energy_nodes(edges)
             rate = self._product(0, energy.ravel(), fov_lon, fov_lat)
             total = np.einsum("ek,ekp->ep", weight, rate.reshape(*energy.shape, -1))
         else:
             total = self.spectrum.bin_weights(edges, self.group_energy) @ self.profiles(fov_lon, fov_lat)
         return np.where(self._covers(fov_lon, fov_lat), total, 0)
+
+    def shifted(self, shift, reach):
+        scale = np.exp(-shift)
+        if self.spectrum is not None:
+            spectrum = self.spectrum.shifted(shift, reach)
+            return replace(
+                self, energy_edges=self.energy_edges * scale, spectrum=spectrum, group_energy=self.group_energy * scale
+            )
+        # the function itself has no ends: it is read at other energies, within the same edges
+        return replace(self, shift=self.shift + shift)
 
     @property
     def convergence(self) -> str:
@@ -196,9 +210,10 @@ class ParametricModel(RateModel):
     def _product(self, group, energy, fov_lon, fov_lat):
         """Rate of one group's shape at energies and positions, shape (n, m)."""
         lon, lat = self._clipped(fov_lon, fov_lat)
+        scale = np.exp(self.shift)
         if self._function is not None:
-            return self._function.grid(self.shapes[group], energy, lon, lat)
-        return _table_product(self.shapes[group], energy, lon, lat)
+            return scale * self._function.grid(self.shapes[group], scale * energy, lon, lat)
+        return scale * _table_product(self.shapes[group], scale * energy, lon, lat)
 
     def profiles(self, fov_lon, fov_lat):
         """Rate per count in s-1 sr-1 of each group, shape (group, m)."""

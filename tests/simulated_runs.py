@@ -28,6 +28,8 @@ class SimulatedRun:
     norm: float = 0.0  # log
     shift: float = 0.0
     displacement: None = None  # all cells are seen whole
+    sources: tuple = ()
+    signal: None = None
 
     @property
     def cos_zenith_range(self):

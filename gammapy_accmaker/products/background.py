@@ -97,18 +97,21 @@ def coarse_factor(image) -> int:
 
 def _wcs_counts(model, track, geom, edges, time_step):
     image = geom.to_image()
-    rows, columns = _rectangle(image, track.matrices[0, 0], _reach(model, track))
+    xyz, shape, factor = icrs_vectors(image), image.data_shape, coarse_factor(image)
+    rows, columns = _rectangle(image, xyz, track.matrices[0, 0], _reach(model, track))
     # a map of the whole sky is not divided where the run does not look
     image = WcsGeom(image.wcs[rows, columns], npix=(columns.stop - columns.start, rows.stop - rows.start))
-    (ny, nx), factor = image.data_shape, coarse_factor(geom)
+    ny, nx = image.data_shape
     if factor > 1:
         image = image.upsample(factor)
-    xyz = icrs_vectors(image)
+        xyz = icrs_vectors(image)
+    else:
+        xyz = xyz.reshape(*shape, 3)[rows, columns].reshape(-1, 3)
     solid_angle = image.solid_angle().to_value("sr").ravel()
     # at the rim of an all-sky map pixels have corners outside of the sky, and no size that gammapy knows
     solid_angle = np.where(np.isfinite(solid_angle), solid_angle, np.nanmedian(solid_angle))
     fine = expected_counts(model, track, xyz, solid_angle, edges, time_step)
-    counts = np.zeros((len(fine), *geom.to_image().data_shape))
+    counts = np.zeros((len(fine), *shape))
     counts[:, rows, columns] = fine.reshape(len(fine), ny, factor, nx, factor).sum((2, 4))
     return counts
 
@@ -118,10 +121,11 @@ def _reach(model, track):
     return model.offset_max + track.pointing_drift
 
 
-def _rectangle(image, pointing, reach):
-    """Rows and columns of an image that hold all pixels within an angle in deg of a direction, and some around them."""
+def _rectangle(image, xyz, pointing, reach):
+    """Rows and columns of an image, of pixels at xyz, that hold all within an angle in deg of a direction, and some
+    around them."""
     margin = RECTANGLE_MARGIN * np.max(image.pixel_scales.to_value("deg"))
-    near = icrs_vectors(image) @ pointing >= np.cos(np.radians(min(reach + margin, 180)))
+    near = xyz @ pointing >= np.cos(np.radians(min(reach + margin, 180)))
     near = near.reshape(image.data_shape)
     if not near.any():
         raise _outside_of_field(reach)

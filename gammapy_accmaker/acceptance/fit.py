@@ -215,8 +215,8 @@ def fit_acceptance(
             warned = True
         return _fit_once(runs, failures, reading, plan, execution, start)
 
-    if config.exclusion.iterative is not None:
-        return fit_until_stable(fit, config.exclusion.iterative, reduction.exclusion, observations).model
+    if config.search is not None:
+        return fit_until_stable(fit, config.search, reduction.exclusion, observations).model
     fitted = fit(reduction.exclusion)
     warn_of_excess(fitted)
     return fitted.model
@@ -233,12 +233,12 @@ def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
 
 def say_without_exclusion(config: AcceptanceConfig, exclusion: Exclusion, sources: SourceList) -> None:
     """One warning where a fit leaves no part of the sky out, and knows of no source."""
-    options = config.exclusion
-    if exclusion.is_empty and not len(sources) and options.iterative is None and options.wobble_half is False:
+    nothing = exclusion.is_empty and not len(sources) and config.search is None
+    if nothing and config.exclusion.wobble_half is False:
         log.warning(
             f"exclusion: nothing is excluded: {WITHOUT_EXCLUSION}, in the fit and in the effects of each run; give "
-            "their regions as `exclusion`, or their models as `sources`, or set `exclusion: {iterative: {}}` to look "
-            "for them. Runs on fields without sources need none."
+            "their regions as `exclusion`, or their models as `sources`, or set `sources: {type: found}` to look for "
+            "them. Runs on fields without sources need none."
         )
 
 

@@ -248,8 +248,13 @@ class AcceptanceBackgroundMaker(Maker):
         self._set_model(replace(self.model, run_table=stack_run_tables([self.model.run_table, table])))
 
     @property
+    def found_sources(self):
+        """What a search for sources found, see `AcceptanceModel.found_sources`."""
+        return self.model.found_sources
+
+    @property
     def found_regions(self):
-        """Circles around what an iterative exclusion found (list of `~regions.CircleSkyRegion`)."""
+        """Circles around what a search for sources found (list of `~regions.CircleSkyRegion`)."""
         return self.model.found_regions
 
     @property

@@ -92,8 +92,8 @@ class AcceptanceModel:
         Which OFF runs the model of each ON run was fitted to, see `match_observations`; empty where nothing was
         matched.
     found : `~astropy.table.Table`
-        Circles that an iterative exclusion found and left out: RA, DEC, RADIUS, SIGNIFICANCE and the ITERATION; in its
-        meta whether the search came to an end (STABLE).
+        Circles that a search (``exclusion.iterative``, or ``sources`` of type found) found and left out: RA, DEC,
+        RADIUS, SIGNIFICANCE and the ITERATION; in its meta whether the search came to an end (STABLE).
     plan : `GroupPlan` or None
         Which runs were pooled, where they were in bins of zenith or azimuth.
     fit_counts : `FitCounts` or None
@@ -620,7 +620,7 @@ class AcceptanceModel:
         parts = [self.exclusion.in_brief()] if len(self.exclusion) else []
         if options.wobble_half is not False:
             parts.append("the half of the camera with the source")
-        if options.iterative is not None:
+        if self.config.search is not None:
             parts.append(
                 f"{len(self.found)} of them found in the data" if len(self.found) else "nothing found in the data"
             )

@@ -116,7 +116,7 @@ def fit_until_stable(
         fitted = fit(exclusion.with_regions(excess_regions(found)))
     if not stable:
         log.warning(
-            f"exclusion.iterative: the last of {options.max_iterations} searches still found {len(new)} excesses, the "
+            f"search for sources: the last of {options.max_iterations} searches still found {len(new)} excesses, the "
             f"strongest of {new['SIGNIFICANCE'].max():.1f} sigma; "
             "raise max_iterations or the threshold, or exclude what is known"
         )
@@ -142,5 +142,5 @@ def warn_of_excess(fitted: Fitted) -> None:
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     log.warning(
         f"exclusion: there is significant excess outside of what is excluded: {'; '.join(named)}{more}; the background "
-        "holds a part of it. Exclude it, or set `exclusion: {iterative: {}}`, which finds it and leaves it out"
+        "holds a part of it. Exclude it, or set `sources: {type: found}`, which finds it and leaves it out"
     )

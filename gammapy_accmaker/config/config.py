@@ -21,8 +21,10 @@ from gammapy_accmaker.config.options import (
     EastWestAzimuth,
     EnergyOptions,
     ExclusionOptions,
+    FoundSources,
     FovRenormalization,
     InterpolatedZenith,
+    IterativeOptions,
     KnownSources,
     MatchingOptions,
     NoAzimuth,
@@ -96,7 +98,8 @@ class AcceptanceConfig(Options):
     exclusion : mapping
         Parts of the sky that the fit leaves out.
     sources : mapping
-        Gamma-ray sources that stand in the likelihood of the fit beside the background: none, or models of a file.
+        Gamma-ray sources: none, models of a file that stand in the likelihood of the fit beside the background, or
+        found, for those that are looked for in the data and left out.
     matching : mapping
         For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs,
         same.
@@ -129,7 +132,7 @@ class AcceptanceConfig(Options):
         Field(discriminator="type"),
     ] = NoRenormalization()
     exclusion: ExclusionOptions = ExclusionOptions()
-    sources: Annotated[NoSources | KnownSources, Field(discriminator="type")] = NoSources()
+    sources: Annotated[NoSources | KnownSources | FoundSources, Field(discriminator="type")] = NoSources()
     matching: MatchingOptions | None = None
     observatory_location: Location | None = None
 
@@ -144,10 +147,11 @@ class AcceptanceConfig(Options):
             raise ValueError(f"offset_max: got {self.offset_max}, but an angle between 0 and 90 deg is needed")
         if isinstance(self.fit_energy, u.Quantity) and self.fit_energy[0] <= 0:
             raise ValueError(f"fit_energy: got {self.fit_energy}, but energies > 0 are needed")
-        if self.matching is not None and self.exclusion.iterative is not None:
-            raise ValueError(
-                "exclusion.iterative: it cannot be used with matching; fit all runs first and give what is found"
-            )
+        if self.exclusion.iterative is not None and isinstance(self.sources, FoundSources):
+            raise ValueError("sources: got 'found' and exclusion.iterative, which are the same search; leave one out")
+        if self.matching is not None and self.search is not None:
+            key = "sources 'found'" if self.exclusion.iterative is None else "exclusion.iterative"
+            raise ValueError(f"{key}: it cannot be used with matching; fit all runs first and give what is found")
         if self.time_step_seconds is not None and self.time_step_seconds < 1:
             raise ValueError(f"time_step: got {self.time_step}, but at least 1 s is needed")
         for key, known in self.model.takes.items():
@@ -203,6 +207,17 @@ class AcceptanceConfig(Options):
     def zenith_bins(self) -> ZenithBins | None:
         """How runs are pooled in zenith; None where they are not."""
         return self.zenith if isinstance(self.zenith, ZenithBins) else None
+
+    @property
+    def search(self) -> IterativeOptions | None:
+        """How sources are looked for in the data, where they are."""
+        return self.sources if isinstance(self.sources, FoundSources) else self.exclusion.iterative
+
+    def without_search(self) -> AcceptanceConfig:
+        """A copy that looks for no sources, for when what was found is given as an exclusion."""
+        exclusion = self.exclusion.model_copy(update={"iterative": None})
+        sources = NoSources() if isinstance(self.sources, FoundSources) else self.sources
+        return self.update({"exclusion": exclusion, "sources": sources})
 
     @property
     def needs_zenith(self) -> bool:

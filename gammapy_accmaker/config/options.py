@@ -49,6 +49,7 @@ __all__ = [
     "NoRenormalization",
     "NoSources",
     "KnownSources",
+    "FoundSources",
     "DEFAULT_BANDS",
     "RingRenormalization",
     "RunEffectsOptions",
@@ -272,9 +273,9 @@ class IterativeOptions(Options):
     Attributes
     ----------
     threshold : float
-        In sigma; in widths of the significance over the field where that is wider than 1.
+        Of a peak, in sigma; in widths of the significance over the field where that is wider than 1.
     correlation_radius : angle
-        Of the discs in which counts are summed; emission that is much larger is found in part.
+        Of the smallest discs in which counts are summed; others are 2.5 and 5 times as large.
     dilation : angle
         Added to the radius of what is found.
     max_iterations : int
@@ -515,6 +516,35 @@ class KnownSources(Options):
     def files(self) -> list[Path]:
         """All files that are named."""
         return [] if self.models is None else [self.models]
+
+
+class FoundSources(IterativeOptions):
+    """Sources that nobody knows of are looked for in the data, left out, and the fit repeated until none is left.
+
+    It is the search of ``exclusion: {iterative: {}}`` at a lower threshold; fields without a source stay as they are.
+
+    Attributes
+    ----------
+    threshold : float
+        Of a peak, in sigma; in widths of the significance over the field where that is wider than 1.
+    correlation_radius : angle
+        Of the smallest discs in which counts are summed; others are 2.5 and 5 times as large.
+    dilation : angle
+        Added to the radius of what is found.
+    max_iterations : int
+        Searches, after which a warning comes where the last one still found something.
+    bands : int
+        Of those sources that are given as an argument besides: see ``sources: {type: models}``.
+    """
+
+    type: Literal["found"] = "found"
+    threshold: Annotated[float, Field(gt=0)] = 4.5
+    max_iterations: Annotated[int, Field(ge=1)] = 8
+    bands: Annotated[int, Field(ge=1)] = DEFAULT_BANDS
+
+    def files(self) -> list[Path]:
+        """All files that are named."""
+        return []
 
 
 class MatchingOptions(Options):

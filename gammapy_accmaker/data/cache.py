@@ -249,38 +249,39 @@ def _to_arrays(run):
         "COUNTS": np.concatenate([part.data for part in counts]).astype("i4"),
         "EXPOSURE": np.array([part.exposure for part in slices], dtype="f8"),
         **_displacements(slices),
-        **_patches(slices),
+        **_patches(slices, slices[0].counts.shape),
         "VALUES": np.array(
             [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
             dtype="f8",
         ),
-        **_sky(run.sky),
+        **_sky(run.sky, slices[0].counts.shape[0]),
         "START": np.array([run.key.start, *run.key.pointing], dtype="f8"),
         "TEXTS": np.frombuffer(json.dumps(texts).encode(), dtype="u1"),
     }
 
 
-def _patches(slices):
-    """What sources add to each slice: of known flux first, then of each that is free; where there are some."""
-    if all(part.signal is None and not part.sources for part in slices):
+def _patches(parts, shape, where=""):
+    """What sources add to each slice, or on the sky: of known flux first, then of each that is free; where there are
+    some."""
+    if all(part.signal is None and not part.sources for part in parts):
         return {}
     patches: list[CountsPatch] = []
-    for part in slices:
-        patches += [part.signal or CountsPatch.nothing(part.counts.shape), *part.sources]
+    for part in parts:
+        patches += [part.signal or CountsPatch.nothing(shape), *part.sources]
     return {
-        "PATCHES": np.array([len(patch.columns) for patch in patches], dtype="i4"),
-        "COLUMNS": np.concatenate([patch.columns for patch in patches]).astype("i4"),
-        "SOURCES": np.concatenate([patch.values for patch in patches], axis=1).astype("f4"),
+        where + "PATCHES": np.array([len(patch.columns) for patch in patches], dtype="i4"),
+        where + "COLUMNS": np.concatenate([patch.columns for patch in patches]).astype("i4"),
+        where + "SOURCES": np.concatenate([patch.values for patch in patches], axis=1).astype("f4"),
     }
 
 
-def _read_patches(arrays, n_slice, shape):
-    """Signal and sources of each slice, the inverse of `_patches`."""
-    if "PATCHES" not in arrays:
+def _read_patches(arrays, n_slice, shape, where=""):
+    """Signal and sources of each slice, or on the sky, the inverse of `_patches`."""
+    if where + "PATCHES" not in arrays:
         return [(None, ())] * n_slice
-    ends = np.cumsum(arrays["PATCHES"])[:-1]
-    values = np.split(arrays["SOURCES"].astype(np.float32).reshape(shape[0], -1), ends, axis=1)
-    columns = np.split(arrays["COLUMNS"].astype(np.int32), ends)
+    ends = np.cumsum(arrays[where + "PATCHES"])[:-1]
+    values = np.split(arrays[where + "SOURCES"].astype(np.float32).reshape(shape[0], -1), ends, axis=1)
+    columns = np.split(arrays[where + "COLUMNS"].astype(np.int32), ends)
     patches = [CountsPatch(c, v, shape[1]) for c, v in zip(columns, values, strict=True)]
     each = len(patches) // n_slice
     own = [patches[k : k + each] for k in range(0, len(patches), each)]
@@ -297,7 +298,7 @@ def _displacements(slices):
     return {"DISPLACEMENT": np.array(values, dtype="f4")}
 
 
-def _sky(sky):
+def _sky(sky, n_energy):
     """The events on the sky; the side of the grid and the matrix stand before the nodes in time."""
     if sky is None:
         return {}
@@ -307,22 +308,26 @@ def _sky(sky):
         "SKYINDEX": sky.index.astype("i4"),
         "SKYCOUNT": sky.counts.astype("i4"),
         "SKYNODES": np.vstack([first, nodes]).astype("f8"),
+        **_patches([sky], (n_energy, sky.side**2), "SKY"),
     }
 
 
-def _sky_of(arrays):
+def _sky_of(arrays, n_energy):
     if "SKYNODES" not in arrays:
         return None
     first, *nodes = arrays["SKYNODES"].reshape(-1, 11)
-    nodes = np.array(nodes)
+    nodes, side = np.array(nodes), int(first[0])
+    ((signal, sources),) = _read_patches(arrays, 1, (n_energy, side**2), "SKY")
     return SkyCounts(
         index=arrays["SKYINDEX"].astype(np.int32),
         counts=arrays["SKYCOUNT"].astype(np.uint16),
-        side=int(first[0]),
+        side=side,
         matrix=first[2:].reshape(3, 3),
         slices=nodes[:, 0].astype(np.int8),
         seconds=nodes[:, 1].copy(),
         turns=nodes[:, 2:].reshape(-1, 3, 3).copy(),
+        signal=signal,
+        sources=sources,
     )
 
 
@@ -352,4 +357,4 @@ def _from_arrays(arrays, label, shape):
             **dict(zip(NUMBERS, numbers, strict=True)),
         }
         slices.append(RunSlice(key=key, counts=matrix, signal=signal, sources=sources, **given))
-    return ReducedRun(key, tuple(slices), notes=notes, sky=_sky_of(arrays), **texts)
+    return ReducedRun(key, tuple(slices), notes=notes, sky=_sky_of(arrays, shape[0]), **texts)

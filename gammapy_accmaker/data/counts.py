@@ -240,6 +240,7 @@ def reduce_observation(
         counts.sum_duplicates()
         one = _run_slice(key, part, counts, fraction, displacement, live, numbers)
         slices.append(of_sources.added_to(one, part, exclusion, time_step))
+    sky = of_sources.added_to_sky(sky, sum(part.livetime for part in slices))
     return ReducedRun(key, tuple(slices), numbers, dropped, notes, sky=sky)
 
 
@@ -284,15 +285,21 @@ class _SourceCounts:
 
     def added_to(self, part, track, exclusion, time_step):
         """A slice with what the sources add to it: known fluxes in its signal, and units of those that are free."""
+        here = part.livetime, part.exposure > 0, self.bins, exclusion, time_step
+        return self._added(part, part.counts.shape, lambda source: source.in_camera(track, *here))
+
+    def added_to_sky(self, sky, livetime):
+        """The same for the counts of the run on the sky, with what is excluded."""
+        shape = len(self.bins.energy_edges) - 1, sky.side**2
+        return self._added(sky, shape, lambda source: sky.binned(source.xyz, livetime * source.rate))
+
+    def _added(self, part, shape, counts):
         if not self.on_sky:
             return part
-        bins, free, known = self.bins, [], []
-        middle = np.sqrt(bins.energy_edges[1:] * bins.energy_edges[:-1])
+        free, known = [], []
+        middle = np.sqrt(self.bins.energy_edges[1:] * self.bins.energy_edges[:-1])
         for source, on_sky in zip(self.sources, self.on_sky, strict=True):
-            patch = CountsPatch.nothing(part.counts.shape)
-            if on_sky is not None:
-                patch = on_sky.in_camera(track, part.livetime, part.exposure > 0, bins, exclusion, time_step)
-                patch = patch.scaled(self.seen)
+            patch = CountsPatch.nothing(shape) if on_sky is None else counts(on_sky).scaled(self.seen)
             if source.is_free:
                 free.append(patch)
             else:

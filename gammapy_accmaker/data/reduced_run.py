@@ -188,7 +188,8 @@ class ReducedRun:
         """The same with what the sources add at fitted amplitudes in the signal; without a fit as it is."""
         if fit is None:
             return self
-        return replace(self, slices=tuple(part.with_amplitudes(fit) for part in self.slices))
+        sky = None if self.sky is None else self.sky.with_amplitudes(fit)
+        return replace(self, slices=tuple(part.with_amplitudes(fit) for part in self.slices), sky=sky)
 
     def whole(self) -> RunSlice:
         """The run as one slice, at its mean zenith angle and at the azimuth of the first."""

@@ -6,12 +6,13 @@ sky cost no second reading of the events.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gammapy_accmaker.camera.bins import axis_index
 from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch
 
 __all__ = ["SKY_PIXEL", "SkyCounts", "sky_bands"]
 
@@ -48,6 +49,10 @@ class SkyCounts:
         Good time that each node stands for.
     turns : `~numpy.ndarray`, shape (m, 3, 3)
         From the axes of the grid to those of the camera.
+    signal : `CountsPatch` or None
+        Counts that gamma-ray sources of known flux add, in the energy bins of the run and the pixels.
+    sources : tuple of `CountsPatch`
+        Those of each source whose amplitude is fitted, with the flux of its model.
     """
 
     index: np.ndarray
@@ -57,6 +62,8 @@ class SkyCounts:
     slices: np.ndarray
     seconds: np.ndarray
     turns: np.ndarray
+    signal: CountsPatch | None = None
+    sources: tuple[CountsPatch, ...] = ()
 
     @classmethod
     def of(
@@ -84,12 +91,9 @@ class SkyCounts:
             In deg; the grid reaches so far.
         """
         matrix, side = track.radec_matrix, 2 * int(np.ceil((offset_max + track.pointing_drift) / SKY_PIXEL))
-        lon, lat = np.degrees(vectors_to_lonlat(xyz @ matrix.T))
-        column, row = (np.floor(a / SKY_PIXEL).astype(int) + side // 2 for a in (lon, lat))
-        band = axis_index(bands, energy)
-        inside = (band >= 0) & (column >= 0) & (column < side) & (row >= 0) & (row < side)
-        flat = (band[inside] * side + row[inside]) * side + column[inside]
-        index, counts = np.unique(flat, return_counts=True)
+        pixel, band = _pixel_of(xyz, matrix, side), axis_index(bands, energy)
+        inside = (band >= 0) & (pixel >= 0)
+        index, counts = np.unique(band[inside] * side**2 + pixel[inside], return_counts=True)
         number, seconds, turns = [], [], []
         for k, part in enumerate(parts):
             nodes, weights = time_nodes(part.intervals, TURN_STEP if track.turns else None)
@@ -97,12 +101,26 @@ class SkyCounts:
             seconds.append(weights)
             turns.append(part.matrices_at(nodes) @ matrix.T)
         return cls(
-            index.astype(np.int32),
-            np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16),
-            side,
-            matrix,
-            *(np.concatenate(a).astype(t) for a, t in ((number, np.int8), (seconds, float), (turns, float))),
+            index=index.astype(np.int32),
+            counts=np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16),
+            side=side,
+            matrix=matrix,
+            slices=np.concatenate(number).astype(np.int8),
+            seconds=np.concatenate(seconds),
+            turns=np.concatenate(turns),
         )
+
+    def binned(self, xyz: np.ndarray, counts: np.ndarray) -> CountsPatch:
+        """Counts at positions, ICRS unit vectors of shape (n, 3), in the pixels; counts of shape (n_energy, n)."""
+        pixel = _pixel_of(xyz, self.matrix, self.side)
+        inside = pixel >= 0
+        columns, place = np.unique(pixel[inside], return_inverse=True)
+        values = [np.bincount(place, row, len(columns)) for row in counts[:, inside]]
+        return CountsPatch(columns.astype(np.int32), np.array(values, dtype=np.float32), self.side**2)
+
+    def with_amplitudes(self, fit: AmplitudeFit) -> SkyCounts:
+        """The same with what the sources add at fitted amplitudes in the signal."""
+        return replace(self, signal=fit.bands.signal(self.signal, self.sources, fit.values), sources=())
 
     def image(self, n_band: int) -> np.ndarray:
         """Counts in the pixels, shape (n_band, side ** 2)."""
@@ -116,3 +134,11 @@ class SkyCounts:
         at = np.radians((np.arange(self.side) + 0.5 - self.side // 2) * SKY_PIXEL)
         lat, lon = (a.ravel() for a in np.meshgrid(at, at, indexing="ij"))
         return unit_vectors(lon, lat)
+
+
+def _pixel_of(xyz, matrix, side):
+    """Number of the pixel of each ICRS unit vector, -1 outside of the grid."""
+    lon, lat = np.degrees(vectors_to_lonlat(xyz @ matrix.T))
+    column, row = (np.floor(a / SKY_PIXEL).astype(int) + side // 2 for a in (lon, lat))
+    inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
+    return np.where(inside, row * side + column, -1)

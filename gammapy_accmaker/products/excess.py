@@ -45,6 +45,7 @@ SOFT_SHARE, HARD_SHARE = (
 )  # of the counts, above the energies where the search in all and in the hardest begins
 MIN_EXPECTED = 0.3  # counts in a disc, below which it is not searched
 WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the significance is taken
+KNOWN_PRECISION = 0.1  # of the counts of a source that is known, in a disc
 RATE_STEP = 0.2  # deg, between which the rate is interpolated in the camera
 RIM = 0.75 * SKY_PIXEL  # deg; a pixel closer to the edge of the field of view is not whole
 LONG, WASTED = 0.6, 0.4  # deg, share: a larger circle that is filled by less is split in two
@@ -60,6 +61,8 @@ class ExcessField:
         Image.
     counts, expected : `~numpy.ndarray`, shape (n_band, ny, nx)
         What is excluded counts too.
+    known : `~numpy.ndarray`, shape (n_band, ny, nx)
+        What of the expected counts comes from sources that are known.
     covered : `~numpy.ndarray`, shape (ny, nx)
         Whether a pixel is in the field of view of some run.
     places : tuple of int
@@ -69,6 +72,7 @@ class ExcessField:
     geom: WcsGeom
     counts: np.ndarray
     expected: np.ndarray
+    known: np.ndarray
     covered: np.ndarray
     places: tuple[int, ...]
 
@@ -124,27 +128,34 @@ def excess_fields(
         lon, lat = np.degrees(vectors_to_lonlat(members[0][1].matrix[0]))
         geom = WcsGeom.create(skydir=(lon % 360, lat), width=width, binsz=SKY_PIXEL, proj="TAN", frame="icrs")
         nx, size = geom.data_shape[1], np.prod(geom.data_shape)
-        counts, expected, covered = np.zeros((len(bands) - 1, size)), np.zeros((len(bands) - 1, size)), np.zeros(size)
+        counts, expected, of_known = np.zeros((3, len(bands) - 1, size))
+        covered = np.zeros(size)
         for run, sky, model in members:
             pixels = sky.pixels
             here, mu = _expected(run, sky, model, pixels, bands, min(offset_max, model.offset_max))
             image = np.add.reduceat(sky.image(n_band)[: first[-1]], first[:-1], axis=0)
+            known = np.zeros(mu.shape)
+            if sky.signal is not None:
+                bins = np.searchsorted(energy_edges, bands * (1 - 1e-9))
+                known += np.add.reduceat(sky.signal.toarray()[: bins[-1]], bins[:-1], axis=0)
             there = pixels[here] @ sky.matrix
             if exclusion is not None:
                 kept = np.flatnonzero(here)[~exclusion.contains(there)]
-                n, b = image[:, kept].sum(1), mu[:, kept].sum(1)
+                n, b = (image - known)[:, kept].sum(1), mu[:, kept].sum(1)
                 mu *= np.where((n > 0) & (b > 0), n / np.where(b > 0, b, 1), 1)[:, None]
             lon, lat = vectors_to_lonlat(there)
             x, y = geom.coord_to_idx((np.degrees(lon) * u.deg, np.degrees(lat) * u.deg))
             for k in range(len(counts)):
                 counts[k] += np.bincount(y * nx + x, image[k, here], size)
-                expected[k] += np.bincount(y * nx + x, mu[k, here], size)
+                expected[k] += np.bincount(y * nx + x, (mu + known)[k, here], size)
+                of_known[k] += np.bincount(y * nx + x, known[k, here], size)
             covered[y * nx + x] = 1
         # pixels of a run and of the field do not fall together: one that no run's pixel fell on is no hole
         whole = binary_fill_holes(covered.reshape(geom.data_shape) > 0)
         in_image = (len(counts), *geom.data_shape)
         places = tuple(run.place for run, _, _ in members)
-        fields.append(ExcessField(geom, counts.reshape(in_image), expected.reshape(in_image), whole, places))
+        counts, expected, of_known = (a.reshape(in_image) for a in (counts, expected, of_known))
+        fields.append(ExcessField(geom, counts, expected, of_known, whole, places))
     return fields
 
 
@@ -254,14 +265,17 @@ def _stand_out(field, kept, before, threshold, correlation_radius, radial):
     beside = binary_dilation(before, iterations=round(BESIDE_REACH / SKY_PIXEL)) if before.any() else before
     n_band = len(field.counts)
     for start in sorted({max(n_band - 2, 0), n_band - 1}):  # without what is below the threshold, and the hardest
-        counts, expected = field.counts[start:].sum(0), field.expected[start:].sum(0)
-        width, own = None, np.zeros(kept.shape, dtype=bool)
+        counts, expected, known = (a[start:].sum(0) for a in (field.counts, field.expected, field.known))
+        smallest, own = None, np.zeros(kept.shape, dtype=bool)
         for radius in np.array(SCALES) * correlation_radius:
             # what small discs have found is no news to those that are larger and reach it
             searched = kept & ~binary_dilation(own, _disc(correlation_radius))
             significance, spread = significance_map(counts, expected, searched, radius)
             # that of the smallest discs for all: wide sources leave wide wells beside them
-            width = spread if width is None or radial else width
+            smallest = spread if smallest is None or radial else smallest
+            # and a source is never known so well that it leaves nothing
+            bright, mu = (disc_sums(np.where(searched, a, 0), SKY_PIXEL, radius) for a in (known, expected))
+            width = smallest * np.sqrt(1 + (KNOWN_PRECISION * bright) ** 2 / np.maximum(mu, MIN_EXPECTED))
             significance = significance / width
             peak = np.maximum(peak, significance)
             labels, n = label(significance > FOLLOWED, np.ones((3, 3)))

@@ -136,10 +136,10 @@ def cross_validate(
         )
     configs = {name: AcceptanceConfig.coerce(config) for name, config in configs.items()}
     for name, config in configs.items():
-        if config.matching is not None or config.exclusion.iterative is not None:
+        if config.matching is not None or config.search is not None:
             raise InputError(
-                f"configs: {name!r} asks for matching or exclusion.iterative, which are not scored; leave them out, "
-                "and give what was found as the exclusion"
+                f"configs: {name!r} asks for matching, exclusion.iterative or sources that are found, which are not "
+                "scored; leave them out, and give what was found as the exclusion"
             )
     execution = Execution.of(n_jobs, parallel_backend)
     seed, split_seed = check_whole(seed, 0, "seed"), check_whole(split_seed, 0, "split_seed")

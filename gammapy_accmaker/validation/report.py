@@ -606,8 +606,7 @@ def _sky(residuals) -> str:
 
 def _with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
     """The configurations of a cross-validation: a plain radial model first, to which the gain of this one refers."""
-    if config.exclusion.iterative is not None:  # what was found is given as an exclusion instead
-        config = config.update({"exclusion": config.exclusion.model_copy(update={"iterative": None})})
+    config = config.without_search()  # what was found is given as an exclusion instead
     reference = RadialOptions()
     if config.model.type == reference.type:
         return {"this model": config}

@@ -11,6 +11,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from gammapy.data import DataStore
 from gammapy.maps import MapAxis
+from gammapy.modeling.models import GaussianSpatialModel, PowerLawSpectralModel, SkyModel
 from regions import CircleSkyRegion
 from sources import with_source
 from stores import IRFS, observations, options, plain_store
@@ -87,7 +88,7 @@ def test_sources_are_found(maker, source, spoilt):
     assert found["SIGNIFICANCE"].max() > 20
 
 
-def test_what_was_found_is_shown(maker, source, spoilt, tmp_path):
+def test_what_was_found_is_shown(maker, source, spoilt, tmp_path, monkeypatch):
     """1500 events a run were put in, from 0.3 TeV with index 2.5, so that a part is below the energies of the fit."""
     seen, model = maker.model.seen, maker.model
     (crab,) = [s for s in seen if _position(s).separation(source) < 0.15 * u.deg]
@@ -105,6 +106,7 @@ def test_what_was_found_is_shown(maker, source, spoilt, tmp_path):
         assert np.array_equal(one.image, other.image) and np.array_equal(one.flux, other.flux, equal_nan=True)
     models = back.found_sources
     assert crab.name in models.names
+    monkeypatch.chdir(tmp_path)  # where gammapy writes the templates
     models.write(tmp_path / "found.yaml", write_covariance=False)
     there = models[crab.name].spatial_model.map
     peak = there.geom.get_coord().skycoord[np.unravel_index(there.data.argmax(), there.data.shape)]
@@ -172,6 +174,32 @@ def test_a_second_fit_starts_from_what_was_given(maker, spoilt):
     assert list(again.run_table["NORM"]) == list(maker.run_table["NORM"])
     given = AcceptanceBackgroundMaker(options("grid"), model=maker.model).fit(spoilt[0])
     assert np.array_equal(given.model.rate_model.counts, maker.model.rate_model.counts)
+
+
+def test_sources_found_is_the_same_search(maker, spoilt):
+    found = {"type": "found", "threshold": 5, "max_iterations": 5}
+    model = fit_acceptance(spoilt[0], options("grid", sources=found))
+    assert all(np.array_equal(model.found[name], maker.model.found[name]) for name in model.found.colnames)
+    assert np.array_equal(model.rate_model.counts, maker.model.rate_model.counts)
+    assert AcceptanceConfig.coerce(options("grid", sources={"type": "found"})).search.threshold == 4.5
+    with pytest.raises(InputError, match="same search"):
+        AcceptanceConfig.coerce(config(sources={"type": "found"}))
+    with pytest.raises(InputError, match="found.*matching"):
+        AcceptanceConfig.coerce(options("grid", sources={"type": "found"}, matching={}))
+
+
+def test_a_source_that_is_known_is_not_found(spoilt, source):
+    """The known one stands in the likelihood, the other one is looked for."""
+    spectrum = PowerLawSpectralModel(index=2.5, amplitude="1e-11 TeV-1 cm-2 s-1", reference="1 TeV")
+    shape = GaussianSpatialModel(lon_0=source.ra, lat_0=source.dec, sigma=0.05 * u.deg, frame="icrs")
+    as_seen = {"exposure": True, "psf": False, "edisp": False}  # what was put in is what is seen
+    known = SkyModel(spectral_model=spectrum, spatial_model=shape, name="known", apply_irf=as_seen)
+    energy = {"min": "0.4 TeV", "max": "20 TeV"}
+    settings = options("grid", energy=energy, sources={"type": "found"})
+    model = fit_acceptance(spoilt[0], settings, sources=known)
+    for region in model.found_regions:
+        assert region.center.separation(spoilt[1]) < 0.2 * u.deg < region.center.separation(source)
+    assert len(model.found) and model.source_table["SOURCE"][0] == "known"
 
 
 def test_on_runs_are_spared_what_is_found_in_off_runs(store, spoilt):
@@ -255,7 +283,7 @@ def test_excess_that_is_left_in_the_fit_is_told(spoilt, source, caplog):
     with caplog.at_level(logging.WARNING):
         fit_acceptance(spoilt[0], options("grid"), exclusion=CircleSkyRegion(spoilt[1], 0.3 * u.deg))
     (told,) = [r.getMessage() for r in caplog.records if "significant excess" in r.getMessage()]
-    assert f"RA {source.ra.deg:.2f} deg"[:-6] in told and "iterative" in told
+    assert f"RA {source.ra.deg:.2f} deg"[:-6] in told and "sources: {type: found}" in told
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         both = [CircleSkyRegion(p, 0.3 * u.deg) for p in (source, spoilt[1])]

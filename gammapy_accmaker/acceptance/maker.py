@@ -263,6 +263,11 @@ class AcceptanceBackgroundMaker(Maker):
         what was given, and what the fit left out."""
         return self._with_that_of(self._model)
 
+    @property
+    def known_sources(self) -> SourceList:
+        """The sources beside the background of a run: those of the fit as it found them, and those given besides."""
+        return self._sources_with(self._model).as_given()
+
     def _sources_with(self, model):
         """The sources of the fit of a model, and those that were given and that it did not know."""
         known = SourceList() if model is None else model.known_sources
@@ -309,8 +314,7 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _reduction(self) -> Reduction:
         """Of runs that the model is applied to; the files of the configuration were read when the maker was made."""
-        sources = self._sources_with(self._model).as_given()
-        return Reduction(self.config, make_bins(self.config), self.exclusion, sources)
+        return Reduction(self.config, make_bins(self.config), self.exclusion, self.known_sources)
 
     @kept_by_run
     def _apply(self, observation) -> _AppliedModel:

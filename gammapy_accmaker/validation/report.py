@@ -33,6 +33,7 @@ from gammapy_accmaker.acceptance.fit import run_keys
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
+from gammapy_accmaker.acceptance.sources import describe_sources
 from gammapy_accmaker.camera.bins import as_edges, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.kinds import RadialOptions
@@ -674,7 +675,7 @@ def _exclusion(maker, residuals) -> str:
         if len(items) > MOST_REGIONS:
             shown.append(f"and {len(items) - MOST_REGIONS} more")
         parts.append(_folded(f"List of what is excluded ({len(items)})", _listing("\n".join(shown))))
-    else:
+    elif not len(maker.known_sources):
         parts.append(_paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
     dropped: Counter[str] = Counter()
     for run in residuals.runs:
@@ -682,6 +683,16 @@ def _exclusion(maker, residuals) -> str:
     rows = [(text, dropped[name]) for name, text in DROPPED.items() if dropped[name]]
     if rows:
         parts.append(table(["events not used", "number"], rows, "Events not used by reason"))
+    lines = describe_sources(maker.model.source_table)
+    if lines:
+        parts += [
+            "<h3>Sources beside the background</h3>",
+            _paragraph(
+                "They stand in the likelihood and in what is expected in the camera frame. The pictures of the sky "
+                "leave them out."
+            ),
+            _listing("\n".join(lines)),
+        ]
     return _folded_section("exclusion", "What was excluded", *parts)
 
 
@@ -750,7 +761,7 @@ def _summary(maker, run_table: Table, residuals, validation, store: str) -> str:
     parts += _to_look_at(run_table, used)
     share = 100 * residuals.excluded_share
     excluded = f"{share:.1f} % of the exposure of the field of view"
-    if not len(maker.exclusion) and share < NO_SHARE:
+    if not len(maker.exclusion) and not len(maker.known_sources) and share < NO_SHARE:
         parts.append(_paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
         excluded = "nothing"
     if rate.goodness:
@@ -762,6 +773,7 @@ def _summary(maker, run_table: Table, residuals, validation, store: str) -> str:
         ("Runs used in the fit", f"{len(used)} of {len(run_table)}, {np.sum(used['ONTIME']) / HOUR:.1f} h"),
         ("Events of the fit", in_thousands(np.sum(used["COUNTS"]))),
         ("Excluded", excluded),
+        *([("Sources in the likelihood", str(len(maker.known_sources)))] if len(maker.known_sources) else []),
         ("Model", f"{maker.config.model.type}{f'; {rate.convergence}' if rate.convergence else ''}"),
         ("Energies with events", f"{low:.3g} to {high:.3g} TeV"),
         ("Largest offset", f"{residuals.offset_max:.3g} deg"),

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
+from regions import CircleSkyRegion
 
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, offset
 from gammapy_accmaker.data.observations import as_observations, find_unreadable, read_files
+from gammapy_accmaker.data.source_counts import model_extent
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
@@ -21,6 +23,7 @@ __all__ = ["PIXELS_IN_DISC", "stack_residuals"]
 
 PIXEL = 0.1  # deg
 PIXELS_IN_DISC = np.pi * (DISC_RADIUS / PIXEL) ** 2
+POINT_SPREAD = 0.3  # deg, around a source that is left out
 CHUNK = 64  # runs that are in memory at once
 
 
@@ -68,7 +71,8 @@ class Residuals:
     offset_max : float
         Largest offset in deg.
     counts, expected : `~numpy.ndarray`
-        Outside of the exclusion, shape (n, fov.size).
+        Outside of the exclusion, shape (n, fov.size); known sources are part of what is expected, but not in the
+        fields, which leave them out.
     fields : list of `SkyField`
     runs : list of `RunSummary`
         Runs in the stacks.
@@ -164,10 +168,12 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     edges, starts = np.append(np.concatenate(pieces), bands[-1]), np.cumsum([0, *steps[:-1]])
     bins = CountsBins(edges, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment, offset_max)
     exclusion = maker.exclusion
-    reduction = Reduction(config, bins, exclusion)
+    reduction = Reduction(config, bins, exclusion, maker.known_sources)
     unreadable = find_unreadable(observations, config.observatory_location)
     readable = {k: o for k, o in enumerate(observations) if k not in unreadable}
-    sky = make_sky_stack(readable, bands, offset_max, config, exclusion)
+    # in the camera frame sources are part of what is expected; what they add on the sky is not worked out
+    on_sky = exclusion.with_regions(_around(maker.known_sources))
+    sky = make_sky_stack(readable, bands, offset_max, config, on_sky)
     counts, expected = np.zeros((2, len(bands) - 1, bins.fov.size))
     labels = [run_label(observation.obs_id) for observation in observations]
     names = run_names(labels)
@@ -187,6 +193,16 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
             sky.add_arrays(k, *in_sky)
     require_runs(runs, failures.values())
     return Residuals(bands, bins.fov, offset_max, counts, expected, sky.fields, runs, failures, edges)
+
+
+def _around(sources) -> list[CircleSkyRegion]:
+    """Circles around known sources, as wide as they are and their point spread; none around what is everywhere."""
+    circles = []
+    for source in sources:
+        center, radius = model_extent(source.model)
+        if center is not None:
+            circles.append(CircleSkyRegion(center, (radius + POINT_SPREAD) * u.deg))
+    return circles
 
 
 def _residuals_of_run(observation, maker, reduction, geom):
@@ -210,6 +226,8 @@ def _residuals_of_run(observation, maker, reduction, geom):
         left_out = reduction.run_exclusion(observation).contains(icrs_vectors(geom.to_image()))
         in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
     counts, expected = run.counts.toarray(), model.expected_counts(run.slices, bins.energy_edges, bins.fov)
+    if run.signal is not None:
+        expected = expected + run.signal.toarray()
     unexcluded = np.average(run.exposure[bins.inside], weights=bins.fov.solid_angle[bins.inside]) / run.ontime
     summary = RunSummary(
         run.key,

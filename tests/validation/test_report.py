@@ -14,7 +14,8 @@ from astropy.table import Table
 from gammapy.maps import Map
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel
-from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.acceptance.reduction import Reduction
+from gammapy_accmaker.camera.bins import CountsBins, FovBins
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError, NotFittedError
 from gammapy_accmaker.products import plots
@@ -404,3 +405,32 @@ def test_histogram_says_mean_and_width():
     pictures.plot_significance_histogram(scores, ax)
     assert "mean +2.00, width 1.00" in [t.get_text() for t in ax.get_legend().get_texts()]
     plt.close("all")
+
+
+def test_known_sources_are_part_of_what_is_expected(tmp_path):
+    store = stores.full_store()
+    observations = stores.observations(store)  # with OFF runs, which tell the source from the camera
+    options = {"model": {"type": "radial"}, "energy": {"min": "0.3 TeV", "max": "30 TeV"}}
+    with_source = AcceptanceBackgroundMaker(options, sources=store.source).fit(observations)
+    found = stack_residuals(with_source, observations, BANDS)
+    bins = CountsBins(BANDS.value, found.fov, "altaz", 2.5)
+    reduction = Reduction(with_source.config, bins, with_source.exclusion)
+    background = sum(
+        with_source.adapt(run).expected_counts(reduction.reduce(run).slices, BANDS.value, found.fov)
+        for run in observations[:4]
+    )
+    only = stack_residuals(with_source, observations[:4], BANDS)
+    table = with_source.model.source_table
+    inside = (table["E_MIN"] >= BANDS.value[0] * 0.9) & (table["E_MAX"] <= BANDS.value[-1] * 2)
+    signal = only.expected.sum() - background.sum()
+    assert 0.5 * table["COUNTS"][inside].sum() < signal < 1.5 * table["COUNTS"].sum()
+    assert abs(found.counts.sum() - found.expected.sum()) < 4 * np.sqrt(found.counts.sum())
+    without = stack_residuals(AcceptanceBackgroundMaker(options).fit(observations), observations, BANDS)
+    position = store.source.spatial_model.position.icrs
+    for field, is_left_out in ((found.fields[0], True), (without.fields[0], False)):
+        inside = field.counts.geom.to_image().separation(position) < 0.25 * u.deg
+        assert (not field.counts.data[:, inside].any()) == is_left_out
+    write_report(with_source, observations, tmp_path / "a.html", band_edges=BANDS)
+    text = (tmp_path / "a.html").read_text()
+    assert "Sources in the likelihood" in text and store.source.name in text
+    assert "No part of the sky was excluded" not in text

@@ -105,9 +105,10 @@ def names_of_package() -> set[str]:
         module = importlib.import_module(found.name)
         names |= {found.name, *vars(module)} | {f"{found.name}.{name}" for name in vars(module)}
         for thing in vars(module).values():
-            if isinstance(thing, type) and thing.__module__.startswith("gammapy_accmaker"):
+            if isinstance(thing, type) and thing.__module__.startswith("gammapy"):
                 fields = {*getattr(thing, "__annotations__", ()), *dir(thing)}
-                names |= fields | {f"{thing.__name__}.{field}" for field in fields}
+                names |= {f"{thing.__name__}.{field}" for field in fields}
+                names |= fields if thing.__module__.startswith("gammapy_accmaker") else set()
     return names
 
 

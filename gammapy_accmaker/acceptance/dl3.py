@@ -19,6 +19,7 @@ from gammapy.data import DataStore, Observation
 from gammapy.irf import Background2D, FoVAlignment
 from gammapy.maps import MapAxis
 
+from gammapy_accmaker.data.observations import read_files
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
@@ -192,7 +193,7 @@ def _attach_to_run(data_store, maker, path, obs_id, rows, copy):
 
 
 def _background_hdu(data_store, maker, obs_id):
-    observation = data_store.obs(obs_id, required_irf=[])
+    observation = read_files(data_store.obs(obs_id, required_irf=[]))
     irf, cos_zenith = maker.make_irf_with_zenith(observation, _alignment_read(observation))
     irf.data = irf.data.astype("float32")  # 1e-7, and half the size
     irf.meta |= {"OBS_ID": obs_id, "CREATOR": "gammapy_accmaker"}
@@ -200,7 +201,16 @@ def _background_hdu(data_store, maker, obs_id):
     hdu.name = _BACKGROUND_HDU
     # gammapy writes the alignment of a 3D background alone, but a reader may look for it in a 2D one too
     hdu.header["FOVALIGN"] = irf.fov_alignment.value
-    return hdu, cos_zenith
+    return _as_in_file(hdu), cos_zenith
+
+
+def _as_in_file(hdu):
+    """A table with its bytes in the order of FITS: astropy 8 turns them around one number at a time as it writes, which
+    for a background takes as long as to make it."""
+    rows = hdu.data.view(np.ndarray)
+    content = rows.astype(rows.dtype.newbyteorder(">")).tobytes()
+    padding = bytes(-len(content) % 2880)
+    return fits.BinTableHDU.fromstring(hdu.header.tostring().encode("ascii") + content + padding)
 
 
 def _alignment_read(observation):

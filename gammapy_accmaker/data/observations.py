@@ -78,6 +78,7 @@ def pointing_icrs(observation, given: EarthLocation | None) -> SkyCoord:
     return pointing.get_icrs(observation.tmid, site)
 
 
+_FRAME_KEYS = ("CREATOR", "HDUVERS")  # by which gammapy tells in which frame a background is
 _READ_FOR_COUNTS = ("events", "gti", "pointing", "observation_metadata")
 
 
@@ -152,6 +153,7 @@ def _make_metadata(header):
         location=earth_location_from_dict(header),
         deadtime_fraction=1 - header["DEADC"],
         target=TargetMetaData.from_header(header),
+        optional={key: header[key] for key in _FRAME_KEYS if key in header},
     )
 
 

@@ -103,12 +103,12 @@ def test_six_runs_of_one_number_have_six_norms_in_the_spline(six, distinct, tmp_
     # each is recognised when it comes alone, here and from the file
     model.write(tmp_path / "model.fits")
     again = AcceptanceModel.read(tmp_path / "model.fits")
-    for effect, other in zip(model.rate_model.model.effects, again.rate_model.model.effects, strict=True):
+    for effect, other in zip(model.rate_model.spline.effects, again.rate_model.spline.effects, strict=True):
         assert effect.key == other.key and type(effect.obs_id) is type(other.obs_id)
     maker = AcceptanceBackgroundMaker(model=again)
     for place, k in enumerate(order):
         key = reduction.Reduction.of(maker.config).recognise(some[k])
-        assert find_run(key, (e.key for e in again.rate_model.model.effects)) == place
+        assert find_run(key, (e.key for e in again.rate_model.spline.effects)) == place
         assert maker.adapt(some[k]).effect.norm == pytest.approx(model.run_table["NORM"][place], rel=1e-3)
 
 

@@ -11,9 +11,7 @@ from typing import Any
 from gammapy_accmaker.data.observations import read_files
 from gammapy_accmaker.data.run_state import RunState
 
-__all__ = ["KeptRuns", "kept_by_run"]
-
-MAX_KEPT = 128  # runs, of 0.1 to 0.2 MB each
+_MAX_KEPT = 128  # runs, of 0.1 to 0.2 MB each
 
 
 class KeptRuns:
@@ -50,7 +48,7 @@ class KeptRuns:
         """Keep a result that was just made, after `find`; with the state of the run before and after it was read."""
         self._results[before.name] = before, after, result
         self._results.move_to_end(before.name)
-        while len(self._results) > MAX_KEPT:
+        while len(self._results) > _MAX_KEPT:
             self._results.popitem(last=False)
 
 

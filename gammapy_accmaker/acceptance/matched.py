@@ -34,8 +34,6 @@ from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import LeftOut, run_label, run_names
 
-__all__ = ["fit_matched"]
-
 log = logging.getLogger(__name__)
 
 

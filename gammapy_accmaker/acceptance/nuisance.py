@@ -24,8 +24,8 @@ from gammapy_accmaker.products.modes import BackgroundErrors
 
 # Least of the information on a direction of the rate that is left without the events of the datasets: a prior is at
 # most ten times as wide as the errors with them.
-LEFT = 1e-2
-NEGLIGIBLE = 1e-3  # variance of the counts along a direction, in units of that of Poisson
+_LEFT = 1e-2
+_NEGLIGIBLE = 1e-3  # variance of the counts along a direction, in units of that of Poisson
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _priors_of_rate(runs: Sequence[PriorErrors]) -> dict[int, np.ndarray]:
     out = {}
     for number, told in removed.items():
         values, vectors = np.linalg.eigh(np.eye(len(told)) - told)
-        out[number] = vectors / np.sqrt(np.maximum(values, LEFT))
+        out[number] = vectors / np.sqrt(np.maximum(values, _LEFT))
     return out
 
 
@@ -149,7 +149,7 @@ def _leading(information: np.ndarray, n: int) -> np.ndarray:
     """Directions along which a dataset is changed most, in units of its Poisson errors, shape (k, n or fewer)."""
     values, vectors = np.linalg.eigh(information)
     order = np.argsort(values)[::-1][:n]
-    return vectors[:, order[values[order] > NEGLIGIBLE]]
+    return vectors[:, order[values[order] > _NEGLIGIBLE]]
 
 
 @dataclass(frozen=True)

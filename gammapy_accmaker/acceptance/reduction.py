@@ -31,13 +31,6 @@ from gammapy_accmaker.utils.arguments import check_choice
 from gammapy_accmaker.utils.parallel import SERIAL, Execution, ProcessDiedError
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
 
-__all__ = [
-    "Reduction",
-    "make_bins",
-    "make_exclusion",
-    "make_sources",
-]
-
 log = logging.getLogger(__name__)
 
 

@@ -15,25 +15,15 @@ from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.source_terms import AmplitudeFit
 
-__all__ = [
-    "SMALL_SHARE",
-    "beyond_fields",
-    "check_in_fields",
-    "describe_sources",
-    "fitted_sources",
-    "make_source_table",
-    "warn_of_sources",
-]
-
 log = logging.getLogger(__name__)
 
-SMALL_SHARE = 0.2  # of the information on an amplitude; with less, camera and sky cannot be told apart
-FEW_SIGMA = 1.0  # of an error over the amplitude; with more, the amplitude is not known
-LIKE_ACCEPTANCE = "camera and sky cannot be told apart"
-UNKNOWN = "not known from the runs"
-AT_ZERO = "at 0"
-NO_COUNTS = "no counts outside of the exclusion"
-REMEDY = "use OFF runs (off_observations), an exclusion, or runs of other wobble positions"
+_SMALL_SHARE = 0.2  # of the information on an amplitude; with less, camera and sky cannot be told apart
+_FEW_SIGMA = 1.0  # of an error over the amplitude; with more, the amplitude is not known
+_LIKE_ACCEPTANCE = "camera and sky cannot be told apart"
+_UNKNOWN = "not known from the runs"
+_AT_ZERO = "at 0"
+_NO_COUNTS = "no counts outside of the exclusion"
+_REMEDY = "use OFF runs (off_observations), an exclusion, or runs of other wobble positions"
 
 
 def beyond_fields(sources: SourceList, pointings: SkyCoord, offset_max: float) -> dict[str, float]:
@@ -97,15 +87,15 @@ def make_source_table(
         ):
             counts, value, error = float(unit[fit.bands.number[k] == i].sum()), fit.values[i], fit.errors[i]
             if not counts > 0:
-                rows.append((source.name, True, low, high, value, np.nan, 0.0, 0.0, NO_COUNTS))
+                rows.append((source.name, True, low, high, value, np.nan, 0.0, 0.0, _NO_COUNTS))
                 continue
             flags = []
-            if fit.share[i] < SMALL_SHARE:
-                flags.append(LIKE_ACCEPTANCE)
-            elif error > FEW_SIGMA * max(value, 1 / np.sqrt(counts)) and fit.alike[i]:
-                flags.append(UNKNOWN)
+            if fit.share[i] < _SMALL_SHARE:
+                flags.append(_LIKE_ACCEPTANCE)
+            elif error > _FEW_SIGMA * max(value, 1 / np.sqrt(counts)) and fit.alike[i]:
+                flags.append(_UNKNOWN)
             if value == 0:
-                flags.append(AT_ZERO)
+                flags.append(_AT_ZERO)
             rows.append((source.name, True, low, high, value, error, value * counts, fit.share[i], "; ".join(flags)))
     names = ["SOURCE", "FREE", "E_MIN", "E_MAX", "AMPLITUDE", "AMPLITUDE_ERR", "COUNTS", "INFORMATION", "FLAG"]
     if not rows:
@@ -118,8 +108,8 @@ def warn_of_sources(table: Table) -> None:
     if not len(table):
         return
     for flag, meaning, remedy in (
-        (LIKE_ACCEPTANCE, "an acceptance could look as they do in these runs", REMEDY),
-        (UNKNOWN, "they look like each other", "give fewer free sources, or freeze the amplitudes of some"),
+        (_LIKE_ACCEPTANCE, "an acceptance could look as they do in these runs", _REMEDY),
+        (_UNKNOWN, "they look like each other", "give fewer free sources, or freeze the amplitudes of some"),
     ):
         rows = [row for row in table if flag in row["FLAG"]]
         if rows:

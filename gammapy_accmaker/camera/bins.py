@@ -12,27 +12,9 @@ from gammapy.maps import MapAxis
 
 from gammapy_accmaker.errors import InputError
 
-__all__ = [
-    "CountsBins",
-    "FovBins",
-    "as_edges",
-    "as_number",
-    "as_values",
-    "axis_index",
-    "azimuth_sector",
-    "check_edges",
-    "energy_edges_from_axis",
-    "energy_edges_per_decade",
-    "merge_bins",
-    "moved_weights",
-    "offset",
-    "split_bins",
-]
-
-
 FINE = 0.1  # deg; a bin that is no wider is one place
-FARTHEST = 0.9  # of the half width of a bin, that a part of it may be from its middle
-TILT_STEPS = 25
+_FARTHEST = 0.9  # of the half width of a bin, that a part of it may be from its middle
+_TILT_STEPS = 25
 
 
 def as_values(quantity, unit: str, argument: str) -> np.ndarray:
@@ -283,8 +265,8 @@ def moved_weights(weights: np.ndarray, positions: np.ndarray, displacement: np.n
     out, here = np.array(weights, dtype=float), np.any(displacement != 0, axis=1)
     x = positions[here] - np.einsum("bp,bpa->ba", weights[here], positions[here])[:, None]
     reach = np.maximum(np.abs(x).max(axis=1), 1e-12)
-    target, tilt = np.clip(displacement[here], -FARTHEST * reach, FARTHEST * reach), np.zeros(reach.shape)
-    for _ in range(TILT_STEPS):  # Newton's method for a convex function
+    target, tilt = np.clip(displacement[here], -_FARTHEST * reach, _FARTHEST * reach), np.zeros(reach.shape)
+    for _ in range(_TILT_STEPS):  # Newton's method for a convex function
         moved = weights[here] * np.exp(np.einsum("bpa,ba->bp", x, tilt))
         moved /= moved.sum(axis=1, keepdims=True)
         mean = np.einsum("bp,bpa->ba", moved, x)

@@ -11,14 +11,12 @@ import numpy as np
 
 from gammapy_accmaker.utils.run_key import run_names, some_names
 
-__all__ = ["RunNotes", "find_reach", "warn_of_notes", "warn_outside_gti"]
-
 log = logging.getLogger(__name__)
 
-MAX_OUTSIDE_GTI = 0.002  # of the events of a run: times that are rounded to seconds leave a few in 10 000
-SAME_SITE = 1.0  # km
-MIN_GAP, RING, MIN_IN_RING = 0.1, 0.25, 30  # deg, deg, events; see `find_reach`
-NAMED = 5  # sites in a line
+_MAX_OUTSIDE_GTI = 0.002  # of the events of a run: times that are rounded to seconds leave a few in 10 000
+_SAME_SITE = 1.0  # km
+_MIN_GAP, _RING, _MIN_IN_RING = 0.1, 0.25, 30  # deg, deg, events; see `find_reach`
+_NAMED = 5  # sites in a line
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ def find_reach(offset: np.ndarray, offset_max: float) -> float:
     that none in the next one is no chance.
     """
     last = float(np.max(offset, initial=0.0))
-    ring = min(RING, offset_max - last)
-    if ring <= MIN_GAP or np.sum(offset > last - ring) < MIN_IN_RING:
+    ring = min(_RING, offset_max - last)
+    if ring <= _MIN_GAP or np.sum(offset > last - ring) < _MIN_IN_RING:
         return np.inf
     return last
 
@@ -72,7 +70,7 @@ def warn_of_notes(runs, offset_max: float) -> None:
     by_key = {run.key: run.notes for run in runs}
     notes = dict(zip(run_names(key.obs_id for key in by_key), by_key.values(), strict=True))
     _warn_of_instruments(notes)
-    moved = {k: one.site_moved for k, one in notes.items() if one.site_moved > SAME_SITE}
+    moved = {k: one.site_moved for k, one in notes.items() if one.site_moved > _SAME_SITE}
     if moved:
         log.warning(
             f"observatory_location: it is used in place of the site in the headers of {_some(moved)}, which is up to "
@@ -111,7 +109,7 @@ def _warn_without_psf(notes):
 def warn_outside_gti(notes: dict[int | str, RunNotes]) -> None:
     """One warning where events of runs, by their names, lie outside of the good time intervals,
     which gammapy does not look at."""
-    outside = {k: one for k, one in notes.items() if one.outside_gti > MAX_OUTSIDE_GTI * one.n_events}
+    outside = {k: one for k, one in notes.items() if one.outside_gti > _MAX_OUTSIDE_GTI * one.n_events}
     if outside:
         n, of = (sum(getattr(one, name) for one in outside.values()) for name in ("outside_gti", "n_events"))
         log.warning(
@@ -133,7 +131,7 @@ def _warn_of_instruments(notes):
         if one.site is not None and not any(_near(one.site, other) for other in sites):
             sites.append(one.site)
     if len(sites) > 1:
-        named = "; ".join(f"lon {lon:.4f} deg, lat {lat:.4f} deg" for lon, lat, _ in sites[:NAMED])
+        named = "; ".join(f"lon {lon:.4f} deg, lat {lat:.4f} deg" for lon, lat, _ in sites[:_NAMED])
         log.warning(
             f"the runs name {len(sites)} sites ({named}), but get one acceptance: fit each alone, or give the right "
             "site as `observatory_location`"

@@ -13,9 +13,7 @@ from gammapy_accmaker.data.cache import fingerprint
 from gammapy_accmaker.data.observations import event_locations
 from gammapy_accmaker.utils.run_key import run_label
 
-__all__ = ["RunState"]
-
-BY_CONTENT = (GTI, EventList, FixedPointingInfo, ObservationMetaData, EarthLocation)
+_BY_CONTENT = (GTI, EventList, FixedPointingInfo, ObservationMetaData, EarthLocation)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class RunState:
         for name, value in held.items():
             if isinstance(value, HDULocation):
                 places[name] = value.hdu_class, value.path().absolute(), str(value.hdu_name)
-            elif isinstance(value, BY_CONTENT):
+            elif isinstance(value, _BY_CONTENT):
                 memory[name] = fingerprint(value)
             elif value is not None and name not in ("obs_id", "obs_filter"):
                 memory[name] = value

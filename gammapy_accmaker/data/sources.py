@@ -25,10 +25,8 @@ from gammapy.modeling.models import (
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path
 
-__all__ = ["NO_SOURCES", "Source", "SourceList"]
-
-AMPLITUDES = ("amplitude", "norm")  # parameters of a spectral model that scale it
-REMEDY = "give a gammapy SkyModel, Models, a list of these, or a models file"
+_AMPLITUDES = ("amplitude", "norm")  # parameters of a spectral model that scale it
+_REMEDY = "give a gammapy SkyModel, Models, a list of these, or a models file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +242,7 @@ def _flatten(given) -> Iterator[Source]:
         return  # a models file of a dataset has those of its background too, which is what is fitted here
     elif isinstance(given, TemplateNPredModel):
         raise InputError(
-            f"sources: {given.name!r} is a TemplateNPredModel, which has counts for one dataset and no flux; {REMEDY}"
+            f"sources: {given.name!r} is a TemplateNPredModel, which has counts for one dataset and no flux; {_REMEDY}"
         )
     elif isinstance(given, (str, Path)):
         path = as_path(given, "sources")
@@ -262,7 +260,7 @@ def _flatten(given) -> Iterator[Source]:
         for model in given:
             yield from _flatten(model)
     else:
-        raise InputError(f"sources: got {type(given).__name__}; {REMEDY}")
+        raise InputError(f"sources: got {type(given).__name__}; {_REMEDY}")
 
 
 def _amplitude(model):
@@ -270,7 +268,7 @@ def _amplitude(model):
     if model.spectral_model is None:
         return None
     known = {parameter.name: parameter for parameter in model.spectral_model.parameters}
-    return next((known[name] for name in AMPLITUDES if name in known), None)
+    return next((known[name] for name in _AMPLITUDES if name in known), None)
 
 
 def _check(model):

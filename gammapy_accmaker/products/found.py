@@ -24,10 +24,8 @@ from gammapy_accmaker.data.sky_counts import SKY_PIXEL
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.excess import ExcessField
 
-__all__ = ["FoundSource", "group_circles", "measure_sources"]
-
-SMOOTHING = 0.1  # deg, Gaussian
-FLUX_UNIT = "TeV-1 cm-2 s-1"
+_SMOOTHING = 0.1  # deg, Gaussian
+_FLUX_UNIT = "TeV-1 cm-2 s-1"
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class FoundSource:
         known = np.isfinite(self.flux) & (self.flux > 0)
         if known.sum() < 2:
             return None
-        return TemplateSpectralModel(center[known] * u.TeV, self.flux[known] * u.Unit(FLUX_UNIT))
+        return TemplateSpectralModel(center[known] * u.TeV, self.flux[known] * u.Unit(_FLUX_UNIT))
 
     def to_model(self) -> SkyModel | None:
         """Image times spectrum; None without a spectrum."""
@@ -184,7 +182,7 @@ def _within(field, circles):
 
 def _cut_out(geom, image, here):
     """Header and pixels of the smallest part of an image that holds the circles."""
-    smooth = np.where(here, np.maximum(gaussian_filter(image, SMOOTHING / SKY_PIXEL), 0), 0)
+    smooth = np.where(here, np.maximum(gaussian_filter(image, _SMOOTHING / SKY_PIXEL), 0), 0)
     y, x = (slice(np.flatnonzero(here.any(k)).min(), np.flatnonzero(here.any(k)).max() + 1) for k in (1, 0))
     header = geom.wcs[y, x].to_header()
     return header.tostring(), smooth[y, x]

@@ -25,13 +25,11 @@ from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.products.background import polar_average, rate_nodes, read_polar
 from gammapy_accmaker.utils.arguments import check_choice
 
-__all__ = ["RATE_UNIT", "make_background_irf", "make_mean_irf"]
-
 RATE_UNIT = u.Unit("s-1 MeV-1 sr-1")
-NODES_PER_DECADE = 20
-FOV_STEP = 0.08  # deg
-NODE_ROUNDS = 40
-EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
+_NODES_PER_DECADE = 20
+_FOV_STEP = 0.08  # deg
+_NODE_ROUNDS = 40
+_EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
 
 def make_background_irf(
@@ -101,10 +99,10 @@ def _as_irf(model, alignment, mean, half_width):
     """
     energy_axis, nodes = _energy_axis(model)
     if model.is_radial:
-        nbin = int(np.ceil(half_width / (0.5 * FOV_STEP)))
+        nbin = int(np.ceil(half_width / (0.5 * _FOV_STEP)))
         axes = [energy_axis, MapAxis.from_bounds(0, half_width, nbin, unit="deg", name="offset")]
     else:
-        nbin = 2 * int(np.ceil(half_width / FOV_STEP))
+        nbin = 2 * int(np.ceil(half_width / _FOV_STEP))
         if energy_axis.nbin == nbin:
             # readers tell the axes by their lengths
             nbin += 2
@@ -161,7 +159,7 @@ def _nodes_with_integrals(energy, rate, integral):
     # energy times rate over the log of energy: a power law is an exponential between its ends
     log_rate = np.log(np.where(rate > 0, rate, 1.0)) + log_energy
     log_integral = np.log(np.where(seen, integral, 1.0)) - log_width.reshape(shape)
-    for _ in range(NODE_ROUNDS):
+    for _ in range(_NODE_ROUNDS):
         half = 0.5 * np.abs(np.diff(log_rate, axis=0)) + 1e-6
         found = 0.5 * (log_rate[1:] + log_rate[:-1]) + np.log(np.sinh(half) / half)
         lack = np.where(seen, log_integral - found, 0.0)
@@ -201,9 +199,9 @@ def _energy_axis(model):
     outermost centres up to the ends.
     """
     low, high = model.energy_edges[[0, -1]]
-    nodes = MapAxis.from_energy_bounds(low, high, NODES_PER_DECADE, unit="TeV", per_decade=True).edges.to_value("TeV")
+    nodes = MapAxis.from_energy_bounds(low, high, _NODES_PER_DECADE, unit="TeV", per_decade=True).edges.to_value("TeV")
     # gammapy reads 0 at the last edge itself, where a dataset may end too
-    ends = low * (1 - EDGE), high * (1 + EDGE)
+    ends = low * (1 - _EDGE), high * (1 + _EDGE)
     edges = np.concatenate([ends[:1], np.sqrt(nodes[1:] * nodes[:-1]), ends[1:]])
     return MapAxis.from_energy_edges(edges, unit="TeV"), nodes
 

@@ -33,8 +33,8 @@ from gammapy_accmaker.products.background import (
     run_slices,
 )
 
-OFFSET_STEP, ANGLE_STEPS = 0.15, 24  # deg; of the polar grid
-FINE_STEP = 0.03  # in log10 energy, of the points over which the changes in a bin are averaged
+_OFFSET_STEP, _ANGLE_STEPS = 0.15, 24  # deg; of the polar grid
+_FINE_STEP = 0.03  # in log10 energy, of the points over which the changes in a bin are averaged
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class BackgroundErrors:
         """The parts of the run at each energy bin."""
         lon, lat, parts = self._nodes
         for low, high in itertools.pairwise(np.clip(self._edges, *self.model.energy_edges[[0, -1]])):
-            n = max(int(np.ceil(np.log10(high / low) / FINE_STEP)), 1)
+            n = max(int(np.ceil(np.log10(high / low) / _FINE_STEP)), 1)
             fine = np.geomspace(low, high, n + 1)
             energy = np.sqrt(fine[1:] * fine[:-1])
             found, counts = [], []
@@ -237,8 +237,8 @@ class _Pixels:
 
 def _polar_grid(offset_max):
     """FOV_LON and FOV_LAT in deg of the nodes, raveled, and their shape (offset, angle)."""
-    offset = np.radians(np.linspace(0, offset_max * (1 - 1e-12), int(np.ceil(offset_max / OFFSET_STEP)) + 1))
-    angle = 2 * np.pi * np.arange(ANGLE_STEPS) / ANGLE_STEPS
+    offset = np.radians(np.linspace(0, offset_max * (1 - 1e-12), int(np.ceil(offset_max / _OFFSET_STEP)) + 1))
+    angle = 2 * np.pi * np.arange(_ANGLE_STEPS) / _ANGLE_STEPS
     t, p = (a.ravel() for a in np.meshgrid(offset, angle, indexing="ij"))
     lon, lat = vectors_to_lonlat(np.stack([np.cos(t), np.sin(t) * np.cos(p), np.sin(t) * np.sin(p)], axis=-1))
     return np.degrees(lon), np.degrees(lat), (len(offset), len(angle))

@@ -16,23 +16,11 @@ from matplotlib.ticker import MaxNLocator
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.products.plots import log_energy_axis
 
-__all__ = [
-    "label_sky_axes",
-    "plot_camera_residuals",
-    "plot_counts_by_energy",
-    "plot_ratio_by_energy",
-    "plot_ratio_by_run",
-    "plot_run_effect",
-    "plot_significance_histogram",
-    "plot_sky_residuals",
-    "run_outliers",
-]
-
-RESIDUAL_MAP = "RdBu_r"
-SCORE_LIMIT = 4.0  # of the colour scale
+_RESIDUAL_MAP = "RdBu_r"
+_SCORE_LIMIT = 4.0  # of the colour scale
 OUTLIER = 4.0  # standard deviations
-LEAST_IN_RATIO = 1.0  # events expected in a bin, of which the ratio to the model is drawn
-NAMED = 5  # outliers that are named in a picture
+_LEAST_IN_RATIO = 1.0  # events expected in a bin, of which the ratio to the model is drawn
+_NAMED = 5  # outliers that are named in a picture
 LABELS = {
     "NORM": "norm",
     "SHIFT": "shift of log energy",
@@ -103,7 +91,7 @@ def plot_run_effect(run_table: Table, column: str = "NORM", against: str = "MJD"
         ax.errorbar(x[which], values[which], errors[which], fmt="o", ms=3.5, elinewidth=0.8, color=color, alpha=0.85)
     if shown.any():
         ax.axhline(np.median(values[shown]), color="0.5", lw=0.8, zorder=0)
-    for k in sorted(np.flatnonzero(far), key=lambda k: -abs(deviation[k]))[:NAMED]:
+    for k in sorted(np.flatnonzero(far), key=lambda k: -abs(deviation[k]))[:_NAMED]:
         # the name is written towards the middle
         left = x[k] < 0.5 * (x[shown].min() + x[shown].max())
         where = {"xytext": (4 if left else -4, 4), "textcoords": "offset points", "ha": "left" if left else "right"}
@@ -130,8 +118,8 @@ def plot_camera_residuals(scores: np.ndarray, fov: FovBins, ax=None):
     ax : `~matplotlib.axes.Axes`
     """
     ax = plt.gca() if ax is None else ax
-    limits = {"vmin": -SCORE_LIMIT, "vmax": SCORE_LIMIT}
-    image = ax.pcolormesh(*fov.edges, np.reshape(scores, fov.shape).T, cmap=RESIDUAL_MAP, rasterized=True, **limits)
+    limits = {"vmin": -_SCORE_LIMIT, "vmax": _SCORE_LIMIT}
+    image = ax.pcolormesh(*fov.edges, np.reshape(scores, fov.shape).T, cmap=_RESIDUAL_MAP, rasterized=True, **limits)
     ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
     ax.set(xlabel="FOV_LON [deg]", ylabel="FOV_LAT [deg]", aspect="equal", facecolor="0.85")
     return ax
@@ -153,7 +141,7 @@ def plot_sky_residuals(scores: Map, ax=None):
     """
     ax = plt.subplot(projection=scores.geom.wcs) if ax is None else ax
     image = ax.imshow(
-        np.squeeze(scores.data), origin="lower", cmap=RESIDUAL_MAP, vmin=-SCORE_LIMIT, vmax=SCORE_LIMIT
+        np.squeeze(scores.data), origin="lower", cmap=_RESIDUAL_MAP, vmin=-_SCORE_LIMIT, vmax=_SCORE_LIMIT
     )  # fmt: skip
     ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
     ax.set(facecolor="0.85")
@@ -235,7 +223,7 @@ def plot_ratio_by_energy(edges: np.ndarray, counts: np.ndarray, expected: np.nda
     """How far the counts lie above the expectation in % with their Poisson error, by energy bin; arguments as in
     `plot_counts_by_energy`."""
     ax = plt.gca() if ax is None else ax
-    middle, seen = np.sqrt(edges[1:] * edges[:-1]), expected >= LEAST_IN_RATIO
+    middle, seen = np.sqrt(edges[1:] * edges[:-1]), expected >= _LEAST_IN_RATIO
     excess, error = 100 * (counts[seen] / expected[seen] - 1), 100 / np.sqrt(expected[seen])
     ax.errorbar(middle[seen], excess, error, fmt="o", ms=3.5, color="C0")
     ax.axhline(0, color="0.5", lw=0.8, zorder=0)
@@ -266,7 +254,7 @@ def plot_ratio_by_run(names, counts: np.ndarray, expected: np.ndarray, ax=None, 
     ax = plt.gca() if ax is None else ax
     counts, expected = np.atleast_2d(counts, expected)
     labels = [None] * len(counts) if labels is None else labels
-    seen = expected >= LEAST_IN_RATIO
+    seen = expected >= _LEAST_IN_RATIO
     safe = np.where(seen, expected, 1)
     excess, error = np.where(seen, 100 * (counts / safe - 1), np.nan), 100 / np.sqrt(safe)
     # beside each other
@@ -275,7 +263,7 @@ def plot_ratio_by_run(names, counts: np.ndarray, expected: np.ndarray, ax=None, 
         ax.errorbar(x[k], excess[k], error[k], fmt="o", ms=3.5, elinewidth=0.8, color=f"C{k}", label=label)
     deviation = np.nan_to_num(excess / error)
     far = np.argwhere(np.abs(deviation) > OUTLIER).tolist()
-    for k, run in sorted(far, key=lambda at: -abs(deviation[tuple(at)]))[:NAMED]:
+    for k, run in sorted(far, key=lambda at: -abs(deviation[tuple(at)]))[:_NAMED]:
         where = {"xytext": (4, 4), "textcoords": "offset points", "size": "small", "color": "C3"}
         ax.annotate(str(names[run]), (x[k, run], excess[k, run]), **where)
     ax.axhline(0, color="0.5", lw=0.8, zorder=0)

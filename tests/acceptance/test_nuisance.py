@@ -67,7 +67,7 @@ def test_priors_are_wide_where_the_dataset_holds_the_events():
     run = runs(1)[0]
     field = dataset_of(run, width=5)
     after, prior = known_afterwards(field, run), total_error(maker().make_nuisance_models(field, run), field)
-    spread = maker().model.rate_model.model.population.norm_spread
+    spread = maker().model.rate_model.spline.population.norm_spread
     assert prior > 1.5 * after and prior == pytest.approx(spread, rel=0.4)
     # of a small dataset most events of the run lie outside
     small = dataset_of(run, width=0.8)
@@ -131,10 +131,10 @@ def test_the_error_of_a_norm_that_the_dataset_tells_is_that_without_prior():
     run, found = runs(1)[0], {}
     for prior in (True, False):
         config = maker().model.config.update({"renormalization": {"type": "fov", "method": "fit", "prior": prior}})
-        population = maker().model.rate_model.model.population
+        population = maker().model.rate_model.spline.population
         wide = replace(population, covariance=population.covariance * 25)
-        spline = replace(maker().model.rate_model.model, population=wide)
-        model = replace(maker().model, rate_model=replace(maker().model.rate_model, model=spline))
+        spline = replace(maker().model.rate_model.spline, population=wide)
+        model = replace(maker().model, rate_model=replace(maker().model.rate_model, spline=spline))
         with_norm = AcceptanceBackgroundMaker(config, model=model, exclusion=[source_region(full_store())])
         empty = MapDataset.create(sky_geom(run.pointing.fixed_icrs, binsz=0.2, width=5), name="run")
         dataset = with_norm.run(MapDatasetMaker(selection=["counts", "exposure"]).run(empty, run), run)

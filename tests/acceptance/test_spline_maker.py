@@ -126,7 +126,7 @@ def test_prior_on_the_norm_stays_on_the_dataset():
     spectral = with_prior.run(dataset, observation).models["run-bkg"].spectral_model
     assert spectral.norm.prior.mu.value == 1
     # nearly all events that tell of the norm are in the dataset: what is left is the spread of the runs
-    population = maker().model.rate_model.model.population
+    population = maker().model.rate_model.spline.population
     assert spectral.norm.prior.sigma.value == pytest.approx(population.norm_spread, rel=0.4)
     assert spectral.tilt.prior.mu.value == 0
     assert 0 < spectral.tilt.prior.sigma.value < 0.2

@@ -30,11 +30,9 @@ from gammapy_accmaker.models.spline.model import SplineModel, zenith_splines
 from gammapy_accmaker.utils.run_key import RunKey, find_run
 from gammapy_accmaker.utils.statistics import deviance_moments, poisson_deviance, poisson_pulls
 
-__all__ = ["THRESHOLD_BLIND", "as_slices", "fit_run", "mean_scaling", "project_run", "summarise_run"]
-
-GROUP_WIDTH = 0.1  # dex; energy groups of the goodness of fit
-FEW_COUNTS = 50
-FAR_SHIFT = 4.0  # standard deviations of the population
+_GROUP_WIDTH = 0.1  # dex; energy groups of the goodness of fit
+_FEW_COUNTS = 50
+_FAR_SHIFT = 4.0  # standard deviations of the population
 THRESHOLD_BLIND = ("norm", "tilt")  # kinds of effects that cannot follow the threshold of a run
 UNUSUAL_NORM = ("unusual norm",)  # flag of a run whose norm is rather one of those far out
 
@@ -281,7 +279,7 @@ def summarise_run(
     told = energies_between(design.energy_edges, norm_energy) if np.isfinite(norm_energy[0]) else np.ones(n_energy)
     weights = column_means(design, expected * told[:, None])
     found = list(flags)
-    if in_groups.sum() < FEW_COUNTS:
+    if in_groups.sum() < _FEW_COUNTS:
         found.append("few counts")
     if design.effects.n and not spectrum @ told:
         found.append("no counts for the norm")
@@ -289,7 +287,7 @@ def summarise_run(
         found.append(NOT_CONVERGED)
     if np.any(deviance > POOR_FIT):
         found.append("poor fit")
-    if design.effects.n_shift and abs(values[0]) > FAR_SHIFT * population.shift_spread > 0:
+    if design.effects.n_shift and abs(values[0]) > _FAR_SHIFT * population.shift_spread > 0:
         found.append("unusual energy shift")
     return RunEffect(
         obs_id=key.obs_id,
@@ -315,9 +313,9 @@ def summarise_run(
 
 
 def _group_starts(design):
-    """First energy bin of each group of about GROUP_WIDTH."""
+    """First energy bin of each group of about _GROUP_WIDTH."""
     edges = np.log10(design.energy_edges)
-    n_energy, n_group = len(edges) - 1, max(round((edges[-1] - edges[0]) / GROUP_WIDTH), 1)
+    n_energy, n_group = len(edges) - 1, max(round((edges[-1] - edges[0]) / _GROUP_WIDTH), 1)
     group = np.minimum(np.arange(n_energy) * n_group // n_energy, n_group - 1)
     return np.flatnonzero(np.diff(group, prepend=-1))
 

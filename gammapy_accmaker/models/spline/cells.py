@@ -17,28 +17,14 @@ from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.source_terms import CountsPatch, SourceBands
 from gammapy_accmaker.utils.run_key import RunKey
 
-__all__ = [
-    "CAMERA_MODES",
-    "AsymmetryCells",
-    "FovCells",
-    "asymmetry_basis",
-    "asymmetry_orders",
-    "camera_modes",
-    "CellCounts",
-    "RunCells",
-    "gather_counts",
-    "in_pixels",
-]
-
-
-RING_WIDTH = 0.1  # deg
-N_SECTOR = 12
-ASYMMETRY_ORDER = 4  # highest harmonic of the position angle
-EVEN = 1e-9  # deg and rad; displacements below are rounding
-STEP = 1e-4  # deg and rad, of derivatives
+_RING_WIDTH = 0.1  # deg
+_N_SECTOR = 12
+_ASYMMETRY_ORDER = 4  # highest harmonic of the position angle
+_EVEN = 1e-9  # deg and rad; displacements below are rounding
+_STEP = 1e-4  # deg and rad, of derivatives
 
 # functions of (x, y), the offset in units of the largest one; "radial" has about zero mean over the counts
-CAMERA_MODES = {
+_CAMERA_MODES = {
     "flat": lambda x, y: np.ones_like(x),
     "radial": lambda x, y: x * x + y * y - 0.4,
     "lon": lambda x, y: x,
@@ -47,9 +33,9 @@ CAMERA_MODES = {
 
 
 def camera_modes(fov_lon, fov_lat, offset_max: float, names) -> np.ndarray:
-    """Values of the named `CAMERA_MODES` at positions in deg, shape (n, len(names))."""
+    """Values of the named `_CAMERA_MODES` at positions in deg, shape (n, len(names))."""
     x, y = np.asarray(fov_lon) / offset_max, np.asarray(fov_lat) / offset_max
-    return np.stack([CAMERA_MODES[name](x, y) for name in names], axis=-1) if len(names) else np.zeros((len(x), 0))
+    return np.stack([_CAMERA_MODES[name](x, y) for name in names], axis=-1) if len(names) else np.zeros((len(x), 0))
 
 
 def asymmetry_basis(fov_lon, fov_lat, axis: BSplineAxis) -> np.ndarray:
@@ -64,7 +50,7 @@ def asymmetry_basis(fov_lon, fov_lat, axis: BSplineAxis) -> np.ndarray:
 
     Returns
     -------
-    basis : `~numpy.ndarray`, shape (n, 2 * ASYMMETRY_ORDER * axis.n)
+    basis : `~numpy.ndarray`, shape (n, 2 * _ASYMMETRY_ORDER * axis.n)
     """
     offset, angle = np.hypot(fov_lon, fov_lat), np.arctan2(fov_lat, fov_lon)
     radial = axis.basis(offset)
@@ -72,7 +58,7 @@ def asymmetry_basis(fov_lon, fov_lat, axis: BSplineAxis) -> np.ndarray:
     rise = np.minimum(offset / (0.3 * axis.hi), 1)
     columns = [
         radial * (rise**m * wave(m * angle))[:, None]
-        for m in range(1, ASYMMETRY_ORDER + 1)
+        for m in range(1, _ASYMMETRY_ORDER + 1)
         for wave in (np.cos, np.sin)
     ]
     return np.hstack(columns)
@@ -80,7 +66,7 @@ def asymmetry_basis(fov_lon, fov_lat, axis: BSplineAxis) -> np.ndarray:
 
 def asymmetry_orders(axis: BSplineAxis) -> np.ndarray:
     """Order of the harmonic of each column of `asymmetry_basis`."""
-    return np.repeat(np.arange(1, ASYMMETRY_ORDER + 1), 2 * axis.n)
+    return np.repeat(np.arange(1, _ASYMMETRY_ORDER + 1), 2 * axis.n)
 
 
 @dataclass(frozen=True)
@@ -98,7 +84,7 @@ class FovCells:
     fov_lon: np.ndarray
     fov_lat: np.ndarray
     solid_angle: np.ndarray
-    n_sector: int = N_SECTOR
+    n_sector: int = _N_SECTOR
 
     @cached_property
     def offset(self) -> np.ndarray:
@@ -112,7 +98,7 @@ class FovCells:
 
     @cached_property
     def n_ring(self) -> int:
-        return max(int(np.ceil(self.offset_max / RING_WIDTH)), 1)
+        return max(int(np.ceil(self.offset_max / _RING_WIDTH)), 1)
 
     @property
     def n_cell(self) -> int:
@@ -162,7 +148,7 @@ class FovCells:
             self.membership.T @ (exposure[:, None] * self.polar), seen, where=seen > 0, out=0 * self._centre
         )
         moved = np.where(seen > 0, position - self._centre, 0.0)
-        moved[np.abs(moved) < EVEN] = 0.0
+        moved[np.abs(moved) < _EVEN] = 0.0
         return moved.astype(np.float32) if moved.any() else None
 
     @cached_property
@@ -188,7 +174,7 @@ class FovCells:
         def at(*step):
             return function((offset + step[0]) * np.cos(angle + step[1]), (offset + step[0]) * np.sin(angle + step[1]))
 
-        slopes = [self.mean(at(*step) - at(*-step)) / (2 * STEP) for step in STEP * np.eye(2)]
+        slopes = [self.mean(at(*step) - at(*-step)) / (2 * _STEP) for step in _STEP * np.eye(2)]
         return np.stack([self.mean(function(self.fov_lon, self.fov_lat)), *slopes])
 
     def log_mean(self, log_values: np.ndarray) -> np.ndarray:

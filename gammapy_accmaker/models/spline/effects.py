@@ -22,28 +22,19 @@ from gammapy_accmaker.models.norm_energy import NO_ENERGIES
 from gammapy_accmaker.models.spline.cells import camera_modes
 from gammapy_accmaker.utils.run_key import RunKey
 
-__all__ = [
-    "EFFECT_KINDS",
-    "EffectBasis",
-    "NormTails",
-    "RunEffect",
-    "RunPopulation",
-    "update_population",
-]
-
 EFFECT_KINDS = ("none", "norm", "tilt", "shift")
 
-# Widths of the population before any run is seen; PRIOR_RUNS of such runs are added to those that are.
-SD_NORM, SD_TILT, SD_SHIFT, SD_SHIFT_GRADIENT = 0.15, 0.1, 0.1, 0.03
-SD_RESIDUAL, SD_RADIAL, SD_GRADIENT = 0.07, 0.1, 0.05
-PRIOR_RUNS = 5.0
-PRIOR_CORRELATION = 2.0  # splines; of neighbouring coefficients
-COVARIATE_RUNS = 4.0  # weight, in runs, of the prior that covariates do not matter
+# Widths of the population before any run is seen; _PRIOR_RUNS of such runs are added to those that are.
+_SD_NORM, _SD_TILT, _SD_SHIFT, _SD_SHIFT_GRADIENT = 0.15, 0.1, 0.1, 0.03
+_SD_RESIDUAL, _SD_RADIAL, _SD_GRADIENT = 0.07, 0.1, 0.05
+_PRIOR_RUNS = 5.0
+_PRIOR_CORRELATION = 2.0  # splines; of neighbouring coefficients
+_COVARIATE_RUNS = 4.0  # weight, in runs, of the prior that covariates do not matter
 NORM_TAILS = (
     np.array([1.0, 3.0, 10.0]),
     np.array([0.95, 0.03, 0.02]),
 )  # widths, in that of usual runs, and shares of runs
-KNOT_STEP = {"residual": 0.5, "radial": 2.0, "gradient": 4.0}  # in log energy
+_KNOT_STEP = {"residual": 0.5, "radial": 2.0, "gradient": 4.0}  # in log energy
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ class EffectBasis:
 
     def _axis(self, name):
         span = self.log_energy_max - self.log_energy_min
-        n = max(int(np.ceil(span / KNOT_STEP[name])) + 3, 4)
+        n = max(int(np.ceil(span / _KNOT_STEP[name])) + 3, 4)
         return BSplineAxis(self.log_energy_min, self.log_energy_max, n)
 
     @property
@@ -172,13 +163,13 @@ class EffectBasis:
 
     def prior_covariance(self) -> np.ndarray:
         """Covariance of the coefficients before any run is seen, shape (n, n); smooth along energy."""
-        widths = {"norm": SD_NORM, "tilt": SD_TILT, "residual": SD_RESIDUAL, "radial": SD_RADIAL}
-        blocks = [np.array([[(SD_SHIFT if m == "flat" else SD_SHIFT_GRADIENT) ** 2]]) for m in self.shift_modes]
+        widths = {"norm": _SD_NORM, "tilt": _SD_TILT, "residual": _SD_RESIDUAL, "radial": _SD_RADIAL}
+        blocks = [np.array([[(_SD_SHIFT if m == "flat" else _SD_SHIFT_GRADIENT) ** 2]]) for m in self.shift_modes]
         for name, _, k in self.terms:
-            distance = np.subtract.outer(np.arange(k), np.arange(k)) / PRIOR_CORRELATION
+            distance = np.subtract.outer(np.arange(k), np.arange(k)) / _PRIOR_CORRELATION
             # neighbours go together; a little of each coefficient is its own, or the matrix could not be inverted
             correlation = 0.98 * np.exp(-0.5 * distance**2) + 0.02 * np.eye(k)
-            blocks.append(widths.get(name, SD_GRADIENT) ** 2 * correlation)
+            blocks.append(widths.get(name, _SD_GRADIENT) ** 2 * correlation)
         out = np.zeros((self.n, self.n))
         start = 0
         for block in blocks:
@@ -331,7 +322,7 @@ def update_population(
     # M step: regression of the effects on the covariates, each run with its weight, so that a run behind clouds does
     # not move the means of all
     weighted = covariates * weights[:, None]
-    gram = covariates.T @ weighted + COVARIATE_RUNS * np.eye(covariates.shape[1])
+    gram = covariates.T @ weighted + _COVARIATE_RUNS * np.eye(covariates.shape[1])
     regression = np.zeros(allowed.shape)
     # effects that may depend on the same covariates share one linear system
     for pattern in np.unique(allowed, axis=1).T:
@@ -342,8 +333,8 @@ def update_population(
     norm = float(np.sqrt(np.mean(weights * (norm_rows * left).sum(1) ** 2) + norm_variance / len(effects)))
     left = np.array([population.tails.shorten(weight) @ own for weight, own in zip(weights, left, strict=True)])
     # scatter of the means plus what each run leaves open: the first alone would shrink from step to step
-    prior = PRIOR_RUNS * population.basis.prior_covariance()
-    covariance = (left.T @ left + second_moments + prior) / (len(effects) + PRIOR_RUNS)
+    prior = _PRIOR_RUNS * population.basis.prior_covariance()
+    covariance = (left.T @ left + second_moments + prior) / (len(effects) + _PRIOR_RUNS)
     covariance = 0.5 * (covariance + covariance.T)
     shift = float(np.sqrt(covariance[0, 0])) if population.basis.n_shift else 0.0
     return RunPopulation(population.basis, regression, covariance, norm, shift, norm_rows.mean(0))

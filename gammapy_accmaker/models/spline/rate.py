@@ -14,15 +14,13 @@ from gammapy_accmaker.models.spline.effects import RunEffect
 from gammapy_accmaker.models.spline.model import SplineModel
 from gammapy_accmaker.utils.run_key import find_run
 
-__all__ = ["SplineRate"]
-
-FINE_STEP = 0.02  # in log10 energy, of the bins of an integral
-TILT_RANGE = (0.5, 10.0)  # TeV
-NOT_CONVERGED = (
+_FINE_STEP = 0.02  # in log10 energy, of the bins of an integral
+_TILT_RANGE = (0.5, 10.0)  # TeV
+_NOT_CONVERGED = (
     "the fit did not converge: the counts that it expects still changed from round to round. Look at the residuals; "
     "pool more runs, or use run_effects 'norm' or 'none', or the model 'radial'"
 )
-RIM = 1 / 12  # of the trained offset; so far the rate is continued at its last value
+_RIM = 1 / 12  # of the trained offset; so far the rate is continued at its last value
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class SplineRate(RateModel):
 
     Attributes
     ----------
-    model : `SplineModel`
+    spline : `SplineModel`
     effect : `RunEffect`, optional
         Of the run; without it the mean of runs under these conditions.
     azimuth : float, optional
@@ -40,7 +38,7 @@ class SplineRate(RateModel):
         Of the run.
     """
 
-    model: SplineModel
+    spline: SplineModel
     effect: RunEffect | None = None
     azimuth: float | None = None
     covariates: dict[str, float] = field(default_factory=dict)
@@ -50,19 +48,19 @@ class SplineRate(RateModel):
 
     @property
     def energy_edges(self) -> np.ndarray:
-        return self.model.energy_edges
+        return self.spline.energy_edges
 
     @property
     def covariate_names(self) -> tuple[str, ...]:
-        return self.model.covariates.names
+        return self.spline.covariates.names
 
     @property
     def not_converged(self) -> str:
-        return "" if self.model.converged else NOT_CONVERGED
+        return "" if self.spline.converged else _NOT_CONVERGED
 
     @property
     def convergence(self) -> str:
-        rounds = self.model.rounds
+        rounds = self.spline.rounds
         return self.not_converged or "converged" + (f" after {rounds} rounds" if rounds else "")
 
     @property
@@ -71,26 +69,26 @@ class SplineRate(RateModel):
 
     @property
     def offset_max(self) -> float:
-        return (1 + RIM) * self.model.offset_max
+        return (1 + _RIM) * self.spline.offset_max
 
     @property
     def zenith_range(self) -> tuple[float, float] | None:
         # over a narrow range the splines are one, but the energy scale still follows the zenith angle
-        return self.model.zenith_range if self.model.covariates.zenith else None
+        return self.spline.zenith_range if self.spline.covariates.zenith else None
 
     @property
     def norm_spread(self) -> float:
         """Relative error of the norm of the run, or its spread over the runs where it is not fitted."""
         if self.effect is None or not self.effect.basis.n:
-            return self.model.population.norm_spread
+            return self.spline.population.norm_spread
         return self.effect.norm_error / self.effect.norm
 
     @property
     def tilt_spread(self) -> float:
-        """Standard deviation of the spectral index that the effects of the run leave, over TILT_RANGE."""
-        fitted = self.model.population if self.effect is None or not self.effect.basis.n else self.effect
+        """Standard deviation of the spectral index that the effects of the run leave, over _TILT_RANGE."""
+        fitted = self.spline.population if self.effect is None or not self.effect.basis.n else self.effect
         basis, covariance = fitted.basis, fitted.covariance
-        log_energy = np.linspace(np.log(TILT_RANGE[0]), np.log(TILT_RANGE[1]), 20)
+        log_energy = np.linspace(np.log(_TILT_RANGE[0]), np.log(_TILT_RANGE[1]), 20)
         slope = (log_energy - log_energy.mean()) / ((log_energy - log_energy.mean()) ** 2).sum()
         modes = basis.mode_values(np.zeros(1), np.zeros(1))[0]
         additive = slope @ (basis.energy_columns(log_energy) * modes[basis.mode_of_column])
@@ -99,7 +97,7 @@ class SplineRate(RateModel):
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         energy = np.asarray(energy, dtype=float)
-        rate = self.model.rate_grid(
+        rate = self.spline.rate_grid(
             energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, covariates=self.covariates, effect=self.effect
         )
         # one part in 1e9 beyond the edges is rounding, more is outside
@@ -111,7 +109,7 @@ class SplineRate(RateModel):
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         # as in the fit: the rate in the middle of fine bins times their width
         edges = np.clip(energy_edges, *self.energy_edges[[0, -1]])
-        n = np.maximum(np.ceil(np.log10(edges[1:] / edges[:-1]) / FINE_STEP - 1e-6).astype(int), 1)
+        n = np.maximum(np.ceil(np.log10(edges[1:] / edges[:-1]) / _FINE_STEP - 1e-6).astype(int), 1)
         fine = [np.geomspace(low, high, k + 1) for low, high, k in zip(edges[:-1], edges[1:], n, strict=True)]
         middle = np.concatenate([np.sqrt(e[1:] * e[:-1]) for e in fine])
         width = np.concatenate([np.diff(e) for e in fine]) * TEV_IN_MEV
@@ -120,7 +118,7 @@ class SplineRate(RateModel):
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, part="both"):
         """One standard deviation of the log of the rate; ``part``: "coefficients", "run" or "both"."""
-        return self.model.relative_error_grid(
+        return self.spline.relative_error_grid(
             energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect, part=part
         )
 
@@ -128,12 +126,12 @@ class SplineRate(RateModel):
         return True  # on its covariates, if on nothing else
 
     def adapt(self, run, bins, effects, place=None):
-        known = self.model.effects if place is not None and not effects.min_counts else ()
+        known = self.spline.effects if place is not None and not effects.min_counts else ()
         if known:
             effect = known[place]
         else:
             effect = fit_run(
-                self.model,
+                self.spline,
                 in_pixels(run, bins.inside),
                 kind=effects.kind,
                 min_counts=effects.min_counts,
@@ -141,7 +139,7 @@ class SplineRate(RateModel):
             )
         first = run.slices[0]
         return AdaptedRun(
-            SplineRate(self.model, effect, first.azimuth, first.covariates),
+            SplineRate(self.spline, effect, first.azimuth, first.covariates),
             effect.expected.sum(),
             effect.norm,
             effect.norm_error,
@@ -155,7 +153,7 @@ class SplineRate(RateModel):
 
     def without(self, adapted, run, bins, effects, held):
         effect = fit_run(
-            self.model,
+            self.spline,
             in_pixels(run, bins.inside),
             kind=effects.kind,
             min_counts=effects.min_counts,
@@ -163,24 +161,24 @@ class SplineRate(RateModel):
             held=[(exposure[bins.inside], energies) for exposure, energies in held],
         )
         first = run.slices[0]
-        model = SplineRate(self.model, effect, first.azimuth, first.covariates)
-        known = find_run(run.key, (other.key for other in self.model.effects))
+        model = SplineRate(self.spline, effect, first.azimuth, first.covariates)
+        known = find_run(run.key, (other.key for other in self.spline.effects))
         if known is None or not effect.removed.size:
             return model, None
-        along = self.model.error_factor(run.cos_zenith, leading=True)[: len(effect.removed)]
+        along = self.spline.error_factor(run.cos_zenith, leading=True)[: len(effect.removed)]
         return model, along.T @ effect.removed @ along
 
     def fit_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith, part="coefficients")
 
     def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        return self.model.error_rows(energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect)
+        return self.spline.error_rows(energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect)
 
     def error_factor(self, cos_zenith, *, leading=False):
-        return self.model.error_factor(cos_zenith, leading=leading)
+        return self.spline.error_factor(cos_zenith, leading=leading)
 
     def to_arrays(self):
-        return self.model.to_arrays()
+        return self.spline.to_arrays()
 
     @classmethod
     def from_arrays(cls, arrays):

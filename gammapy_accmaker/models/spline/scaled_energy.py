@@ -15,11 +15,9 @@ from scipy.special import expit
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
 
-__all__ = ["ScaledEnergyAxis"]
-
-GRID_STEP = 0.02  # in u; between its nodes the log rate is linear
-SOFTNESS = 0.1  # in u; over which the density of knots changes
-MARGIN = 0.5  # in u; of the grid beyond the trained range, so that a clamped shift stays differentiable
+_GRID_STEP = 0.02  # in u; between its nodes the log rate is linear
+_SOFTNESS = 0.1  # in u; over which the density of knots changes
+_MARGIN = 0.5  # in u; of the grid beyond the trained range, so that a clamped shift stays differentiable
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,13 @@ class ScaledEnergyAxis:
     def _warp(self, u):
         """Number of knots up to u: the axis along which the knots are uniform."""
         extra = 1 / self.dense_step - 1 / self.coarse_step
-        low, high = (u - self.dense_lo) / SOFTNESS, (u - self.dense_hi) / SOFTNESS
-        return u / self.coarse_step + extra * SOFTNESS * (np.logaddexp(0, low) - np.logaddexp(0, high))
+        low, high = (u - self.dense_lo) / _SOFTNESS, (u - self.dense_hi) / _SOFTNESS
+        return u / self.coarse_step + extra * _SOFTNESS * (np.logaddexp(0, low) - np.logaddexp(0, high))
 
     def _density(self, u):
         """Knots per unit of u, the derivative of `_warp`."""
         extra = 1 / self.dense_step - 1 / self.coarse_step
-        rise, fall = expit((u - self.dense_lo) / SOFTNESS), expit((u - self.dense_hi) / SOFTNESS)
+        rise, fall = expit((u - self.dense_lo) / _SOFTNESS), expit((u - self.dense_hi) / _SOFTNESS)
         return 1 / self.coarse_step + extra * (rise - fall)
 
     @cached_property
@@ -85,7 +83,7 @@ class ScaledEnergyAxis:
     @cached_property
     def grid(self) -> np.ndarray:
         """Uniform nodes in u between which the log rate is linear, shape (m,)."""
-        return np.arange(self.lo - MARGIN, self.hi + MARGIN + GRID_STEP, GRID_STEP)
+        return np.arange(self.lo - _MARGIN, self.hi + _MARGIN + _GRID_STEP, _GRID_STEP)
 
     @cached_property
     def grid_basis(self) -> np.ndarray:
@@ -112,7 +110,7 @@ class ScaledEnergyAxis:
 
     def locate(self, u, shift=0.0) -> tuple[np.ndarray, np.ndarray]:
         """Node below each u + shift, of shapes that broadcast, and the fraction of the way to the next."""
-        position = (u - self.grid[0]) / GRID_STEP + np.asarray(shift) / GRID_STEP
+        position = (u - self.grid[0]) / _GRID_STEP + np.asarray(shift) / _GRID_STEP
         np.maximum(position, 0, out=position)
         # the last node is the start of no interval
         np.minimum(position, len(self.grid) - 1 - 1e-9, out=position)

@@ -19,12 +19,10 @@ from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, require_runs, run_label, run_names
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, whole_discs
 
-__all__ = ["PIXELS_IN_DISC", "stack_residuals"]
-
-PIXEL = 0.1  # deg
-PIXELS_IN_DISC = np.pi * (DISC_RADIUS / PIXEL) ** 2
-POINT_SPREAD = 0.3  # deg, around a source that is left out
-CHUNK = 64  # runs that are in memory at once
+_PIXEL = 0.1  # deg
+PIXELS_IN_DISC = np.pi * (DISC_RADIUS / _PIXEL) ** 2
+_POINT_SPREAD = 0.3  # deg, around a source that is left out
+_CHUNK = 64  # runs that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Residuals:
         """Scores of discs in the camera frame, shape (n, n_lon, n_lat);
         NaN where a disc would reach beyond the field."""
         inside = offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max - DISC_RADIUS
-        scores = disc_scores(self.counts, self.expected, self.fov.shape, PIXEL, inside)
+        scores = disc_scores(self.counts, self.expected, self.fov.shape, _PIXEL, inside)
         return scores.reshape(-1, *self.fov.shape)
 
     def sky_scores(self, seed: int = 0) -> list[np.ndarray]:
@@ -128,7 +126,7 @@ class Residuals:
         for field in self.fields:
             counts, expected = (m.data.reshape(len(m.data), -1) for m in (field.counts, field.expected))
             by_field.append(
-                disc_scores(counts, expected, field.kept.shape, PIXEL, whole_discs(field).ravel(), seed=seed)
+                disc_scores(counts, expected, field.kept.shape, _PIXEL, whole_discs(field).ravel(), seed=seed)
             )
         joined = np.concatenate(by_field, axis=1)
         return [row[~np.isnan(row)] for row in joined]
@@ -161,12 +159,12 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     observations, execution = as_observations(observations), Execution.of(n_jobs, parallel_backend)
     bands, config = as_edges(bands, "TeV", "bands"), maker.config
     offset_max = config.offset_max.to_value("deg")
-    half = int(np.ceil(offset_max / PIXEL - 1e-6))
+    half = int(np.ceil(offset_max / _PIXEL - 1e-6))
     # each band in tenths of a decade: what is summed over them is what is stacked
     steps = [max(int(round(10 * np.log10(b / a))), 1) for a, b in zip(bands[:-1], bands[1:], strict=True)]
     pieces = [np.geomspace(a, b, n + 1)[:-1] for a, b, n in zip(bands[:-1], bands[1:], steps, strict=True)]
     edges, starts = np.append(np.concatenate(pieces), bands[-1]), np.cumsum([0, *steps[:-1]])
-    bins = CountsBins(edges, FovBins.grid(half * PIXEL, 2 * half), config.fov_alignment, offset_max)
+    bins = CountsBins(edges, FovBins.grid(half * _PIXEL, 2 * half), config.fov_alignment, offset_max)
     exclusion = maker.exclusion
     reduction = Reduction(config, bins, exclusion, maker.known_sources)
     unreadable = find_unreadable(observations, config.observatory_location)
@@ -178,8 +176,8 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     labels = [run_label(observation.obs_id) for observation in observations]
     names = run_names(labels)
     runs, failures = [], {k: LeftOut(labels[k], names[k], reason) for k, reason in unreadable.items()}
-    for first in range(0, len(readable), CHUNK):
-        numbers = list(readable)[first : first + CHUNK]
+    for first in range(0, len(readable), _CHUNK):
+        numbers = list(readable)[first : first + _CHUNK]
         tasks = [(observations[k], maker, reduction, sky.field_of(k).counts.geom) for k in numbers]
         results = execution.map(_residuals_of_run, tasks, "Residuals")
         for k, result in zip(numbers, results, strict=True):
@@ -201,7 +199,7 @@ def _around(sources) -> list[CircleSkyRegion]:
     for source in sources:
         center, radius = model_extent(source.model)
         if center is not None:
-            circles.append(CircleSkyRegion(center, (radius + POINT_SPREAD) * u.deg))
+            circles.append(CircleSkyRegion(center, (radius + _POINT_SPREAD) * u.deg))
     return circles
 
 

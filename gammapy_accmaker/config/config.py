@@ -214,7 +214,19 @@ class AcceptanceConfig(Options):
         return self.sources if isinstance(self.sources, FoundSources) else self.exclusion.iterative
 
     def without_search(self) -> AcceptanceConfig:
-        """A copy that looks for no sources, for when what was found is given as an exclusion."""
+        """A copy that looks for no sources, for when what was found is given as an exclusion.
+
+        Returns
+        -------
+        config : `AcceptanceConfig`
+            Without ``exclusion.iterative``, and with ``sources: {type: none}`` in place of found ones.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceConfig
+        >>> AcceptanceConfig(exclusion={"iterative": {}}).without_search().exclusion.iterative is None
+        True
+        """
         exclusion = self.exclusion.model_copy(update={"iterative": None})
         sources = NoSources() if isinstance(self.sources, FoundSources) else self.sources
         return self.update({"exclusion": exclusion, "sources": sources})

@@ -129,7 +129,7 @@ def test_bins_that_end_before_the_largest_offset_are_what_is_told(runs):
 
 
 def test_fit_that_did_not_converge_says_so_in_brief(maker):
-    rate_model = replace(maker.model.rate_model, model=replace(maker.model.rate_model.model, converged=False))
+    rate_model = replace(maker.model.rate_model, spline=replace(maker.model.rate_model.spline, converged=False))
     model = replace(maker.model, rate_model=rate_model)
     assert repr(model).endswith("not converged>") and "did not converge" in facts(str(model))["fit"]
 

@@ -18,7 +18,6 @@ import io
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -34,7 +33,7 @@ from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.acceptance.sources import describe_sources
-from gammapy_accmaker.camera.bins import as_edges, offset
+from gammapy_accmaker.camera.bins import as_edges
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.kinds import RadialOptions
 from gammapy_accmaker.data.exclusion import Exclusion
@@ -58,7 +57,8 @@ from gammapy_accmaker.validation.pictures import (
     plot_sky_residuals,
     run_outliers,
 )
-from gammapy_accmaker.validation.residuals import PIXELS_IN_DISC, stack_residuals
+from gammapy_accmaker.validation.residuals import stack_residuals
+from gammapy_accmaker.validation.significance import LEAST_IN_DISC, Significance, held_out, significances, together
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, score_image
 
 __all__ = ["write_report"]
@@ -66,14 +66,14 @@ __all__ = ["write_report"]
 
 # ---- Pieces of HTML ----
 
-STYLE: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.fontsize": 9,
 }
-SIZE, DPI = (4.6, 3.7), 150  # inches
+_SIZE, _DPI = (4.6, 3.7), 150  # inches
 
 
 def escape(text) -> str:
@@ -170,8 +170,8 @@ def _picture(
     projection : `~astropy.wcs.WCS`, optional
         Of the axes.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE)
         # margins that suit all pictures: they line up side by side, and finding the margins of each takes twice the
         # time
         figure.subplots_adjust(
@@ -179,8 +179,8 @@ def _picture(
         )
         draw(figure.add_subplot(projection=projection))
         png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=DPI)
-    width, height = (int(np.round(side * DPI)) for side in SIZE)
+        figure.savefig(png, format="png", dpi=_DPI)
+    width, height = (int(np.round(side * _DPI)) for side in _SIZE)
     data = base64.b64encode(png.getvalue()).decode()
     return (
         f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">'
@@ -197,11 +197,8 @@ def _gallery(pictures: Iterable[str]) -> str:
 
 # ---- The verdict ----
 
-LEAST_IN_DISC = 5.0  # counts expected in a disc; with fewer, the width is near 1 whatever the model says
-LEAST_DISCS = 10.0  # independent ones, for a mean and a width
-TOLERANCE = 0.1  # of mean and width, beyond their errors
-MOST_FLAGGED = 8  # that are listed first
-SIGNIFICANCE = (
+_MOST_FLAGGED = 8  # that are listed first
+_SIGNIFICANCE = (
     f"Significance: of the counts in discs of {DISC_RADIUS:g} deg radius around each pixel, the normal score of their "
     "Poisson probability, drawn at random within the step of the count. For a true model it has mean 0 and width 1 "
     f"however few the counts are. With fewer than {LEAST_IN_DISC:g} counts expected in a disc it tells next to nothing "
@@ -209,98 +206,15 @@ SIGNIFICANCE = (
 )
 
 
-@dataclass(frozen=True)
-class Significance:
-    """Mean and width of the significance of discs in an energy band, or in several."""
-
-    counts: float
-    in_disc: float  # counts expected
-    n_independent: float  # discs
-    mean: float
-    width: float
-
-    @classmethod
-    def of(cls, scores: np.ndarray, counts: float, in_disc: float) -> Significance:
-        """Of the scores of overlapping discs around all pixels."""
-        scores = scores[np.isfinite(scores)]
-        mean, width = (float(scores.mean()), float(scores.std())) if len(scores) else (np.nan, np.nan)
-        return cls(counts, in_disc, len(scores) / PIXELS_IN_DISC, mean, width)
-
-    @property
-    def tells(self) -> bool:
-        """Whether there are counts and discs enough."""
-        return self.in_disc >= LEAST_IN_DISC and self.n_independent >= LEAST_DISCS and np.isfinite(self.width)
-
-    @property
-    def mean_error(self) -> float:
-        return self.width / np.sqrt(self.n_independent)
-
-    @property
-    def width_error(self) -> float:
-        return self.width / np.sqrt(2 * self.n_independent)
-
-    @property
-    def is_good(self) -> bool:
-        """Whether mean and width are those of a true model, to their errors and a tolerance."""
-        mean_is_good = abs(self.mean) < TOLERANCE + 2 * self.mean_error
-        return mean_is_good and abs(self.width - 1) < TOLERANCE + 2 * self.width_error
-
-    def in_words(self) -> tuple[str, str]:
-        if not self.tells:
-            return "too few counts", ""
-        return f"{self.mean:+.2f} ± {self.mean_error:.2f}", f"{self.width:.2f} ± {self.width_error:.2f}"
-
-
-def _together(found: list[Significance]) -> Significance | None:
-    """Of all bands that tell something; None where none does."""
-    found = [one for one in found if one.tells]
-    if not found:
-        return None
-    weights = [one.n_independent for one in found]
-    mean = np.average([one.mean for one in found], weights=weights)
-    square = np.average([one.width**2 + one.mean**2 for one in found], weights=weights)
-    counts, in_disc = sum(one.counts for one in found), min(one.in_disc for one in found)
-    return Significance(counts, in_disc, sum(weights), float(mean), float(np.sqrt(square - mean**2)))
-
-
-def _significances(residuals) -> dict[str, list[Significance]]:
-    """By band, in the camera frame and in the sky, of the stacked residuals."""
-    counts, camera = residuals.counts.sum(1), residuals.camera_scores()
-    in_sky = residuals.expected_in_sky_disc()
-    return {
-        "camera": [Significance.of(*one) for one in zip(camera, counts, residuals.expected_in_disc(), strict=True)],
-        "sky": [Significance.of(*one) for one in zip(residuals.sky_scores(), counts, in_sky, strict=True)],
-    }
-
-
-def _held_out(validation, residuals) -> dict[str, list[Significance]]:
-    """The same of runs that were left out of the fit; each fold is a stack of its own in the camera frame."""
-    n_pixels = np.isfinite(residuals.camera_scores()[0]).sum()
-    inside = offset(residuals.fov.fov_lon, residuals.fov.fov_lat) < residuals.offset_max
-    sky = [len(scores) for scores in residuals.sky_scores()]
-    in_sky = residuals.expected_in_sky_disc()
-    found: dict[str, list[Significance]] = {"camera": [], "sky": []}
-    for row in validation.significance[validation.significance["CONFIG"] == validation.table["CONFIG"][-1]]:
-        frame = str(row["FRAME"])
-        k, counts = len(found[frame]), float(row["COUNTS"])
-        if frame == "camera":
-            n = validation.n_folds * n_pixels / PIXELS_IN_DISC
-            in_disc = counts / validation.n_folds * PIXELS_IN_DISC / inside.sum()
-        else:
-            n, in_disc = sky[k] / PIXELS_IN_DISC, float(in_sky[k])
-        found[frame].append(Significance(counts, in_disc, n, float(row["MEAN"]), float(row["WIDTH"])))
-    return found
-
-
 def _verdict(residuals, run_table, validation) -> list[str]:
     """What the significance says of the model: in a sentence, in a table, and what it is."""
-    found = _significances(residuals) if validation is None else _held_out(validation, residuals)
-    whole = {frame: _together(bands) for frame, bands in found.items()}
+    found = significances(residuals) if validation is None else held_out(validation, residuals)
+    whole = {frame: together(bands) for frame, bands in found.items()}
     told = {frame: one for frame, one in whole.items() if one is not None}
-    whose = _trained_note(residuals, run_table) if validation is None else HELD_OUT_NOTE
+    whose = _trained_note(residuals, run_table) if validation is None else _HELD_OUT_NOTE
     if not told:
         text = "No verdict: in no energy band are there counts enough for one."
-        return [_paragraph(text, "warn"), _paragraph(whose, "note"), _paragraph(SIGNIFICANCE)]
+        return [_paragraph(text, "warn"), _paragraph(whose, "note"), _paragraph(_SIGNIFICANCE)]
     # each band for itself: what is too low in one and too high in another is no agreement
     apart = [
         f"{_band_name(residuals, k)} ({frame})"
@@ -329,7 +243,7 @@ def _verdict(residuals, run_table, validation) -> list[str]:
         _paragraph(text, "warn" if apart else "good"),
         _paragraph(whose, "note"),
         table(header, rows, "Significance by energy"),
-        _folded("What significance is here", _paragraph(SIGNIFICANCE)),
+        _folded("What significance is here", _paragraph(_SIGNIFICANCE)),
     ]
 
 
@@ -338,7 +252,7 @@ def _range_that_tells(residuals, found):
     return f"{residuals.bands[bands[0]]:.3g} to {residuals.bands[bands[-1] + 1]:.3g} TeV"
 
 
-HELD_OUT_NOTE = (
+_HELD_OUT_NOTE = (
     "Held-out: runs were left out of the fit in turn and predicted by it, each adapted to by its own events as the "
     "maker does."
 )
@@ -346,11 +260,11 @@ HELD_OUT_NOTE = (
 
 # ---- Sections about model, residuals, validation and settings ----
 
-MOST_FIELDS = 9  # that are drawn
-MOST_REGIONS = 60  # that are listed
-REFERENCE = "plain radial model"
-PACKAGES = ("gammapy_accmaker", "gammapy", "astropy", "numpy", "scipy", "iminuit", "regions", "pydantic", "matplotlib")
-DROPPED = {
+_MOST_FIELDS = 9  # that are drawn
+_MOST_REGIONS = 60  # that are listed
+_REFERENCE = "plain radial model"
+_PACKAGES = ("gammapy_accmaker", "gammapy", "astropy", "numpy", "scipy", "iminuit", "regions", "pydantic", "matplotlib")
+_DROPPED = {
     "excluded": "inside the exclusion",
     "out of range": "outside of the energies or offsets of the residuals",
     "outside GTI": "outside of the good time intervals",
@@ -542,7 +456,7 @@ def _trained_note(residuals, run_table):
 
 def _camera(residuals) -> str:
     """Residuals in the camera frame."""
-    scores, bands = residuals.camera_scores(), _bands_that_tell(_significances(residuals)["camera"])
+    scores, bands = residuals.camera_scores(), _bands_that_tell(significances(residuals)["camera"])
     maps = [
         _picture(
             lambda ax, k=k: plot_camera_residuals(scores[k], residuals.fov, ax),
@@ -570,7 +484,7 @@ def _sky(residuals) -> str:
     fields = [f for f in residuals.fields if any(k not in residuals.failures for k in f.numbers)]
     fields = sorted(fields, key=lambda f: -f.expected.data.sum())
     maps = []
-    for sky_field in fields[:MOST_FIELDS]:
+    for sky_field in fields[:_MOST_FIELDS]:
         image, center = score_image(sky_field), sky_field.counts.geom.center_skydir.icrs
         seen = np.argwhere(np.isfinite(image.data))
         if not len(seen):
@@ -588,13 +502,13 @@ def _sky(residuals) -> str:
                 projection=image.geom.wcs,
             )
         )
-    scores, bands = residuals.sky_scores(), _bands_that_tell(_significances(residuals)["sky"])
+    scores, bands = residuals.sky_scores(), _bands_that_tell(significances(residuals)["sky"])
     text = (
         f"Significance in discs of {DISC_RADIUS:g} deg, the runs of a field stacked, "
         "each with its own norm. Grey: excluded or not seen."
     )
-    if len(fields) > MOST_FIELDS:
-        text += f" The {MOST_FIELDS} fields with the most events of {len(fields)} are drawn; the histogram holds all."
+    if len(fields) > _MOST_FIELDS:
+        text += f" The {_MOST_FIELDS} fields with the most events of {len(fields)} are drawn; the histogram holds all."
     rows = [(_band_name(residuals, k), len(s)) for k, s in enumerate(scores)]
     return _folded_section(
         "sky",
@@ -616,7 +530,7 @@ def _with_reference(config: AcceptanceConfig) -> dict[str, AcceptanceConfig]:
     if config.zenith.type == "none":  # runs may have no zenith angle
         options["zenith"] = {"type": "none"}
     radial = AcceptanceConfig(model=reference, **options)
-    return {REFERENCE: radial, "this model": config}
+    return {_REFERENCE: radial, "this model": config}
 
 
 def _cross_validation(result) -> str:
@@ -657,7 +571,7 @@ def _exclusion(maker, residuals) -> str:
     found = maker.model.found
     items += [
         f"found in the data: circle around RA {row['RA']:.3f} deg, Dec {row['DEC']:+.3f} deg, radius "
-        f"{row['RADIUS']:.2f} deg, {row['SIGNIFICANCE']:.1f} sigma"
+        f"{row['RADIUS']:.2f} deg, {row['_SIGNIFICANCE']:.1f} sigma"
         for row in found
     ]
     if len(found) and not found.meta.get("STABLE", True):
@@ -671,16 +585,16 @@ def _exclusion(maker, residuals) -> str:
                 f"{100 * (1 - unexcluded.min()):.1f} % in the run where it is most. Margin: {options.margin}."
             )
         )
-        shown = items[:MOST_REGIONS]
-        if len(items) > MOST_REGIONS:
-            shown.append(f"and {len(items) - MOST_REGIONS} more")
+        shown = items[:_MOST_REGIONS]
+        if len(items) > _MOST_REGIONS:
+            shown.append(f"and {len(items) - _MOST_REGIONS} more")
         parts.append(_folded(f"List of what is excluded ({len(items)})", _listing("\n".join(shown))))
     elif not len(maker.known_sources):
         parts.append(_paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
     dropped: Counter[str] = Counter()
     for run in residuals.runs:
         dropped.update(run.dropped)
-    rows = [(text, dropped[name]) for name, text in DROPPED.items() if dropped[name]]
+    rows = [(text, dropped[name]) for name, text in _DROPPED.items() if dropped[name]]
     if rows:
         parts.append(table(["events not used", "number"], rows, "Events not used by reason"))
     lines = describe_sources(maker.model.source_table)
@@ -699,7 +613,7 @@ def _exclusion(maker, residuals) -> str:
 def _configuration(maker) -> str:
     """Settings and versions."""
     versions = [("Python", platform.python_version())]
-    versions += [(name, importlib.metadata.version(name)) for name in PACKAGES if _is_installed(name)]
+    versions += [(name, importlib.metadata.version(name)) for name in _PACKAGES if _is_installed(name)]
     return _folded_section(
         "configuration",
         "Configuration and versions",
@@ -718,12 +632,12 @@ def _is_installed(name):
 
 # ---- Sections about runs ----
 
-EFFECTS = ("NORM", "SHIFT")
-CONDITIONS = ("MJD", "ZENITH", "MUONEFF")
-HOUR = 3600.0
-NO_SHARE = 0.05  # %, of the exposure: nothing
+_EFFECTS = ("NORM", "SHIFT")
+_CONDITIONS = ("MJD", "ZENITH", "MUONEFF")
+_HOUR = 3600.0
+_NO_SHARE = 0.05  # %, of the exposure: nothing
 # column of the run table -> heading, factor and form of its numbers
-COLUMNS = {
+_COLUMNS = {
     "OBS_ID": ("run", None, "s"),
     "ROLE": ("role", None, "s"),
     "ONTIME": ("ontime [min]", 1 / 60, ".1f"),
@@ -761,7 +675,7 @@ def _summary(maker, run_table: Table, residuals, validation, store: str) -> str:
     parts += _to_look_at(run_table, used)
     share = 100 * residuals.excluded_share
     excluded = f"{share:.1f} % of the exposure of the field of view"
-    if not len(maker.exclusion) and not len(maker.known_sources) and share < NO_SHARE:
+    if not len(maker.exclusion) and not len(maker.known_sources) and share < _NO_SHARE:
         parts.append(_paragraph(f"No part of the sky was excluded: {WITHOUT_EXCLUSION}.", "warn"))
         excluded = "nothing"
     if rate.goodness:
@@ -770,7 +684,7 @@ def _summary(maker, run_table: Table, residuals, validation, store: str) -> str:
     zenith = f"{np.min(used['ZENITH']):.0f} to {np.max(used['ZENITH']):.0f} deg" if len(used) else "none"
     items = [
         ("Data store", store),
-        ("Runs used in the fit", f"{len(used)} of {len(run_table)}, {np.sum(used['ONTIME']) / HOUR:.1f} h"),
+        ("Runs used in the fit", f"{len(used)} of {len(run_table)}, {np.sum(used['ONTIME']) / _HOUR:.1f} h"),
         ("Events of the fit", in_thousands(np.sum(used["COUNTS"]))),
         ("Excluded", excluded),
         *([("Sources in the likelihood", str(len(maker.known_sources)))] if len(maker.known_sources) else []),
@@ -787,7 +701,7 @@ def _to_look_at(run_table, used) -> list[str]:
     parts, outliers = [], _outliers(used)
     if outliers:
         names = {str(row[0]) for row in outliers}
-        rows = outliers[:MOST_FLAGGED]
+        rows = outliers[:_MOST_FLAGGED]
         more = (
             f" The first {len(rows)} of {len(outliers)} remarks; all are in Run effects."
             if len(outliers) > len(rows)
@@ -845,8 +759,8 @@ def _runs(run_table: Table, residuals) -> str:
                 "Runs left out of the residuals",
             )
         )
-    columns = {name: spec for name, spec in COLUMNS.items() if name in used.colnames}
-    effects = [name for name in EFFECTS if _varies(used, name)]
+    columns = {name: spec for name, spec in _COLUMNS.items() if name in used.colnames}
+    effects = [name for name in _EFFECTS if _varies(used, name)]
     header = [spec[0] for spec in columns.values()] + [LABELS[name] for name in effects] + ["deviance", "flag"]
     rows = [
         [
@@ -867,8 +781,8 @@ def _runs(run_table: Table, residuals) -> str:
 def run_effects(run_table: Table) -> str:
     """Effects of the runs against their conditions, and the runs that stand apart."""
     used = _used(run_table)
-    effects = [name for name in EFFECTS if _varies(used, name)]
-    conditions = [name for name in CONDITIONS if name in used.colnames and _varies(used, name)]
+    effects = [name for name in _EFFECTS if _varies(used, name)]
+    conditions = [name for name in _CONDITIONS if name in used.colnames and _varies(used, name)]
     if not effects or not conditions:
         return _folded_section(
             "run-effects", "Run effects", _paragraph("This fit has no effects that differ from run to run.")
@@ -901,7 +815,7 @@ def run_effects(run_table: Table) -> str:
 
 def _outliers(used):
     rows = []
-    for name in EFFECTS:
+    for name in _EFFECTS:
         if not _varies(used, name):
             continue
         deviation = run_outliers(used, name)
@@ -914,7 +828,7 @@ def _outliers(used):
 def _plot_hours(ax, values, ontime, label):
     values = np.asarray(values, dtype=float)
     known = np.isfinite(values)
-    ax.hist(values[known], bins=12, weights=np.asarray(ontime, dtype=float)[known] / HOUR, color="C0", alpha=0.8)
+    ax.hist(values[known], bins=12, weights=np.asarray(ontime, dtype=float)[known] / _HOUR, color="C0", alpha=0.8)
     ax.set(xlabel=label, ylabel="ontime [h]")
 
 
@@ -934,8 +848,8 @@ def _number(value, factor, form):
 
 # ---- The page ----
 
-N_SCORE_BINS = 24
-TEMPLATE = Path(__file__).with_name("report.html")
+_N_SCORE_BINS = 24
+_TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(
@@ -1008,7 +922,7 @@ def write_report(
             _with_reference(maker.config),
             exclusion=maker.exclusion,
             n_folds=min(5, len(observations)),
-            energy_edges=np.geomspace(residuals.bands[0], residuals.bands[-1], 1 + N_SCORE_BINS) * u.TeV,
+            energy_edges=np.geomspace(residuals.bands[0], residuals.bands[-1], 1 + _N_SCORE_BINS) * u.TeV,
             band_edges=residuals.bands * u.TeV,
             offset_max=0.92 * maker.config.offset_max,
             sky=True,
@@ -1068,7 +982,7 @@ def _as_maker(model_or_maker, exclusion):
 def _page(title, sections):
     anchors = {name: name.lower().replace(" ", "-") for name in sections}
     now = datetime.datetime.now(datetime.UTC)
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(title),
         subtitle=escape(f"Report of gammapy_accmaker, {now:%Y-%m-%d %H:%M} UTC"),
         navigation="".join(f'<a href="#{anchor}">{escape(name)}</a>' for name, anchor in anchors.items()),

@@ -24,6 +24,7 @@ from gammapy_accmaker.validation import report as report_sections
 from gammapy_accmaker.validation.cross_validation import CrossValidation
 from gammapy_accmaker.validation.report import escape, half_decades, run_effects, table, write_report
 from gammapy_accmaker.validation.residuals import stack_residuals
+from gammapy_accmaker.validation.significance import Significance, together
 from gammapy_accmaker.validation.stacks import expected_in_camera, score_image
 
 BANDS = [0.5, 1.5, 15] * u.TeV
@@ -182,17 +183,17 @@ def test_verdict_comes_first_and_says_of_which_runs(report, maker):
 def test_significance_tells_a_true_model_from_a_wrong_one_where_counts_are_enough():
     rng = np.random.default_rng(0)
     scores = rng.normal(size=40_000)
-    good = report_sections.Significance.of(scores, 1e6, 100.0)
+    good = Significance.of(scores, 1e6, 100.0)
     assert good.tells and good.is_good and good.in_words()[1].startswith("1.0")
     for wrong in (scores + 0.3, 1.3 * scores, 0.7 * scores):
-        assert not report_sections.Significance.of(wrong, 1e6, 100.0).is_good
-    few = report_sections.Significance.of(scores, 1e3, 0.3)
+        assert not Significance.of(wrong, 1e6, 100.0).is_good
+    few = Significance.of(scores, 1e3, 0.3)
     assert not few.tells and few.in_words() == ("too few counts", "")
-    assert not report_sections.Significance.of(scores[:50], 1e6, 100.0).tells  # of four discs
-    assert not report_sections.Significance.of(np.array([np.nan]), 0, 0).tells
-    whole = report_sections._together([good, report_sections.Significance.of(scores + 1, 1e6, 100.0), few])
+    assert not Significance.of(scores[:50], 1e6, 100.0).tells  # of four discs
+    assert not Significance.of(np.array([np.nan]), 0, 0).tells
+    whole = together([good, Significance.of(scores + 1, 1e6, 100.0), few])
     assert whole.mean == pytest.approx(0.5, abs=0.02) and whole.width == pytest.approx(np.sqrt(1.25), abs=0.02)
-    assert report_sections._together([few]) is None
+    assert together([few]) is None
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.3])

@@ -122,8 +122,8 @@ class BinnedModel(RateModel):
         )
 
     def shifted(self, shift, reach):
-        scaled = self.energy_edges * np.exp(-shift)
-        return replace(self, energy_edges=scaled, spectrum=self.spectrum.shifted(shift, reach))
+        scaled = {name: getattr(self, name) * np.exp(-shift) for name in ("energy_edges", "bin_edges")}
+        return replace(self, spectrum=self.spectrum.shifted(shift, reach), **scaled)
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         shares = linear_weights(np.log(self._node_energy), np.log(energy))

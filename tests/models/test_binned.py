@@ -258,6 +258,16 @@ def test_the_error_is_that_of_the_counts(kind):
     assert np.allclose(got, 1 / np.sqrt(model.counts[np.ix_(i, j)] + 1))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shift", [-0.4, 0.033, 0.3])
+def test_the_error_of_a_model_of_shifted_energies_is_that_at_the_energy_of_its_counts(kind, shift):
+    model = fitted(kind)
+    shifted = model.shifted(shift, tuple(EDGES[[0, -1]]))
+    energy, lon, lat = np.sqrt(EDGES[1:] * EDGES[:-1]), np.array([0.1, 2.2]), np.array([0.1, 0.1])
+    expected = model.relative_error_grid(energy, lon, lat)
+    assert np.allclose(shifted.relative_error_grid(energy * np.exp(-shift), lon, lat), expected)
+
+
 def test_irregular_edges():
     lon = np.array([-2.0, -1.0, -0.6, -0.1, 0.2, 1.0, 2.0])
     lat = np.array([-1.8, -1.5, -0.3, 0.4, 1.8])

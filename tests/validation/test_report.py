@@ -301,7 +301,7 @@ def test_bands_are_half_decades_within_the_model():
 def test_cross_validation_is_a_table_beside_a_radial_model():
     config = AcceptanceConfig(offset_max="2 deg", energy={"min": "0.5 TeV"})
     configs = report_sections._with_reference(config)
-    assert list(configs.values())[-1] is config
+    assert list(configs.values())[-1] == config
     reference = configs["plain radial model"]
     assert reference.model.type == "radial" and reference.zenith.type == "interpolated"
     without = report_sections._with_reference(config.update({"zenith": {"type": "none"}}))

@@ -14,7 +14,7 @@ from gammapy.maps import MapAxis
 from gammapy.modeling.models import GaussianSpatialModel, PowerLawSpectralModel, SkyModel
 from regions import CircleSkyRegion
 from sources import with_source
-from stores import IRFS, observations, options, plain_store
+from stores import IRFS, altered, observations, options, plain_store
 
 from gammapy_accmaker import (
     AcceptanceBackgroundMaker,
@@ -277,6 +277,19 @@ def test_every_event_is_on_the_sky(pure, on_runs):
             mine = (energy >= low) & (energy < high)
             image = run.sky.image(len(sky_bands(edges)) - 1)[k].reshape(run.sky.side, -1)
             assert np.array_equal(image, np.histogram2d(lat[mine], -lon[mine], bins=(side, side))[0])
+
+
+def test_one_pointing_is_told(spoilt, caplog):
+    one = [spoilt[0][0], altered(spoilt[0][0], obs_id=2)]
+    for exclusion, told in ((None, True), (CircleSkyRegion(spoilt[1], 0.3 * u.deg), False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            fit_acceptance(one, options("grid"), exclusion=exclusion)
+        assert ("all 2 runs point to one position" in caplog.text) == told
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        fit_acceptance(spoilt[0], options("grid"))
+    assert "point to one position" not in caplog.text
 
 
 def test_excess_that_is_left_in_the_fit_is_told(spoilt, source, caplog):

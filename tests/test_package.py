@@ -13,6 +13,8 @@ import pytest
 
 import gammapy_accmaker
 from gammapy_accmaker import models
+from gammapy_accmaker.config import kinds
+from gammapy_accmaker.config.types import Options
 
 
 def run(code, separator=None):
@@ -67,3 +69,17 @@ def test_a_model_file_of_any_kind_is_read_where_nothing_else_is_imported():
 
 def test_import_of_the_package_does_not_import_gammapy():
     assert run("import sys, gammapy_accmaker as a; print('gammapy' in sys.modules, a.__version__)")[0] == "False"
+
+
+def test_nobody_above_the_configuration_asks_for_the_kind_of_a_model():
+    """What differs between kinds is told by the model or by its options."""
+    options = [cls.__name__ for cls in vars(kinds).values() if inspect.isclass(cls) and issubclass(cls, Options)]
+    asked = {*options, *models.__all__} - {"ModelOptions", "Options", "RateModel"}
+    for package in ("acceptance", "products", "validation", "simulation", "analysis"):
+        for module in walk_packages([f"{gammapy_accmaker.__path__[0]}/{package}"], f"gammapy_accmaker.{package}."):
+            for node in ast.walk(ast.parse(inspect.getsource(importlib.import_module(module.name)))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                    named = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node.args[1])}
+                    assert not named & asked, f"{module.name}:{node.lineno}"
+                if isinstance(node, ast.Compare) and isinstance(node.comparators[0], ast.Constant):
+                    assert not ast.unparse(node.left).endswith("model.type"), f"{module.name}:{node.lineno}"

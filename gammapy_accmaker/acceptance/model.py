@@ -41,8 +41,6 @@ from gammapy_accmaker.utils.describe import as_html, as_text, counted, in_thousa
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
 
-__all__ = ["WITHOUT_EXCLUSION", "AcceptanceModel"]
-
 log = logging.getLogger(__name__)
 
 WITHOUT_EXCLUSION = "gamma-ray sources in the fields of the runs count as background"
@@ -60,8 +58,8 @@ STORED: tuple[type[RateModel], ...] = (
 )
 
 # before the names of their arrays in a file
-PLAN, FIT_COUNTS, EXCLUSION, SOURCES, SEEN = "plan/", "fit_counts/", "exclusion/", "sources/", "seen/"
-EXTRA_TABLES = ("matches", "found", "source_table")
+_PLAN, _FIT_COUNTS, _EXCLUSION, _SOURCES, _SEEN = "plan/", "fit_counts/", "exclusion/", "sources/", "seen/"
+_EXTRA_TABLES = ("matches", "found", "source_table")
 
 
 def _to_text(table):
@@ -356,19 +354,19 @@ class AcceptanceModel:
         >>> model.write("model.fits")  # doctest: +SKIP
         """
         texts = {"kind": self.rate_model.kind, "config": self.config.to_yaml()}
-        texts |= {name: _to_text(getattr(self, name)) for name in EXTRA_TABLES}
+        texts |= {name: _to_text(getattr(self, name)) for name in _EXTRA_TABLES}
         arrays = self.rate_model.to_arrays()
         if self.plan is not None:
-            arrays |= {PLAN + name: values for name, values in self.plan.to_arrays().items()}
+            arrays |= {_PLAN + name: values for name, values in self.plan.to_arrays().items()}
         if self.fit_counts is not None:
-            arrays |= {FIT_COUNTS + name: values for name, values in self.fit_counts.to_arrays().items()}
+            arrays |= {_FIT_COUNTS + name: values for name, values in self.fit_counts.to_arrays().items()}
         texts["exclusion"], masks = self.exclusion.to_arrays()
-        arrays |= {EXCLUSION + name: values for name, values in masks.items()}
+        arrays |= {_EXCLUSION + name: values for name, values in masks.items()}
         if len(self.known_sources):
             texts["sources"], templates = self.known_sources.to_arrays()
-            arrays |= {SOURCES + name: values for name, values in templates.items()}
+            arrays |= {_SOURCES + name: values for name, values in templates.items()}
         for k, source in enumerate(self.seen):
-            arrays |= {f"{SEEN}{k}/{name}": values for name, values in source.to_arrays().items()}
+            arrays |= {f"{_SEEN}{k}/{name}": values for name, values in source.to_arrays().items()}
         write_model_file(as_path(path), arrays, texts, self.run_table, overwrite)
 
     @classmethod
@@ -397,12 +395,12 @@ class AcceptanceModel:
         try:
             planned, summed, masks, templates, seen = (
                 {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
-                for prefix in (PLAN, FIT_COUNTS, EXCLUSION, SOURCES, SEEN)
+                for prefix in (_PLAN, _FIT_COUNTS, _EXCLUSION, _SOURCES, _SEEN)
             )
             rate_model = {cls.kind: cls for cls in STORED}[texts["kind"]].from_arrays(arrays)
             plan = GroupPlan.from_arrays(planned) if planned else None
             extra: dict[str, Any] = {
-                name: Table.read(texts[name], format="ascii.ecsv") for name in EXTRA_TABLES if texts.get(name)
+                name: Table.read(texts[name], format="ascii.ecsv") for name in _EXTRA_TABLES if texts.get(name)
             }
             fit_counts = FitCounts.from_arrays(summed) if summed else None
             known = (

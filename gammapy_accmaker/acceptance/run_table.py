@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from astropy.table import Table
 
-__all__ = ["RUN_COLUMNS", "RunColumn", "describe_columns"]
-
 
 @dataclass(frozen=True)
 class RunColumn:

@@ -40,24 +40,22 @@ from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.describe import as_call, as_html
 from gammapy_accmaker.utils.files import as_path, write_atomically
 
-__all__ = ["AcceptanceConfig", "without_retired_keys"]
-
 log = logging.getLogger(__name__)
 
 # keys of earlier versions, in files that are still about, and why they are gone
-RETIRED = {"outside_files": "files are read wherever gammapy finds them"}
+_RETIRED = {"outside_files": "files are read wherever gammapy finds them"}
 
 
 def without_retired_keys(options):
     """Options without the keys that have no meaning any more, each named in a warning; what is no mapping as it is."""
     if not isinstance(options, dict):
         return options
-    for key in RETIRED.keys() & options.keys():
-        log.warning(f"config: the key {key!r} is ignored, since {RETIRED[key]}; take it out of the configuration")
-    return {key: value for key, value in options.items() if key not in RETIRED}
+    for key in _RETIRED.keys() & options.keys():
+        log.warning(f"config: the key {key!r} is ignored, since {_RETIRED[key]}; take it out of the configuration")
+    return {key: value for key, value in options.items() if key not in _RETIRED}
 
 
-FitEnergy = Annotated[
+_FitEnergy = Annotated[
     # this order: pydantic 2.8 would write adaptive bins as edges
     Annotated[AdaptiveEnergy, Tag("adaptive")] | Annotated[EnergyEdges, Tag("edges")],
     Discriminator(lambda value: "adaptive" if isinstance(value, (dict, AdaptiveEnergy)) else "edges"),
@@ -119,7 +117,7 @@ class AcceptanceConfig(Options):
     )
     energy: EnergyOptions = EnergyOptions()
     offset_max: OneAngle = "2.5 deg"
-    fit_energy: FitEnergy | None = None
+    fit_energy: _FitEnergy | None = None
     fov_alignment: Literal["altaz", "radec"] = "altaz"
     zenith: Annotated[NoZenith | ContinuousZenith | BinnedZenith | InterpolatedZenith, Field(discriminator="type")] = (
         ContinuousZenith()

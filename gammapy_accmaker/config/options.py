@@ -28,33 +28,6 @@ from gammapy_accmaker.config.types import (
 )
 from gammapy_accmaker.models.base import EffectSettings
 
-__all__ = [
-    "AdaptiveEnergy",
-    "EnergyOptions",
-    "BinnedAzimuth",
-    "BinnedZenith",
-    "ContinuousZenith",
-    "EastWestAzimuth",
-    "InterpolatedZenith",
-    "NoAzimuth",
-    "NoZenith",
-    "ZenithBins",
-    "CatalogOptions",
-    "ExclusionOptions",
-    "IterativeOptions",
-    "SkyPosition",
-    "AdaptiveRingRenormalization",
-    "FovRenormalization",
-    "MatchingOptions",
-    "NoRenormalization",
-    "NoSources",
-    "KnownSources",
-    "FoundSources",
-    "DEFAULT_BANDS",
-    "RingRenormalization",
-    "RunEffectsOptions",
-]
-
 
 class EnergyOptions(Options):
     """Energy axis of the fitted model.
@@ -473,7 +446,7 @@ class AdaptiveRingRenormalization(Options):
     method: Literal["fixed_width", "fixed_r_in"] = "fixed_width"
 
 
-DEFAULT_BANDS = 3
+_DEFAULT_BANDS = 3
 
 
 class NoSources(Options):
@@ -484,7 +457,7 @@ class NoSources(Options):
     @property
     def bands(self) -> int:
         """Bands of energy in which a source that is given has an amplitude of its own, at most."""
-        return DEFAULT_BANDS
+        return _DEFAULT_BANDS
 
     def files(self) -> list[Path]:
         """All files that are named."""
@@ -505,7 +478,7 @@ class KnownSources(Options):
 
     type: Literal["models"] = "models"
     models: OnePath | None = None
-    bands: Annotated[int, Field(ge=1)] = DEFAULT_BANDS
+    bands: Annotated[int, Field(ge=1)] = _DEFAULT_BANDS
 
     @model_validator(mode="after")
     def _file_exists(self):
@@ -540,7 +513,7 @@ class FoundSources(IterativeOptions):
     type: Literal["found"] = "found"
     threshold: Annotated[float, Field(gt=0)] = 4.5
     max_iterations: Annotated[int, Field(ge=1)] = 8
-    bands: Annotated[int, Field(ge=1)] = DEFAULT_BANDS
+    bands: Annotated[int, Field(ge=1)] = _DEFAULT_BANDS
 
     def files(self) -> list[Path]:
         """All files that are named."""

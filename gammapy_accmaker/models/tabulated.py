@@ -20,10 +20,7 @@ from gammapy_accmaker.camera.bins import check_edges, offset
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 
-__all__ = ["LogTable", "TabulatedModel", "table_nodes"]
-
-
-FLOOR = 1e-30  # of the largest value: what stands for 0
+_FLOOR = 1e-30  # of the largest value: what stands for 0
 
 
 def table_nodes(low: float, high: float, step: float) -> np.ndarray:
@@ -49,11 +46,11 @@ class LogTable:
     @classmethod
     def of_values(cls, nodes, values: np.ndarray) -> LogTable:
         """Table of values that are not negative; what is 0 is cut off within one step."""
-        return cls(tuple(nodes), np.log(np.maximum(values, FLOOR * np.max(values))))
+        return cls(tuple(nodes), np.log(np.maximum(values, _FLOOR * np.max(values))))
 
     @cached_property
     def _degree(self):
-        return 3 if np.ptp(self.log_values) < -0.9 * np.log(FLOOR) else 1
+        return 3 if np.ptp(self.log_values) < -0.9 * np.log(_FLOOR) else 1
 
     @cached_property
     def _splines(self):
@@ -93,7 +90,7 @@ def _outer_rows(first, second, n):
     return csr_array((values, columns.ravel(), np.arange(rows + 1) * n * n), shape=shape)
 
 
-ROUNDING = 1e-9  # relative, by which a dataset's first and last energy may stick out
+_ROUNDING = 1e-9  # relative, by which a dataset's first and last energy may stick out
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,7 @@ class TabulatedModel(RateModel):
 
     def _at_energies(self, rate, energy):
         low, high = self.energy_edges[[0, -1]]
-        inside = (energy >= low * (1 - ROUNDING)) & (energy <= high * (1 + ROUNDING))
+        inside = (energy >= low * (1 - _ROUNDING)) & (energy <= high * (1 + _ROUNDING))
         left, right, share = self._segment(energy)
         first, last = rate[left], rate[right]
         both = (first > 0) & (last > 0)

@@ -22,26 +22,13 @@ from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE, FovTrack, time_node
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.models.base import RateModel
 
-__all__ = [
-    "check_geom",
-    "coarse_factor",
-    "expected_counts",
-    "icrs_vectors",
-    "make_background_map",
-    "polar_average",
-    "rate_nodes",
-    "read_polar",
-    "region_pixels",
-    "run_slices",
-]
+_OFFSET_STEP = 0.05  # deg
+_ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
+_COARSE_PIXEL = 0.1  # deg; larger pixels are divided, since the rate at a centre is not the mean over them
+_RECTANGLE_MARGIN = 3  # pixels; at the rims of an all-sky map pixels are long
 
-OFFSET_STEP = 0.05  # deg
-ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
-COARSE_PIXEL = 0.1  # deg; larger pixels are divided, since the rate at a centre is not the mean over them
-RECTANGLE_MARGIN = 3  # pixels; at the rims of an all-sky map pixels are long
-
-REGION_PIXELS = 20  # across the smallest of the regions, each of which gammapy divides by 10
-MAX_REGION_PIXELS = 200  # across all of them
+_REGION_PIXELS = 20  # across the smallest of the regions, each of which gammapy divides by 10
+_MAX_REGION_PIXELS = 200  # across all of them
 
 
 def make_background_map(model: RateModel, track: FovTrack, geom, time_step: float | None) -> Map:
@@ -92,7 +79,7 @@ def check_geom(model: RateModel, geom) -> None:
 
 def coarse_factor(image) -> int:
     """Into how many parts along each side the pixels of an image are divided; 1 for small ones."""
-    return max(int(np.ceil(np.max(image.pixel_scales.to_value("deg")) / COARSE_PIXEL - 1e-6)), 1)
+    return max(int(np.ceil(np.max(image.pixel_scales.to_value("deg")) / _COARSE_PIXEL - 1e-6)), 1)
 
 
 def _wcs_counts(model, track, geom, edges, time_step):
@@ -124,7 +111,7 @@ def _reach(model, track):
 def _rectangle(image, xyz, pointing, reach):
     """Rows and columns of an image, of pixels at xyz, that hold all within an angle in deg of a direction, and some
     around them."""
-    margin = RECTANGLE_MARGIN * np.max(image.pixel_scales.to_value("deg"))
+    margin = _RECTANGLE_MARGIN * np.max(image.pixel_scales.to_value("deg"))
     near = xyz @ pointing >= np.cos(np.radians(min(reach + margin, 180)))
     near = near.reshape(image.data_shape)
     if not near.any():
@@ -164,7 +151,7 @@ def _region_weights(geom):
     parts = compound_region_to_regions(geom.region)
     width, own = geom.width.to_value("deg"), geom.binsz_wcs.to_value("deg").min()
     smallest = own * min(np.sqrt(part.to_pixel(geom.wcs).area) for part in parts)
-    size = min(max(smallest / REGION_PIXELS, width.max() / MAX_REGION_PIXELS), own)
+    size = min(max(smallest / _REGION_PIXELS, width.max() / _MAX_REGION_PIXELS), own)
     image = WcsGeom.create(
         skydir=geom.center_skydir, width=tuple(1.1 * width + 4 * size), binsz=size, proj="TAN", frame=geom.frame
     )
@@ -239,7 +226,7 @@ def polar_average(model: RateModel, track: FovTrack, evaluate, time_step: float 
     ``evaluate``: function of a model at an azimuth, of fov_lon and fov_lat in deg and of cos zenith, of shape
     (energy, position). The sum is weighted with the ontime in s, which is returned besides it.
     """
-    lon, lat, shape = _polar_grid(model, OFFSET_STEP, ANGLE_STEPS)
+    lon, lat, shape = _polar_grid(model, _OFFSET_STEP, _ANGLE_STEPS)
     average = np.zeros(())
     for here, part in _parts(model, track):
         seconds, weights = time_nodes(part.intervals, time_step)

@@ -16,7 +16,7 @@ from gammapy_accmaker.data.observations import pointing_icrs
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 
-FIELD_RADIUS = 1.5  # deg; runs that point closer than this to the first of a field belong to it
+_FIELD_RADIUS = 1.5  # deg; runs that point closer than this to the first of a field belong to it
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class SkyStack:
         centers: list[SkyCoord] = []
         self._field = {}
         for number, pointing in pointings.items():
-            near = [i for i, c in enumerate(centers) if c.separation(pointing).deg < FIELD_RADIUS]
+            near = [i for i, c in enumerate(centers) if c.separation(pointing).deg < _FIELD_RADIUS]
             self._field[number] = near[0] if near else len(centers)
             if not near:
                 centers.append(SkyCoord(pointing.ra, pointing.dec))
-        width = 2 * (offset_max + FIELD_RADIUS) * u.deg
+        width = 2 * (offset_max + _FIELD_RADIUS) * u.deg
         geoms = [WcsGeom.create(skydir=c, width=width, binsz=pixel, proj="TAN", axes=[axis]) for c in centers]
         self.fields = [self._empty_field(geom, exclusion, k) for k, geom in enumerate(geoms)]
 

@@ -221,8 +221,8 @@ def _residuals_of_run(observation, maker, reduction, geom):
     except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     if maker.config.exclusion.wobble_half is not False:  # what is left out of this run alone
-        left_out = reduction.run_exclusion(observation).contains(icrs_vectors(geom.to_image()))
-        in_sky = tuple(values * ~left_out.reshape(geom.to_image().data_shape) for values in in_sky)
+        excluded = reduction.run_exclusion(observation).contains(icrs_vectors(geom.to_image()))
+        in_sky = tuple(values * ~excluded.reshape(geom.to_image().data_shape) for values in in_sky)
     counts, expected = run.counts.toarray(), model.expected_counts(run.slices, bins.energy_edges, bins.fov)
     if run.signal is not None:
         expected = expected + run.signal.toarray()

@@ -12,8 +12,6 @@ import numpy as np
 from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 
-__all__ = ["BATCH", "RateCovariance", "RateEquations", "moving_directions", "quadratic_form", "reaction_variance"]
-
 BATCH = 16  # runs; their matrices are held together
 
 

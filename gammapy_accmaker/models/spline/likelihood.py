@@ -10,35 +10,24 @@ from functools import cached_property
 
 import numpy as np
 
+from gammapy_accmaker.models.base import TEV_IN_MEV
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
 from gammapy_accmaker.models.source_terms import TINY, CountsPatch, SourceBands, background_weights
 from gammapy_accmaker.models.spline.cells import FovCells, RunCells
 from gammapy_accmaker.models.spline.effects import EffectBasis, NormTails
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 
-__all__ = [
-    "RateTable",
-    "RunDesign",
-    "RunSums",
-    "SourceSums",
-    "fit_effects",
-    "fit_effects_and_weight",
-    "shift_within_rate",
-    "sum_slices",
-]
-
-MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
-NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
-OVERSHOOT = 0.5  # slope behind a step, over that before it, at which the maximum lies well within the step
-TEV_IN_MEV = 1e6
-FINAL_TOLERANCE = 1e-5  # of the effects of a run, in standard deviations of the prior
-WEIGHT_TOLERANCE = 1e-3
-WEIGHT_ROUNDS = 200  # few are needed, but where it is open whether a run with few counts is unusual
-NEIGHBOURS = 4  # cubic splines overlap with three neighbours; between the nodes of the grid one more may come in
+_MAX_LOG_RATE = 30.0  # of expected counts in one cell; keeps the exponential finite on the way to the fit
+_NEWTON_LIMIT = (0.15, 0.7)  # longest step in the shift and in any other effect
+_OVERSHOOT = 0.5  # slope behind a step, over that before it, at which the maximum lies well within the step
+_FINAL_TOLERANCE = 1e-5  # of the effects of a run, in standard deviations of the prior
+_WEIGHT_TOLERANCE = 1e-3
+_WEIGHT_ROUNDS = 200  # few are needed, but where it is open whether a run with few counts is unusual
+_NEIGHBOURS = 4  # cubic splines overlap with three neighbours; between the nodes of the grid one more may come in
 
 
 @dataclass(frozen=True)
-class CellModes:
+class _CellModes:
     """Camera modes of the effects of a run in the cells.
 
     Attributes
@@ -116,21 +105,21 @@ class RunDesign:
         return self.effects.energy_columns(self.log_energy)
 
     @cached_property
-    def cell_modes(self) -> CellModes:
+    def cell_modes(self) -> _CellModes:
         """Camera modes of the effects, averaged over each cell."""
         additive, shift = self._mode_expansions
-        return CellModes(additive[0], shift[0], self.cells.n_ring)
+        return _CellModes(additive[0], shift[0], self.cells.n_ring)
 
     @cached_property
     def _mode_expansions(self):
         return self.cells.expansion(self.effects.mode_values), self.cells.expansion(self.effects.shift_values)
 
-    def modes_of(self, displacement: np.ndarray | None) -> CellModes:
+    def modes_of(self, displacement: np.ndarray | None) -> _CellModes:
         """The same, averaged over what was seen of each cell; see `FovCells.displacement`."""
         if displacement is None:
             return self.cell_modes
-        modes, shifts = (displaced(values, displacement) for values in self._mode_expansions)
-        return CellModes(modes, shifts, self.cells.n_ring)
+        modes, shifts = (_displaced(values, displacement) for values in self._mode_expansions)
+        return _CellModes(modes, shifts, self.cells.n_ring)
 
     @cached_property
     def mode_columns(self) -> list[np.ndarray]:
@@ -162,7 +151,7 @@ class RunDesign:
         return np.matmul(by_ring, weights).transpose(1, 0, 2)
 
 
-def displaced(expansion: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+def _displaced(expansion: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     """An expansion, see `FovCells.expansion`, at the mean position of what was seen of each cell, shape (n_cell, k)."""
     value, by_offset, by_angle = expansion
     return value + by_offset * displacement[:, :1] + by_angle * displacement[:, 1:]
@@ -179,14 +168,14 @@ class RateTable:
     asymmetry : `~numpy.ndarray`, shape (n_energy, n_cell)
         What adds to the rate of the ring: the log asymmetry, and the change to the mean position of what was seen of
         each cell.
-    modes : `CellModes`
+    modes : `_CellModes`
         Of what was seen of each cell.
     """
 
     log_rate: tuple[np.ndarray, np.ndarray]
     slope: tuple[np.ndarray, np.ndarray]
     asymmetry: np.ndarray
-    modes: CellModes
+    modes: _CellModes
 
     @classmethod
     def of(cls, design: RunDesign, coefficients: np.ndarray, asymmetry: np.ndarray, run: RunCells):
@@ -225,7 +214,7 @@ class RunSums:
     cross_information : `~numpy.ndarray`, shape (k, n)
     weighted : `~numpy.ndarray`, shape (n_energy, n_cell)
         Counts, each with the share of the background in what is expected there; empty for a fit without sources.
-    sources : `SourceSums`, optional
+    sources : `_SourceSums`, optional
         Derivatives by the amplitudes of sources.
     """
 
@@ -236,7 +225,7 @@ class RunSums:
     rate_information: np.ndarray = field(default_factory=lambda: np.zeros(0))
     cross_information: np.ndarray = field(default_factory=lambda: np.zeros(0))
     weighted: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    sources: SourceSums | None = None
+    sources: _SourceSums | None = None
 
     @classmethod
     def of(
@@ -333,7 +322,7 @@ class RunSums:
             cross[:, :, n_shift + here] = products.reshape(n_e, len(here), n_t).transpose(0, 2, 1)
         of_sources = None
         if bands is not None and run.has_sources:
-            of_sources = SourceSums.of(design, table, run, mu, by_cell, at_energy, bands)
+            of_sources = _SourceSums.of(design, table, run, mu, by_cell, at_energy, bands)
         return cls(
             gradient,
             information,
@@ -360,7 +349,7 @@ class RunSums:
 
 
 @dataclass(frozen=True)
-class SourceSums:
+class _SourceSums:
     """Derivatives of the log-likelihood of a run by the amplitudes of sources.
 
     Attributes
@@ -412,7 +401,7 @@ class SourceSums:
             gradient, information, bands.sums(with_effects).T, with_rate.reshape(len(gradient), -1).T, with_cells
         )
 
-    def without_effects(self, gain: np.ndarray, follow: np.ndarray, left: np.ndarray) -> SourceSums:
+    def without_effects(self, gain: np.ndarray, follow: np.ndarray, left: np.ndarray) -> _SourceSums:
         """The same with the effects of the run integrated out.
 
         ``gain``, ``follow``: by how much the effects fall as the rate, or an amplitude, rises, shapes (k, n_effect) and
@@ -425,9 +414,9 @@ class SourceSums:
             with_rate=self.with_rate - gain @ self.with_effects,
         )
 
-    def __add__(self, other: SourceSums) -> SourceSums:
+    def __add__(self, other: _SourceSums) -> _SourceSums:
         """Sum over the slices of a run."""
-        return SourceSums(
+        return _SourceSums(
             self.gradient + other.gradient,
             self.information + other.information,
             self.with_effects + other.with_effects,
@@ -458,11 +447,11 @@ def _additive_counts(design, table, run, counts):
 def _banded_information(at_energy, by_offset):
     """Sum over the energies of the products of all pairs of splines in energy and of given weights in offset.
 
-    Splines in energy further apart than `NEIGHBOURS` have no product. Shapes (n_energy, n_e), (n_energy, n_t ** 2).
+    Splines in energy further apart than `_NEIGHBOURS` have no product. Shapes (n_energy, n_e), (n_energy, n_t ** 2).
     """
     n_e, n_t = at_energy.shape[1], round(np.sqrt(by_offset.shape[1]))
     out = np.zeros((n_e, n_e, n_t, n_t))
-    for distance in range(min(NEIGHBOURS + 1, n_e)):
+    for distance in range(min(_NEIGHBOURS + 1, n_e)):
         pairs = at_energy[:, distance:] * at_energy[:, : n_e - distance]
         block, first = (pairs.T @ by_offset).reshape(-1, n_t, n_t), np.arange(n_e - distance)
         out[first, first + distance] = out[first + distance, first] = block
@@ -487,7 +476,7 @@ def _expected(design, table, run, effects):
     eta += basis.by_mode(design.columns, effects) @ table.modes.additive.T
     eta += design.log_width[:, None]
     eta += table.asymmetry
-    np.minimum(eta, MAX_LOG_RATE, out=eta)
+    np.minimum(eta, _MAX_LOG_RATE, out=eta)
     np.exp(eta, out=eta)
     eta *= run.exposure
     if run.energies is not None:
@@ -544,7 +533,7 @@ def fit_effects(
     for _ in range(max_steps):
         sums = sum_slices(design, tables, slices, mean + free @ values)
         gradient = free.T @ sums.gradient - precision @ values
-        if taken is not None and gradient @ taken < -OVERSHOOT * before:
+        if taken is not None and gradient @ taken < -_OVERSHOOT * before:
             # secant step: the slope along the last step was `before` at its start and is `behind` at its end, with the
             # other sign; back to where the straight line through the two is zero
             behind = gradient @ taken
@@ -593,7 +582,7 @@ def fit_effects_and_weight(
     # effects depend on the weight through their prior, and the weight on the effects: each in turn, until both stay
     effects = mean if start is None else start
     free = np.eye(len(mean)) if directions is None else directions
-    for _ in range(WEIGHT_ROUNDS):
+    for _ in range(_WEIGHT_ROUNDS):
         effects, covariance, _, converged = fit_effects(
             design,
             tables,
@@ -602,19 +591,19 @@ def fit_effects_and_weight(
             tails.prior(weight),
             directions=directions,
             start=effects,
-            tolerance=FINAL_TOLERANCE,
+            tolerance=_FINAL_TOLERANCE,
         )
         inverse = np.linalg.pinv(free)
         last = weight
         weight, unusual = tails.weight(inverse @ (effects - mean), inverse @ covariance @ inverse.T, weight)
-        if abs(weight - last) < WEIGHT_TOLERANCE:
+        if abs(weight - last) < _WEIGHT_TOLERANCE:
             return effects, weight, unusual, converged
     return effects, weight, unusual, False
 
 
 def _excess_length(design, step):
     n_shift, size = design.effects.n_shift, np.abs(step)
-    return max(size[:n_shift].max(initial=0) / NEWTON_LIMIT[0], size[n_shift:].max(initial=0) / NEWTON_LIMIT[1], 1.0)
+    return max(size[:n_shift].max(initial=0) / _NEWTON_LIMIT[0], size[n_shift:].max(initial=0) / _NEWTON_LIMIT[1], 1.0)
 
 
 def sum_slices(design, tables, slices, effects, *, full: bool = False, bands: SourceBands | None = None) -> RunSums:

@@ -207,8 +207,7 @@ def _counts_in(spectrum: SmoothSpectrum, energy_edges, used):
     inside = np.flatnonzero(used)
     if not len(inside):
         return 0.0
-    ends = np.clip(energy_edges[[inside[0], inside[-1] + 1]], spectrum.energy_min, spectrum.energy_max)
-    return spectrum.bin_weights(ends, np.ones(1)).sum()
+    return spectrum.all_of_it().bin_weights(energy_edges[[inside[0], inside[-1] + 1]], np.ones(1)).sum()
 
 
 def fit_shift(counts: np.ndarray, expected, spread: float) -> tuple[float, float, float]:

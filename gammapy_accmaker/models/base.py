@@ -484,21 +484,29 @@ class RateModel(ABC):
             What these counts tell of the leading directions of `error_factor`, by whose errors, one standard deviation
             with all counts, they are counted; None where the model was fitted without the run.
         """
-        if effects.kind != "norm":
+        if effects.kind not in ("norm", "shift"):
             return adapted.model, None
-        used = energies_between(bins.energy_edges, adapted.norm_energy)
-        left = 0.0
+        used, of_run = np.ones(len(bins.energy_edges) - 1, dtype=bool), adapted.model
+        if effects.kind == "norm":
+            used = energies_between(bins.energy_edges, adapted.norm_energy)
+        model = of_run.model if isinstance(of_run, ScaledModel) else self
+        left = total = 0.0
         for part, (exposure, energies) in zip(run.slices, held, strict=True):
-            for sign, of, weights in (
-                (1, part.exposure, used),
-                (-1, np.minimum(exposure, part.exposure), used * energies),
-            ):
-                counts = self.expected_counts([replace(part, exposure=of)], bins.energy_edges, bins.fov)
-                left += sign * counts.sum(1) @ weights
-        scatter = [s for p in run.slices for s in self.at_azimuth(p.azimuth).run_scatter_at(p.cos_zenith)]
+            everything, gone = (
+                model.expected_counts([replace(part, exposure=of)], bins.energy_edges, bins.fov).sum(1)
+                for of in (part.exposure, np.minimum(exposure, part.exposure))
+            )
+            total, left = total + everything @ used, left + everything @ used - gone @ (used * energies)
+        scatter, left = self._scatter_of(run), max(left, 0.0)
         spread = max((s.norm_spread for s in scatter), default=SD_NORM)
-        error = adapted.norm / np.sqrt(1 / spread**2 + adapted.norm * max(left, 0.0))
-        return ScaledModel(self, adapted.norm, error), None
+        error, shift_error = adapted.norm / np.sqrt(1 / spread**2 + adapted.norm * left), 0.0
+        if adapted.shift_error > 0:
+            # what the counts tell of the shift goes with their number
+            prior = 1 / max((s.spread for s in scatter), default=SD_SHIFT) ** 2
+            told = max(1 / adapted.shift_error**2 - prior, 0.0) * left / max(total, 1e-300)
+            shift_error = 1 / np.sqrt(prior + told)
+        slope = of_run.slope if isinstance(of_run, ScaledModel) else 0.0
+        return ScaledModel(model, adapted.norm, error, shift_error, slope), None
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:
         """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""

@@ -70,6 +70,8 @@ class BinnedModel(RateModel):
         How the runs of the fit differ.
     goodness_of_fit : `GoodnessOfFit`, optional
         How well it gives the counts of the fit back, which it smooths where they are few.
+    shift : float
+        In log energy, of the spectrum and the profiles against those of the fit, see `shifted`; it is not stored.
     """
 
     bin_edges: np.ndarray
@@ -81,6 +83,7 @@ class BinnedModel(RateModel):
     profile: np.ndarray
     run_scatter: RunScatter | None = None
     goodness_of_fit: GoodnessOfFit | None = None
+    shift: float = 0.0
 
     kind = "binned"
     zenith_range = None
@@ -114,7 +117,7 @@ class BinnedModel(RateModel):
 
     @property
     def _node_energy(self):
-        return np.sqrt(self.energy_edges[1:] * self.energy_edges[:-1])
+        return np.sqrt(self.energy_edges[1:] * self.energy_edges[:-1]) * np.exp(-self.shift)
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._over_fov(
@@ -122,8 +125,7 @@ class BinnedModel(RateModel):
         )
 
     def shifted(self, shift, reach):
-        scaled = {name: getattr(self, name) * np.exp(-shift) for name in ("energy_edges", "bin_edges")}
-        return replace(self, spectrum=self.spectrum.shifted(shift, reach), **scaled)
+        return replace(self, spectrum=self.spectrum.shifted(shift, reach), shift=self.shift + shift)
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         shares = linear_weights(np.log(self._node_energy), np.log(energy))
@@ -146,7 +148,8 @@ class BinnedModel(RateModel):
         return replace(self, bin_edges=bin_edges, counts=_merged(self.counts, self.bin_edges, bin_edges))
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        i = np.clip(np.searchsorted(self.energy_edges, energy, side="right") - 1, 0, len(self.energy_edges) - 2)
+        scaled = np.exp(self.shift) * np.asarray(energy)
+        i = np.clip(np.searchsorted(self.energy_edges, scaled, side="right") - 1, 0, len(self.energy_edges) - 2)
         j = self.fov.index(fov_lon, fov_lat)  # -1 beyond the last ring: the last ring
         # a filled bin knows no more than the least of its peers
         counts = np.where(self.filled, 0, self._profile_counts)
@@ -155,8 +158,7 @@ class BinnedModel(RateModel):
     @cached_property
     def _profile_counts(self):
         """Counts between the energy edges, of which the first and the last may lie inside of a bin."""
-        ends = np.clip(self.energy_edges[[0, -1]], *self.bin_edges[[0, -1]]) * [1 + 1e-9, 1 - 1e-9]
-        first, last = np.searchsorted(self.bin_edges, ends)
+        first, last = np.searchsorted(self.bin_edges, self.energy_edges[[0, -1]] * [1 + 1e-9, 1 - 1e-9])
         edges = np.concatenate([self.bin_edges[[first - 1]], self.energy_edges[1:-1], self.bin_edges[[last]]])
         return _merged(self.counts, self.bin_edges, edges)
 
@@ -165,14 +167,13 @@ class BinnedModel(RateModel):
         arrays |= {name: getattr(self, name) for name in ("bin_edges", "counts", "exposure", "energy_edges", "profile")}
         arrays |= {} if self.run_scatter is None else {"run_scatter": self.run_scatter.to_array()}
         arrays |= {} if self.goodness_of_fit is None else self.goodness_of_fit.to_arrays()
-        return arrays | {"spectrum": self.spectrum.coefficients}
+        return arrays | self.spectrum.to_arrays()
 
     @classmethod
     def from_arrays(cls, arrays):
         fov = FovBins(tuple(arrays[k] for k in ("fov_edges_0", "fov_edges_1") if k in arrays))
         names = ("bin_edges", "counts", "exposure", "energy_edges", "profile")
-        low, high = arrays["energy_edges"][[0, -1]]
-        spectrum = SmoothSpectrum(float(low), float(high), arrays["spectrum"])
+        spectrum = SmoothSpectrum.from_arrays(arrays)
         run_scatter = RunScatter.from_array(arrays["run_scatter"]) if "run_scatter" in arrays else None
         given = {name: arrays[name] for name in names} | {"goodness_of_fit": GoodnessOfFit.from_arrays(arrays)}
         return cls(fov=fov, spectrum=spectrum, run_scatter=run_scatter, **given)
@@ -317,23 +318,23 @@ def fit_binned(
     if profile_edges is not None:
         inside = (profile_edges > edges[0]) & (profile_edges < edges[-1])
         edges = np.concatenate([edges[:1], profile_edges[inside], edges[-1:]])
-    covered = np.concatenate([[spectrum.energy_min], edges[1:-1], [spectrum.energy_max]])
-    centers, volume = np.sqrt(covered[1:] * covered[:-1]), exposure * fov.solid_angle
-    shares = spectrum.bin_weights(covered, centers)
+    centers, volume = np.sqrt(edges[1:] * edges[:-1]), exposure * fov.solid_angle
+    shares = spectrum.bin_weights(edges, centers)
 
     def make(counts_of_mean):
         """Model with the profile over the field of counts at the energies of the mean run."""
         intensity = _expected(_merged(counts_of_mean, bin_edges, edges), volume, fov, np.log(centers))
         profile = _profile(intensity, volume, fov, shares / shares.sum(1, keepdims=True), displacement)
-        return BinnedModel(bin_edges, fov, counts, exposure, covered, spectrum, profile)
+        return BinnedModel(bin_edges, fov, counts, exposure, edges, spectrum, profile)
 
     if aligned is None:
         model = make(counts)
     else:
-        model = make(aligned.moved(lambda e: spectrum.bin_weights(e, np.ones(1)), bin_edges))
+        whole = spectrum.all_of_it()
+        model = make(aligned.moved(lambda e: whole.bin_weights(e, np.ones(1)), bin_edges))
         for _ in range(ALIGNING_ROUNDS):
             # off the axis the threshold is another one, so the counts of a bin are divided otherwise
-            at_centers = partial(model.integral_grid, fov_lon=fov.fov_lon, fov_lat=fov.fov_lat)
+            at_centers = partial(replace(model, spectrum=whole).integral_grid, fov_lon=fov.fov_lon, fov_lat=fov.fov_lat)
             model = make(aligned.moved(at_centers, bin_edges))
     if profile_edges is not None:
         kept = kept_integrals(_merged(counts, bin_edges, edges).sum(1), mixed.bin_weights(edges, centers))

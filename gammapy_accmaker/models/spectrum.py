@@ -71,10 +71,25 @@ class SmoothSpectrum:
             log_density = log_density + np.where(beyond < 0, low, high) * beyond
         return log_density
 
+    def all_of_it(self) -> SmoothSpectrum:
+        """The spectrum as far as its splines reach."""
+        return replace(self, reach=None)
+
     def shifted(self, shift: float, reach: tuple[float, float]) -> SmoothSpectrum:
         """The spectrum whose counts at E are those of this one at E exp(shift), within a range in TeV."""
         scale = np.exp(-shift)
         return replace(self, energy_min=self.energy_min * scale, energy_max=self.energy_max * scale, reach=reach)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Serial form, beside the ``energy_edges`` of a model, whose ends are those of the spectrum."""
+        return {"spectrum": self.coefficients, "spectrum_range": np.array([self.energy_min, self.energy_max])}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> SmoothSpectrum:
+        """The inverse of `to_arrays`; the splines of older files end with the energies of the model."""
+        low, high = arrays["energy_edges"][[0, -1]].tolist()
+        first, last = arrays.get("spectrum_range", np.array([low, high])).tolist()
+        return cls(first, last, arrays["spectrum"], (low, high))
 
     def __call__(self, energy: np.ndarray) -> np.ndarray:
         """Counts per TeV at energies in TeV, shape (n,)."""
@@ -125,7 +140,8 @@ class MixedSpectrum:
 
     def bin_weights(self, energy_edges: np.ndarray, node_energy: np.ndarray) -> np.ndarray:
         """As that of `SmoothSpectrum`; the nodes are shifted with the energies."""
-        of_runs = [self.spectrum.bin_weights(energy_edges * np.exp(shift), node_energy) for shift in self.shift]
+        spectrum = self.spectrum.all_of_it()
+        of_runs = [spectrum.bin_weights(energy_edges * np.exp(shift), node_energy) for shift in self.shift]
         return np.tensordot(self.weight, np.array(of_runs), 1)
 
 
@@ -179,10 +195,11 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray, shift=None, weigh
         In TeV, shape (nbin + 1,).
     shift, weight : `~numpy.ndarray`, optional
         Of each run, shape (n_run,), see `MixedSpectrum`; the sum of the weights is 1. With shifts the bins of the runs
-        lie between each other, and the spectrum reaches as far as any of them.
+        lie between each other, and the splines reach as far as any of them, though the spectrum ends where the bins do.
     """
     log_edges = np.log(energy_edges)
     low, high = log_edges[[0, -1]]
+    reach = float(energy_edges[0]), float(energy_edges[-1])
     if shift is not None:
         low, high = low + min(np.min(shift), 0), high + max(np.max(shift), 0)
     # a knot a bin: the penalty, not the knots, decides how smooth the spectrum is
@@ -225,7 +242,7 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray, shift=None, weigh
     if not fit.converged:
         raise FitError(f"spectrum: the fit did not converge in {STEPS.max_rounds} rounds; merge energy bins")
     first, last = energy_edges[[0, -1]] * np.exp([low - log_edges[0], high - log_edges[-1]])
-    return SmoothSpectrum(float(first), float(last), fit.coefficients)
+    return SmoothSpectrum(float(first), float(last), fit.coefficients, reach)
 
 
 def _fine_sums(log_edges, low, high, shift, weight):

@@ -146,7 +146,8 @@ def _fit_by_energy(
         counts, spectrum, mixed = own_counts, fit_spectrum(own_counts.sum(1), edges), None
     else:
         spectrum, mixed = aligned.fit_spectrum(bin_edges, used)
-        counts = aligned.moved(lambda e: spectrum.bin_weights(e, np.ones(1)), bin_edges)[used][:, seen]
+        whole = spectrum.all_of_it()
+        counts = aligned.moved(lambda e: whole.bin_weights(e, np.ones(1)), bin_edges)[used][:, seen]
     is_shared = np.isin([function.names[k] for k in function.free], shared)
     starts = np.arange(len(counts))
     if profile_edges is not None:
@@ -180,17 +181,16 @@ def _fit_by_energy(
     middle = 0.5 * (np.log(edges[1:]) + np.log(edges[:-1]))
     in_bin = counts.sum(1)
     energy = np.exp(np.add.reduceat(in_bin * middle, first) / np.add.reduceat(in_bin, first))
-    covered = np.concatenate([[spectrum.energy_min], edges[1:-1], [spectrum.energy_max]])
     full = [function.expand(values[row]) for row in which]
     shapes = tuple(shape_of(function, one, edges, fov) for one in full)
-    nodes = error_nodes(covered, fov)
+    nodes = error_nodes(edges, fov)
     by_group = [
         _relative_error(function, values[row], covariance[np.ix_(row, row)], np.ones(1), nodes)[0] for row in which
     ]
     shares = linear_weights(np.log(energy), nodes[0])
     error = np.tensordot(shares, np.array(by_group), 1)
     model = ParametricModel(
-        bin_edges, fov, covered, function.description, shapes, result, error, spectrum, energy, np.ones(len(groups))
+        bin_edges, fov, edges, function.description, shapes, result, error, spectrum, energy, np.ones(len(groups))
     )
     # counts that one s-1 MeV-1 sr-1 of the shapes, as the model reads them, would give
     points = pixels.fov_lon.ravel(), pixels.fov_lat.ravel()

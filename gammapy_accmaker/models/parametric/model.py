@@ -174,9 +174,7 @@ class ParametricModel(RateModel):
         scale = np.exp(-shift)
         if self.spectrum is not None:
             spectrum = self.spectrum.shifted(shift, reach)
-            return replace(
-                self, energy_edges=self.energy_edges * scale, spectrum=spectrum, group_energy=self.group_energy * scale
-            )
+            return replace(self, spectrum=spectrum, group_energy=self.group_energy * scale)
         # the function itself has no ends: it is read at other energies, within the same edges
         return replace(self, shift=self.shift + shift)
 
@@ -227,8 +225,7 @@ class ParametricModel(RateModel):
         if self.run_scatter is not None:
             arrays["run_scatter"] = self.run_scatter.to_array()
         if self.spectrum is not None:
-            arrays |= {
-                "spectrum": self.spectrum.coefficients,
+            arrays |= self.spectrum.to_arrays() | {
                 "group_energy": self.group_energy,
                 "group_counts": self.group_counts,
             }
@@ -246,8 +243,7 @@ class ParametricModel(RateModel):
         if "run_scatter" in arrays:
             given["run_scatter"] = RunScatter.from_array(arrays["run_scatter"])
         if "spectrum" in arrays:
-            low, high = arrays["energy_edges"][[0, -1]]
-            given["spectrum"] = SmoothSpectrum(float(low), float(high), arrays["spectrum"])
+            given["spectrum"] = SmoothSpectrum.from_arrays(arrays)
             given |= {name: arrays[name] for name in ("group_energy", "group_counts")}
         if "values" in arrays:
             shapes = tuple(arrays["values"])

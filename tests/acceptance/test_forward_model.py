@@ -64,7 +64,7 @@ def pairwise():
 
 def geom_around(maker, observation, nbin, binsz, per_decade=False):
     reach = maker.config.offset_max.to_value("deg")
-    low, high = maker.model.rate_model.energy_edges[[0, -1]]
+    low, high = Reduction.of(maker.config, maker.exclusion).bins.energy_edges[[0, -1]]
     axis = MapAxis.from_energy_bounds(low, high, nbin, unit="TeV", per_decade=per_decade)
     npix = 2 * int(np.ceil(1.02 * reach / binsz))
     return WcsGeom.create(skydir=observation.pointing.fixed_icrs, npix=npix, binsz=binsz, proj="TAN", axes=[axis])

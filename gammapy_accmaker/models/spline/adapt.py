@@ -191,7 +191,7 @@ def fit_run(
         weight, (*flags, *UNUSUAL_NORM * unusual), energies,
     )  # fmt: skip
     followed = effect.followed
-    if model.mean_reaction.size:
+    if model.mean_reaction.size and free.shape[1]:  # without a fit of the run there is no error of it
         followed = tuple(model.reaction_variance(response @ effect.told_rows.T, zenith_basis).tolist())
     effect = replace(effect, response=response.astype(np.float32), followed=followed)
     if held is None:

@@ -328,7 +328,8 @@ class AcceptanceBackgroundMaker(Maker):
             number, rate_model = rate_model.number_for_run(key), rate_model.for_run(key)
         effects = config.run_effects.settings
         if not rate_model.depends_on_run(effects):
-            scaled = ScaledModel(rate_model, 1.0)
+            shape = rate_model.at_azimuth(track.mean_azimuth).run_shape_at(track.mean_cos_zenith)
+            scaled = ScaledModel(rate_model, 1.0, shape=shape)
             return _AppliedModel(observation, scaled, track, config.time_step_seconds, number=number)
         run = reduction.reduce(observation, track)
         adapted = rate_model.adapt(run, reduction.bins, effects)

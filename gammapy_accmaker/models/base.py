@@ -26,6 +26,7 @@ from gammapy_accmaker.models.norm_energy import (
     given_or_chosen_energies,
     late_flags,
 )
+from gammapy_accmaker.models.run_shape import RunShape
 from gammapy_accmaker.models.source_terms import add_patches, norm_beside
 from gammapy_accmaker.utils.run_key import RunKey
 
@@ -277,7 +278,7 @@ class RateModel(ABC):
         error = self.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
         return error[None], np.zeros((0, *error.shape))
 
-    def error_factor(self, cos_zenith: float, *, leading: bool = False) -> np.ndarray:
+    def error_factor(self, cos_zenith: float, azimuth: float = np.nan, *, leading: bool = False) -> np.ndarray:
         """Matrix F from independent directions of unit variance, which are the same for all runs, to the shared
         quantities of `error_rows`, shape (k, n); ``leading``: only the directions that change the counts most."""
         return np.ones((1, 1))
@@ -327,6 +328,11 @@ class RateModel(ABC):
         E exp(shift), within a range in TeV."""
         raise NotImplementedError(f"{type(self).__name__}: its energies cannot be scaled")
 
+    def run_shape_at(self, cos_zenith: float) -> RunShape | None:
+        """How runs differ there in more than what is fitted to each of them, where it is known."""
+        shapes = [scatter.shape for scatter in self.run_scatter_at(cos_zenith) if scatter.shape is not None]
+        return shapes[0] if shapes else None
+
     def for_run(self, key: RunKey) -> RateModel:
         """The model of a run that is recognised by its key, for models that differ by run."""
         return self
@@ -372,8 +378,10 @@ class RateModel(ABC):
             flags.append("poor fit")
         if any(fit.is_poor for p in slices for fit in self.at_azimuth(p.azimuth).goodness_at(p.cos_zenith)):
             flags.append("poor fit of the model")
+        shape = self.at_azimuth(slices[0].azimuth).run_shape_at(slices[0].cos_zenith)
+        in_norm = _shape_in_norm(shape, bins, in_bins, used)
         return AdaptedRun(
-            ScaledModel(model, norm, error, shift_error, slope),
+            ScaledModel(model, norm, error, shift_error, slope, shape, in_norm),
             expected.sum(),
             norm,
             float(np.hypot(error, norm * slope * shift_error)),
@@ -505,8 +513,8 @@ class RateModel(ABC):
             prior = 1 / max((s.spread for s in scatter), default=SD_SHIFT) ** 2
             told = max(1 / adapted.shift_error**2 - prior, 0.0) * left / max(total, 1e-300)
             shift_error = 1 / np.sqrt(prior + told)
-        slope = of_run.slope if isinstance(of_run, ScaledModel) else 0.0
-        return ScaledModel(model, adapted.norm, error, shift_error, slope), None
+        own = (of_run.slope, of_run.shape, of_run.shape_in_norm) if isinstance(of_run, ScaledModel) else ()
+        return ScaledModel(model, adapted.norm, error, shift_error, *own), None
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:
         """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""
@@ -535,6 +543,17 @@ class RateModel(ABC):
         return out.reshape(arrays[0].shape)
 
 
+def _shape_in_norm(shape, bins, in_bins, used):
+    """What each coefficient of the shape of a run adds to the log of its norm; None where none is fitted."""
+    total = in_bins[used].sum()
+    if shape is None or not total > 0:
+        return None
+    energy = np.sqrt(bins.energy_edges[1:] * bins.energy_edges[:-1])
+    by_mode = in_bins @ shape.modes(bins.fov.fov_lon, bins.fov.fov_lat)
+    columns = shape.columns(np.log(energy)) * by_mode[:, shape.mode_of_column]
+    return columns[used].sum(0) / total
+
+
 class ScaledModel(RateModel):
     """A model with the norm, and the shift in energy, of one run.
 
@@ -558,16 +577,26 @@ class ScaledModel(RateModel):
     zenith_range: tuple[float, float] | None
 
     def __init__(
-        self, model: RateModel, norm: float, norm_error: float = 0.0, shift_error: float = 0.0, slope: float = 0.0
+        self,
+        model: RateModel,
+        norm: float,
+        norm_error: float = 0.0,
+        shift_error: float = 0.0,
+        slope: float = 0.0,
+        shape: RunShape | None = None,
+        shape_in_norm: np.ndarray | None = None,
     ):
         self.model, self.norm, self.norm_error = model, norm, norm_error
         self.shift_error, self.slope = shift_error, slope
+        # what is not fitted to the run, and what each of its coefficients adds to the log of the norm that is
+        self.shape, self.shape_in_norm = shape, shape_in_norm
         self.energy_edges, self.offset_max = model.energy_edges, model.offset_max
         self.half_width, self.is_radial, self.zenith_range = model.half_width, model.is_radial, model.zenith_range
         self.zenith_edges, self.azimuth_edges = model.zenith_edges, model.azimuth_edges
 
     def at_azimuth(self, azimuth):
-        return ScaledModel(self.model.at_azimuth(azimuth), self.norm, self.norm_error, self.shift_error, self.slope)
+        model, own = self.model.at_azimuth(azimuth), (self.shift_error, self.slope, self.shape, self.shape_in_norm)
+        return ScaledModel(model, self.norm, self.norm_error, *own)
 
     @property
     def goodness(self):
@@ -592,7 +621,13 @@ class ScaledModel(RateModel):
 
     def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         shared, run = self.model.error_rows(energy, fov_lon, fov_lat, cos_zenith)
-        return shared, np.concatenate([run, self._run_rows(energy, fov_lon, fov_lat, cos_zenith)])
+        rows = [run, self._run_rows(energy, fov_lon, fov_lat, cos_zenith)]
+        if self.shape is not None:
+            values = self.shape.values(np.asarray(energy), np.asarray(fov_lon), np.asarray(fov_lat))
+            if self.shape_in_norm is not None:  # what the norm makes good
+                values = values - self.shape_in_norm[:, None, None]
+            rows.append(np.tensordot(self.shape.root.T, values, axes=1))
+        return shared, np.concatenate(rows)
 
     def _run_rows(self, energy, fov_lon, fov_lat, cos_zenith):
         """What one standard deviation of the norm, and of the shift, changes in the log of the rate, (1 or 2, n, m)."""
@@ -608,8 +643,8 @@ class ScaledModel(RateModel):
         slope = np.log(np.where(both, high, 1) / np.where(both, low, 1)) / (2 * SHIFT_STEP)
         return np.stack([of_norm, np.where(both, slope - self.slope, 0) * self.shift_error])
 
-    def error_factor(self, cos_zenith, *, leading=False):
-        return self.model.error_factor(cos_zenith, leading=leading)
+    def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
+        return self.model.error_factor(cos_zenith, azimuth, leading=leading)
 
     def to_arrays(self):
         return self.model.to_arrays() | {"norm": np.array(self.norm)}

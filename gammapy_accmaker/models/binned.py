@@ -31,6 +31,7 @@ from gammapy_accmaker.models.norm_energy import (
     given_or_chosen_energies,
     norm_spread,
 )
+from gammapy_accmaker.models.run_shape import shape_of_runs
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, kept_integrals, linear_weights
 
 __all__ = ["BinnedModel", "SummedRuns", "fit_binned", "fit_run_norms", "sum_runs"]
@@ -42,6 +43,8 @@ RING_STEP, SIDE_STEP = (
 )  # in log energy: rings drift slowly, sides fast at the threshold
 ALIGNING_ROUNDS = 2  # of profiles at the energies of the mean run
 SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
+GROUP_RINGS, GROUP_SECTORS = 8, 8  # bins of a grid that errors of sums are found in
+LEADING_GROUPS = 150
 SUBPOINTS = 4  # along each side of a bin, to average the surface over it
 
 
@@ -155,6 +158,39 @@ class BinnedModel(RateModel):
         counts = np.where(self.filled, 0, self._profile_counts)
         return 1 / np.sqrt(counts[np.ix_(i, j)] + 1)
 
+    def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        # 1 for the group that a bin lies in: counts of each were fitted apart
+        i = np.clip(np.searchsorted(self.energy_edges, energy, side="right") - 1, 0, len(self.energy_edges) - 2)
+        j, n = self._fov_groups[self.fov.index(fov_lon, fov_lat)], self._group_counts.shape
+        shared = np.zeros((*n, len(i), len(j)))
+        shared[i[:, None], j, np.arange(len(i))[:, None], np.arange(len(j))] = 1
+        return shared.reshape(-1, len(i), len(j)), np.zeros((0, len(i), len(j)))
+
+    def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
+        counts = self._group_counts.ravel()
+        factor = np.diag(1 / np.sqrt(counts + 1))
+        # the groups with most counts change sums most
+        return factor[:, np.argsort(-counts, kind="stable")[:LEADING_GROUPS]] if leading else factor
+
+    @cached_property
+    def _fov_groups(self):
+        """Number of the group of each bin of the field of view: rings, and in a grid parts of these."""
+        if self.fov.is_radial:
+            return np.arange(self.fov.size)
+        theta = offset(self.fov.fov_lon, self.fov.fov_lat)
+        ring = np.minimum((theta / theta.max() * GROUP_RINGS).astype(int), GROUP_RINGS - 1)
+        turn = np.arctan2(self.fov.fov_lat, self.fov.fov_lon) / (2 * np.pi) % 1
+        return np.unique(ring * GROUP_SECTORS + (turn * GROUP_SECTORS).astype(int), return_inverse=True)[1]
+
+    @cached_property
+    def _group_counts(self):
+        member = csr_array((np.ones(self.fov.size), (np.arange(self.fov.size), self._fov_groups)))
+        counts = np.zeros((len(self.energy_edges) - 1, member.shape[1]))
+        middle = np.sqrt(self.bin_edges[1:] * self.bin_edges[:-1])
+        number = np.searchsorted(self.energy_edges, middle, side="right") - 1
+        np.add.at(counts, np.clip(number, 0, len(counts) - 1), np.where(self.filled, 0, self.counts) @ member)
+        return counts
+
     @cached_property
     def _profile_counts(self):
         """Counts between the energy edges, of which the first and the last may lie inside of a bin."""
@@ -242,6 +278,9 @@ def sum_runs(
         norms = fit_run_norms(np.array([used @ run.counts for run in runs]), exposure)
     if effects.kind != "none":
         scatter = replace(scatter, norm_spread=norm_spread(norms, spectra[:, used].sum(1)))
+    if spectra.any():
+        shape = shape_of_runs([run.counts for run in runs], norms[:, None] * exposure, shift, edges, bins.fov)
+        scatter = replace(scatter, shape=shape)
     displacement = mean_displacement(runs, norms * factor)
     return SummedRuns(add_up(runs), norms @ exposure, displacement, scatter, aligned)
 

@@ -13,11 +13,12 @@ given.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from gammapy_accmaker.errors import FitError
+from gammapy_accmaker.models.run_shape import RunShape
 from gammapy_accmaker.models.spectrum import fit_spectrum
 
 __all__ = [
@@ -69,6 +70,8 @@ class RunScatter:
         seen.
     norm_spread : float
         Standard deviation of the log of the norm over the runs.
+    shape : `RunShape`, optional
+        How they differ in what is not fitted to each of them; None where it is not known, or all of it is fitted.
     """
 
     quartile: float
@@ -78,15 +81,19 @@ class RunScatter:
     event_spread: float
     best: float = -np.inf
     norm_spread: float = SD_NORM
+    shape: RunShape | None = None
 
     def to_array(self) -> np.ndarray:
-        """Serial form, shape (7,)."""
-        return np.array(astuple(self))
+        """Serial form, one-dimensional."""
+        numbers = np.array([getattr(self, f.name) for f in fields(self) if f.name != "shape"])
+        return numbers if self.shape is None else np.concatenate([numbers, self.shape.to_array()])
 
     @classmethod
     def from_array(cls, array) -> RunScatter:
         """The inverse of `to_array`."""
-        return cls(*np.asarray(array, dtype=float).tolist())
+        n, array = len(fields(cls)) - 1, np.asarray(array, dtype=float)
+        scatter = cls(*array[:n].tolist())
+        return replace(scatter, shape=RunShape.from_array(array[n:])) if len(array) > n else scatter
 
     def moved(self, shift: float) -> RunScatter:
         """The same runs at energies that are scaled: with a threshold that is lower by a shift in log energy."""

@@ -52,6 +52,17 @@ def _common_coverage(model: _OfParts, parts: Sequence[RateModel]) -> None:
     model.is_radial = all(part.is_radial for part in parts)
 
 
+def _placed(models, used, cos_zenith, azimuth, leading):
+    """`RateModel.error_factor` of the models of some numbers, one below the other, among the directions of all."""
+    factors = [model.error_factor(cos_zenith, azimuth, leading=leading) for model in models]
+    start = np.cumsum([0, *(factor.shape[1] for factor in factors)])
+    rows = []
+    for k in used:
+        rows.append(np.zeros((len(factors[k]), start[-1])))
+        rows[-1][:, start[k] : start[k + 1]] = factors[k]
+    return np.concatenate(rows)
+
+
 def _describe_bins(number, how, zenith_range):
     bins = f"{how}, {number} bins" if number > 1 else f"one bin ({how} where runs differ and are enough)"
     return f"{bins}, {describe_cos_zenith(zenith_range)}"
@@ -81,8 +92,11 @@ class ZenithBinned(_OfParts):
 
     def model_at(self, cos_zenith: float) -> RateModel:
         """The model of a zenith angle."""
+        return self.models[self._number_at(cos_zenith)]
+
+    def _number_at(self, cos_zenith):
         cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
-        return self.models[int(np.searchsorted(self.zenith_edges, cos_zenith, side="right"))]
+        return int(np.searchsorted(self.zenith_edges, cos_zenith, side="right"))
 
     @property
     def goodness(self):
@@ -99,6 +113,12 @@ class ZenithBinned(_OfParts):
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.model_at(cos_zenith).relative_error_grid(energy, fov_lon, fov_lat, cos_zenith)
+
+    def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self.model_at(cos_zenith).error_rows(energy, fov_lon, fov_lat, cos_zenith)
+
+    def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
+        return _placed(self.models, [self._number_at(cos_zenith)], cos_zenith, azimuth, leading)
 
     def goodness_at(self, cos_zenith):
         return self.model_at(cos_zenith).goodness_at(cos_zenith)
@@ -217,6 +237,23 @@ class ZenithInterpolated(_OfParts):
         # the models at the two angles were fitted to different runs
         return np.hypot((1 - share) * low, share * high)
 
+    def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        models, factors, share = self._models_around(cos_zenith)
+        at = energy, fov_lon, fov_lat, cos_zenith
+        if share == 0:
+            return models[0].error_rows(*at)
+        shares = np.array([1 - share, share])[:, None, None] * np.ones((2, len(energy), len(fov_lon)))
+        if not self.log:
+            # errors of the rates add up, so each counts by its part of the rate
+            rates = shares * [f * m.rate_grid(*at) for m, f in zip(models, factors, strict=True)]
+            total = rates.sum(0)
+            shares = np.where(total > 0, rates / np.where(total > 0, total, 1), shares)
+        (low, of_low), (high, of_high) = (m.error_rows(*at) for m in models)
+        return tuple(np.concatenate([shares[0] * a, shares[1] * b]) for a, b in ((low, high), (of_low, of_high)))
+
+    def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
+        return _placed(self.models, self._used_at(cos_zenith), cos_zenith, azimuth, leading)
+
     def _used_at(self, cos_zenith):
         first, second, share = self._around(self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith)
         return (first,) if share == 0 else (first, second)
@@ -279,7 +316,14 @@ class AzimuthBinned(_OfParts):
         return "; ".join(dict.fromkeys(model.describe_zenith() for model in self.models))
 
     def at_azimuth(self, azimuth):
-        return self.models[self._nearest[azimuth_sector(self.azimuth_edges, azimuth)]]
+        return self.models[self._number_at(azimuth)]
+
+    def _number_at(self, azimuth):
+        return int(self._nearest[azimuth_sector(self.azimuth_edges, azimuth)])
+
+    def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
+        here = 0 if np.isnan(azimuth) else self._number_at(azimuth)
+        return _placed(self.models, [here], cos_zenith, azimuth, leading)
 
     def _mean(self, evaluate):
         return sum(t * evaluate(m) for t, m in zip(self.ontime / self.ontime.sum(), self.models, strict=True))

@@ -97,8 +97,8 @@ class BackgroundErrors:
     @property
     def n_leading(self) -> int:
         """Number of the leading directions of the rate."""
-        here, cos_zenith, *_ = self._nodes[2][0]
-        return here.error_factor(cos_zenith, leading=True).shape[1]
+        _, cos_zenith, azimuth, *_ = self._nodes[2][0]
+        return self.model.error_factor(cos_zenith, azimuth, leading=True).shape[1]
 
     def of_sum(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What one standard deviation along each direction changes in a weighted sum over the pixels of each energy.
@@ -150,12 +150,13 @@ class BackgroundErrors:
             middle, _ = time_nodes(part.intervals, None)
             camera = np.nan_to_num(self._pixels.xyz @ part.matrices_at(middle)[0].T)
             nodes = _between_nodes(camera, shape, self.model.offset_max)
-            parts.append((self.model.at_azimuth(part.mean_azimuth), part.mean_cos_zenith, part.ontime, nodes))
+            here = self.model.at_azimuth(part.mean_azimuth)
+            parts.append((here, part.mean_cos_zenith, part.mean_azimuth, part.ontime, nodes))
         return lon, lat, parts
 
     @cached_property
     def _covariances(self):
-        factors = [here.error_factor(cos_zenith) for here, cos_zenith, *_ in self._nodes[2]]
+        factors = [self.model.error_factor(cos_zenith, azimuth) for _, cos_zenith, azimuth, *_ in self._nodes[2]]
         return [factor @ factor.T for factor in factors]
 
     def _at_energies(self) -> Iterator[list[_PartErrors]]:
@@ -166,13 +167,13 @@ class BackgroundErrors:
             fine = np.geomspace(low, high, n + 1)
             energy = np.sqrt(fine[1:] * fine[:-1])
             found, counts = [], []
-            for here, cos_zenith, ontime, nodes in parts:
+            for here, cos_zenith, azimuth, ontime, nodes in parts:
                 rate = here.rate_grid(energy, lon, lat, cos_zenith) * (np.diff(fine)[:, None] + 1e-300)
                 weights = (rate + 1e-300) / (rate + 1e-300).sum(0)
                 shared, run = (
                     np.einsum("knm,nm->km", rows, weights) for rows in here.error_rows(energy, lon, lat, cos_zenith)
                 )
-                found.append((here, cos_zenith, nodes, shared, run))
+                found.append((cos_zenith, azimuth, nodes, shared, run))
                 counts.append(ontime * (nodes @ rate.sum(0)) + 1e-300)
             shares = np.array(counts) / np.sum(counts, axis=0)
             yield [_PartErrors(*part, share) for part, share in zip(found, shares, strict=True)]
@@ -182,7 +183,7 @@ class BackgroundErrors:
         shared, run = 0.0, 0.0
         for part in parts:
             by_node = (member * part.share) @ part.nodes
-            factor = part.model.error_factor(part.cos_zenith, leading=leading)
+            factor = self.model.error_factor(part.cos_zenith, part.azimuth, leading=leading)
             # few directions are quickly had at all nodes, few sums quickly along all directions
             along = by_node @ (part.shared.T @ factor) if leading else (by_node @ part.shared.T) @ factor
             shared = shared + along
@@ -195,8 +196,8 @@ class _PartErrors:
     """A part of a run at one energy: relative changes at the nodes of the polar grid, shapes (k, n_node), (j, n_node),
     the matrix that reads pixels between them, and the share of the part in the counts of each pixel."""
 
-    model: RateModel
     cos_zenith: float
+    azimuth: float
     nodes: csr_array
     shared: np.ndarray
     run: np.ndarray

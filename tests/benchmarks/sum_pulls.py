@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from gammapy.data import DataStore
 
-from gammapy_accmaker.acceptance.fit import adapt_to_run, fit_runs
+from gammapy_accmaker.acceptance.fit import fit_runs
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.utils.parallel import Execution
@@ -59,16 +59,14 @@ def changes_of_sums(adapted, run, edges, fov, inside, kinds):
     for part in run.slices:
         here = adapted.at_azimuth(part.azimuth)
         mu = here.integral_grid(edges, lon, lat, part.cos_zenith) * (part.exposure * fov.solid_angle)[inside]
-        factor = here.error_factor(part.cos_zenith)
+        factor = adapted.error_factor(part.cos_zenith, part.azimuth)
         for band in range(len(bands)):
             here_bins = bands[band] > 0
             shared, own = here.error_rows(middle[here_bins], lon, lat, part.cos_zenith)
+            shared, own = (rows.reshape(len(rows), -1).T for rows in (shared, own))
             for kind, weights in kinds.items():
-                found = (
-                    weights @ mu[here_bins].sum(0),
-                    weights @ np.einsum("em,kem->mk", mu[here_bins], shared, optimize=True) @ factor,
-                    weights @ np.einsum("em,kem->mk", mu[here_bins], own, optimize=True),
-                )
+                weighted = (weights[:, None, :] * mu[here_bins]).reshape(len(weights), -1)
+                found = weighted.sum(1), weighted @ shared @ factor, weighted @ own
                 for k in range(3):
                     if band == 0:
                         out[kind][k] = out[kind][k] + np.zeros((len(bands), *found[k].shape))
@@ -109,17 +107,17 @@ def pulls_of_fold(model, fold, first, second, reduction):
     kinds = sums_over_field(fov.fov_lon[inside], fov.fov_lat[inside])
     found = {kind: [] for kind in kinds}
     for k in fold:
-        adapted, _ = adapt_to_run(model, bins, halved(first[k]), config)
+        adapted = model.adapt(halved(first[k]), bins, config.run_effects.settings).model
         counts = counts_of_sums(second[k], edges, inside, kinds)
         changes = changes_of_sums(adapted, halved(second[k]), edges, fov, inside, kinds)
         for kind in kinds:
             found[kind].append((counts[kind], *changes[kind]))
     out = {}
     for kind, runs in found.items():
-        n, mu, own = (np.array([run[k] for run in runs]) for k in (0, 1, 3))
-        shared = np.array([run[2] for run in runs])
-        variance = (shared**2).sum(-1) + (own**2).sum(-1)
-        stacked = (shared.sum(0) ** 2).sum(-1) + (own**2).sum((0, -1))
+        n, mu, shared = (np.array([run[k] for run in runs]) for k in (0, 1, 2))
+        own = np.array([(run[3] ** 2).sum(-1) for run in runs])
+        variance = (shared**2).sum(-1) + own
+        stacked = (shared.sum(0) ** 2).sum(-1) + own.sum(0)
         out[kind, "run"] = (n - mu) / np.sqrt(mu + variance), mu
         out[kind, "stacked"] = (n - mu).sum(0) / np.sqrt(mu.sum(0) + stacked), mu.sum(0)
     return out

@@ -194,6 +194,9 @@ def fit_run(
     if model.mean_reaction.size and free.shape[1]:  # without a fit of the run there is no error of it
         followed = tuple(model.reaction_variance(response @ effect.told_rows.T, zenith_basis).tolist())
     effect = replace(effect, response=response.astype(np.float32), followed=followed)
+    if model.scatter.shape is not None and design.effects.kind == own.kind:
+        by_shape = _shape_information(design, model.scatter.shape, taken, sums.expected)
+        effect = replace(effect, shape_response=by_shape @ covariance)
     if held is None:
         return effect
     parts = [part for own, of in zip(taken, held, strict=True) for part in _not_held(design, own, *of)]
@@ -204,6 +207,17 @@ def fit_run(
     response = cross @ covariance
     removed = known - (left.rate_information - response @ cross.T)
     return replace(effect, covariance=covariance, response=response.astype(np.float32), removed=removed)
+
+
+def _shape_information(design, shape, cells, expected):
+    """Information between the shape that effects without a threshold leave out, and the effects, shape (k, n)."""
+    told = cells[0].energies, cells[0].effect_energies
+    for weights in told:
+        if weights is not None:
+            expected = expected * weights[:, None]
+    by_mode = expected @ design.cells.mean(shape.modes(design.cells.fov_lon, design.cells.fov_lat))
+    weighted = shape.columns(design.log_energy) * by_mode[:, shape.mode_of_column]
+    return weighted.T @ design.columns
 
 
 def _not_held(design, cells, exposure, energies):

@@ -382,6 +382,9 @@ class RunEffect:
     removed : `~numpy.ndarray`, shape (n_coefficient, n_coefficient)
         What counts that were left out of covariance and response tell of the coefficients of the rate at the run's
         zenith angle; empty where none were.
+    shape_response : `~numpy.ndarray`, shape (k, basis.n)
+        By how much each effect rises with each coefficient of the shape that the effects leave out, see `RunShape`;
+        empty where they leave out none.
     """
 
     obs_id: int | str
@@ -405,6 +408,7 @@ class RunEffect:
     pointing: tuple[float, float] = (np.nan, np.nan)
     followed: tuple[float, float] = (0.0, 0.0)
     removed: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    shape_response: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def key(self) -> RunKey:

@@ -34,6 +34,7 @@ from gammapy_accmaker.models.norm_energy import (
     given_energies,
     late_flags,
 )
+from gammapy_accmaker.models.run_shape import ShapeGroups, find_shape
 from gammapy_accmaker.models.source_terms import (
     TINY,
     AmplitudeEquations,
@@ -260,6 +261,8 @@ class RateState:
         Of the coefficients, once it is known.
     bands, amplitudes : `SourceBands`, `~numpy.ndarray`, optional
         Of the sources, where there are some.
+    groups : `ShapeGroups`, optional
+        In which runs are compared whose effects cannot follow a threshold.
     """
 
     design: RunDesign
@@ -269,6 +272,7 @@ class RateState:
     covariance: RateCovariance | None = None
     bands: SourceBands | None = None
     amplitudes: np.ndarray | None = None
+    groups: ShapeGroups | None = None
 
 
 @dataclass
@@ -401,9 +405,10 @@ def _sum_chunk(
 
 def _finish_chunk(
     state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, adapt: bool
-) -> tuple[RateEquations, list[RunEffect], list[np.ndarray]]:
-    """Effects of runs at their maximum, with their errors, what the runs tell of the rate at the end, and by how much
-    the norm and the shift of each fall as a coefficient of the rate at its zenith angle rises, shape (k, 2).
+) -> tuple[RateEquations, list[RunEffect], list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+    """Effects of runs at their maximum, with their errors, what the runs tell of the rate at the end, by how much the
+    norm and the shift of each fall as a coefficient of the rate at its zenith angle rises, shape (k, 2), and, where the
+    effects cannot follow a threshold, counts and expected counts in the groups of `ShapeGroups`.
 
     Parameters
     ----------
@@ -416,7 +421,8 @@ def _finish_chunk(
     adapt : bool
         Whether there are any.
     """
-    design, population, effects, reactions = state.design, state.population, [], []
+    design, population, effects, reactions, compared = state.design, state.population, [], [], []
+    groups = state.groups
     equations, n = _equations(state), design.effects.n
     for value, weight, (run, slices, tables, spread) in zip(
         values, weights, _with_tables(state, runs, adapt), strict=True
@@ -443,10 +449,14 @@ def _finish_chunk(
                 weight, flags, run.norm_energy,
             )
         )  # fmt: skip
+        if groups is not None:
+            counts = sum(np.bincount(part.index, part.counts, sums.expected.size) for part in slices)
+            counts = np.reshape(counts, sums.expected.shape)
+            compared.append((groups.summed(counts), groups.summed(sums.expected)))
         if gain is not None:
             reactions.append((gain @ effects[-1].told_rows.T).astype(np.float32))
     equations.take_batch()
-    return equations, effects, reactions
+    return equations, effects, reactions, compared
 
 
 def _equations(state):
@@ -929,11 +939,17 @@ class _JointFit:
 
     def _finish(self, adapt):
         """Effects of every run at their maximum, and all errors, at the final rate."""
-        equations, effects, reactions = RateEquations(*self._sizes), [], []
-        for _, (own, found, of_rate) in self._each_chunk(_finish_chunk, self._state(), adapt):
+        equations, effects, reactions, compared = RateEquations(*self._sizes), [], [], []
+        state, groups = self._state(), self._shape_groups()
+        for _, (own, found, of_rate, in_groups) in self._each_chunk(
+            _finish_chunk, replace(state, groups=groups), adapt
+        ):
             equations.add_all(own)
             effects += found
             reactions += of_rate
+            compared += in_groups
+        if groups is not None:
+            self.scatter = replace(self.scatter, shape=find_shape(groups, *zip(*compared, strict=True)))
         held, inner = self._held_against_moving()
         penalty = self.penalty.matrix().toarray() - held @ np.linalg.solve(inner, held.T)
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
@@ -948,6 +964,16 @@ class _JointFit:
                 for effect, variance in zip(effects, variances, strict=True)
             ]
         self.effects = tuple(effects)
+
+    def _shape_groups(self):
+        """Groups of bins in which runs are compared whose effects leave out their shape; else None."""
+        if self.design.effects.kind not in ("none", *THRESHOLD_BLIND):
+            return None
+        cells = self.design.cells
+        turn = 2 * np.pi * (np.arange(cells.n_cell) % cells.n_sector + 0.5) / cells.n_sector
+        offset = cells.ring_offset[cells.ring_of_cell]
+        at = offset * np.cos(turn), offset * np.sin(turn)
+        return ShapeGroups.of(self.counts.sum(1), self.design.energy_edges, *at, False)
 
     def _held_against_moving(self):
         """What of the penalty errors are free of: it seems to hold against moving the spectrum,

@@ -450,8 +450,14 @@ class SplineModel:
         at_energy = self.asymmetry_energy_axis.basis(log_energy)
         asymmetry = np.einsum("na,mb->abnm", at_energy, space).reshape(-1, *shape)
         covariance = self.population.covariance if effect is None else effect.covariance
-        run = np.tensordot(root_of(covariance).T, of_effects, axes=(1, 2))
-        return np.concatenate([rate, asymmetry]), run
+        run = [np.tensordot(root_of(covariance).T, of_effects, axes=(1, 2))]
+        left = self.scatter.shape
+        if left is not None:  # what effects that cannot follow a threshold leave out, less what they make good of it
+            values = left.values(np.exp(log_energy), lon, lat)
+            if effect is not None and effect.shape_response.size:
+                values = values - np.tensordot(effect.shape_response, of_effects, axes=(1, 2))
+            run.append(np.tensordot(left.root.T, values, axes=1))
+        return np.concatenate([rate, asymmetry]), np.concatenate(run)
 
     def error_factor(self, cos_zenith: float, *, leading: bool = False) -> np.ndarray:
         """Matrix from independent directions of unit variance, the same for all runs, to what `error_rows` derives by.

@@ -174,7 +174,7 @@ class SplineRate(RateModel):
     def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self.spline.error_rows(energy, fov_lon, fov_lat, cos_zenith, azimuth=self.azimuth, effect=self.effect)
 
-    def error_factor(self, cos_zenith, *, leading=False):
+    def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
         return self.spline.error_factor(cos_zenith, leading=leading)
 
     def to_arrays(self):

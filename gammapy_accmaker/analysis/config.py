@@ -347,7 +347,7 @@ class ExtendedConfig(GammapyBaseConfig):
         return as_call(type(self).__name__, self.model_dump(mode="json", exclude_defaults=True))
 
     def _repr_html_(self):
-        return as_html(type(self).__name__, [("no default", repr(self)), ("all options", self.to_yaml())])
+        return as_html(type(self).__name__, [("changed", repr(self)), ("all options", self.to_yaml())])
 
     def update(self, config=None):
         """A new configuration with some options replaced.

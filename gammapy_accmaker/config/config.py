@@ -436,4 +436,4 @@ class AcceptanceConfig(Options):
         return self.to_yaml()
 
     def _repr_html_(self):
-        return as_html(type(self).__name__, [("no default", repr(self)), ("all options", str(self))])
+        return as_html(type(self).__name__, [("changed", repr(self)), ("all options", str(self))])

@@ -22,7 +22,7 @@ def as_text(title: str, facts: Iterable[tuple[str, str]]) -> str:
 def as_html(title: str, facts: Iterable[tuple[str, str]]) -> str:
     """A table of the facts; a value of several lines is folded."""
     rows = "".join(
-        f'<tr><th style="text-align: left">{html.escape(name)}</th>'
+        f'<tr><th style="text-align: left; vertical-align: top; white-space: nowrap">{html.escape(name)}</th>'
         f'<td style="text-align: left">{_cell(value)}</td></tr>'
         for name, value in facts
     )

@@ -21,7 +21,13 @@ from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.acceptance.search import Fitted, fit_until_stable, warn_of_excess
 from gammapy_accmaker.acceptance.source_fit import fit_beside_sources
-from gammapy_accmaker.acceptance.sources import check_in_fields, fitted_sources, make_source_table, warn_of_sources
+from gammapy_accmaker.acceptance.sources import (
+    check_in_fields,
+    fitted_sources,
+    make_source_table,
+    n_bands,
+    warn_of_sources,
+)
 from gammapy_accmaker.camera.bins import CountsBins, merge_bins
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.kinds import FitSettings, SplineOptions
@@ -355,9 +361,9 @@ def fit_runs_and_sources(
     if not any(run.has_sources for run in runs):
         rate_model = fit({})
     elif config.model.fits_sources:
-        rate_model, found = config.model.fit_with_sources(runs, bins, settings, config.sources.bands, execution)
+        rate_model, found = config.model.fit_with_sources(runs, bins, settings, n_bands(runs, config), execution)
     else:
-        rate_model, found = fit_beside_sources(runs, bins, fit, config.sources.bands, settings.effects)
+        rate_model, found = fit_beside_sources(runs, bins, fit, n_bands(runs, config), settings.effects)
     if rate_model.not_converged:
         log.warning(f"model: {rate_model.not_converged}")
     return rate_model, found

@@ -7,7 +7,7 @@ amplitudes are extrapolated, since the plain ones fall by the share of informati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,7 +118,7 @@ def fit_beside_sources(
     runs: list[ReducedRun],
     bins: CountsBins,
     fit: Callable[[dict[int, csr_array]], RateModel],
-    n_band: int,
+    n_band: int | Sequence[int],
     effects: EffectSettings,
 ) -> tuple[RateModel, AmplitudeFit]:
     """Background and amplitudes of sources together.
@@ -129,8 +129,8 @@ def fit_beside_sources(
     bins : `CountsBins`
     fit : callable
         It fits the background to counts by the number (`id`) of a slice in place of its own.
-    n_band : int
-        Most bands of energy in which a source has an amplitude of its own.
+    n_band : int, or sequence of int
+        Most bands of energy in which a source has an amplitude of its own, of all sources or of each.
     effects : `EffectSettings`
 
     Returns

@@ -9,6 +9,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
+from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.data.source_counts import MAX_PSF_RADIUS, model_extent
 from gammapy_accmaker.data.sources import SourceList
@@ -22,6 +23,8 @@ _FEW_SIGMA = 1.0  # of an error over the amplitude; with more, the amplitude is 
 _LIKE_ACCEPTANCE = "camera and sky cannot be told apart"
 _UNKNOWN = "not known from the runs"
 _AT_ZERO = "at 0"
+_BANDS_BELOW = 2  # of energy, below the thresholds of the runs
+_BELOW_THRESHOLD = "below thresholds"  # of the runs: no flux, since the responses are not to be trusted there
 _NO_COUNTS = "no counts outside of the exclusion"
 _REMEDY = "use OFF runs (off_observations), an exclusion, or runs of other wobble positions"
 
@@ -47,15 +50,25 @@ def check_in_fields(sources: SourceList, runs: list[ReducedRun], offset_max: flo
         )
 
 
+def n_bands(runs: list[ReducedRun], config: AcceptanceConfig) -> list[int]:
+    """Most bands of energy in which each source of reduced runs has an amplitude of its own: as configured above the
+    thresholds of the runs, and few below."""
+    n_free = max(len(part.sources) for run in runs for part in run.slices) // 2
+    return [config.sources.bands] * n_free + [min(config.sources.bands, _BANDS_BELOW)] * n_free
+
+
 def fitted_sources(sources: SourceList, fit: AmplitudeFit | None, energy_edges: np.ndarray) -> SourceList:
     """The sources with the amplitudes of a fit."""
     if fit is None:
         return sources
-    found = {}
+    n_free, found = len(sources.free), {}
     for k, source in enumerate(sources.free):
-        amplitudes = fit.values[fit.bands.amplitudes_of(k)]
-        found[source.name] = fit.bands.edges(k, energy_edges).tolist(), amplitudes.tolist()
+        found[source.name] = _bands(fit, k, energy_edges), _bands(fit, n_free + k, energy_edges)
     return sources.with_amplitudes(found)
+
+
+def _bands(fit, k, energy_edges):
+    return fit.bands.edges(k, energy_edges).tolist(), fit.values[fit.bands.amplitudes_of(k)].tolist()
 
 
 def make_source_table(
@@ -76,31 +89,39 @@ def make_source_table(
             for low, high, value in zip(given[:-1], given[1:], amplitudes, strict=True):
                 low, high = np.clip((low, high), *energy_edges[[0, -1]])
                 rows.append((source.name, False, low, high, value, np.nan, np.nan, np.nan, ""))
-            continue
-        if fit is None:
-            continue
-        k = free.index(source.name)
-        unit = np.sum([part.sources[k].by_energy() for run in runs for part in run.slices], axis=0)
-        edges = fit.bands.edges(k, energy_edges)
-        for i, low, high in zip(
-            range(*fit.bands.amplitudes_of(k).indices(fit.bands.n)), edges[:-1], edges[1:], strict=True
-        ):
-            counts, value, error = float(unit[fit.bands.number[k] == i].sum()), fit.values[i], fit.errors[i]
-            if not counts > 0:
-                rows.append((source.name, True, low, high, value, np.nan, 0.0, 0.0, _NO_COUNTS))
-                continue
-            flags = []
-            if fit.share[i] < _SMALL_SHARE:
-                flags.append(_LIKE_ACCEPTANCE)
-            elif error > _FEW_SIGMA * max(value, 1 / np.sqrt(counts)) and fit.alike[i]:
-                flags.append(_UNKNOWN)
-            if value == 0:
-                flags.append(_AT_ZERO)
-            rows.append((source.name, True, low, high, value, error, value * counts, fit.share[i], "; ".join(flags)))
+        elif fit is not None:
+            k = free.index(source.name)
+            own = _rows_of(fit, k, runs, energy_edges)
+            rows += [(source.name, True, *row) for row in own]
+            for *row, flag in _rows_of(fit, len(free) + k, runs, energy_edges):
+                if flag != _NO_COUNTS:
+                    rows.append((source.name, True, *row, _BELOW_THRESHOLD))
     names = ["SOURCE", "FREE", "E_MIN", "E_MAX", "AMPLITUDE", "AMPLITUDE_ERR", "COUNTS", "INFORMATION", "FLAG"]
     if not rows:
         return Table()
     return Table(rows=rows, names=names, units={"E_MIN": u.TeV, "E_MAX": u.TeV})
+
+
+def _rows_of(fit, k, runs, energy_edges):
+    """Rows of a source, from the energies of the bands on."""
+    unit = np.sum([part.sources[k].by_energy() for run in runs for part in run.slices], axis=0)
+    for i in range(*fit.bands.amplitudes_of(k).indices(fit.bands.n)):
+        own = fit.bands.number[k] == i
+        filled = np.flatnonzero(own & (unit > 0))
+        first, last = (filled if len(filled) else np.flatnonzero(own))[[0, -1]]
+        energies, counts = (energy_edges[first], energy_edges[last + 1]), float(unit[own].sum())
+        value, error = fit.values[i], fit.errors[i]
+        if not counts > 0:
+            yield (*energies, value, np.nan, 0.0, 0.0, _NO_COUNTS)
+            continue
+        flags = []
+        if fit.share[i] < _SMALL_SHARE:
+            flags.append(_LIKE_ACCEPTANCE)
+        elif error > _FEW_SIGMA * max(value, 1 / np.sqrt(counts)) and fit.alike[i]:
+            flags.append(_UNKNOWN)
+        if value == 0:
+            flags.append(_AT_ZERO)
+        yield (*energies, value, error, value * counts, fit.share[i], "; ".join(flags))
 
 
 def warn_of_sources(table: Table) -> None:
@@ -125,7 +146,7 @@ def describe_sources(table: Table) -> list[str]:
     """A line for each source of a table."""
     lines = []
     for name in dict.fromkeys(table["SOURCE"].tolist() if len(table) else ()):
-        rows = table[table["SOURCE"] == name]
+        rows = table[(table["SOURCE"] == name) & (table["FLAG"] != _BELOW_THRESHOLD)]
         if not rows["FREE"][0]:
             lines.append(f"{name}, as given")
             continue

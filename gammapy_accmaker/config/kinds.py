@@ -140,7 +140,7 @@ class ModelOptions(Options):
         runs: Sequence[ReducedRun],
         bins: CountsBins,
         settings: FitSettings,
-        n_band: int,
+        n_band: int | Sequence[int],
         execution: Execution = SERIAL,
     ) -> tuple[RateModel, AmplitudeFit | None]:
         """The same beside the sources of the runs, and their amplitudes in ``n_band`` bands of energy at most."""
@@ -195,7 +195,7 @@ class SplineOptions(ModelOptions):
         runs: Sequence[ReducedRun],
         bins: CountsBins,
         settings: FitSettings,
-        n_band: int,
+        n_band: int | Sequence[int],
         execution: Execution = SERIAL,
     ) -> tuple[SplineRate, AmplitudeFit | None]:
         inside = bins.inside

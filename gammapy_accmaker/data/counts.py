@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import EarthLocation
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, gaussian_filter1d
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, axis_index, offset
@@ -41,7 +41,7 @@ SUBPOINTS = 5  # along each side of a bin that an exclusion touches
 RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
 POINTING_STEP = 60.0  # s, between the nodes of the track
 EVEN = 1e-6  # deg; a displacement below is rounding
-LOWEST_EVENTS = 1e-3  # of the events of a run, below whose energy nothing is expected of a source
+PEAK_STEP, PEAK_WIDTH = 0.01, 0.05  # in log10 of the energy, of the spectrum whose peak is looked for
 MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
 
 
@@ -209,7 +209,7 @@ def reduce_observation(
     parts = [part for part in parts if part.ontime > 0]
     bands = sky_bands(bins.energy_edges)
     sky = SkyCounts.of(track, parts, xyz, energy, bands, min(bins.offset_max, half_side))
-    lowest = float(np.quantile(energy, LOWEST_EVENTS))
+    energies = energy  # of all events
     keep = ~exclusion.contains(xyz)
     dropped["excluded"] = int((~keep).sum())
     xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
@@ -222,7 +222,7 @@ def reduce_observation(
     dropped["out of range"] = int((~inside).sum())
     dropped["unexposed bin"] = 0
     live = _live_fraction(observation)
-    of_sources = _SourceCounts.of(observation, sources, track, bins, lowest)
+    of_sources = _SourceCounts.of(observation, sources, track, bins, energies)
     if len(sources) and "psf" not in observation.available_irfs:
         notes = replace(notes, without_psf=True)
 
@@ -263,25 +263,49 @@ def _run_slice(key, track, counts, fraction, displacement, live, covariates):
     )
 
 
+def _threshold(energy, at):
+    """Energy in TeV at which the events of a run are most, in equal steps of its logarithm, and how many there are at
+    other energies over that, which falls to 0 below the threshold of the run."""
+    log = np.log10(energy)
+    edges = np.arange(log.min() - 3 * PEAK_WIDTH, log.max() + 3 * PEAK_WIDTH, PEAK_STEP)
+    counts = gaussian_filter1d(np.histogram(log, edges)[0].astype(float), PEAK_WIDTH / PEAK_STEP, mode="constant")
+    middle = edges[:-1] + 0.5 * PEAK_STEP
+    share = np.interp(np.log10(at), middle, counts / counts.max(), left=0.0, right=0.0)
+    return float(10 ** middle[np.argmax(counts)]), share
+
+
 @dataclass(frozen=True)
 class _SourceCounts:
-    """What sources add to a run: those that are in its field, on the sky."""
+    """What sources add to a run: those that are in its field, on the sky.
+
+    Attributes
+    ----------
+    sources : `SourceList`
+    on_sky : list of `SourceOnSky` or None
+        Of each; empty for none.
+    bins : `CountsBins`
+    above, below : `~numpy.ndarray`, shape (n_energy,)
+        1 in the energy bins above the peak of the events of the run, else 0; and below it how many events the run has
+        over those at the peak, else 0. There a threshold rules, which responses know badly, or not at all where events
+        were cut: what is expected of a source falls with the events.
+    """
 
     sources: SourceList
     on_sky: list[SourceOnSky | None]
     bins: CountsBins
-    seen: np.ndarray  # energy bins in which the run has events
+    above: np.ndarray
+    below: np.ndarray
 
     @classmethod
-    def of(cls, observation, sources, track, bins, lowest):
-        # below the energies of all events they were cut, which the responses may not know; a source that is expected
-        # there would be refuted by it
-        seen = bins.energy_edges[1:] > lowest
+    def of(cls, observation, sources, track, bins, energy):
         if not len(sources):
-            return cls(sources, [], bins, seen)
-        reach = bins.fov.offset_max + track.pointing_drift
-        models = [source.model for source in sources]
-        return cls(sources, expected_on_sky(models, observation, track, bins.energy_edges, reach), bins, seen)
+            return cls(sources, [], bins, np.zeros(0), np.zeros(0))
+        edges, reach = bins.energy_edges, bins.fov.offset_max + track.pointing_drift
+        on_sky = expected_on_sky([source.model for source in sources], observation, track, edges, reach)
+        peak, share = _threshold(energy, np.sqrt(edges[1:] * edges[:-1]))
+        lowest = max([peak, *(one.lowest for one in on_sky if one is not None)])
+        above = edges[1:] > lowest
+        return cls(sources, on_sky, bins, above, np.where(above, 0.0, np.where(edges[:-1] > peak, 1.0, share)))
 
     def added_to(self, part, track, exclusion, time_step):
         """A slice with what the sources add to it: known fluxes in its signal, and units of those that are free."""
@@ -296,15 +320,17 @@ class _SourceCounts:
     def _added(self, part, shape, counts):
         if not self.on_sky:
             return part
-        free, known = [], []
+        free, free_below, known = [], [], []
         middle = np.sqrt(self.bins.energy_edges[1:] * self.bins.energy_edges[:-1])
         for source, on_sky in zip(self.sources, self.on_sky, strict=True):
-            patch = CountsPatch.nothing(shape) if on_sky is None else counts(on_sky).scaled(self.seen)
+            patch = CountsPatch.nothing(shape) if on_sky is None else counts(on_sky)
+            above, below = patch.scaled(self.above), patch.scaled(self.below)
             if source.is_free:
-                free.append(patch)
+                free.append(above)
+                free_below.append(below)
             else:
-                known.append(patch.scaled(source.factors(middle)))
-        return replace(part, signal=add_patches(known), sources=tuple(free))
+                known += [above.scaled(source.factors(middle)), below.scaled(source.factors(middle, below=True))]
+        return replace(part, signal=add_patches(known), sources=(*free, *free_below))
 
 
 def _live_fraction(observation):

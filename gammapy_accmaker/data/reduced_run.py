@@ -49,7 +49,8 @@ class RunSlice:
     signal : `CountsPatch` or None
         Counts that gamma-ray sources of known flux add to those of the background.
     sources : tuple of `CountsPatch`
-        Counts that each source with a free amplitude adds with the flux of its model.
+        Counts that each source with a free amplitude adds with the flux of its model: at energies above the threshold
+        of the run, and then, for each again, below it.
     """
 
     key: RunKey

@@ -48,10 +48,13 @@ class SourceOnSky:
         ICRS unit vectors of the pixels.
     rate : `~numpy.ndarray`, shape (n_energy, n_pixel)
         In s-1, in the reconstructed energy bins.
+    lowest : float
+        Energy in TeV from which on the responses are to be trusted, as far as they say so (LO_THRES of the format).
     """
 
     xyz: np.ndarray
     rate: np.ndarray
+    lowest: float = 0.0
 
     def in_camera(
         self,
@@ -148,6 +151,12 @@ class _Responses:
     reconstructed: MapAxis
     gti: GTI
 
+    @property
+    def lowest(self) -> float:
+        """Energy in TeV from which on they are to be trusted, as far as they say so (LO_THRES of the format)."""
+        given = self.aeff.meta.get("LO_THRES") if self.aeff.meta else None
+        return float(given) if isinstance(given, (int, float)) and np.isfinite(given) else 0.0
+
     @classmethod
     def of(cls, observation, energy_edges):
         aeff, edisp = observation.aeff, observation.edisp
@@ -196,7 +205,7 @@ class _Responses:
         in_pixel = rate.sum(axis=0)
         some = np.flatnonzero(in_pixel > SMALLEST_PIXEL * in_pixel.sum())
         xyz = unit_vectors(sky.ra.rad, sky.dec.rad).reshape(-1, 3)
-        return SourceOnSky(xyz[some], rate[:, some]) if len(some) else None
+        return SourceOnSky(xyz[some], rate[:, some], self.lowest) if len(some) else None
 
 
 def model_extent(model) -> tuple[SkyCoord | None, float]:

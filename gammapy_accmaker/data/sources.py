@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,9 @@ from gammapy.modeling.models import (
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path
 
+Bands = tuple[Sequence[float], Sequence[float]]  # edges in TeV, and an amplitude for each band between them
+NO_BANDS: Bands = ((), ())
+_BANDS = ("edges", "amplitudes", "edges_below", "amplitudes_below")
 _AMPLITUDES = ("amplitude", "norm")  # parameters of a spectral model that scale it
 _REMEDY = "give a gammapy SkyModel, Models, a list of these, or a models file"
 
@@ -43,12 +46,17 @@ class Source:
         Energies in TeV between which it has one amplitude; empty where none was fitted.
     amplitudes : tuple of float
         Factor on the flux of the model in each of these bands.
+    edges_below, amplitudes_below : tuple of float
+        The same at energies below the threshold of a run, where its responses are not to be trusted: the factors are
+        no fluxes.
     """
 
     text: str
     template: bytes = b""
     edges: tuple[float, ...] = ()
     amplitudes: tuple[float, ...] = ()
+    edges_below: tuple[float, ...] = ()
+    amplitudes_below: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, model: SkyModel) -> Source:
@@ -93,7 +101,7 @@ class Source:
 
     def __getstate__(self):
         # the model is made again from its data in another process
-        return {name: getattr(self, name) for name in ("text", "template", "edges", "amplitudes")}
+        return {own.name: getattr(self, own.name) for own in fields(self)}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -108,16 +116,27 @@ class Source:
         parameter = _amplitude(self.model)
         return parameter is not None and not parameter.frozen and not self.amplitudes
 
-    def factors(self, energy: np.ndarray) -> np.ndarray:
-        """Fitted factor on its flux at reconstructed energies in TeV; 1 where none was fitted."""
-        if not self.amplitudes:
-            return np.ones(len(energy))
-        band = np.searchsorted(self.edges[1:-1], energy, side="right")
-        return np.asarray(self.amplitudes)[band]
+    def factors(self, energy: np.ndarray, *, below: bool = False) -> np.ndarray:
+        """Fitted factor on its flux at reconstructed energies in TeV; ``below``: the threshold of a run.
 
-    def fitted(self, edges: Sequence[float], amplitudes: Sequence[float]) -> Source:
-        """The source with the amplitudes of a fit, one for each of the bands between the edges in TeV."""
-        other = replace(self, edges=tuple(map(float, edges)), amplitudes=tuple(map(float, amplitudes)))
+        Where none was fitted it is 1, and 0 below the threshold.
+        """
+        edges, amplitudes = (self.edges_below, self.amplitudes_below) if below else (self.edges, self.amplitudes)
+        if not amplitudes:
+            return np.full(len(energy), 0.0 if below else 1.0)
+        return np.asarray(amplitudes)[np.searchsorted(edges[1:-1], energy, side="right")]
+
+    def fitted(self, above: Bands, below: Bands = NO_BANDS) -> Source:
+        """The source with the amplitudes of a fit: edges of bands in TeV and one for each band, above and below the
+        thresholds of the runs."""
+        edges, amplitudes, edges_below, amplitudes_below = (tuple(map(float, a)) for a in (*above, *below))
+        other = replace(
+            self,
+            edges=edges,
+            amplitudes=amplitudes,
+            edges_below=edges_below,
+            amplitudes_below=amplitudes_below,
+        )
         if "model" in vars(self):  # made once: nobody changes it
             vars(other)["model"] = self.model
         return other
@@ -178,26 +197,27 @@ class SourceList:
 
     def as_given(self) -> SourceList:
         """The sources with the fluxes of their models, or of a fit, where they have some; none of them free."""
-        return SourceList(tuple(s.fitted((0.0, np.inf), (1.0,)) if s.is_free else s for s in self.sources))
+        return SourceList(tuple(s.fitted(((0.0, np.inf), (1.0,))) if s.is_free else s for s in self.sources))
 
     def as_free(self) -> SourceList:
         """The sources without what a fit found of them."""
-        return SourceList(tuple(s.fitted((), ()) for s in self.sources))
+        return SourceList(tuple(s.fitted(NO_BANDS) for s in self.sources))
 
     def without(self, names: Iterable[str]) -> SourceList:
         """Those of other names."""
         names = set(names)
         return SourceList(tuple(source for source in self.sources if source.name not in names))
 
-    def with_amplitudes(self, fitted: dict[str, tuple[Sequence[float], Sequence[float]]]) -> SourceList:
-        """The sources with edges and amplitudes of a fit, by name."""
+    def with_amplitudes(self, fitted: dict[str, tuple[Bands, Bands]]) -> SourceList:
+        """The sources with what a fit found, by name, see `Source.fitted`."""
         return SourceList(tuple(s.fitted(*fitted[s.name]) if s.name in fitted else s for s in self.sources))
 
     def to_arrays(self) -> tuple[str, dict[str, np.ndarray]]:
         """Serial form, exact: text, and the maps of templates as bytes."""
         entries, arrays = [], {}
         for k, source in enumerate(self.sources):
-            entries.append({"model": json.loads(source.text), "edges": source.edges, "amplitudes": source.amplitudes})
+            bands = {name: getattr(source, name) for name in _BANDS}
+            entries.append({"model": json.loads(source.text), **bands})
             if source.template:
                 arrays[f"template {k}"] = np.frombuffer(source.template, dtype=np.uint8)
         return json.dumps(entries), arrays
@@ -215,8 +235,8 @@ class SourceList:
             sources = []
             for k, entry in enumerate(json.loads(text)):
                 template = arrays.get(f"template {k}", np.zeros(0)).astype(np.uint8).tobytes()
-                bands = (tuple(map(float, entry[name])) for name in ("edges", "amplitudes"))
-                source = Source(json.dumps(entry["model"]), template, *bands)
+                bands = {name: tuple(map(float, entry[name])) for name in _BANDS}
+                source = Source(json.dumps(entry["model"]), template, **bands)
                 _check(source.model)
                 sources.append(source)
             return cls(tuple(sources))

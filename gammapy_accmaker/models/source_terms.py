@@ -60,6 +60,11 @@ class CountsPatch:
         """No counts, shape (n_energy, size)."""
         return cls(np.zeros(0, dtype=np.int32), np.zeros((shape[0], 0), dtype=np.float32), shape[1])
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_energy, size)."""
+        return len(self.values), self.size
+
     def toarray(self) -> np.ndarray:
         """In all bins, shape (n_energy, size)."""
         out = np.zeros((len(self.values), self.size))
@@ -232,22 +237,22 @@ class SourceBands:
     number: np.ndarray
 
     @classmethod
-    def choose(cls, spectra: np.ndarray, n_band: int) -> SourceBands:
+    def choose(cls, spectra: np.ndarray, n_band: int | Sequence[int]) -> SourceBands:
         """Bands in which a source has about the same expected counts.
 
         Parameters
         ----------
         spectra : `~numpy.ndarray`, shape (n_source, n_energy)
             Expected counts of each source in all runs.
-        n_band : int
-            Most bands of a source; one with counts in few bins has less.
+        n_band : int, or sequence of int
+            Most bands of all sources, or of each; one with counts in few bins has less.
         """
         number, first = np.zeros(spectra.shape, dtype=int), 0
-        for k, spectrum in enumerate(spectra):
+        for k, (spectrum, most) in enumerate(zip(spectra, np.broadcast_to(n_band, len(spectra)), strict=True)):
             # the share of the counts below the middle of each bin
             total = max(float(spectrum.sum()), TINY)
             share = (np.cumsum(spectrum) - 0.5 * spectrum) / total
-            band = np.minimum((share * n_band).astype(int), n_band - 1)
+            band = np.minimum((share * most).astype(int), most - 1)
             _, own = np.unique(band, return_inverse=True)
             number[k] = first + own
             first += own.max() + 1

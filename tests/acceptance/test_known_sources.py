@@ -72,6 +72,11 @@ def background_in_source(model, radius=0.15):
     return total
 
 
+def above_thresholds(model):
+    """Rows of the table of sources that are fluxes."""
+    return model.source_table[model.source_table["FLAG"] != "below thresholds"]
+
+
 def counts_in_source(radius=0.15):
     where = source_region(store(), radius)
     total = 0
@@ -97,7 +102,7 @@ def test_the_background_is_that_of_a_fit_without_the_source(kind):
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_amplitudes_are_those_of_the_truth(kind):
     """The model was given with half of the true flux."""
-    table = fitted(kind, "known").source_table
+    table = above_thresholds(fitted(kind, "known"))
     assert len(table) == 3 and np.all(table["FREE"])
     pulls = (table["AMPLITUDE"] - 2) / table["AMPLITUDE_ERR"]
     assert np.all(np.abs(pulls) < 3.5), table
@@ -166,7 +171,7 @@ def test_known_and_excluded_may_be_mixed():
     """A circle that covers a part of the source alone: its amplitude follows from the rest."""
     core = CircleSkyRegion(store().source.spatial_model.position, 0.1 * u.deg)
     model = fit_acceptance(runs(), options("spline"), exclusion=[core], sources=true_source(), n_jobs=1)
-    table = model.source_table
+    table = above_thresholds(model)
     assert 0 < table["COUNTS"].sum() < 0.6 * fitted("spline", "known").source_table["COUNTS"].sum()
     assert np.all(np.abs(table["AMPLITUDE"] - 1) < 4 * table["AMPLITUDE_ERR"])
 
@@ -196,8 +201,9 @@ def test_sources_by_the_configuration(tmp_path):
     )
     given = {"type": "models", "models": str(tmp_path / "sources.yaml"), "bands": 1}
     model = fit_acceptance(runs(), options("radial", sources=given))
-    assert len(model.source_table) == 1 and model.sources.names == ["the source"]
-    assert model.source_table["AMPLITUDE"][0] == pytest.approx(2, abs=3.5 * model.source_table["AMPLITUDE_ERR"][0])
+    table = above_thresholds(model)
+    assert len(table) == 1 and model.sources.names == ["the source"]
+    assert table["AMPLITUDE"][0] == pytest.approx(2, abs=3.5 * table["AMPLITUDE_ERR"][0])
     assert model.config.sources.models is None  # the model holds what was in the file
     maker = AcceptanceBackgroundMaker(options("radial", sources=given)).fit(runs())
     assert maker.model.source_table["AMPLITUDE"][0] == model.source_table["AMPLITUDE"][0]
@@ -259,9 +265,10 @@ def test_wrong_sources_are_named_before_the_fit(name):
 def test_two_sources_that_look_alike_are_flagged(caplog):
     twins = [true_source(0.5, name="one"), true_source(0.5, name="two")]
     model = fit_acceptance(runs(), options("grid"), sources=twins)
-    assert all("not known from the runs" in flag for flag in model.source_table["FLAG"])
+    table = above_thresholds(model)
+    assert all("not known from the runs" in flag for flag in table["FLAG"])
     assert any("look like each other" in message for message in caplog.messages)
-    total = model.source_table["AMPLITUDE"][:3] + model.source_table["AMPLITUDE"][3:]
+    total = table["AMPLITUDE"][:3] + table["AMPLITUDE"][3:]
     assert np.all(np.abs(total - 2) < 1.2)
 
 
@@ -273,6 +280,7 @@ def test_a_disc_on_axis_of_all_runs_is_told(caplog):
     )
     model = SkyModel(PowerLawSpectralModel(amplitude="1e-11 cm-2 s-1 TeV-1"), axis, name="disc")
     fitted_model = fit_acceptance([one], options("radial"), sources=[model, true_source(frozen=True)])
-    rows = fitted_model.source_table[fitted_model.source_table["SOURCE"] == "disc"]
+    rows = above_thresholds(fitted_model)
+    rows = rows[rows["SOURCE"] == "disc"]
     assert np.all(rows["INFORMATION"] < 0.2)
     assert any("cannot be told apart" in message and "OFF runs" in message for message in caplog.messages)

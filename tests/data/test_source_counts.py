@@ -1,5 +1,7 @@
 """What sources add to the counts of a run in the camera."""
 
+import copy
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -20,11 +22,13 @@ from regions import CircleSkyRegion
 from stores import altered, full_store, observations
 
 from gammapy_accmaker.camera.bins import CountsBins, FovBins
+from gammapy_accmaker.camera.track import unit_vectors
 from gammapy_accmaker.data.cache import RunCache
 from gammapy_accmaker.data.counts import reduce_observation
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import ObservationError
+from gammapy_accmaker.models.source_terms import sum_patches
 
 EDGES = np.geomspace(0.5, 20, 17)  # TeV
 GRID, RINGS = FovBins.grid(2.5, 50), FovBins.rings(2.5, 25)
@@ -70,6 +74,11 @@ def reduced(observation, sources, fov=GRID, exclusion=None, edges=EDGES, **more)
     return reduce_observation(observation, bins, exclusion, sources=SourceList.of(sources), **more)
 
 
+def counts_of(part):
+    """Of all sources of a slice, by energy."""
+    return sum_patches(part.sources).by_energy()
+
+
 def npred(model, observation, width=3.0, binsz=0.02):
     """By gammapy's own chain of makers, by energy."""
     geom = WcsGeom.create(
@@ -87,12 +96,15 @@ def test_counts_are_those_of_gammapy(name):
     model, observation = source(shapes()[name]), run()
     own = reduced(observation, model).slices
     expected = npred(model, observation).sum((1, 2))
-    found = sum(part.sources[0].by_energy() for part in own)
-    assert found.sum() == pytest.approx(expected.sum(), rel=6e-3)
-    np.testing.assert_allclose(found, expected, rtol=0.04, atol=2e-3 * expected.max())
+    found = sum(counts_of(part) for part in own)
+    # below the threshold of the run it falls with its events
+    above = sum(part.sources[0].by_energy() for part in own) > 0
+    assert found[above].sum() == pytest.approx(expected[above].sum(), rel=6e-3)
+    np.testing.assert_allclose(found[above], expected[above], rtol=0.04, atol=2e-3 * expected.max())
+    assert np.all(found[~above] <= 1.04 * expected[~above])
     # and the same in rings, which lose nothing of it
     in_rings = reduced(observation, model, RINGS).slices
-    assert sum(p.sources[0].by_energy().sum() for p in in_rings) == pytest.approx(found.sum(), rel=2e-3)
+    assert sum(counts_of(p).sum() for p in in_rings) == pytest.approx(found.sum(), rel=2e-3)
 
 
 def test_counts_lie_where_the_source_is_seen():
@@ -101,7 +113,7 @@ def test_counts_lie_where_the_source_is_seen():
     for alignment in ("altaz", "radec"):
         bins = CountsBins(EDGES, GRID, alignment, offset_max=2.5)
         one = reduce_observation(observation, bins, sources=SourceList.of(source(shapes()["point"])))
-        image = sum(part.sources[0].toarray() for part in one.slices).sum(0)
+        image = sum(sum_patches(part.sources).toarray() for part in one.slices).sum(0)
         # simulated wobble runs point 0.5 or 0.7 deg from the source
         offset = position().separation(observation.get_pointing_icrs(observation.tmid)).deg
         rings = np.hypot(GRID.fov_lon, GRID.fov_lat)
@@ -113,32 +125,46 @@ def test_counts_lie_where_the_source_is_seen():
     assert lat == pytest.approx((position().dec - pointing.dec).deg, abs=0.03)
 
 
+def test_counts_on_the_sky_are_those_in_the_camera():
+    """Where the events of a run are counted on the sky, in a few bands of energy, the source is at its place."""
+    observation = run()
+    free, known = (reduced(observation, source(shapes()["disc"], frozen=frozen)) for frozen in (False, True))
+    on_sky = free.sky.sources[0].toarray()
+    in_camera = free.slices[0].sources[0].by_energy().sum()
+    assert len(free.sky.sources) == 2
+    assert on_sky.sum() == pytest.approx(in_camera, rel=0.01)
+    np.testing.assert_array_equal(known.sky.signal.toarray(), on_sky)
+    xyz = free.sky.pixels @ free.sky.matrix
+    here = unit_vectors(position().ra.rad, position().dec.rad)
+    separation = np.degrees(np.arccos(np.clip(xyz @ here, -1, 1)))
+    assert on_sky[:, separation < 0.6].sum() > 0.9 * on_sky.sum()
+
+
 def test_slices_share_the_counts_and_the_dead_time():
     observation, model = run(2), source(shapes()["disc"])
     whole, parts = reduced(observation, model), reduced(observation, model, max_zenith_change=0.01)
     assert len(parts.slices) > 1
-    total = sum(part.sources[0].by_energy() for part in parts.slices)
-    np.testing.assert_allclose(total, whole.slices[0].sources[0].by_energy(), rtol=1e-3)
+    total = sum(counts_of(part) for part in parts.slices)
+    np.testing.assert_allclose(total, counts_of(whole.slices[0]), rtol=1e-3)
     for part in parts.slices:
-        share = part.sources[0].by_energy().sum() / total.sum()
+        share = counts_of(part).sum() / total.sum()
         assert share == pytest.approx(part.ontime / whole.ontime, rel=1e-2)
-    assert whole.whole().sources[0].by_energy().sum() == pytest.approx(total.sum(), rel=1e-3)
-    np.testing.assert_allclose(parts.whole().sources[0].by_energy(), total, rtol=1e-4)
+    np.testing.assert_allclose(counts_of(parts.whole()), total, rtol=1e-4)
 
 
 def test_what_is_excluded_of_a_source_is_not_expected():
     observation, model = run(), source(shapes()["disc"])
     half = CircleSkyRegion(position(), 0.3 * u.deg)
     seen = reduced(observation, model, exclusion=Exclusion([half]))
-    patch, exposure = seen.slices[0].sources[0].toarray(), seen.exposure
+    patch, exposure = sum_patches(seen.slices[0].sources).toarray(), seen.exposure
     assert not patch[:, exposure == 0].any()
     expected = npred(model, observation)
     geom = WcsGeom.create(skydir=position(), width=3.0, binsz=0.02)
-    outside = ~geom.region_mask([half]).data
-    assert patch.sum() == pytest.approx(expected[:, outside].sum(), rel=0.02)
+    outside, above = ~geom.region_mask([half]).data, seen.slices[0].sources[0].by_energy() > 0
+    assert patch[above].sum() == pytest.approx(expected[above][:, outside].sum(), rel=0.02)
     # all of it
     wide = reduced(observation, model, exclusion=Exclusion([CircleSkyRegion(position(), 1.6 * u.deg)]))
-    assert wide.slices[0].sources[0].by_energy().sum() < 1e-3 * patch.sum()
+    assert counts_of(wide.slices[0]).sum() < 1e-3 * patch.sum()
 
 
 def test_a_frozen_source_is_a_known_signal_and_a_free_one_a_unit():
@@ -146,14 +172,16 @@ def test_a_frozen_source_is_a_known_signal_and_a_free_one_a_unit():
     frozen, free = source(here["point"], frozen=True), source(here["disc"])
     frozen = SkyModel(frozen.spectral_model, frozen.spatial_model, name="frozen")
     both = reduced(run(), [frozen, free]).slices[0]
-    assert len(both.sources) == 1 and both.signal is not None
-    alone = reduced(run(), source(here["point"])).slices[0].sources[0]
-    np.testing.assert_allclose(both.signal.toarray(), alone.toarray(), rtol=1e-6)
-    fitted = SourceList.of(free).with_amplitudes({"a source": ((0.5, 2.0, 20.0), (0.0, 3.0))})
+    alone = reduced(run(), source(here["point"])).slices[0].sources
+    # each free one has what it adds above the threshold, and below it
+    assert len(both.sources) == 2 == len(alone)
+    np.testing.assert_allclose(both.signal.toarray(), alone[0].toarray(), rtol=1e-6)
+    fitted = SourceList.of(free).with_amplitudes({"a source": (((0.5, 2.0, 20.0), (0.0, 3.0)), ((0.5, 20.0), (0.25,)))})
     factors = np.where(np.sqrt(EDGES[1:] * EDGES[:-1]) < 2, 0, 3)
     applied = reduced(run(), fitted).slices[0]
     assert applied.sources == ()
-    np.testing.assert_allclose(applied.signal.by_energy(), factors * both.sources[0].by_energy(), rtol=1e-5)
+    above, below = (patch.by_energy() for patch in both.sources)
+    np.testing.assert_allclose(applied.signal.by_energy(), factors * above + 0.25 * below, rtol=1e-5)
 
 
 def test_a_source_far_from_the_pointing_adds_nothing():
@@ -166,19 +194,29 @@ def test_a_source_far_from_the_pointing_adds_nothing():
 def test_a_source_everywhere_fills_the_field():
     flat = ConstantSpatialModel(value="1 sr-1")
     one = reduced(run(), SkyModel(spectrum(), flat, name="flat")).slices[0]
-    seen = one.sources[0].toarray().sum(0) > 0
+    seen = sum_patches(one.sources).toarray().sum(0) > 0
     assert np.all(seen[np.hypot(GRID.fov_lon, GRID.fov_lat) < 2.4])
 
 
-def test_nothing_is_expected_below_the_energies_of_the_events():
+def test_a_threshold_parts_the_counts():
+    """Below the peak of the events of a run its responses are not to be trusted, and below all of them nothing is."""
     observation = run()
     energy = observation.events.energy.to_value("TeV")
     cut = altered(observation, keep=energy > 1.2)
-    whole, above = (reduced(o, source(shapes()["point"])).slices[0].sources[0].by_energy() for o in (observation, cut))
-    assert whole[0] > 0
+    whole, above = (reduced(o, source(shapes()["point"])).slices[0] for o in (observation, cut))
     below = EDGES[1:] < 1.2
-    assert not above[below].any()
-    np.testing.assert_allclose(above[~below], whole[~below], rtol=1e-6)
+    assert not counts_of(above)[below].any()
+    np.testing.assert_allclose(counts_of(above)[~below], counts_of(whole)[~below], rtol=1e-6)
+    main, threshold = (patch.by_energy() > 0 for patch in above.sources)
+    assert not np.any(main & threshold) and np.all(np.flatnonzero(main) >= np.max(np.flatnonzero(threshold), initial=0))
+    # what the responses say themselves
+    aeff = copy.deepcopy(observation.aeff)
+    aeff.meta["LO_THRES"] = 3.0
+    said = reduced(altered(observation, aeff=aeff), source(shapes()["point"])).slices[0]
+    assert not said.sources[0].by_energy()[EDGES[1:] <= 3.0].any()
+    assert said.sources[1].by_energy()[EDGES[1:] <= 3.0].sum() > 0
+    peak = whole.sources[0].by_energy() > 0
+    np.testing.assert_allclose(counts_of(said)[peak], counts_of(whole)[peak], rtol=1e-6)
 
 
 def test_responses_that_are_missing():
@@ -188,11 +226,12 @@ def test_responses_that_are_missing():
     whole = reduced(observation, model)
     without = reduced(altered(observation, psf=None), model)
     assert without.notes.without_psf and not whole.notes.without_psf
-    sharp, wide = (one.slices[0].sources[0] for one in (without, whole))
+    sharp, wide = (sum_patches(one.slices[0].sources) for one in (without, whole))
     assert len(sharp.columns) < len(wide.columns)
     assert sharp.by_energy().sum() == pytest.approx(wide.by_energy().sum(), rel=0.01)
     # without energy dispersion the reconstructed energy is the true one
-    undispersed = reduced(altered(observation, edisp=None), model).slices[0].sources[0].by_energy()
+    undispersed = reduced(altered(observation, edisp=None), model).slices[0]
+    undispersed = counts_of(undispersed)
     assert undispersed.sum() == pytest.approx(wide.by_energy().sum(), rel=0.1)
 
 
@@ -208,5 +247,7 @@ def test_a_reduced_run_with_sources_goes_through_the_cache(tmp_path):
         np.testing.assert_array_equal(after.signal.toarray(), before.signal.toarray())
         np.testing.assert_array_equal(after.sources[0].toarray(), before.sources[0].toarray())
         assert after.sources[0].columns.dtype == before.sources[0].columns.dtype
+    np.testing.assert_array_equal(again.sky.signal.toarray(), one.sky.signal.toarray())
+    np.testing.assert_array_equal(again.sky.sources[0].toarray(), one.sky.sources[0].toarray())
     observation.psf = run().psf  # responses that are not those of the file
     assert cache.get(observation) is None

@@ -47,6 +47,7 @@ from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.describe import counted, in_thousands
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, label_array, require_runs, run_names, some_names
+from gammapy_accmaker.utils.threads import one_thread
 
 __all__ = [
     "fit_groups",
@@ -284,6 +285,7 @@ def say_how_it_ended(rate_model: RateModel, start: float) -> None:
     log.info(f"fit: {f'{ended}; ' if ended else ''}{follows}; {time.monotonic() - start:.1f} s")
 
 
+@one_thread()
 def _fit_once(runs, failures, reduction, plan, execution, start):
     """The fit of reduced runs, and the model adapted to each of them where that is needed, by place in the list."""
     config, bins = reduction.config, reduction.bins
@@ -325,6 +327,7 @@ def fit_runs(
     return fit_runs_and_sources(runs, bins, config, plan, execution=execution)[0]
 
 
+@one_thread()
 def fit_runs_and_sources(
     runs: list[ReducedRun],
     bins: CountsBins,

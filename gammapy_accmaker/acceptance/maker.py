@@ -51,6 +51,7 @@ from gammapy_accmaker.utils.arguments import check_whole
 from gammapy_accmaker.utils.describe import as_html, as_text
 from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import find_runs, run_label
+from gammapy_accmaker.utils.threads import one_thread
 
 __all__ = ["AcceptanceBackgroundMaker"]
 
@@ -317,6 +318,7 @@ class AcceptanceBackgroundMaker(Maker):
         return Reduction(self.config, make_bins(self.config), self.exclusion, self.known_sources)
 
     @kept_by_run
+    @one_thread()
     def _apply(self, observation) -> _AppliedModel:
         """The model on one run: its events are read once, and its track is made once."""
         config, rate_model = self.config, self.model.rate_model

@@ -21,6 +21,7 @@ from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import MAX_ZENITH_CHANGE, FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.models.base import RateModel
+from gammapy_accmaker.utils.threads import one_thread
 
 _OFFSET_STEP = 0.05  # deg
 _ANGLE_STEPS = 256  # 1.4 deg, 0.06 deg on the sky at 2.5 deg offset
@@ -31,6 +32,7 @@ _REGION_PIXELS = 20  # across the smallest of the regions, each of which gammapy
 _MAX_REGION_PIXELS = 200  # across all of them
 
 
+@one_thread()
 def make_background_map(model: RateModel, track: FovTrack, geom, time_step: float | None) -> Map:
     """Map of expected background counts.
 

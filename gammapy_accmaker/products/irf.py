@@ -24,6 +24,7 @@ from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
 from gammapy_accmaker.products.background import polar_average, rate_nodes, read_polar
 from gammapy_accmaker.utils.arguments import check_choice
+from gammapy_accmaker.utils.threads import one_thread
 
 RATE_UNIT = u.Unit("s-1 MeV-1 sr-1")
 _NODES_PER_DECADE = 20
@@ -32,6 +33,7 @@ _NODE_ROUNDS = 40
 _EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
 
+@one_thread()
 def make_background_irf(
     model: RateModel, track: FovTrack, alignment: str, time_step: float | None, irf_alignment: str | None = None
 ) -> Background2D | Background3D:

@@ -32,6 +32,7 @@ from gammapy_accmaker.products.background import (
     region_pixels,
     run_slices,
 )
+from gammapy_accmaker.utils.threads import one_thread
 
 _OFFSET_STEP, _ANGLE_STEPS = 0.15, 24  # deg; of the polar grid
 _FINE_STEP = 0.03  # in log10 energy, of the points over which the changes in a bin are averaged
@@ -76,6 +77,7 @@ class BackgroundErrors:
                 data[k] = np.sqrt((shared**2).sum(1) + (run**2).sum(1))
         return self._map(data)
 
+    @one_thread()
     def modes(self) -> list[Map]:
         """What one standard deviation along each of the leading directions changes in each bin.
 

@@ -23,6 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
@@ -35,6 +36,7 @@ from gammapy.utils.pbar import progress_bar
 
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.utils.arguments import check_choice, check_whole
+from gammapy_accmaker.utils.threads import one_thread
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class Execution:
         n_jobs = min(n_jobs, multiprocessing.cpu_count())
         # a process that was started by another, such as one of DatasetsMaker, starts none itself
         if n_jobs <= 1 or multiprocessing.parent_process() is not None:
-            return (function(*arguments) for arguments in progress_bar(inputs, desc=task_name))
+            return (_call(function, *arguments) for arguments in progress_bar(inputs, desc=task_name))
         return _in_processes(function, inputs, n_jobs, task_name)
 
     def starmap(self, task_name: str) -> Callable[[Callable, list[tuple]], Iterator]:
@@ -116,10 +118,16 @@ class Execution:
 SERIAL = Execution()  # one run after the other, in this process
 
 
+@one_thread()
+def _call(function, *arguments):
+    """The cores are for the processes."""
+    return function(*arguments)
+
+
 def _with_ray(function, inputs, n_jobs, task_name):
     try:
         return parallel.run_multiprocessing(
-            function, inputs, backend="ray", pool_kwargs={"processes": n_jobs}, task_name=task_name
+            partial(_call, function), inputs, backend="ray", pool_kwargs={"processes": n_jobs}, task_name=task_name
         )
     except Exception as error:  # the kinds that ray raises are known where it is installed only
         raise ProcessDiedError(
@@ -144,7 +152,7 @@ def _in_processes(function, inputs, n_jobs, task_name):
                     if task is None:
                         if not warned:
                             log.warning(f"{task_name or 'n_jobs'}: {_NOT_KNOWN}")
-                        warned, done[k] = True, (function(*inputs[k]), [])
+                        warned, done[k] = True, (_call(function, *inputs[k]), [])
                         waiting.popleft()
                         break
                     try:
@@ -210,7 +218,7 @@ def _work(task):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         function, arguments = ForkingPickler.loads(task)
-        result = function(*arguments)
+        result = _call(function, *arguments)
     messages = [_messages.get() for _ in range(_messages.qsize())]
     return result, [*messages, *((w.message, w.category, w.filename, w.lineno) for w in caught)]
 

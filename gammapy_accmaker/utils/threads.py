@@ -1,0 +1,64 @@
+"""Linear algebra in one thread.
+
+The matrices here are small, and processes are many: with more threads than free cores, those of OpenBLAS wait for one
+another, and a call takes several times as long as in one thread. `one_thread` asks for one while it lasts, whatever
+OMP_NUM_THREADS says, and gives back what was set before. It finds the OpenBLAS that the wheels of numpy and scipy bring
+along, by its own functions to get and set the number; where they use another library, it is left as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg  # which loads the library
+
+__all__ = ["one_thread", "thread_pools"]
+
+# where wheels of Linux and Windows, and those of macOS, have the libraries that they bring along
+FOLDERS = [
+    folder
+    for package in (np, scipy)
+    for folder in (
+        Path(package.__file__).parent.with_name(f"{package.__name__}.libs"),
+        Path(package.__file__).parent / ".dylibs",
+    )
+]
+PREFIXES, SUFFIXES = ("scipy_openblas", "openblas"), ("64_", "")
+ONLY_LOADED = getattr(os, "RTLD_NOLOAD", 0)  # a library that is not in use is not brought in
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While it lasts, linear algebra of numpy and scipy uses one thread; also a decorator."""
+    before = [(put, get()) for get, put in thread_pools()]
+    try:
+        for put, _ in before:
+            put(1)
+        yield
+    finally:
+        for put, number in before:
+            put(number)
+
+
+@lru_cache(maxsize=1)
+def thread_pools() -> list[tuple[Callable[[], int], Callable[[int], None]]]:
+    """Functions that get and set the number of threads, of each library that was found."""
+    found = []
+    for path in sorted(path for folder in FOLDERS for path in folder.glob("*openblas*")):
+        try:
+            library = ctypes.CDLL(str(path), mode=ctypes.DEFAULT_MODE | ONLY_LOADED)
+        except OSError:
+            continue
+        for prefix, suffix in ((prefix, suffix) for prefix in PREFIXES for suffix in SUFFIXES):
+            get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
+            put = getattr(library, f"{prefix}_set_num_threads{suffix}", None)
+            if get is not None and put is not None:
+                found.append((get, put))
+                break
+    return found

@@ -1,0 +1,71 @@
+"""Linear algebra in one thread, and what was set before again."""
+
+import numpy as np
+import pytest
+from stores import observations, options, plain_store
+
+from gammapy_accmaker import AcceptanceBackgroundMaker
+from gammapy_accmaker.models.binned import BinnedModel
+from gammapy_accmaker.utils.parallel import SERIAL, Execution
+from gammapy_accmaker.utils.threads import one_thread, thread_pools
+
+pytestmark = pytest.mark.skipif(not thread_pools(), reason="numpy and scipy use another library than OpenBLAS")
+
+
+def numbers():
+    return [get() for get, _ in thread_pools()]
+
+
+def numbers_and_product(k):
+    return numbers(), float((np.ones((k, k)) @ np.ones((k, k))).sum())
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = numbers()
+    for _, put in thread_pools():
+        put(2)
+    yield
+    for (_, put), number in zip(thread_pools(), before, strict=True):
+        put(number)
+
+
+def test_one_thread_while_it_lasts():
+    several = numbers()
+    with one_thread():
+        assert set(numbers()) == {1}
+        with one_thread():
+            pass
+        assert set(numbers()) == {1}
+    assert numbers() == several
+    with pytest.raises(ZeroDivisionError), one_thread():
+        _ = 1 / 0
+    assert numbers() == several
+    assert set(one_thread()(numbers)()) == {1} and numbers() == several
+
+
+@pytest.mark.parametrize("execution", [SERIAL, Execution(2)], ids=["here", "two processes"])
+def test_tasks_of_a_loop(execution):
+    several = numbers()
+    results = execution.map(numbers_and_product, [(k,) for k in (10, 20)])
+    for (inside, total), k in zip(results, (10, 20), strict=True):
+        assert set(inside) == {1} and total == k**3
+        assert numbers() == several  # between the tasks as well
+    assert numbers() == several
+
+
+def test_a_maker(monkeypatch):
+    seen, runs = [], observations(plain_store())[:2]
+    for name in ("adapt", "integral_grid"):
+
+        def noting(self, *arguments, own=getattr(BinnedModel, name), **more):
+            seen.append(numbers())
+            return own(self, *arguments, **more)
+
+        monkeypatch.setattr(BinnedModel, name, noting)
+    several = numbers()
+    maker = AcceptanceBackgroundMaker(options("grid")).fit(runs, n_jobs=1)
+    assert {n for one in seen for n in one} == {1} and numbers() == several
+    seen.clear()
+    maker.make_irf(runs[0])
+    assert len(seen) > 2 and {n for one in seen for n in one} == {1} and numbers() == several

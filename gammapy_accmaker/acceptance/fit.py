@@ -136,6 +136,7 @@ def _seen_range(group):
     return float(low.min()), float(high.max())
 
 
+@one_thread()
 def fit_acceptance(
     observations,
     config=None,
@@ -285,7 +286,6 @@ def say_how_it_ended(rate_model: RateModel, start: float) -> None:
     log.info(f"fit: {f'{ended}; ' if ended else ''}{follows}; {time.monotonic() - start:.1f} s")
 
 
-@one_thread()
 def _fit_once(runs, failures, reduction, plan, execution, start):
     """The fit of reduced runs, and the model adapted to each of them where that is needed, by place in the list."""
     config, bins = reduction.config, reduction.bins

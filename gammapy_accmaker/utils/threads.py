@@ -21,14 +21,8 @@ import scipy.linalg  # which loads the library
 __all__ = ["one_thread", "thread_pools"]
 
 # where wheels of Linux and Windows, and those of macOS, have the libraries that they bring along
-FOLDERS = [
-    folder
-    for package in (np, scipy)
-    for folder in (
-        Path(package.__file__).parent.with_name(f"{package.__name__}.libs"),
-        Path(package.__file__).parent / ".dylibs",
-    )
-]
+PLACES = [Path(str(package.__file__)).parent for package in (np, scipy)]
+FOLDERS = [folder for place in PLACES for folder in (place.with_name(f"{place.name}.libs"), place / ".dylibs")]
 PREFIXES, SUFFIXES = ("scipy_openblas", "openblas"), ("64_", "")
 ONLY_LOADED = getattr(os, "RTLD_NOLOAD", 0)  # a library that is not in use is not brought in
 

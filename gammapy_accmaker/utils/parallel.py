@@ -36,7 +36,7 @@ from gammapy.utils.pbar import progress_bar
 
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.utils.arguments import check_choice, check_whole
-from gammapy_accmaker.utils.threads import one_thread
+from gammapy_accmaker.utils.threads import ONE_THREAD, one_thread
 
 log = logging.getLogger(__name__)
 
@@ -290,10 +290,17 @@ def _submit(pool, task) -> Future:
 
 @contextmanager
 def _without_the_script():
-    """Python runs what is `__main__` here in each process that it starts: nothing."""
-    main = sys.modules["__main__"]
+    """Python runs what is `__main__` here in each process that it starts: nothing. And linear algebra begins there with
+    one thread; see `_begin` for the rest of the environment."""
+    main, environment = sys.modules["__main__"], {name: os.environ.get(name) for name in ONE_THREAD}
     sys.modules["__main__"] = ModuleType("__main__")
+    os.environ.update(ONE_THREAD)
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        for name, value in environment.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

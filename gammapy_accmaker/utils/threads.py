@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import scipy.linalg  # which loads the library
 
-__all__ = ["one_thread", "thread_pools"]
+__all__ = ["ONE_THREAD", "one_thread", "thread_pools"]
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # of a new process
 
 # where wheels of Linux and Windows, and those of macOS, have the libraries that they bring along
 PLACES = [Path(str(package.__file__)).parent for package in (np, scipy)]
@@ -30,7 +32,8 @@ ONLY_LOADED = getattr(os, "RTLD_NOLOAD", 0)  # a library that is not in use is n
 @contextmanager
 def one_thread() -> Iterator[None]:
     """While it lasts, linear algebra of numpy and scipy uses one thread; also a decorator."""
-    before = [(put, get()) for get, put in thread_pools()]
+    # one that has one thread is not touched: in a process that was forked it would start the others anew
+    before = [(put, number) for get, put in thread_pools() if (number := get()) != 1]
     try:
         for put, _ in before:
             put(1)

@@ -20,12 +20,10 @@ from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.excess import excess_fields, excess_regions, find_excess, search_bands
 from gammapy_accmaker.products.found import FoundSource, measure_sources
 
-__all__ = ["Fitted", "fit_until_stable", "warn_of_excess", "warn_of_one_pointing"]
-
 log = logging.getLogger(__name__)
 
-MOST_NAMED = 3
-ONE_POINTING = 0.1  # deg
+_MOST_NAMED = 3
+_ONE_POINTING = 0.1  # deg
 
 
 @dataclass(frozen=True)
@@ -123,18 +121,18 @@ def fit_until_stable(
         )
     if len(found):
         found.meta["STABLE"] = stable
-    warn_of_one_pointing(fitted)
+    _warn_of_one_pointing(fitted)
     seen = fitted.sources(found, observations) if len(found) else ()
     return replace(fitted, model=replace(fitted.model, found=found, seen=seen))
 
 
-def warn_of_one_pointing(fitted: Fitted) -> None:
+def _warn_of_one_pointing(fitted: Fitted) -> None:
     """One warning where nothing is excluded and all runs point to one position: what is fixed on the sky is then fixed
     in the camera as well, but for the turn of the field, and no search can tell it from the acceptance."""
     model, pointings = fitted.model, [run.sky.matrix[0] for run in fitted.runs if run.sky is not None]
     if len(pointings) < 2 or not model.exclusion.is_empty or model.config.exclusion.wobble_half is not False:
         return
-    if np.min(pointings @ pointings[0]) > np.cos(np.radians(ONE_POINTING)):
+    if np.min(pointings @ pointings[0]) > np.cos(np.radians(_ONE_POINTING)):
         log.warning(
             f"observations: all {len(pointings)} runs point to one position and nothing is excluded: a source there "
             "looks like the acceptance, which holds most of it, and cannot be found; fit the model to OFF runs "
@@ -144,7 +142,7 @@ def warn_of_one_pointing(fitted: Fitted) -> None:
 
 def warn_of_excess(fitted: Fitted) -> None:
     """One warning where a significant excess stands that the fit did not leave out."""
-    warn_of_one_pointing(fitted)
+    _warn_of_one_pointing(fitted)
     options = fitted.model.config.exclusion
     if options.wobble_half is not False:  # what the excluded half holds is seen here, and not by the fit
         return
@@ -154,9 +152,9 @@ def warn_of_excess(fitted: Fitted) -> None:
     named = [
         f"RA {row['RA']:.2f} deg, Dec {row['DEC']:+.2f} deg, radius {row['RADIUS']:.2f} deg, "
         f"{row['SIGNIFICANCE']:.1f} sigma"
-        for row in found[:MOST_NAMED]
+        for row in found[:_MOST_NAMED]
     ]
-    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     log.warning(
         f"exclusion: there is significant excess outside of what is excluded: {'; '.join(named)}{more}; the background "
         "holds a part of it. Exclude it, or set `sources: {type: found}`, which finds it and leaves it out"

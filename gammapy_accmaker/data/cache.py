@@ -36,12 +36,6 @@ from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.utils.run_key import RunKey, run_label
 
-__all__ = [
-    "fingerprint",
-    "RunCache",
-    "in_memory",
-]
-
 log = logging.getLogger(__name__)
 
 
@@ -109,11 +103,11 @@ def _content(value):
     return vars(value)
 
 
-FORMAT = "gammapy_accmaker run"
-FORMAT_VERSION = 7  # raised when what a reduction gives, or how it is stored, changes
-MAX_BYTES = 2**30
-RESPONSES = ("aeff", "edisp", "psf")  # that the counts of sources follow from
-NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
+_FORMAT = "gammapy_accmaker run"
+_FORMAT_VERSION = 7  # raised when what a reduction gives, or how it is stored, changes
+_MAX_BYTES = 2**30
+_RESPONSES = ("aeff", "edisp", "psf")  # that the counts of sources follow from
+_NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,7 @@ class RunCache:
             raise InputError(
                 f"cache: {folder} cannot be made a folder ({error}); give one that can be written"
             ) from error
-        used = version("gammapy_accmaker"), version("gammapy"), FORMAT_VERSION, settings
+        used = version("gammapy_accmaker"), version("gammapy"), _FORMAT_VERSION, settings
         return cls(folder.absolute(), fingerprint(used), shape, responses)
 
     def get(self, observation) -> ReducedRun | None:
@@ -148,7 +142,7 @@ class RunCache:
         if path is None or not path.is_file():
             return None
         try:
-            check_hdu_sizes(path, MAX_BYTES)
+            check_hdu_sizes(path, _MAX_BYTES)
             return self._read(path, observation)
         except Exception as error:  # whatever a damaged file leads to
             log.warning(
@@ -168,7 +162,7 @@ class RunCache:
         arrays = _to_arrays(run)
         primary = fits.PrimaryHDU()
         state = {"files": self._file_state(observation), "memory": in_memory(observation)}
-        primary.header.update({"FORMAT": FORMAT, "VERSION": FORMAT_VERSION, "DIGEST": _digest(arrays, state)})
+        primary.header.update({"FORMAT": _FORMAT, "VERSION": _FORMAT_VERSION, "DIGEST": _digest(arrays, state)})
         hdus = [fits.ImageHDU(values if values.size else None, name=name) for name, values in arrays.items()]
         text = np.frombuffer(json.dumps(state).encode(), dtype="u1")
         try:
@@ -183,7 +177,7 @@ class RunCache:
         changed = any(isinstance(value, EventList) for value in vars(observation).values())
         if not any(one.hdu_class == "events" for one in locations) or changed or chosen.event_filters:
             return None
-        if self.responses and any(vars(observation).get(name) is not None for name in RESPONSES):
+        if self.responses and any(vars(observation).get(name) is not None for name in _RESPONSES):
             return None
         where = sorted((one.hdu_class, str(one.path().absolute()), str(one.hdu_name)) for one in locations)
         times = chosen.time_filter, getattr(chosen, "inverted_time", False)
@@ -195,7 +189,7 @@ class RunCache:
     def _read(self, path, observation):
         with fits.open(path, memmap=False, disable_image_compression=True) as hdulist:
             header = hdulist[0].header
-            if header.get("FORMAT") != FORMAT or header.get("VERSION") != FORMAT_VERSION:
+            if header.get("FORMAT") != _FORMAT or header.get("VERSION") != _FORMAT_VERSION:
                 raise InputError("it is no entry of this version")
             state = json.loads(hdulist["STATE"].data.tobytes())
             arrays = {}
@@ -214,7 +208,7 @@ class RunCache:
         """Size and time of each file that is read."""
         locations = event_locations(observation)
         if self.responses:
-            given = (vars(observation).get(f"_{name}_hdu") for name in RESPONSES)
+            given = (vars(observation).get(f"_{name}_hdu") for name in _RESPONSES)
             locations += [one for one in given if one is not None]
         paths = sorted({one.path().absolute() for one in locations})
         return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
@@ -251,7 +245,7 @@ def _to_arrays(run):
         **_displacements(slices),
         **_patches(slices, slices[0].counts.shape),
         "VALUES": np.array(
-            [[*(getattr(part, name) for name in NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
+            [[*(getattr(part, name) for name in _NUMBERS), *part.pointing, *part.cos_zenith_range] for part in slices],
             dtype="f8",
         ),
         **_sky(run.sky, slices[0].counts.shape[0]),
@@ -354,7 +348,7 @@ def _from_arrays(arrays, label, shape):
             "pointing": (lon, lat),
             "cos_zenith_range": (low, high),
             "covariates": covariates,
-            **dict(zip(NUMBERS, numbers, strict=True)),
+            **dict(zip(_NUMBERS, numbers, strict=True)),
         }
         slices.append(RunSlice(key=key, counts=matrix, signal=signal, sources=sources, **given))
     return ReducedRun(key, tuple(slices), notes=notes, sky=_sky_of(arrays, shape[0]), **texts)

@@ -14,17 +14,15 @@ from gammapy_accmaker.camera.bins import axis_index
 from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch
 
-__all__ = ["SKY_PIXEL", "SkyCounts", "sky_bands"]
-
 SKY_PIXEL = 0.1  # deg
-BAND_WIDTH = 0.25  # dex, about
-TURN_STEP = 300.0  # s, between the nodes at which the turn of the field is followed
+_BAND_WIDTH = 0.25  # dex, about
+_TURN_STEP = 300.0  # s, between the nodes at which the turn of the field is followed
 
 
 def sky_bands(energy_edges: np.ndarray) -> np.ndarray:
     """Those of the energy edges in TeV, about a quarter of a decade apart, between which counts are kept on the sky."""
     log = np.log10(energy_edges)
-    n = max(round((log[-1] - log[0]) / BAND_WIDTH), 1)
+    n = max(round((log[-1] - log[0]) / _BAND_WIDTH), 1)
     chosen = np.abs(log[:, None] - np.linspace(log[0], log[-1], n + 1)).argmin(0)
     return energy_edges[np.unique(chosen)]
 
@@ -96,7 +94,7 @@ class SkyCounts:
         index, counts = np.unique(band[inside] * side**2 + pixel[inside], return_counts=True)
         number, seconds, turns = [], [], []
         for k, part in enumerate(parts):
-            nodes, weights = time_nodes(part.intervals, TURN_STEP if track.turns else None)
+            nodes, weights = time_nodes(part.intervals, _TURN_STEP if track.turns else None)
             number.append(np.full(len(nodes), k))
             seconds.append(weights)
             turns.append(part.matrices_at(nodes) @ matrix.T)

@@ -16,22 +16,12 @@ from gammapy_accmaker.models.fit_counts import add_up
 from gammapy_accmaker.models.norm_energy import SD_NORM, SD_SHIFT, energies_between, find_quartiles
 from gammapy_accmaker.models.spectrum import MixedSpectrum, SmoothSpectrum, fit_spectrum
 
-__all__ = [
-    "AlignedRuns",
-    "ZenithScaling",
-    "align_runs",
-    "find_zenith_scaling",
-    "fit_shift",
-    "fit_spectra",
-    "seen_in_field",
-]
-
-ENERGY_POWER, RATE_POWER, SD_POWER = 2.5, 1.5, 1.0  # of cos zenith, and their spread, before any run is seen
-SHIFT_STEP = 0.01  # runs whose shifts differ by less count as one
-ROUNDS = 3  # of norms and spectrum
-MAX_SPREADS, MAX_SHIFT = 5.0, 0.7  # of a shift: in spreads, and a factor of 2 in energy
-STEP = 0.02  # in the shift, of derivatives
-LEAST = 1e-9  # of all expected counts, in an energy bin: one event where none is expected must not decide
+_ENERGY_POWER, _RATE_POWER, _SD_POWER = 2.5, 1.5, 1.0  # of cos zenith, and their spread, before any run is seen
+_SHIFT_STEP = 0.01  # runs whose shifts differ by less count as one
+_ROUNDS = 3  # of norms and spectrum
+_MAX_SPREADS, _MAX_SHIFT = 5.0, 0.7  # of a shift: in spreads, and a factor of 2 in energy
+_STEP = 0.02  # in the shift, of derivatives
+_LEAST = 1e-9  # of all expected counts, in an energy bin: one event where none is expected must not decide
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ def find_zenith_scaling(
         return ZenithScaling()
     counts, x = counts[used], log_cos_zenith[used]
     quartile, noise = find_quartiles(counts, log_edges)
-    energy = -_slope(x, quartile, SD_SHIFT**2 + noise, -ENERGY_POWER)
+    energy = -_slope(x, quartile, SD_SHIFT**2 + noise, -_ENERGY_POWER)
     # counts at the scaled energies that all runs have
     scaled = log_edges + energy * (x - x.mean())[:, None]
     ends = scaled[:, 0].max(), scaled[:, -1].min()
@@ -91,13 +81,13 @@ def find_zenith_scaling(
     if ends[1] <= ends[0] or not np.all(inside > 0):
         return ZenithScaling(energy, 0.0)
     log_rate = np.log(inside / exposure[used])
-    return ZenithScaling(energy, _slope(x, log_rate, SD_NORM**2 + SD_SHIFT**2 + 1 / inside, RATE_POWER))
+    return ZenithScaling(energy, _slope(x, log_rate, SD_NORM**2 + SD_SHIFT**2 + 1 / inside, _RATE_POWER))
 
 
 def _slope(x, y, variance, prior):
     """Slope of y by weighted least squares, with a Gaussian prior."""
     x, weight = x - np.average(x, weights=1 / variance), 1 / variance
-    return float(((x * y * weight).sum() + prior / SD_POWER**2) / ((x**2 * weight).sum() + 1 / SD_POWER**2))
+    return float(((x * y * weight).sum() + prior / _SD_POWER**2) / ((x**2 * weight).sum() + 1 / _SD_POWER**2))
 
 
 @dataclass(frozen=True)
@@ -173,8 +163,8 @@ def align_runs(
         Over which they are fitted, in TeV, of the mean run.
     """
     norms = np.ones(len(runs))
-    steps, of_run = np.unique(np.round(shift / SHIFT_STEP), return_inverse=True)
-    shift = steps * SHIFT_STEP
+    steps, of_run = np.unique(np.round(shift / _SHIFT_STEP), return_inverse=True)
+    shift = steps * _SHIFT_STEP
     counts = np.array([add_up(run for run, k in zip(runs, of_run, strict=True) if k == n) for n in range(len(steps))])
     in_field = counts.sum((0, 1))
     used = np.array([energies_between(energy_edges * np.exp(s), energies) for s in shift])
@@ -183,10 +173,10 @@ def align_runs(
     )
     with_counts = np.flatnonzero(counts.sum((0, 2)))
     inside = slice(with_counts[0], with_counts[-1] + 1)
-    for round_ in range(ROUNDS):
+    for round_ in range(_ROUNDS):
         expected = norms * seen_in_field(in_field, exposure, norms)
         weight = np.bincount(of_run, expected / expected.sum())
-        if fit_norms is None or round_ == ROUNDS - 1:
+        if fit_norms is None or round_ == _ROUNDS - 1:
             break
         spectrum, _ = AlignedRuns(counts, shift, weight).fit_spectrum(energy_edges, inside)
         # what is expected of a run of norm 1 in the bins that are used of it
@@ -231,12 +221,12 @@ def fit_shift(counts: np.ndarray, expected, spread: float) -> tuple[float, float
 
     def cost(shift):
         mu = expected(shift)
-        log_share = np.log(np.maximum(mu, LEAST * mu.sum()) / max(mu.sum(), 1e-300))
+        log_share = np.log(np.maximum(mu, _LEAST * mu.sum()) / max(mu.sum(), 1e-300))
         return 0.5 * (shift / spread) ** 2 - counts @ np.where(counts > 0, log_share, 0)
 
-    limit = min(MAX_SPREADS * spread, MAX_SHIFT)
+    limit = min(_MAX_SPREADS * spread, _MAX_SHIFT)
     shift = minimize_scalar(cost, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-4}).x
-    below, here, above = (cost(shift + d) for d in (-STEP, 0, STEP))
-    curvature = max((below - 2 * here + above) / STEP**2, 1 / spread**2)
-    low, high = (max(expected(shift + d).sum(), 1e-300) for d in (-STEP, STEP))
-    return float(shift), float(1 / np.sqrt(curvature)), float(np.log(high / low) / (2 * STEP))
+    below, here, above = (cost(shift + d) for d in (-_STEP, 0, _STEP))
+    curvature = max((below - 2 * here + above) / _STEP**2, 1 / spread**2)
+    low, high = (max(expected(shift + d).sum(), 1e-300) for d in (-_STEP, _STEP))
+    return float(shift), float(1 / np.sqrt(curvature)), float(np.log(high / low) / (2 * _STEP))

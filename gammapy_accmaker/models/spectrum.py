@@ -18,15 +18,13 @@ from scipy.sparse import csr_array
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.bsplines import BSplineAxis, NewtonSteps, fit_penalised, update_smoothing
 
-__all__ = ["MixedSpectrum", "SmoothSpectrum", "fit_spectrum", "kept_integrals", "linear_weights"]
-
-KEEPING_ROUNDS = 30  # of factors that are near 1
-FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
-SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
-SMOOTHING_RANGE = (1e-3, 1e8)
+_KEEPING_ROUNDS = 30  # of factors that are near 1
+_FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
+_SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
+_SMOOTHING_RANGE = (1e-3, 1e8)
 # smoothing parameters that still creep after 80 rounds are left as they are
 # steps of 1e-7 are rounding where a smoothing parameter is large
-STEPS = NewtonSteps(200, max_step=1.0, tolerance=1e-6, learn_below=0.3, learn_rounds=80, learned=(1e-4, 0.01))
+_STEPS = NewtonSteps(200, max_step=1.0, tolerance=1e-6, learn_below=0.3, learn_rounds=80, learned=(1e-4, 0.01))
 
 
 @dataclass(frozen=True)
@@ -170,14 +168,14 @@ def kept_integrals(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
     total, factors = weights.sum(1), np.ones(len(counts))
     ratio = (counts + 1) / (total + 1)
-    for _ in range(KEEPING_ROUNDS):
+    for _ in range(_KEEPING_ROUNDS):
         factors *= ratio * total / (weights @ factors)
     return factors
 
 
 def _midpoints(log_edges):
     """Midpoints in log energy that fill each bin, their width, and the number of their bin."""
-    n = np.maximum(np.ceil(np.diff(log_edges) / (FINE_STEP * np.log(10)) - 1e-9).astype(int), 1)
+    n = np.maximum(np.ceil(np.diff(log_edges) / (_FINE_STEP * np.log(10)) - 1e-9).astype(int), 1)
     bins = np.repeat(np.arange(len(n)), n)
     within = np.arange(len(bins)) - np.repeat(np.cumsum(n) - n, n)
     width = (np.diff(log_edges) / n)[bins]
@@ -213,7 +211,7 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray, shift=None, weigh
     counts, sums = counts[seen], sums[seen]
     basis = axis.basis(log_energy)
     difference = np.diff(np.eye(axis.n), 2, axis=0)
-    group = (np.arange(axis.n - 2) * axis.step / (SMOOTHING_WIDTH * np.log(10)) + 1e-9).astype(int)
+    group = (np.arange(axis.n - 2) * axis.step / (_SMOOTHING_WIDTH * np.log(10)) + 1e-9).astype(int)
     rank = np.bincount(group)
     ridge = 1e-9 * np.eye(axis.n)
     # start from a power law through the first and the last bin
@@ -236,11 +234,11 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray, shift=None, weigh
     def update(smoothing, c, factor):
         # the rows of the differences are independent, so each group's part of the penalty has full rank
         decided = rank - smoothing * np.bincount(group, np.sum(difference * cho_solve(factor, difference.T).T, axis=1))
-        return update_smoothing(smoothing, decided, np.bincount(group, (difference @ c) ** 2), SMOOTHING_RANGE)
+        return update_smoothing(smoothing, decided, np.bincount(group, (difference @ c) ** 2), _SMOOTHING_RANGE)
 
-    fit = fit_penalised(c, np.ones(len(rank)), equations, penalty, update, STEPS)
+    fit = fit_penalised(c, np.ones(len(rank)), equations, penalty, update, _STEPS)
     if not fit.converged:
-        raise FitError(f"spectrum: the fit did not converge in {STEPS.max_rounds} rounds; merge energy bins")
+        raise FitError(f"spectrum: the fit did not converge in {_STEPS.max_rounds} rounds; merge energy bins")
     first, last = energy_edges[[0, -1]] * np.exp([low - log_edges[0], high - log_edges[-1]])
     return SmoothSpectrum(float(first), float(last), fit.coefficients, reach)
 

@@ -33,22 +33,20 @@ from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import disc_sums
 
-__all__ = ["ExcessField", "excess_fields", "excess_regions", "find_excess", "search_bands", "significance_map"]
-
-SCALES = (1.0, 2.5, 5.0)  # radii of the discs, in the smallest
-FOLLOWED = 2.0  # sigma; down to which a source is followed around a peak
-BESIDE = 3.0  # sigma; a peak beside what was found before belongs to it
-BESIDE_REACH = 0.2  # deg
-SOFT_SHARE, HARD_SHARE = (
+_SCALES = (1.0, 2.5, 5.0)  # radii of the discs, in the smallest
+_FOLLOWED = 2.0  # sigma; down to which a source is followed around a peak
+_BESIDE = 3.0  # sigma; a peak beside what was found before belongs to it
+_BESIDE_REACH = 0.2  # deg
+_SOFT_SHARE, _HARD_SHARE = (
     0.95,
     0.15,
 )  # of the counts, above the energies where the search in all and in the hardest begins
-MIN_EXPECTED = 0.3  # counts in a disc, below which it is not searched
-WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the significance is taken
-KNOWN_PRECISION = 0.1  # of the counts of a source that is known, in a disc
-RATE_STEP = 0.2  # deg, between which the rate is interpolated in the camera
-RIM = 0.75 * SKY_PIXEL  # deg; a pixel closer to the edge of the field of view is not whole
-LONG, WASTED = 0.6, 0.4  # deg, share: a larger circle that is filled by less is split in two
+_MIN_EXPECTED = 0.3  # counts in a disc, below which it is not searched
+_WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the significance is taken
+_KNOWN_PRECISION = 0.1  # of the counts of a source that is known, in a disc
+_RATE_STEP = 0.2  # deg, between which the rate is interpolated in the camera
+_RIM = 0.75 * SKY_PIXEL  # deg; a pixel closer to the edge of the field of view is not whole
+_LONG, _WASTED = 0.6, 0.4  # deg, share: a larger circle that is filled by less is split in two
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def search_bands(runs: Sequence[ReducedRun], energy_edges: np.ndarray) -> np.nda
     edges = sky_bands(energy_edges)
     spectrum = np.sum([np.asarray(run.counts.sum(1)).ravel() for run in runs], axis=0)
     above = np.cumsum(spectrum[::-1])[::-1] / max(spectrum.sum(), 1)
-    wanted = [energy_edges[:-1][above >= share][-1] for share in (SOFT_SHARE, HARD_SHARE)]
+    wanted = [energy_edges[:-1][above >= share][-1] for share in (_SOFT_SHARE, _HARD_SHARE)]
     chosen = [int(np.abs(np.log(edges / e)).argmin()) for e in wanted]
     return edges[np.unique([0, *chosen, len(edges) - 1])]
 
@@ -161,8 +159,8 @@ def excess_fields(
 
 def _expected(run, sky, model, pixels, bands, reach):
     """Whether each pixel of a run is seen during all of it, and the counts that are expected there."""
-    n = int(np.ceil(reach / RATE_STEP)) + 2
-    at = np.arange(-n, n + 1) * RATE_STEP
+    n = int(np.ceil(reach / _RATE_STEP)) + 2
+    at = np.arange(-n, n + 1) * _RATE_STEP
     lon, lat = (a.ravel() for a in np.meshgrid(at, at))
     # beyond the last offset the rate at it, so that the interpolation up to it is smooth
     inward = np.minimum(reach * (1 - 1e-6) / np.maximum(offset(lon, lat), 1e-9), 1)
@@ -172,8 +170,8 @@ def _expected(run, sky, model, pixels, bands, reach):
         splines = [spline_filter(band.reshape(len(at), len(at)), order=3) for band in rate]
         for turn, seconds in zip(sky.turns[sky.slices == k], sky.seconds[sky.slices == k], strict=True):
             camera = pixels @ turn.T
-            seen &= camera[:, 0] > np.cos(np.radians(reach - RIM))
-            x, y = (np.degrees(a) / RATE_STEP + n for a in vectors_to_lonlat(camera))
+            seen &= camera[:, 0] > np.cos(np.radians(reach - _RIM))
+            x, y = (np.degrees(a) / _RATE_STEP + n for a in vectors_to_lonlat(camera))
             for out, spline in zip(expected, splines, strict=True):
                 out += seconds * np.maximum(
                     map_coordinates(spline, [y, x], order=3, prefilter=False, mode="nearest"), 0
@@ -198,10 +196,10 @@ def significance_map(
         Of the discs, in deg.
     """
     n, mu = (disc_sums(np.where(searched, a, 0), SKY_PIXEL, radius) for a in (counts, expected))
-    enough = searched & (mu > MIN_EXPECTED)
+    enough = searched & (mu > _MIN_EXPECTED)
     mu = np.where(enough, mu, 1.0)
     significance = np.where(enough, CashCountsStatistic(np.maximum(np.round(n), 0), mu).sqrt_ts, 0.0)
-    many = significance[enough & (mu > WIDTH_EXPECTED)]
+    many = significance[enough & (mu > _WIDTH_EXPECTED)]
     return significance, max(-np.percentile(many, 15.87), 1.0) if len(many) > 100 else 1.0
 
 
@@ -262,12 +260,12 @@ def find_excess(
 def _stand_out(field, kept, before, threshold, correlation_radius, radial):
     """Pixels that a source reaches, without those found before, and the highest significance around each."""
     new, peak = np.zeros(kept.shape, dtype=bool), np.zeros(kept.shape)
-    beside = binary_dilation(before, iterations=round(BESIDE_REACH / SKY_PIXEL)) if before.any() else before
+    beside = binary_dilation(before, iterations=round(_BESIDE_REACH / SKY_PIXEL)) if before.any() else before
     n_band = len(field.counts)
     for start in sorted({max(n_band - 2, 0), n_band - 1}):  # without what is below the threshold, and the hardest
         counts, expected, known = (a[start:].sum(0) for a in (field.counts, field.expected, field.known))
         smallest, own = None, np.zeros(kept.shape, dtype=bool)
-        for radius in np.array(SCALES) * correlation_radius:
+        for radius in np.array(_SCALES) * correlation_radius:
             # what small discs have found is no news to those that are larger and reach it
             searched = kept & ~binary_dilation(own, _disc(correlation_radius))
             significance, spread = significance_map(counts, expected, searched, radius)
@@ -275,14 +273,14 @@ def _stand_out(field, kept, before, threshold, correlation_radius, radial):
             smallest = spread if smallest is None or radial else smallest
             # and a source is never known so well that it leaves nothing
             bright, mu = (disc_sums(np.where(searched, a, 0), SKY_PIXEL, radius) for a in (known, expected))
-            width = smallest * np.sqrt(1 + (KNOWN_PRECISION * bright) ** 2 / np.maximum(mu, MIN_EXPECTED))
+            width = smallest * np.sqrt(1 + (_KNOWN_PRECISION * bright) ** 2 / np.maximum(mu, _MIN_EXPECTED))
             significance = significance / width
             peak = np.maximum(peak, significance)
-            labels, n = label(significance > FOLLOWED, np.ones((3, 3)))
+            labels, n = label(significance > _FOLLOWED, np.ones((3, 3)))
             for k in range(1, n + 1):
                 here = labels == k
                 top = significance[here].max()
-                if top > threshold or significance[here & beside].max(initial=0) > BESIDE:
+                if top > threshold or significance[here & beside].max(initial=0) > _BESIDE:
                     # a disc that stands out reaches out of the source by up to its radius
                     core = binary_erosion(here, _disc(radius / 2))
                     own |= core if core.any() else here & (significance == top)
@@ -301,7 +299,7 @@ def _circles(points):
     center = points.sum(0)
     center /= np.linalg.norm(center)
     radius = np.degrees(np.arccos(np.clip(points @ center, -1, 1))).max() + 0.5 * SKY_PIXEL
-    if radius > LONG and len(points) * SKY_PIXEL**2 < WASTED * np.pi * radius**2:
+    if radius > _LONG and len(points) * SKY_PIXEL**2 < _WASTED * np.pi * radius**2:
         along = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][0]
         side = (points - points.mean(0)) @ along > 0
         return [*_circles(points[side]), *_circles(points[~side])]

@@ -30,11 +30,9 @@ from gammapy_accmaker.utils.run_key import label_array, run_label, run_names
 from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_significance, make_sky_stack, sky_significance
 
-__all__ = ["cross_validate"]
-
 log = logging.getLogger(__name__)
 
-PIXEL = 0.1  # deg, of the scores
+_PIXEL = 0.1  # deg, of the scores
 
 
 @dataclass(frozen=True)
@@ -245,8 +243,8 @@ class _Scoring:
     """Bins of the score and of the significance."""
 
     def __init__(self, edges, bands, offset_max):
-        n = int(np.ceil(offset_max / PIXEL))
-        self.fov = FovBins.grid(n * PIXEL, 2 * n)
+        n = int(np.ceil(offset_max / _PIXEL))
+        self.fov = FovBins.grid(n * _PIXEL, 2 * n)
         # one set of fine bins serves both: every edge of the two is an edge here
         self.fine = np.unique(np.round(np.concatenate([edges, bands]), 12))
         self.offset_max = offset_max
@@ -328,7 +326,7 @@ class _HeldOut:
                 if sky is not None:
                     sky.add(k, adapted, norm)
             counted, expected = stack
-            pulls.append(disc_significance(counted, expected, scoring.fov.shape, PIXEL, scoring.whole_discs))
+            pulls.append(disc_significance(counted, expected, scoring.fov.shape, _PIXEL, scoring.whole_discs))
         significance = [("camera", k, *found) for k, found in enumerate(_summary(pulls))]
         if sky is not None:
             significance += [("sky", k, *found) for k, found in enumerate(_summary(sky_significance(sky)))]

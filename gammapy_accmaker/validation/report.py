@@ -61,9 +61,6 @@ from gammapy_accmaker.validation.residuals import stack_residuals
 from gammapy_accmaker.validation.significance import LEAST_IN_DISC, Significance, held_out, significances, together
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, score_image
 
-__all__ = ["write_report"]
-
-
 # ---- Pieces of HTML ----
 
 _STYLE: dict[Any, Any] = {

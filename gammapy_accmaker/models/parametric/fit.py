@@ -22,12 +22,10 @@ from gammapy_accmaker.models.parametric.likelihood import BinNodes, Likelihood, 
 from gammapy_accmaker.models.parametric.model import ParametricModel, ParametricResult, error_nodes, shape_of
 from gammapy_accmaker.models.spectrum import fit_spectrum, kept_integrals, linear_weights
 
-__all__ = ["fit_parametric"]
-
 log = logging.getLogger(__name__)
 
-COUNTS_A_PARAMETER = 30  # least counts of an energy group for each parameter that is fitted in it
-STEP_IN_ERRORS = 0.01  # of a parameter, in a derivative
+_COUNTS_A_PARAMETER = 30  # least counts of an energy group for each parameter that is fitted in it
+_STEP_IN_ERRORS = 0.01  # of a parameter, in a derivative
 
 
 def fit_parametric(
@@ -154,7 +152,7 @@ def _fit_by_energy(
         inside = (profile_edges > edges[0]) & (profile_edges < edges[-1])
         starts = np.concatenate([[0], np.searchsorted(edges, profile_edges[inside])])
     in_start = np.add.reduceat(counts.sum(1), starts)
-    first = starts[_group_starts(in_start, COUNTS_A_PARAMETER * max(int((~is_shared).sum()), 1))]
+    first = starts[_group_starts(in_start, _COUNTS_A_PARAMETER * max(int((~is_shared).sum()), 1))]
     grouped = np.add.reduceat(counts, first, axis=0)
     last = np.append(first[1:], len(counts))
     width = (edges[last] - edges[first]) * TEV_IN_MEV
@@ -245,7 +243,7 @@ def _joined(fits):
 def _result(function, names, fitted, which, n_bins):
     """All parameters with errors, from those that were fitted; ties are followed by their derivatives."""
     values, covariance, deviance, problem = fitted
-    step = np.sqrt(np.abs(np.diag(np.nan_to_num(covariance)))) * STEP_IN_ERRORS
+    step = np.sqrt(np.abs(np.diag(np.nan_to_num(covariance)))) * _STEP_IN_ERRORS
     step = np.where(step > 0, step, 1e-6 * np.maximum(np.abs(values), 1e-6))
     full, jacobian = [], np.zeros((len(names), len(values)))
     for g, row in enumerate(which):
@@ -311,7 +309,7 @@ def _relative_error(function, values, covariance, energy, nodes):
     limits = np.array(function.bounds)[function.free]
     for k, error in enumerate(np.sqrt(np.maximum(np.diag(covariance), 0))):
         below, above = values.copy(), values.copy()
-        step = STEP_IN_ERRORS * error or 1e-9
+        step = _STEP_IN_ERRORS * error or 1e-9
         below[k], above[k] = np.clip([values[k] - step, values[k] + step], *limits[k])
         of_each.append((log_rate(above) - log_rate(below)) / (above[k] - below[k]))
     slopes = np.array(of_each)

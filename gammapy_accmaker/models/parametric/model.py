@@ -18,13 +18,11 @@ from gammapy_accmaker.models.parametric.likelihood import energy_nodes
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, linear_weights
 from gammapy_accmaker.models.tabulated import LogTable, table_nodes
 
-__all__ = ["ParametricModel", "ParametricResult", "error_nodes", "shape_of"]
-
 log = logging.getLogger(__name__)
 
-ENERGY_STEP, FOV_STEP = np.log(10) / 40, 0.1  # of a table, in ln E and deg
-ERROR_ENERGIES, ERROR_POSITIONS = 12, 11  # nodes of the relative error
-TABLE_TOLERANCE = 1e-3
+_ENERGY_STEP, _FOV_STEP = np.log(10) / 40, 0.1  # of a table, in ln E and deg
+_ERROR_ENERGIES, _ERROR_POSITIONS = 12, 11  # nodes of the relative error
+_TABLE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,8 +270,8 @@ def shape_of(function: RateFunction, values, energy_edges, fov):
     if not function.description.startswith(PYTHON):
         return values
     low, high = np.log(energy_edges[[0, -1]])
-    x = table_nodes(low, high, ENERGY_STEP)
-    lon, lat = (table_nodes(e[0], e[-1], FOV_STEP) for e in fov.edges)
+    x = table_nodes(low, high, _ENERGY_STEP)
+    lon, lat = (table_nodes(e[0], e[-1], _FOV_STEP) for e in fov.edges)
     grid = [g.ravel() for g in np.meshgrid(lon, lat, indexing="ij")]
     tables = []
     for k, model in enumerate(function.factors):
@@ -292,7 +290,7 @@ def _check_table(function, values, tables, nodes):
     worst = np.abs(read - direct).max() / direct.max()
     inside = direct > 1e-6 * direct.max(axis=1, keepdims=True)
     worst = max(worst, np.abs(read / np.where(inside, direct, 1) - 1)[inside].max())
-    if worst > TABLE_TOLERANCE:
+    if worst > _TABLE_TOLERANCE:
         log.warning(
             f"{function.description}: the table that stands for the function is up to {100 * worst:.2g} % off between "
             "its nodes; make the function smoother"
@@ -300,6 +298,6 @@ def _check_table(function, values, tables, nodes):
 
 
 def error_nodes(energy_edges, fov):
-    lon, lat = (np.linspace(e[0], e[-1], ERROR_POSITIONS) for e in fov.edges)
+    lon, lat = (np.linspace(e[0], e[-1], _ERROR_POSITIONS) for e in fov.edges)
     low, high = np.log(energy_edges[[0, -1]])
-    return np.linspace(low, high, ERROR_ENERGIES), lon, lat
+    return np.linspace(low, high, _ERROR_ENERGIES), lon, lat

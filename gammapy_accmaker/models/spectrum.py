@@ -24,7 +24,8 @@ _SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
 _SMOOTHING_RANGE = (1e-3, 1e8)
 # smoothing parameters that still creep after 80 rounds are left as they are
 # steps of 1e-7 are rounding where a smoothing parameter is large
-_STEPS = NewtonSteps(200, max_step=1.0, tolerance=1e-6, learn_below=0.3, learn_rounds=80, learned=(1e-4, 0.01))
+# many rounds: below the thresholds of all runs a coefficient falls by the same small share from step to step
+_STEPS = NewtonSteps(600, max_step=1.0, tolerance=1e-6, learn_below=0.3, learn_rounds=80, learned=(1e-4, 0.01))
 
 
 @dataclass(frozen=True)

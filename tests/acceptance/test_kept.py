@@ -158,7 +158,7 @@ def test_another_model_or_exclusion_begins_anew(maker, run, adapts, fitted):
 def test_what_is_kept_is_bounded_and_not_sent(maker, monkeypatch, adapts):
     runs = observations(plain_store())[:4]
     stored = pickle.dumps(maker)
-    monkeypatch.setattr(kept, "MAX_KEPT", 2)
+    monkeypatch.setattr(kept, "_MAX_KEPT", 2)
     for run in runs:
         maker.adapt(run)
     kept_runs = next(value for value in vars(maker).values() if isinstance(value, kept.KeptRuns))

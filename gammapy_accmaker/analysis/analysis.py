@@ -24,6 +24,7 @@ _OPTIONS_OF_APPLICATION = {
     "observatory_location",
     "renormalization",
     "run_effects",
+    "sources",
     "time_step",
 }
 

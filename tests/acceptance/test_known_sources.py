@@ -1,10 +1,13 @@
 """Known gamma-ray sources in the likelihood, from the observations to the background of a dataset."""
 
+import os
 import pickle
+from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 import pytest
+from gammapy.data import DataStore
 from gammapy.datasets import MapDataset
 from gammapy.makers import MapDatasetMaker
 from gammapy.modeling.models import (
@@ -19,7 +22,7 @@ from gammapy.modeling.models import (
 )
 from regions import CircleSkyRegion
 from shared import made_once
-from stores import observations, simulated, sky_geom, source_region
+from stores import altered, observations, simulated, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel, cross_validate, fit_acceptance
 from gammapy_accmaker.errors import InputError
@@ -284,3 +287,22 @@ def test_a_disc_on_axis_of_all_runs_is_told(caplog):
     rows = rows[rows["SOURCE"] == "disc"]
     assert np.all(rows["INFORMATION"] < 0.2)
     assert any("cannot be told apart" in message and "OFF runs" in message for message in caplog.messages)
+
+
+def test_runs_without_the_responses_that_sources_need():
+    bare = [altered(observation, aeff=None) for observation in runs()[:2]]
+    with pytest.raises(InputError, match="no effective area.*exclude the sources in place of `sources`"):
+        fit_acceptance(bare, options("radial"), sources=true_source(), n_jobs=1)
+    # one such run costs itself alone
+    model = fit_acceptance([*runs()[:2], bare[0]], options("radial"), sources=true_source(), n_jobs=1)
+    assert model.run_table["USED"].tolist() == [True, True, False]
+
+
+@pytest.mark.gammapy_data
+def test_responses_for_a_region_are_refused():
+    """MAGIC, with RAD_MAX: they do not tell what a source adds outside of its region."""
+    path = Path(os.environ["GAMMAPY_DATA"]) / "magic/rad_max/data"
+    magic = DataStore.from_dir(path).get_observations(required_irf="point-like")
+    crab = SkyModel(PowerLawSpectralModel(), PointSpatialModel(lon_0="83.63 deg", lat_0="22.01 deg", frame="icrs"))
+    with pytest.raises(InputError, match="RAD_MAX.*full-enclosure"):
+        fit_acceptance(magic, {"model": {"type": "radial"}, "offset_max": "1.2 deg"}, sources=crab, n_jobs=1)

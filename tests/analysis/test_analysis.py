@@ -25,7 +25,7 @@ from gammapy.analysis.config import CONFIG_PATH, BackgroundConfig, DatasetsConfi
 from gammapy.data import DataStore
 from gammapy.datasets import SpectrumDataset
 from gammapy.maps import MapAxis, RegionGeom, WcsGeom
-from gammapy.modeling.models import SkyModel
+from gammapy.modeling.models import Models, SkyModel
 from numpy.testing import assert_allclose
 from regions import Regions
 from stores import IRFS, source_region
@@ -459,3 +459,20 @@ def test_parameters_are_validated_once_and_again_where_they_are_changed_in_place
     background.parameters["model"] = {"type": "no such"}
     with pytest.raises(InputError, match="parameters.model"):
         analysis.get_observations()
+
+
+def test_known_sources(store, tmp_path):
+    """Of a fit, and of its model that is read again: the background is that of the maker with the same sources."""
+    Models([store.source]).write(tmp_path / "sources.yaml", write_covariance=False)
+    parameters = {**FAST, "sources": {"type": "models", "models": str(tmp_path / "sources.yaml"), "bands": 1}}
+    analysis = analysed(nested(store, parameters=parameters))
+    model = analysis.acceptance_maker.model
+    assert model.sources.names == [store.source.name]
+    options = FAST | {"sources": {"type": "models", "bands": 1}}
+    maker = AcceptanceBackgroundMaker(options, sources=store.source).fit(analysis.observations)
+    assert maker.model.source_table["AMPLITUDE"].tolist() == model.source_table["AMPLITUDE"].tolist()
+    model.write(tmp_path / "model.fits")
+    applied = {"parameters": {"sources": parameters["sources"]}, "background": {"model": str(tmp_path / "model.fits")}}
+    again = analysed(nested(store, **applied))
+    first, second = (one.datasets[0].background.data for one in (analysis, again))
+    assert_allclose(second, first, rtol=1e-9)

@@ -225,7 +225,7 @@ def fit_shift(counts: np.ndarray, expected, spread: float) -> tuple[float, float
         return 0.5 * (shift / spread) ** 2 - counts @ np.where(counts > 0, log_share, 0)
 
     limit = min(_MAX_SPREADS * spread, _MAX_SHIFT)
-    shift = minimize_scalar(cost, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-4}).x
+    shift = minimize_scalar(cost, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-3}).x
     below, here, above = (cost(shift + d) for d in (-_STEP, 0, _STEP))
     curvature = max((below - 2 * here + above) / _STEP**2, 1 / spread**2)
     low, high = (max(expected(shift + d).sum(), 1e-300) for d in (-_STEP, _STEP))

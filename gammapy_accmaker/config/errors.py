@@ -24,6 +24,12 @@ _NEEDED = {
 }
 
 
+# errors of pydantic for what is no mapping, and for a mapping without a known `type`
+_NO_OPTIONS = {
+    "model_type", "model_attributes_type", "dict_type", "union_tag_not_found", "union_tag_invalid",
+}  # fmt: skip
+
+
 def read_config_file(path: str | Path, name: str) -> str:
     """Text of a configuration file; `name` is that of the class it is for."""
     path = as_path(path, "config")
@@ -89,12 +95,31 @@ def _line(error, cls, prefix):
     if error["type"] == "value_error" and (not keys or message.startswith(path)):
         # one of ours, which names its key
         return f"{prefix}.{message}" if prefix and not message.startswith(prefix) else message
+    if error["type"] in _NO_OPTIONS:
+        return f"{path or 'config'}: got {error['input']!r}, but {_options_needed(cls, keys, error['input'])}"
     # ours say themselves what came; of those on several keys, the input is all of the options
     says_it = error["type"] == "missing" or message.startswith("got ")
     says_it |= error["type"] == "value_error" and isinstance(error["input"], Mapping)
     got = "" if says_it else f"got {error['input']!r}. "
     needed = "" if "needed" in message else _what_is_needed(cls, keys)
     return f"{path or 'config'}: {got}{message}{needed}"
+
+
+def _options_needed(cls, keys, given) -> str:
+    """What is needed where something else than options was given, or options without their type."""
+    models = _models_at(cls, keys)
+    types = [t for model in models if "type" in model.model_fields for t in _types_of(model)]
+    if not types:
+        names = [name for model in models for name in model.model_fields]
+        return f"options by their names are needed{': ' if names else ''}{', '.join(names)}"
+    asked = given if isinstance(given, str) else given.get("type") if isinstance(given, Mapping) else None
+    close = get_close_matches(str(asked), types, n=1)
+    name = keys[-1] if keys else "config"
+    return f"`{name}: {{type: {close[0] if close else types[0]}}}` is needed, with one of the types {', '.join(types)}"
+
+
+def _types_of(model) -> tuple[str, ...]:
+    return get_args(model.model_fields["type"].annotation)
 
 
 def _names(cls, keys) -> Iterator[str]:

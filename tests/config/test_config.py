@@ -279,3 +279,30 @@ def test_sites():
     assert config(observatory_location=here).observatory_location == here
     for name in ("hess", "magic", "veritas", "cta_south"):
         assert isinstance(config(observatory_location=name).observatory_location, EarthLocation)
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ({"renormalization": "fov"}, "got 'fov', but `renormalization: {type: fov}` is needed"),
+        ({"renormalization": {"typ": "fov"}}, "one of the types none, fov, ring, adaptive_ring"),
+        ({"model": {"type": "radil"}}, "`model: {type: radial}` is needed"),
+        ({"zenith": "binned"}, "`zenith: {type: binned}` is needed"),
+        ({"run_effects": "norm"}, "`run_effects: {type: norm}` is needed"),
+        ({"exclusion": "a.reg"}, "options by their names are needed: regions, mask, margin"),
+        ({"energy": "1 TeV"}, "options by their names are needed: min, max, nbins_per_decade"),
+    ],
+)
+def test_options_given_as_a_word_are_told_the_form_that_is_needed(given, form):
+    with pytest.raises(InputError) as error:
+        AcceptanceConfig.coerce(given)
+    assert form in str(error.value)
+
+
+def test_energies_of_a_norm_ask_for_a_norm():
+    """What a binned model adapts to a run by default is a shift; energies of the norm are for a norm alone."""
+    for kind in ("radial", "grid"):
+        effects = AcceptanceConfig.coerce({"model": {"type": kind}}).run_effects
+        assert effects.type == "shift"
+        given = {"model": {"type": kind}, "run_effects": {"norm_energy": ["0.5 TeV", "20 TeV"]}}
+        assert AcceptanceConfig.coerce(given).run_effects.type == "norm"

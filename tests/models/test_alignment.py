@@ -231,3 +231,13 @@ def test_runs_whose_counts_are_off_are_flagged_once(caplog):
         assert far.any() == wanted and len(caplog_records) == wanted
         for message in caplog_records:
             assert f"{far.sum()} of 6 runs" in message and "run_effects 'shift'" in message
+
+
+@pytest.mark.parametrize("effects", ["norm", "shift"])
+def test_a_run_without_counts_is_as_the_others_and_flagged(effects):
+    runs, _ = simulate(np.full(4, 0.9))
+    empty = simulate([0.9], seconds=1e-9)[0]
+    bins, config = CountsBins(EDGES, RINGS, "altaz"), config_of(run_effects={"type": effects})
+    _, (one,) = fit_and_adapt(empty, bins, config, fitted=runs)
+    assert one.norm == 1 and abs(one.shift) < 1e-3 and "no counts for the norm" in one.flags
+    assert 0.1 < one.norm_error < 0.4 and (one.shift_error > 0.03) == (effects == "shift")

@@ -553,8 +553,12 @@ def _cross_validation(result) -> str:
             "one half of its events and scored on the other. A higher log-likelihood is better."
         ),
         table(header, scores, "Held-out scores"),
-        "<h3>Significance of the held-out runs</h3>",
-        table(["mean / width", *names], [(band, *found) for band, found in widths.items()], "Held-out significance"),
+        _folded(
+            "Significance of the held-out runs by energy",
+            table(
+                ["mean / width", *names], [(band, *found) for band, found in widths.items()], "Held-out significance"
+            ),
+        ),
     )
 
 

@@ -392,7 +392,8 @@ class FovRenormalization(Options):
     fit_options : mapping
         They go to `~gammapy.modeling.Fit`.
     prior : bool
-        A Gaussian prior on norm and tilt of the model that stays on the dataset, as wide as the acceptance is sure.
+        A Gaussian prior on norm and tilt of the model that stays on the dataset: what is known of them without the
+        events that they are fitted to.
     """
 
     type: Literal["fov"] = "fov"

@@ -133,7 +133,7 @@ class ShapeGroups:
         offset = np.hypot(fov_lon, fov_lat)
         empty = RunShape((float(low), float(max(high, low + 0.5))), float(offset.max()), is_radial, np.zeros((0, 0)))
         shape = RunShape(empty.log_energy, empty.offset_max, is_radial, empty.prior())
-        number = ((log_energy - log_energy[0]) / ENERGY_STEP).astype(int)
+        number = np.unique(((log_energy - log_energy[0]) / ENERGY_STEP).astype(int), return_inverse=True)[1]
         energy = csr_array((np.ones(len(number)), (number, np.arange(len(number)))))
         ring = np.minimum((offset / offset.max() * RINGS).astype(int), RINGS - 1)
         sector = 0 if is_radial else (np.arctan2(fov_lat, fov_lon) % (2 * np.pi) / (2 * np.pi) * SECTORS).astype(int)

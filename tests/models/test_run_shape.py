@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, simulate_runs, true_rate
 
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.models.binned import fit_binned
 from gammapy_accmaker.models.norm_energy import RunScatter
-from gammapy_accmaker.models.run_shape import RunShape, ShapeGroups, find_shape
+from gammapy_accmaker.models.run_shape import RunShape, ShapeGroups, find_shape, shape_of_runs
 from gammapy_accmaker.models.spline.adapt import fit_run
 from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.rate import SplineRate
@@ -87,3 +88,13 @@ def test_groups_of_a_binned_model_know_what_their_counts_tell(radial):
     assert np.sqrt((sums**2).sum()) == pytest.approx(np.sqrt(model.counts.sum()), rel=0.03)
     few = model.error_factor(np.nan, leading=True)
     assert few.shape[1] <= 150 and len(few) == len(rows)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_wide_and_uneven_energy_bins_are_compared_too(number):
+    edges = np.concatenate([[0.3], np.geomspace(2.0, 30.0, number)]) if number > 1 else np.array([0.3, 30.0])
+    rng, fov = np.random.default_rng(0), FovBins.grid(2.0, 6)
+    counts = [csr_array(rng.poisson(20.0, (len(edges) - 1, fov.size))) for _ in range(4)]
+    for shift in (np.zeros(4), np.array([0.1, -0.05, 0.0, 0.02])):
+        shape = shape_of_runs(counts, np.ones((4, fov.size)), shift, edges, fov)
+        assert np.all(np.isfinite(shape.root)) and np.linalg.eigvalsh(shape.covariance).min() > 0

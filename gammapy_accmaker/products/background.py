@@ -203,10 +203,12 @@ def expected_counts(
     if track.pointing_drift > 1e-3:
         counts[:, near] = expected_counts_directly(model, track, xyz[near], solid_angle[near], energy_edges, time_step)
         return counts
+    camera = xyz[near] @ track.matrices[0].T
     average, _ = polar_average(
-        model, track, lambda here, lon, lat, z: here.integral_grid(energy_edges, lon, lat, z), time_step
-    )
-    counts[:, near] = read_polar(average, xyz[near] @ track.matrices[0].T, model.offset_max) * solid_angle[near]
+        model, track, lambda here, lon, lat, z: here.integral_grid(energy_edges, lon, lat, z), time_step,
+        _rings_around(model, camera),
+    )  # fmt: skip
+    counts[:, near] = read_polar(average, camera, model.offset_max) * solid_angle[near]
     return counts
 
 
@@ -222,21 +224,34 @@ def expected_counts_directly(model, track, xyz, solid_angle, energy_edges, time_
     return counts * solid_angle
 
 
-def polar_average(model: RateModel, track: FovTrack, evaluate, time_step: float | None) -> tuple[np.ndarray, float]:
+def polar_average(
+    model: RateModel, track: FovTrack, evaluate, time_step: float | None, rings: slice = slice(None)
+) -> tuple[np.ndarray, float]:
     """What a model gives, summed over the run, over (energy, offset, angle at the first node of the track).
 
     ``evaluate``: function of a model at an azimuth, of fov_lon and fov_lat in deg and of cos zenith, of shape
-    (energy, position). The sum is weighted with the ontime in s, which is returned besides it.
+    (energy, position). The sum is weighted with the ontime in s, which is returned besides it. ``rings``: of the grid
+    that are wanted; the others are 0.
     """
     lon, lat, shape = _polar_grid(model, _OFFSET_STEP, _ANGLE_STEPS)
+    lon, lat = (a.reshape(shape)[rings].ravel() for a in (lon, lat))
     average = np.zeros(())
     for here, part in _parts(model, track):
         seconds, weights = time_nodes(part.intervals, time_step)
         turn = part.matrices_at(seconds) @ track.matrices[0].T
         angle = np.arctan2(turn[:, 2, 1], turn[:, 1, 1])
-        rate = evaluate(here, lon, lat, part.mean_cos_zenith).reshape(-1, *shape)
-        average = average + _turned(rate, angle, weights)
-    return average, track.ontime
+        rate = evaluate(here, lon, lat, part.mean_cos_zenith)
+        average = average + _turned(rate.reshape(len(rate), -1, shape[1]), angle, weights)
+    whole = np.zeros((len(average), *shape))
+    whole[:, rings] = average
+    return whole, track.ontime
+
+
+def _rings_around(model, camera):
+    """The rings of the polar grid between which camera unit vectors lie: of a small region few."""
+    step = model.offset_max / np.ceil(model.offset_max / _OFFSET_STEP)
+    theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
+    return slice(max(int(theta.min() / step) - 1, 0), int(theta.max() / step) + 3)
 
 
 def _polar_grid(model, offset_step, angle_steps):

@@ -14,6 +14,7 @@ from stores import AnalyticModel, energy_axis, fitted, full_store, observations,
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.products import background
 from gammapy_accmaker.products.background import expected_counts_directly, icrs_vectors, make_background_map
 
 EDGES = (0.2, 0.5, 1, 3, 10)
@@ -348,3 +349,27 @@ def test_the_time_of_a_gap_is_that_of_the_gti():
     track = observation_track(observation, "altaz")
     assert len(track.intervals) == 2 and track.ontime == pytest.approx(28 * 60, abs=1)
     assert isinstance(observation.gti, GTI)
+
+
+def test_a_region_takes_the_rings_around_it_alone(monkeypatch):
+    """Its counts are those of the whole grid."""
+    observation, model = make_observation(tracking(120, 60)), AnalyticModel()
+    track, sizes, integral_grid = observation_track(observation, "altaz"), [], AnalyticModel.integral_grid
+
+    def noting(self, energy_edges, fov_lon, fov_lat, cos_zenith):
+        sizes.append(len(fov_lon))
+        return integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith)
+
+    monkeypatch.setattr(AnalyticModel, "integral_grid", noting)
+    pointing = observation.pointing.fixed_icrs
+    whole = sky_geom(pointing, width=5, binsz=0.02)
+    make_background_map(model, track, whole, 60.0)
+    for offset in (0.0, 1.0, model.offset_max - 0.1):
+        region = CircleSkyRegion(pointing.directional_offset_by(70 * u.deg, offset * u.deg), 0.1 * u.deg)
+        geom = RegionGeom.create(region, axes=[whole.axes["energy"]])
+        counts = make_background_map(model, track, geom, 60.0).data.ravel()
+        assert sizes[-1] < 0.3 * sizes[0]
+        monkeypatch.setattr(background, "_rings_around", lambda model, camera: slice(None))
+        np.testing.assert_allclose(counts, make_background_map(model, track, geom, 60.0).data.ravel(), rtol=1e-13)
+        monkeypatch.undo()
+        monkeypatch.setattr(AnalyticModel, "integral_grid", noting)

@@ -51,7 +51,7 @@ def pairwise():
     possible = [
         case
         for case in itertools.product(*CASES.values())
-        if (case[0] == "spline" or case[1] in ("none", "norm")) and (case[2] > 1 or case[3] == 0)
+        if (case[0] == "spline" or case[1] != "tilt") and (case[2] > 1 or case[3] == 0)
     ]
     pairs = [set(itertools.combinations(enumerate(case), 2)) for case in possible]
     left, chosen = set().union(*pairs), []

@@ -175,3 +175,19 @@ def test_a_spectrum_below_all_thresholds_converges():
     edges = np.geomspace(0.15, 25, 24)
     spectrum = fit_spectrum(np.array(SHIFTED_COUNTS), edges, np.array(SHIFTS), np.array(WEIGHTS) / np.sum(WEIGHTS))
     assert np.all(np.isfinite(spectrum(np.sqrt(edges[1:] * edges[:-1]))))
+
+
+def test_spectra_of_runs_with_shifts_converge():
+    """Also where weights and shifts are not quite those of the counts, and steps would swing for ever."""
+    rng, edges = np.random.default_rng(3), np.geomspace(0.1, 100, 31)
+    energy = np.sqrt(edges[1:] * edges[:-1])
+    for _ in range(60):
+        n = int(rng.integers(2, 8))
+        shift = 0.25 * rng.normal(size=n)
+        log_scaled = np.log(energy) + (shift + 0.1 * rng.normal(size=n))[:, None]
+        mu = 3e3 * np.exp(-1.7 * log_scaled - np.logaddexp(0, -(log_scaled - np.log(0.3)) / 0.07))
+        counts = rng.poisson(np.exp(0.5 * rng.normal(size=n))[:, None] * mu)
+        used = np.flatnonzero(counts.sum(0))[[0, -1]] + [0, 1]
+        inside = slice(*used)
+        spectrum = fit_spectrum(counts[:, inside], edges[inside.start : inside.stop + 1], shift, np.full(n, 1 / n))
+        assert np.all(np.isfinite(spectrum.coefficients))

@@ -139,14 +139,9 @@ def fit_beside_sources(
     sources : `AmplitudeFit`
     """
     with_sources = in_own_order([run for run in runs if run.has_sources])
-    n_source = max(len(part.sources) for run in with_sources for part in run.slices)
-    spectra = np.zeros((n_source, len(bins.energy_edges) - 1))
-    for run in with_sources:
-        for part in run.slices:
-            for k, source in enumerate(part.sources):
-                spectra[k] += source.by_energy()
-    beside = _Beside(with_sources, bins, SourceBands.choose(spectra, n_band), effects)
-    return _alternate(beside, fit)
+    parts = [part for run in with_sources for part in run.slices]
+    bands = SourceBands.of_parts(parts, len(bins.energy_edges) - 1, n_band)
+    return _alternate(_Beside(with_sources, bins, bands, effects), fit)
 
 
 def _alternate(beside, fit):

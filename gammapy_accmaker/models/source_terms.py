@@ -258,6 +258,15 @@ class SourceBands:
             first += own.max() + 1
         return cls(number)
 
+    @classmethod
+    def of_parts(cls, parts, n_energy: int, n_band: int | Sequence[int]) -> SourceBands:
+        """The same for the ``sources`` of slices of runs, as many for each that has some."""
+        spectra = np.zeros((max(len(part.sources) for part in parts), n_energy))
+        for part in parts:
+            for spectrum, source in zip(spectra, part.sources, strict=False):
+                spectrum += source.by_energy()
+        return cls.choose(spectra, n_band)
+
     @property
     def n(self) -> int:
         """Number of amplitudes."""

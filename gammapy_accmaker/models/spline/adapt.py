@@ -24,6 +24,7 @@ from gammapy_accmaker.models.spline.likelihood import (
     RunDesign,
     fit_effects_and_weight,
     shift_within_rate,
+    sum_additive,
     sum_slices,
 )
 from gammapy_accmaker.models.spline.model import SplineModel, zenith_splines
@@ -67,16 +68,10 @@ def project_run(
         1 for the energy bins that tell of the effects of the run, else 0; all by default.
     """
     index, counts = run.index, run.counts
-    energy, cell = np.divmod(index, design.cells.n_cell)
     if energies is not None:
-        index, counts, energy, cell = (a[energies[energy] > 0] for a in (index, counts, energy, cell))
-    modes = design.modes_of(run.displacement).additive
-    by_mode = np.zeros((len(design.log_energy), modes.shape[1]))
-    for m in range(by_mode.shape[1]):
-        by_mode[:, m] = np.bincount(energy, counts * modes[cell, m], len(by_mode))
-    if effect_energies is not None:
-        by_mode *= effect_energies[:, None]
-    additive = (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
+        counted = energies[index // design.cells.n_cell] > 0
+        index, counts = index[counted], counts[counted]
+    additive = sum_additive(design, design.modes_of(run.displacement).additive, index, counts, effect_energies)
     scaled = design.log_energy + scaling
     return RunCells(
         index, counts, run.exposure, zenith_basis, scaled, additive, energies, effect_energies, run.displacement,

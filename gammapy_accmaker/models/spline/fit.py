@@ -620,11 +620,7 @@ def _source_bands(grouped, n_energy, n_band) -> SourceBands | None:
     slices = [part for run in grouped for part in run]
     if not any(part.sources or part.signal is not None for part in slices):
         return None
-    spectra = np.zeros((max(len(part.sources) for part in slices), n_energy))
-    for part in slices:
-        for k, source in enumerate(part.sources):
-            spectra[k] += source.by_energy()
-    return SourceBands.choose(spectra, n_band)
+    return SourceBands.of_parts(slices, n_energy, n_band)
 
 
 class _JointFit:

@@ -252,7 +252,7 @@ class RunSums:
             weights, here = np.ones(mu.shape), run.signal.columns
             weights[:, here] = background_weights(mu[:, here], run.signal.values)
             counts, known = counts * weights.ravel()[run.index], mu * weights
-            additive_counts = _additive_counts(design, table, run, counts)
+            additive_counts = sum_additive(design, table.modes.additive, run.index, counts, run.effect_energies)
         # what the effects are fitted to, and the rate is not
         told = mu if run.effect_energies is None else mu * run.effect_energies[:, None]
         if run.signal is None:
@@ -432,15 +432,19 @@ def _sum(first, second):
     return first + second
 
 
-def _additive_counts(design, table, run, counts):
-    """Sum of counts in the bins of a run, each times each additive effect, shape (n_additive,)."""
-    energy, cell = np.divmod(run.index, design.cells.n_cell)
-    modes = table.modes.additive
+def sum_additive(
+    design: RunDesign, modes: np.ndarray, index: np.ndarray, counts: np.ndarray, effect_energies: np.ndarray | None
+) -> np.ndarray:
+    """Sum of the counts in the bins of a run, each times each additive effect, shape (n_additive,).
+
+    ``modes``: of the additive effects, see `CellModes`; the others as in `RunCells`.
+    """
+    energy, cell = np.divmod(index, design.cells.n_cell)
     by_mode = np.zeros((len(design.log_energy), modes.shape[1]))
     for m in range(by_mode.shape[1]):
         by_mode[:, m] = np.bincount(energy, counts * modes[cell, m], len(by_mode))
-    if run.effect_energies is not None:
-        by_mode *= run.effect_energies[:, None]
+    if effect_energies is not None:
+        by_mode *= effect_energies[:, None]
     return (design.columns * by_mode[:, design.effects.mode_of_column]).sum(0)
 
 

@@ -207,8 +207,8 @@ def test_a_source_that_looks_like_the_acceptance_is_told():
     for run in simulate_runs(12, seed=8):
         unit = 0.1 * true_rate(CENTERS, LON, LAT, 0.85) * np.exp(-0.5 * (LON**2 + LAT**2)) * volume(run.exposure)
         counts = run.counts.toarray() + np.random.default_rng(run.obs_id).poisson(unit)
-        given = vars(run) | {"counts": csr_array(counts)}
-        runs.append(RunWithSources(**given, sources=(CountsPatch.of(unit),)))
+        given = vars(run) | {"counts": csr_array(counts), "sources": (CountsPatch.of(unit),)}
+        runs.append(RunWithSources(**given))
     fit = fit_spline_and_sources(runs, *BINS, n_band=1)[1]
     assert np.all(fit.share < 0.2)
     turning = with_discs(simulate_runs(12, seed=8), [(0.7, 0.5, 0.3, 0.0)])

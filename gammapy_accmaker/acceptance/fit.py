@@ -49,31 +49,15 @@ from gammapy_accmaker.utils.parallel import SERIAL, Execution
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, label_array, require_runs, run_names, some_names
 from gammapy_accmaker.utils.threads import one_thread
 
-__all__ = [
-    "fit_groups",
-    "fit_acceptance",
-    "fit_runs",
-    "fit_runs_and_sources",
-    "is_grouped",
-    "make_run_table",
-    "run_keys",
-    "stack_run_tables",
-    "say_how_it_ended",
-    "say_what_is_fitted",
-    "say_without_exclusion",
-    "warn_of_covariates",
-    "warn_outside_zenith",
-]
-
 log = logging.getLogger(__name__)
 
-OFF_SHARE, OFF_SIGMA = 0.1, 5.0  # between the counts of a run and what is expected: a run is flagged
+_OFF_SHARE, _OFF_SIGMA = 0.1, 5.0  # between the counts of a run and what is expected: a run is flagged
 COUNTS_OFF = "counts off"
-ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
-DEFAULT_COVARIATES = SplineOptions().covariates
+_ROUNDING = 1e-4  # of cos zenith, between the nodes of a track
+_DEFAULT_COVARIATES = SplineOptions().covariates
 
 
-def fit_groups(
+def _fit_groups(
     runs: list[ReducedRun],
     plan: GroupPlan,
     config: AcceptanceConfig,
@@ -204,7 +188,7 @@ def fit_acceptance(
         )
     if plan is not None:
         check_kind(plan, GroupPlan, "plan", "a GroupPlan of `plan_groups`")
-    if plan is not None and not is_grouped(config):
+    if plan is not None and not _is_grouped(config):
         plan.check_settings(config)
         plan = None  # of one group, which is what the fit makes of the runs anyway
     observations, execution = as_observations(observations), Execution.of(n_jobs, parallel_backend)
@@ -230,7 +214,7 @@ def fit_acceptance(
     return fitted.model
 
 
-def warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
+def _warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:
     """One warning where a fit does not describe its own counts over field of view and energy."""
     if any(fit.is_poor for fit in rate_model.goodness):
         log.warning(
@@ -265,7 +249,7 @@ def warn_of_covariates(runs: list[ReducedRun], config: AcceptanceConfig) -> None
                 "out"
             )
         else:  # that of the default is one of H.E.S.S.
-            level = logging.INFO if name in DEFAULT_COVARIATES else logging.WARNING
+            level = logging.INFO if name in _DEFAULT_COVARIATES else logging.WARNING
             log.log(level, f"{what} of all {len(runs)} runs, and the model does not follow it; correct or leave it out")
 
 
@@ -292,7 +276,7 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
     require_runs(runs, failures.values())
     fit_counts = sum_counts([part for run in in_own_order(runs) for part in run.slices], bins.energy_edges, bins.fov)
     say_what_is_fitted(runs, len(failures), fit_counts, config.model.type, config.offset_max.deg)
-    if plan is None and is_grouped(config):
+    if plan is None and _is_grouped(config):
         plan = make_plan(runs, config)
         warn_missed(plan, config)
     check_in_fields(reduction.sources, runs, config.offset_max.deg)
@@ -301,7 +285,7 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
     warn_of_sources(source_table)
     runs = [run.with_amplitudes(source_fit) for run in runs]
     say_how_it_ended(rate_model, start)
-    warn_of_poor_fit(rate_model, config)
+    _warn_of_poor_fit(rate_model, config)
     adapted = [rate_model.adapt(run, bins, config.run_effects.settings, k) for k, run in enumerate(runs)]
     run_table = make_run_table(rate_model, runs, adapted, failures, config)
     parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion, "source_table": source_table}
@@ -310,7 +294,7 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
     return Fitted(model, runs, [one.model for one in adapted], bins.energy_edges)
 
 
-def is_grouped(config: AcceptanceConfig) -> bool:
+def _is_grouped(config: AcceptanceConfig) -> bool:
     """Whether runs are pooled in bins of zenith or azimuth."""
     return config.zenith_bins is not None or config.azimuth.type != "none"
 
@@ -342,11 +326,11 @@ def fit_runs_and_sources(
         config.run_effects.settings,
         scaling=scaling,
         follows_zenith=config.zenith.type == "continuous",
-        profile_edges=make_profile_edges(runs, bins, config),
+        profile_edges=_make_profile_edges(runs, bins, config),
         in_wide_bins=isinstance(config.fit_energy, u.Quantity),
     )
 
-    if not is_grouped(config):
+    if not _is_grouped(config):
         plan = None
     elif plan is None:
         plan = make_plan(runs, config)
@@ -358,7 +342,7 @@ def fit_runs_and_sources(
             group = [run.with_counts(counts) for run in group] if counts else group
             return config.model.fit(group, bins, settings, execution)
 
-        return fit_one(runs) if plan is None else fit_groups(runs, plan, config, fit_one, scaling)
+        return fit_one(runs) if plan is None else _fit_groups(runs, plan, config, fit_one, scaling)
 
     found = None
     if not any(run.has_sources for run in runs):
@@ -384,7 +368,7 @@ def _zenith_scaling(runs, bins):
     )
 
 
-def make_profile_edges(runs, bins, config) -> np.ndarray | None:
+def _make_profile_edges(runs, bins, config) -> np.ndarray | None:
     """Energy edges in TeV between which bins share a profile over the field; None where each has its own.
 
     They are those of ``fit_energy``, or what its adaptive bins become with the counts of all runs.
@@ -403,7 +387,7 @@ def warn_outside_zenith(rate_model: RateModel, cos_zenith: dict[int | str, float
     if rate_model.zenith_range is None:
         return
     low, high = rate_model.zenith_range
-    outside = {k: z for k, z in cos_zenith.items() if np.isfinite(z) and not low - ROUNDING <= z <= high + ROUNDING}
+    outside = {k: z for k, z in cos_zenith.items() if np.isfinite(z) and not low - _ROUNDING <= z <= high + _ROUNDING}
     if outside:
         named = ", ".join(f"{name} ({z:.3f})" for name, z in outside.items())
         log.warning(
@@ -458,7 +442,7 @@ def make_run_table(
         named = some_names([f"{name} ({ratio:.2f})" for name, ratio in off.items()])
         log.warning(
             f"the counts of {len(off)} of {len(runs)} runs (over what is expected: {named}) are more than "
-            f"{100 * OFF_SHARE:.0f} % and {OFF_SIGMA:.0f} standard deviations off: {_remedy_for_off(config)}"
+            f"{100 * _OFF_SHARE:.0f} % and {_OFF_SIGMA:.0f} standard deviations off: {_remedy_for_off(config)}"
         )
     swinging = [str(names[place]) for place, row in rows.items() if NOT_CONVERGED in row["FLAG"]]
     if swinging:
@@ -480,7 +464,7 @@ def make_run_table(
 def _is_off(counts, expected):
     """Whether counts and what is expected differ by more than chance, and by enough to matter."""
     difference = abs(counts - expected)
-    return difference > OFF_SHARE * expected and difference > OFF_SIGMA * np.sqrt(max(expected, 1.0))
+    return difference > _OFF_SHARE * expected and difference > _OFF_SIGMA * np.sqrt(max(expected, 1.0))
 
 
 def _remedy_for_off(config):

@@ -53,8 +53,6 @@ from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import find_runs, run_label
 from gammapy_accmaker.utils.threads import one_thread
 
-__all__ = ["AcceptanceBackgroundMaker"]
-
 log = logging.getLogger(__name__)
 
 

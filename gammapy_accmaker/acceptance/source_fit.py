@@ -25,14 +25,12 @@ from gammapy_accmaker.models.source_terms import (
     step_amplitudes,
 )
 
-__all__ = ["fit_beside_sources"]
-
-MAX_ROUNDS = 30
-MEMORY = 4  # rounds that a step of the amplitudes is extrapolated from
-CONVERGED = 0.03  # change of an amplitude, extrapolated, in standard deviations
-NEWTON_STEPS, NEWTON_TOLERANCE = 30, 1e-3  # of the amplitudes beside a background, in standard deviations
-PROBE = 1.0  # change of the amplitudes, in standard deviations, by which the share of the background is measured
-PROBE_ROUNDS = 3  # after which the background has followed
+_MAX_ROUNDS = 30
+_MEMORY = 4  # rounds that a step of the amplitudes is extrapolated from
+_CONVERGED = 0.03  # change of an amplitude, extrapolated, in standard deviations
+_NEWTON_STEPS, _NEWTON_TOLERANCE = 30, 1e-3  # of the amplitudes beside a background, in standard deviations
+_PROBE = 1.0  # change of the amplitudes, in standard deviations, by which the share of the background is measured
+_PROBE_ROUNDS = 3  # after which the background has followed
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,11 @@ class _Beside:
     def amplitudes(self, backgrounds, start) -> tuple[np.ndarray, np.ndarray]:
         """Those of maximum likelihood beside a background, and the information on them."""
         values, information = start, np.zeros((self.bands.n, self.bands.n))
-        for _ in range(NEWTON_STEPS if self.bands.n else 0):
+        for _ in range(_NEWTON_STEPS if self.bands.n else 0):
             gradient, information = self.derivatives(backgrounds, values)
             step = step_amplitudes(values, gradient, information, information)
             values = values + step
-            if np.all(np.abs(step) < NEWTON_TOLERANCE / np.sqrt(np.maximum(np.diag(information), TINY))):
+            if np.all(np.abs(step) < _NEWTON_TOLERANCE / np.sqrt(np.maximum(np.diag(information), TINY))):
                 break
         return values, information
 
@@ -158,16 +156,16 @@ def _alternate(beside, fit):
     steps: list[np.ndarray] = []
     points: list[np.ndarray] = []
     converged = False
-    for _ in range(MAX_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         model, backgrounds, new, information = one_round(backgrounds, values)
         width = 1 / np.sqrt(np.maximum(np.diag(information), TINY))
-        points, steps = [*points, new][-MEMORY:], [*steps, new - values][-MEMORY:]
+        points, steps = [*points, new][-_MEMORY:], [*steps, new - values][-_MEMORY:]
         extrapolated = _anderson(points, steps, width)
         moved, values = np.max(np.abs(extrapolated - values) / width, initial=0.0), extrapolated
-        if moved < CONVERGED:
+        if moved < _CONVERGED:
             converged = True
             break
-    model, backgrounds, _, information = one_round(backgrounds, values, PROBE_ROUNDS)
+    model, backgrounds, _, information = one_round(backgrounds, values, _PROBE_ROUNDS)
     left = _information_left(beside, one_round, backgrounds, values, information)
     return model, AmplitudeFit.of(beside.bands, values, information, left, converged)
 
@@ -191,13 +189,13 @@ def _information_left(beside, one_round, backgrounds, values, information):
     By how much the gradient falls along an amplitude when the background follows it.
     """
     bands, n = beside.bands, beside.bands.n
-    width, left = PROBE / np.sqrt(np.maximum(np.diag(information), TINY)), np.zeros((n, n))
+    width, left = _PROBE / np.sqrt(np.maximum(np.diag(information), TINY)), np.zeros((n, n))
     before = beside.derivatives(backgrounds, values)[0]
     for k in range(len(bands.number)):
         own = np.zeros(n, dtype=bool)
         own[bands.amplitudes_of(k)] = True
         moved = values + np.where(own, width, 0)
-        fall = before - beside.derivatives(one_round(backgrounds, moved, PROBE_ROUNDS)[1], moved)[0]
+        fall = before - beside.derivatives(one_round(backgrounds, moved, _PROBE_ROUNDS)[1], moved)[0]
         # amplitudes of other energies do not speak to each other
         speak = np.zeros((n, n), dtype=bool)
         speak[bands.number, bands.number[k]] = True

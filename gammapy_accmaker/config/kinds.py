@@ -32,18 +32,8 @@ from gammapy_accmaker.models.spline.fit import fit_spline_and_sources
 from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.utils.parallel import SERIAL, Execution, as_bytes
 
-__all__ = [
-    "FitSettings",
-    "GridOptions",
-    "ModelOptions",
-    "ParameterOptions",
-    "ParametricOptions",
-    "RadialOptions",
-    "SplineOptions",
-]
-
-SPLINE_BINS_PER_DECADE = 50
-SPLINE_PIXEL = 0.1  # deg
+_SPLINE_BINS_PER_DECADE = 50
+_SPLINE_PIXEL = 0.1  # deg
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,11 +169,11 @@ class SplineOptions(ModelOptions):
     def make_bins(
         self, energy: EnergyOptions, fit_energy: AdaptiveEnergy | u.Quantity | None, offset_max: float, alignment: str
     ) -> CountsBins:
-        edges = energy_edges_per_decade(energy.min, energy.max, SPLINE_BINS_PER_DECADE)
+        edges = energy_edges_per_decade(energy.min, energy.max, _SPLINE_BINS_PER_DECADE)
         return CountsBins(edges, self.make_fov_bins(offset_max), alignment, offset_max)
 
     def make_fov_bins(self, offset_max: float) -> FovBins:
-        return FovBins.grid(offset_max, 2 * int(np.ceil(offset_max / SPLINE_PIXEL)))
+        return FovBins.grid(offset_max, 2 * int(np.ceil(offset_max / _SPLINE_PIXEL)))
 
     def fit(
         self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL

@@ -24,32 +24,21 @@ from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.source_terms import CountsPatch, add_patches
 from gammapy_accmaker.utils.run_key import RunKey, run_label
 
-__all__ = [
-    "MUON_EFFICIENCY",
-    "check_zenith",
-    "header_number",
-    "in_good_time",
-    "observation_track",
-    "reduce_observation",
-    "run_key",
-    "unexcluded_exposure",
-]
-
 MUON_EFFICIENCY = "MUONEFF"  # keyword of the event header
-MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the site, or the times, are wrong
-SUBPOINTS = 5  # along each side of a bin that an exclusion touches
-RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
-POINTING_STEP = 60.0  # s, between the nodes of the track
-EVEN = 1e-6  # deg; a displacement below is rounding
-PEAK_STEP, PEAK_WIDTH = 0.01, 0.05  # in log10 of the energy, of the spectrum whose peak is looked for
-MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
+_MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the site, or the times, are wrong
+_SUBPOINTS = 5  # along each side of a bin that an exclusion touches
+_RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
+_POINTING_STEP = 60.0  # s, between the nodes of the track
+_EVEN = 1e-6  # deg; a displacement below is rounding
+_PEAK_STEP, _PEAK_WIDTH = 0.01, 0.05  # in log10 of the energy, of the spectrum whose peak is looked for
+_MIN_EXPOSURE = 0.02  # of the ontime; a bin that is seen less is left out, since its counts are edge effects
 
 
 def observation_track(
     observation,
     alignment: str,
     location: EarthLocation | None = None,
-    step: float = POINTING_STEP,
+    step: float = _POINTING_STEP,
     turning: bool = True,
 ) -> FovTrack:
     """Camera track of a gammapy observation, see `fov_track`.
@@ -81,7 +70,7 @@ def observation_track(
         track = fov_track(observation.pointing, gti.time_start, gti.time_stop, site, alignment, step, turning)
     except ObservationError as error:
         raise ObservationError(str(error).replace("observation:", f"observation {observation.obs_id}:", 1)) from error
-    if site is not None and track.cos_zenith.min() < MIN_COS_ZENITH:
+    if site is not None and track.cos_zenith.min() < _MIN_COS_ZENITH:
         if needed:
             raise ObservationError(f"observation {observation.obs_id}: {_without_zenith(site, track, location)}")
         unknown = np.full(len(track.seconds), np.nan)
@@ -184,7 +173,7 @@ def reduce_observation(
     """
     if bins.fov.is_radial:
         # rings do not notice how the field turns: what it costs to follow it is saved
-        step = RING_TRACK_STEP if len(azimuth_edges) == 0 else POINTING_STEP
+        step = _RING_TRACK_STEP if len(azimuth_edges) == 0 else _POINTING_STEP
         track = observation_track(observation, bins.alignment, location, step, turning=False)
     elif track is None:
         track = observation_track(observation, bins.alignment, location)
@@ -245,7 +234,7 @@ def reduce_observation(
 
 
 def _run_slice(key, track, counts, fraction, displacement, live, covariates):
-    nodes, weights = time_nodes(track.intervals, POINTING_STEP)
+    nodes, weights = time_nodes(track.intervals, _POINTING_STEP)
     mean_time = np.average(nodes, weights=weights)
     return RunSlice(
         key=key,
@@ -267,9 +256,9 @@ def _threshold(energy, at):
     """Energy in TeV at which the events of a run are most, in equal steps of its logarithm, and how many there are at
     other energies over that, which falls to 0 below the threshold of the run."""
     log = np.log10(energy)
-    edges = np.arange(log.min() - 3 * PEAK_WIDTH, log.max() + 3 * PEAK_WIDTH, PEAK_STEP)
-    counts = gaussian_filter1d(np.histogram(log, edges)[0].astype(float), PEAK_WIDTH / PEAK_STEP, mode="constant")
-    middle = edges[:-1] + 0.5 * PEAK_STEP
+    edges = np.arange(log.min() - 3 * _PEAK_WIDTH, log.max() + 3 * _PEAK_WIDTH, _PEAK_STEP)
+    counts = gaussian_filter1d(np.histogram(log, edges)[0].astype(float), _PEAK_WIDTH / _PEAK_STEP, mode="constant")
+    middle = edges[:-1] + 0.5 * _PEAK_STEP
     share = np.interp(np.log10(at), middle, counts / counts.max(), left=0.0, right=0.0)
     return float(10 ** middle[np.argmax(counts)]), share
 
@@ -431,7 +420,7 @@ def unexcluded_exposure(bins: CountsBins, track: FovTrack, exclusion: Exclusion,
 def _unexcluded_part(fov, track, exclusion, time_step):
     """What of the ontime and of the solid angle of each bin is not excluded.
 
-    Its share, 0 where below MIN_EXPOSURE, and the displacement of its mean position, see `RunSlice`.
+    Its share, 0 where below _MIN_EXPOSURE, and the displacement of its mean position, see `RunSlice`.
     """
     fraction = np.ones(fov.size)
     if not len(exclusion):
@@ -440,8 +429,8 @@ def _unexcluded_part(fov, track, exclusion, time_step):
     if fov.is_radial and not _drifts(track.matrices):
         # rings do not notice that the field turns
         seconds, weights = seconds[:1], weights.sum(keepdims=True)
-    lon, lat = fov.subpoints(SUBPOINTS)
-    camera = fov.subpoint_vectors(SUBPOINTS)
+    lon, lat = fov.subpoints(_SUBPOINTS)
+    camera = fov.subpoint_vectors(_SUBPOINTS)
     matrices = track.matrices_at(seconds)
     touched = _touched_bins(fov, camera, matrices, exclusion)
     positions = fov.positions(lon[touched], lat[touched])
@@ -452,12 +441,12 @@ def _unexcluded_part(fov, track, exclusion, time_step):
         excluded += weight * inside.mean(1)
         moment += weight * np.einsum("bp,bpa->ba", inside, positions) / camera.shape[1]
     fraction[touched] -= excluded / weights.sum()
-    fraction[fraction < MIN_EXPOSURE] = 0
+    fraction[fraction < _MIN_EXPOSURE] = 0
     displacement = np.zeros((fov.size, positions.shape[2]), dtype=np.float32)
     if fov.step > FINE * (1 + 1e-6):
         part = np.where(fraction > 0, fraction, np.inf)[touched, None]
         displacement[touched] = -moment / weights.sum() / part
-        displacement[np.abs(displacement) < EVEN] = 0
+        displacement[np.abs(displacement) < _EVEN] = 0
     return fraction, displacement if displacement.any() else None
 
 
@@ -469,7 +458,7 @@ def _touched_bins(fov, camera, matrices, exclusion):
         return np.arange(fov.size)  # the sky itself moves through the camera
     # the excluded sky within the circle around the grid, found at the first node, turns with the field
     circle = FovBins.grid(fov.offset_max, int(np.ceil(2 * fov.offset_max / min(np.diff(e).min() for e in fov.edges))))
-    points = circle.subpoint_vectors(SUBPOINTS).reshape(-1, 3) @ matrices[0]
+    points = circle.subpoint_vectors(_SUBPOINTS).reshape(-1, 3) @ matrices[0]
     points = points[exclusion.contains(points)]
     touched = np.zeros(fov.shape, dtype=bool)
     for matrix in matrices:

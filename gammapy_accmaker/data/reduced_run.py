@@ -15,8 +15,6 @@ from gammapy_accmaker.models.fit_counts import mean_displacement
 from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch, add_patches, sum_patches
 from gammapy_accmaker.utils.run_key import RunKey
 
-__all__ = ["ReducedRun", "RunSlice", "in_own_order"]
-
 
 @dataclass(frozen=True)
 class RunSlice:

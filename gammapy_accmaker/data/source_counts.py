@@ -26,16 +26,14 @@ from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.source_terms import CountsPatch
 
-__all__ = ["MAX_PSF_RADIUS", "SourceOnSky", "expected_on_sky", "model_extent"]
-
-TRUE_BINS_PER_DECADE = 20
-ENERGY_MARGIN = 3.0  # factor on the ends of the reconstructed energies, within which true energies matter
+_TRUE_BINS_PER_DECADE = 20
+_ENERGY_MARGIN = 3.0  # factor on the ends of the reconstructed energies, within which true energies matter
 MAX_PSF_RADIUS = 1.0  # deg
-PSF_CONTAINMENT = 0.995  # of the widest of the energies that matter
-PSF_OVERSAMPLING = 5  # points along each side of a pixel
-MIN_PIXEL, MAX_PIXEL, PIXELS = 0.03, 0.1, 80  # deg, deg, and how many along a side are enough
-SMALLEST_PIXEL = 1e-8  # of the counts of a source; less is rounding
-OFFSET_STEP = 0.02  # deg, of the table of the point spread function
+_PSF_CONTAINMENT = 0.995  # of the widest of the energies that matter
+_PSF_OVERSAMPLING = 5  # points along each side of a pixel
+_MIN_PIXEL, _MAX_PIXEL, _PIXELS = 0.03, 0.1, 80  # deg, deg, and how many along a side are enough
+_SMALLEST_PIXEL = 1e-8  # of the counts of a source; less is rounding
+_OFFSET_STEP = 0.02  # deg, of the table of the point spread function
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ class _Responses:
             center, half_width = pointing, reach + margin
         else:
             half_width = radius + margin
-        pixel = float(np.clip(2 * half_width / PIXELS, MIN_PIXEL, MAX_PIXEL))
+        pixel = float(np.clip(2 * half_width / _PIXELS, _MIN_PIXEL, _MAX_PIXEL))
         width = 2 * half_width + 2 * pixel
         geom = WcsGeom.create(skydir=center, width=width, binsz=pixel, proj="TAN", frame="icrs", axes=[self.true])
         kernel = None if table is None else table.kernel(geom, pixel)
@@ -203,7 +201,7 @@ class _Responses:
         sky = geom.to_image().get_coord(frame="icrs").skycoord
         rate = np.maximum(rate, 0)  # a convolution leaves rounding of both signs
         in_pixel = rate.sum(axis=0)
-        some = np.flatnonzero(in_pixel > SMALLEST_PIXEL * in_pixel.sum())
+        some = np.flatnonzero(in_pixel > _SMALLEST_PIXEL * in_pixel.sum())
         xyz = unit_vectors(sky.ra.rad, sky.dec.rad).reshape(-1, 3)
         return SourceOnSky(xyz[some], rate[:, some], self.lowest) if len(some) else None
 
@@ -221,8 +219,8 @@ def _true_energies(aeff, energy_edges, edisp):
     if edisp is None:
         return MapAxis.from_energy_edges(energy_edges * u.TeV, name="energy_true")
     known = aeff.axes["energy_true"].edges.to_value("TeV")
-    low, high = max(energy_edges[0] / ENERGY_MARGIN, known[0]), min(energy_edges[-1] * ENERGY_MARGIN, known[-1])
-    n = max(int(np.ceil(TRUE_BINS_PER_DECADE * np.log10(high / low))), 1)
+    low, high = max(energy_edges[0] / _ENERGY_MARGIN, known[0]), min(energy_edges[-1] * _ENERGY_MARGIN, known[-1])
+    n = max(int(np.ceil(_TRUE_BINS_PER_DECADE * np.log10(high / low))), 1)
     return MapAxis.from_energy_bounds(low * u.TeV, high * u.TeV, nbin=n, name="energy_true")
 
 
@@ -246,7 +244,7 @@ class _PsfTable:
 
     @classmethod
     def of(cls, psf, true, offset):
-        separation = np.arange(0, MAX_PSF_RADIUS + 0.5 * OFFSET_STEP, 0.25 * OFFSET_STEP)
+        separation = np.arange(0, MAX_PSF_RADIUS + 0.5 * _OFFSET_STEP, 0.25 * _OFFSET_STEP)
         if "rad" in psf.axes.names:  # beyond its table it is not known
             separation = separation[separation <= psf.axes["rad"].edges[-1].to_value("deg")]
         density = psf.evaluate(
@@ -256,15 +254,15 @@ class _PsfTable:
         within = np.cumsum(density * separation, axis=1)
         known = within[:, -1] > 0
         within = within[known] / within[known, -1:]
-        radius = separation[(within < PSF_CONTAINMENT).sum(axis=1).clip(max=len(separation) - 1)]
+        radius = separation[(within < _PSF_CONTAINMENT).sum(axis=1).clip(max=len(separation) - 1)]
         return cls(separation, density, float(np.max(radius, initial=0.0)))
 
     def kernel(self, geom, pixel):
         """Kernel on the pixels of a map; where the function is not known it leaves the map as it is."""
         n = int(np.ceil(self.radius / pixel))
-        fine = (np.arange((2 * n + 1) * PSF_OVERSAMPLING) + 0.5) / PSF_OVERSAMPLING - n - 0.5
+        fine = (np.arange((2 * n + 1) * _PSF_OVERSAMPLING) + 0.5) / _PSF_OVERSAMPLING - n - 0.5
         distance = pixel * np.hypot(fine[:, None], fine)
-        shape = (2 * n + 1, PSF_OVERSAMPLING, 2 * n + 1, PSF_OVERSAMPLING)
+        shape = (2 * n + 1, _PSF_OVERSAMPLING, 2 * n + 1, _PSF_OVERSAMPLING)
         images = np.array(
             [
                 np.interp(distance, self.separation, row, right=0.0).reshape(shape).mean(axis=(1, 3))

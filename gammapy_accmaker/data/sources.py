@@ -25,8 +25,8 @@ from gammapy.modeling.models import (
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path
 
-Bands = tuple[Sequence[float], Sequence[float]]  # edges in TeV, and an amplitude for each band between them
-NO_BANDS: Bands = ((), ())
+_Bands = tuple[Sequence[float], Sequence[float]]  # edges in TeV, and an amplitude for each band between them
+_NO_BANDS: _Bands = ((), ())
 _BANDS = ("edges", "amplitudes", "edges_below", "amplitudes_below")
 _AMPLITUDES = ("amplitude", "norm")  # parameters of a spectral model that scale it
 _REMEDY = "give a gammapy SkyModel, Models, a list of these, or a models file"
@@ -126,7 +126,7 @@ class Source:
             return np.full(len(energy), 0.0 if below else 1.0)
         return np.asarray(amplitudes)[np.searchsorted(edges[1:-1], energy, side="right")]
 
-    def fitted(self, above: Bands, below: Bands = NO_BANDS) -> Source:
+    def fitted(self, above: _Bands, below: _Bands = _NO_BANDS) -> Source:
         """The source with the amplitudes of a fit: edges of bands in TeV and one for each band, above and below the
         thresholds of the runs."""
         edges, amplitudes, edges_below, amplitudes_below = (tuple(map(float, a)) for a in (*above, *below))
@@ -201,14 +201,14 @@ class SourceList:
 
     def as_free(self) -> SourceList:
         """The sources without what a fit found of them."""
-        return SourceList(tuple(s.fitted(NO_BANDS) for s in self.sources))
+        return SourceList(tuple(s.fitted(_NO_BANDS) for s in self.sources))
 
     def without(self, names: Iterable[str]) -> SourceList:
         """Those of other names."""
         names = set(names)
         return SourceList(tuple(source for source in self.sources if source.name not in names))
 
-    def with_amplitudes(self, fitted: dict[str, tuple[Bands, Bands]]) -> SourceList:
+    def with_amplitudes(self, fitted: dict[str, tuple[_Bands, _Bands]]) -> SourceList:
         """The sources with what a fit found, by name, see `Source.fitted`."""
         return SourceList(tuple(s.fitted(*fitted[s.name]) if s.name in fitted else s for s in self.sources))
 

@@ -30,22 +30,8 @@ from gammapy_accmaker.models.run_shape import RunShape
 from gammapy_accmaker.models.source_terms import add_patches, norm_beside
 from gammapy_accmaker.utils.run_key import RunKey
 
-__all__ = [
-    "MODEL_KINDS",
-    "NOT_CONVERGED",
-    "TEV_IN_MEV",
-    "AdaptedRun",
-    "EffectSettings",
-    "RateModel",
-    "ScaledModel",
-    "describe_cos_zenith",
-    "goodness_of_parts",
-    "nested_arrays",
-    "nested_models",
-]
-
 TEV_IN_MEV = 1e6
-SHIFT_STEP = 0.02  # in log energy, of a derivative
+_SHIFT_STEP = 0.02  # in log energy, of a derivative
 NOT_CONVERGED = "not converged"  # flag of a run whose effects are not at their maximum
 
 
@@ -637,10 +623,10 @@ class ScaledModel(RateModel):
         reach = float(self.energy_edges[0]), float(self.energy_edges[-1])
         low, high = (
             self.model.shifted(step, reach).rate_grid(energy, fov_lon, fov_lat, cos_zenith)
-            for step in (-SHIFT_STEP, SHIFT_STEP)
+            for step in (-_SHIFT_STEP, _SHIFT_STEP)
         )
         both = (low > 0) & (high > 0)
-        slope = np.log(np.where(both, high, 1) / np.where(both, low, 1)) / (2 * SHIFT_STEP)
+        slope = np.log(np.where(both, high, 1) / np.where(both, low, 1)) / (2 * _SHIFT_STEP)
         return np.stack([of_norm, np.where(both, slope - self.slope, 0) * self.shift_error])
 
     def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):

@@ -34,18 +34,16 @@ from gammapy_accmaker.models.norm_energy import (
 from gammapy_accmaker.models.run_shape import shape_of_runs
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, kept_integrals, linear_weights
 
-__all__ = ["BinnedModel", "SummedRuns", "fit_binned", "fit_run_norms", "sum_runs"]
-
-ITERATIONS = 6  # of the nodes; enough for 1e-3, and few enough that noise from bin to bin is not amplified
-RING_STEP, SIDE_STEP = (
+_ITERATIONS = 6  # of the nodes; enough for 1e-3, and few enough that noise from bin to bin is not amplified
+_RING_STEP, _SIDE_STEP = (
     0.3 * np.log(10),
     0.15 * np.log(10),
 )  # in log energy: rings drift slowly, sides fast at the threshold
-ALIGNING_ROUNDS = 2  # of profiles at the energies of the mean run
-SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
-GROUP_RINGS, GROUP_SECTORS = 8, 8  # bins of a grid that errors of sums are found in
-LEADING_GROUPS = 150
-SUBPOINTS = 4  # along each side of a bin, to average the surface over it
+_ALIGNING_ROUNDS = 2  # of profiles at the energies of the mean run
+_SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
+_GROUP_RINGS, _GROUP_SECTORS = 8, 8  # bins of a grid that errors of sums are found in
+_LEADING_GROUPS = 150
+_SUBPOINTS = 4  # along each side of a bin, to average the surface over it
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ class BinnedModel(RateModel):
         counts = self._group_counts.ravel()
         factor = np.diag(1 / np.sqrt(counts + 1))
         # the groups with most counts change sums most
-        return factor[:, np.argsort(-counts, kind="stable")[:LEADING_GROUPS]] if leading else factor
+        return factor[:, np.argsort(-counts, kind="stable")[:_LEADING_GROUPS]] if leading else factor
 
     @cached_property
     def _fov_groups(self):
@@ -178,9 +176,9 @@ class BinnedModel(RateModel):
         if self.fov.is_radial:
             return np.arange(self.fov.size)
         theta = offset(self.fov.fov_lon, self.fov.fov_lat)
-        ring = np.minimum((theta / theta.max() * GROUP_RINGS).astype(int), GROUP_RINGS - 1)
+        ring = np.minimum((theta / theta.max() * _GROUP_RINGS).astype(int), _GROUP_RINGS - 1)
         turn = np.arctan2(self.fov.fov_lat, self.fov.fov_lon) / (2 * np.pi) % 1
-        return np.unique(ring * GROUP_SECTORS + (turn * GROUP_SECTORS).astype(int), return_inverse=True)[1]
+        return np.unique(ring * _GROUP_SECTORS + (turn * _GROUP_SECTORS).astype(int), return_inverse=True)[1]
 
     @cached_property
     def _group_counts(self):
@@ -371,7 +369,7 @@ def fit_binned(
     else:
         whole = spectrum.all_of_it()
         model = make(aligned.moved(lambda e: whole.bin_weights(e, np.ones(1)), bin_edges))
-        for _ in range(ALIGNING_ROUNDS):
+        for _ in range(_ALIGNING_ROUNDS):
             # off the axis the threshold is another one, so the counts of a bin are divided otherwise
             at_centers = partial(replace(model, spectrum=whole).integral_grid, fov_lon=fov.fov_lon, fov_lat=fov.fov_lat)
             model = make(aligned.moved(at_centers, bin_edges))
@@ -408,7 +406,7 @@ def _expected(counts, volume, fov, log_energy):
     prior = np.outer(total / (ring_volume @ profile), profile)
     members = np.maximum(np.bincount(ring), 1)
     at = np.bincount(ring, theta) / members / theta.max()
-    prior = _drifted(prior, ring_counts, ring_volume, np.stack([at, at**2, at**3], axis=1), log_energy, RING_STEP)
+    prior = _drifted(prior, ring_counts, ring_volume, np.stack([at, at**2, at**3], axis=1), log_energy, _RING_STEP)
     intensity = _shrink(ring_counts, ring_volume, prior)
     intensity = np.array([_fill_1d(row) for row in np.where(ring_volume > 0, intensity, np.nan)])
     if not fov.is_radial:
@@ -419,7 +417,7 @@ def _expected(counts, volume, fov, log_energy):
         x, y = fov.fov_lon / theta.max(), fov.fov_lat / theta.max()
         # a tilt, one that grows to the edge of the field, and an ellipse
         sides = np.stack([x, y, x * (x**2 + y**2), y * (x**2 + y**2), x * y, x**2 - y**2], axis=1)
-        prior = _drifted(prior, counts, volume, sides, log_energy, SIDE_STEP)
+        prior = _drifted(prior, counts, volume, sides, log_energy, _SIDE_STEP)
         intensity = _shrink(counts, volume, prior)
         if not seen.all():
             # relative to the rings, whose profile a line across a hole would cut short
@@ -453,7 +451,7 @@ def _shrink(counts, volume, prior):
     mu = prior * volume
     excess, size = (counts - mu) ** 2 - mu, mu**2
     variance = np.zeros((len(mu), 1))
-    for _ in range(SPREAD_ROUNDS):
+    for _ in range(_SPREAD_ROUNDS):
         weight = (1 + variance * mu) ** -2
         variance = uniform_filter1d((weight * excess).sum(1), 3) / uniform_filter1d((weight * size).sum(1), 3)
         variance = np.clip(variance, 1e-6, 1)[:, None]
@@ -482,14 +480,14 @@ def _profile(intensity, volume, fov, shares, displacement):
 
     ``shares``, shape (nbin, nbin), are the parts that each bin's spectrum takes from the nodes in energy.
     """
-    lon, lat = fov.subpoints(SUBPOINTS)
+    lon, lat = fov.subpoints(_SUBPOINTS)
     weights = np.full(lon.shape, 1 / lon.shape[1])
     if displacement is not None:
         weights = moved_weights(weights, fov.positions(lon, lat), displacement)
     average = _block_sum(_fov_weights(fov, lon.ravel(), lat.ravel()), weights)
     target = intensity / (intensity @ volume)[:, None]
     nodes = target.copy()
-    for _ in range(ITERATIONS):
+    for _ in range(_ITERATIONS):
         nodes *= target / (average @ (shares @ nodes).T).T
         nodes /= ((average @ nodes.T).T @ volume)[:, None]
     return nodes

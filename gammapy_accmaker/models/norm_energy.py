@@ -21,31 +21,19 @@ from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.run_shape import RunShape
 from gammapy_accmaker.models.spectrum import fit_spectrum
 
-__all__ = [
-    "NO_ENERGIES",
-    "SD_NORM",
-    "SD_SHIFT",
-    "RunScatter",
-    "choose_energies",
-    "energies_between",
-    "find_quartiles",
-    "find_scatter",
-    "given_energies",
-    "given_or_chosen_energies",
-    "late_flags",
-    "norm_spread",
-]
-
-STEEP = -1.5  # index of the counts per energy, below which the threshold has passed
-ENERGY_STEP = 0.1  # in log10 energy; finer bins are merged to see the index
-TAIL = 0.1  # share of the counts at the upper end, where the index tells of no threshold
-QUARTILE, BESIDE = 0.25, 0.1  # share of the counts below the energy that follows the threshold, and on both sides of it
+_STEEP = -1.5  # index of the counts per energy, below which the threshold has passed
+_ENERGY_STEP = 0.1  # in log10 energy; finer bins are merged to see the index
+_TAIL = 0.1  # share of the counts at the upper end, where the index tells of no threshold
+_QUARTILE, _BESIDE = (
+    0.25,
+    0.1,
+)  # share of the counts below the energy that follows the threshold, and on both sides of it
 SD_SHIFT, SD_NORM = 0.1, 0.15  # spreads of thresholds and norms, in logarithms, before any run is seen
-PRIOR_RUNS = 5.0  # their weight
-ROUNDS = 30  # of the estimate of the spread
-LATE = 1.1  # times the energy from which on the norms of the others are fitted: a run is named
+_PRIOR_RUNS = 5.0  # their weight
+_ROUNDS = 30  # of the estimate of the spread
+_LATE = 1.1  # times the energy from which on the norms of the others are fitted: a run is named
 # of the counts; the slowest runs that hold so many hardly shape the mean, and take their own threshold alone
-SLOW_SHARE = 0.05
+_SLOW_SHARE = 0.05
 NO_ENERGIES = (np.nan, np.nan)
 
 
@@ -113,7 +101,7 @@ class RunScatter:
             return 0.0
         # posterior mean for a Gaussian spread of the thresholds: few events tell little, and move the run little
         shrink = self.spread**2 / (self.spread**2 + self.event_spread**2 / total)
-        return float(shrink * (_quantile(counts, log_edges, QUARTILE) - self.quartile))
+        return float(shrink * (_quantile(counts, log_edges, _QUARTILE) - self.quartile))
 
     def above(self, counts: np.ndarray, log_edges: np.ndarray) -> float:
         """Scaled log energy above which a run and the mean run agree in shape; arguments as in `shift`."""
@@ -143,15 +131,15 @@ def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
     event_spread = np.sqrt(noise[0] * total[0])
     # EM for the spread of the thresholds: the shift of each run given the spread, and the spread given the shifts and
     # what each leaves open (`seconds`: second moments)
-    for _ in range(ROUNDS):
+    for _ in range(_ROUNDS):
         mean = np.average(quartile, weights=1 / (variance + noise))
         shift = (quartile - mean) * variance / (variance + noise)
         seconds = shift**2 + variance * noise / (variance + noise)
-        variance = (seconds.sum() + PRIOR_RUNS * SD_SHIFT**2) / (len(shift) + PRIOR_RUNS)
+        variance = (seconds.sum() + _PRIOR_RUNS * SD_SHIFT**2) / (len(shift) + _PRIOR_RUNS)
     aligned = sum(_moved(c, e - s, mean_edges) for c, e, s in zip(counts, edges, shift, strict=True))
     # the slowest runs down to a small share of the counts are passed over; the next one is the slowest that matters
     falling = np.argsort(-shift, kind="stable")
-    first = np.searchsorted(np.cumsum(total[falling]), SLOW_SHARE * total.sum(), side="right")
+    first = np.searchsorted(np.cumsum(total[falling]), _SLOW_SHARE * total.sum(), side="right")
     slowest = max(float(shift[falling[min(first, len(shift) - 1)]]), 0.0)
     passed, best = _agreement(aligned, mean_edges, variance, float(np.median(total)))
     return RunScatter(float(mean), passed, slowest, float(np.sqrt(variance)), float(event_spread), best)
@@ -171,11 +159,11 @@ def find_quartiles(counts: np.ndarray, log_edges: np.ndarray) -> tuple[np.ndarra
 def _quartiles(counts, edges):
     """Quartiles of runs with counts, their variances, and the mean edges."""
     total, mean_edges = counts.sum(1), np.average(edges, axis=0, weights=counts.sum(1))
-    quartile = np.array([_quantile(c, e, QUARTILE) for c, e in zip(counts, edges, strict=True)])
+    quartile = np.array([_quantile(c, e, _QUARTILE) for c, e in zip(counts, edges, strict=True)])
     # of a mixture of thresholds the density is lower than that of one run, so the spread of a run's quartile is no less
     pooled = np.array([_moved(c, e, mean_edges) for c, e in zip(counts, edges, strict=True)]).sum(0)
-    low, high = (_quantile(pooled, mean_edges, QUARTILE + d) for d in (-BESIDE, BESIDE))
-    event_spread = np.sqrt(QUARTILE * (1 - QUARTILE)) * max(high - low, 1e-3) / (2 * BESIDE)
+    low, high = (_quantile(pooled, mean_edges, _QUARTILE + d) for d in (-_BESIDE, _BESIDE))
+    event_spread = np.sqrt(_QUARTILE * (1 - _QUARTILE)) * max(high - low, 1e-3) / (2 * _BESIDE)
     return quartile, event_spread**2 / total, mean_edges
 
 
@@ -190,7 +178,7 @@ def norm_spread(norms: np.ndarray, counts: np.ndarray) -> float:
     seen = counts > 0
     # the log of a norm from n counts has a variance of 1/n, which is no difference between runs
     variance = np.sum(np.log(norms[seen]) ** 2 - 1 / counts[seen])
-    return float(np.sqrt((max(variance, 0.0) + PRIOR_RUNS * SD_NORM**2) / (seen.sum() + PRIOR_RUNS)))
+    return float(np.sqrt((max(variance, 0.0) + _PRIOR_RUNS * SD_NORM**2) / (seen.sum() + _PRIOR_RUNS)))
 
 
 def choose_energies(
@@ -227,7 +215,7 @@ def late_flags(
     """What there is to say of the energies that `choose_energies` chose:
     that the run's threshold is above those of the fit."""
     others, _ = choose_energies(scatter, np.zeros(len(energy_edges) - 1), energy_edges, scaling)
-    return ["threshold above those of the fit"] if energies[0] > LATE * others else []
+    return ["threshold above those of the fit"] if energies[0] > _LATE * others else []
 
 
 def given_energies(energy_edges: np.ndarray, low: float, high: float) -> tuple[float, float]:
@@ -278,7 +266,7 @@ def _moved(counts, log_edges, new_edges):
 def _agreement(counts, log_edges, variance, size):
     """Log energies from which on the spectrum is steep, and the norm of a run of some counts has a small error."""
     # bins wide enough that the index is not noise
-    group = max(int(round(ENERGY_STEP * np.log(10) / np.diff(log_edges).mean())), 1)
+    group = max(int(round(_ENERGY_STEP * np.log(10) / np.diff(log_edges).mean())), 1)
     starts = np.arange(0, len(counts), group)
     counts, edges = np.add.reduceat(counts, starts), np.append(log_edges[starts], log_edges[-1])
     filled = np.flatnonzero(counts > 0)
@@ -292,11 +280,11 @@ def _agreement(counts, log_edges, variance, size):
         return -np.inf, -np.inf
     x = np.arange(edges[0], edges[-1], 0.01)
     index = np.gradient(np.log(spectrum(np.exp(x))), x)
-    flat = (index > STEEP) & (x < _quantile(counts, edges, 1 - TAIL))
+    flat = (index > _STEEP) & (x < _quantile(counts, edges, 1 - _TAIL))
     if not flat.any():
         return -np.inf, -np.inf
     last = np.flatnonzero(flat)[-1]
-    if index[last + 1] > STEEP:  # flat up to the tail: a hard spectrum, and no threshold
+    if index[last + 1] > _STEEP:  # flat up to the tail: a hard spectrum, and no threshold
         return -np.inf, -np.inf
     x, index = x[last + 1 :], index[last + 1 :]
     density = spectrum(np.exp(x)) * np.exp(x)
@@ -305,6 +293,6 @@ def _agreement(counts, log_edges, variance, size):
     # variance of the log norm from the counts above x, plus that from thresholds that differ: a shift s changes the
     # log rate by s * index, which a common index would make a mere norm, so its variance above x is what is lost
     error = 1 / (size * above) + variance * (second / above - (first / above) ** 2)
-    best = x[np.argmin(error[above > TAIL * above[0]])]
+    best = x[np.argmin(error[above > _TAIL * above[0]])]
     # there the rates of the range are best, and from the threshold on the sum of all above it: half way
     return float(x[0]), float(0.5 * (x[0] + best))

@@ -18,8 +18,6 @@ from gammapy_accmaker.models.alignment import ZenithScaling
 from gammapy_accmaker.models.base import RateModel, describe_cos_zenith, goodness_of_parts, nested_arrays, nested_models
 from gammapy_accmaker.utils.run_key import RunKey, label_array
 
-__all__ = ["AzimuthBinned", "ModelPerRun", "ZenithBinned", "ZenithInterpolated"]
-
 
 class _OfParts(RateModel):
     """A model that is made of others, and stores what they cover together."""

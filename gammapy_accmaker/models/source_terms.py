@@ -13,22 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = [
-    "TINY",
-    "AmplitudeEquations",
-    "AmplitudeFit",
-    "CountsPatch",
-    "SourceBands",
-    "add_patches",
-    "background_weights",
-    "norm_beside",
-    "step_amplitudes",
-    "sum_patches",
-]
-
-MUCH_ALIKE = 10.0  # variance of an amplitude over that with the others known
-SMALLEST_SHARE = 1e-4  # of the information on amplitudes; less is none
-NORM_STEPS, NORM_TOLERANCE = 100, 1e-9
+_MUCH_ALIKE = 10.0  # variance of an amplitude over that with the others known
+_SMALLEST_SHARE = 1e-4  # of the information on amplitudes; less is none
+_NORM_STEPS, _NORM_TOLERANCE = 100, 1e-9
 TINY = 1e-30  # counts; keeps a bin that nothing is expected in from a division by zero
 
 
@@ -118,10 +105,10 @@ def norm_beside(counts: np.ndarray, background: np.ndarray, sources: np.ndarray)
     """Norm of a background by maximum likelihood beside known counts of sources, and its error; arrays of one shape."""
     total = background.sum()
     norm = float(max(counts.sum() - sources.sum(), 0.5) / total)
-    for _ in range(NORM_STEPS):  # of the EM algorithm, which never overshoots
+    for _ in range(_NORM_STEPS):  # of the EM algorithm, which never overshoots
         weights = background_weights(norm * background, sources)
         last, norm = norm, float((counts * weights).sum() / total)
-        if abs(norm - last) < NORM_TOLERANCE * last:
+        if abs(norm - last) < _NORM_TOLERANCE * last:
             break
     informing = (norm * background * background_weights(norm * background, sources)).sum()
     return norm, norm / np.sqrt(max(informing, 1.0))
@@ -186,8 +173,8 @@ class AmplitudeFit:
         # what nothing is known of, or what cannot be told apart, gets an error that says so
         scale = 1 / np.sqrt(whole)
         value, vector = np.linalg.eigh(left * scale * scale[:, None])
-        inverse = (vector / np.maximum(value, SMALLEST_SHARE)) @ vector.T
-        alike = np.diag(inverse) * np.maximum(share, SMALLEST_SHARE) > MUCH_ALIKE
+        inverse = (vector / np.maximum(value, _SMALLEST_SHARE)) @ vector.T
+        alike = np.diag(inverse) * np.maximum(share, _SMALLEST_SHARE) > _MUCH_ALIKE
         return cls(bands, values, inverse * scale * scale[:, None], share, alike, converged)
 
     def on(self, energy_edges: np.ndarray, edges: np.ndarray) -> AmplitudeFit:
@@ -210,7 +197,7 @@ def step_amplitudes(values: np.ndarray, gradient: np.ndarray, information: np.nd
         With the background fitted with them, and with it known.
     """
     # a little of the information with the background known keeps steps short where nothing is left
-    matrix = information + SMALLEST_SHARE * np.diag(np.maximum(np.diag(total), TINY))
+    matrix = information + _SMALLEST_SHARE * np.diag(np.maximum(np.diag(total), TINY))
     free = (values > 0) | (gradient > 0)
     step = np.zeros(len(values))
     while free.any():

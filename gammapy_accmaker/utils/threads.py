@@ -18,15 +18,13 @@ from pathlib import Path
 import numpy as np
 import scipy.linalg  # which loads the library
 
-__all__ = ["ONE_THREAD", "one_thread", "thread_pools"]
-
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # of a new process
 
 # where wheels of Linux and Windows, and those of macOS, have the libraries that they bring along
-PLACES = [Path(str(package.__file__)).parent for package in (np, scipy)]
-FOLDERS = [folder for place in PLACES for folder in (place.with_name(f"{place.name}.libs"), place / ".dylibs")]
-PREFIXES, SUFFIXES = ("scipy_openblas", "openblas"), ("64_", "")
-ONLY_LOADED = getattr(os, "RTLD_NOLOAD", 0)  # a library that is not in use is not brought in
+_PLACES = [Path(str(package.__file__)).parent for package in (np, scipy)]
+_FOLDERS = [folder for place in _PLACES for folder in (place.with_name(f"{place.name}.libs"), place / ".dylibs")]
+_PREFIXES, _SUFFIXES = ("scipy_openblas", "openblas"), ("64_", "")
+_ONLY_LOADED = getattr(os, "RTLD_NOLOAD", 0)  # a library that is not in use is not brought in
 
 
 @contextmanager
@@ -47,12 +45,12 @@ def one_thread() -> Iterator[None]:
 def thread_pools() -> list[tuple[Callable[[], int], Callable[[int], None]]]:
     """Functions that get and set the number of threads, of each library that was found."""
     found = []
-    for path in sorted(path for folder in FOLDERS for path in folder.glob("*openblas*")):
+    for path in sorted(path for folder in _FOLDERS for path in folder.glob("*openblas*")):
         try:
-            library = ctypes.CDLL(str(path), mode=ctypes.DEFAULT_MODE | ONLY_LOADED)
+            library = ctypes.CDLL(str(path), mode=ctypes.DEFAULT_MODE | _ONLY_LOADED)
         except OSError:
             continue
-        for prefix, suffix in ((prefix, suffix) for prefix in PREFIXES for suffix in SUFFIXES):
+        for prefix, suffix in ((prefix, suffix) for prefix in _PREFIXES for suffix in _SUFFIXES):
             get = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
             put = getattr(library, f"{prefix}_set_num_threads{suffix}", None)
             if get is not None and put is not None:

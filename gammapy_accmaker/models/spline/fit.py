@@ -5,7 +5,7 @@ are brought to their maximum, and the step of the rate uses the information that
 integrated out (a Schur complement for each run), so that scatter between runs is not taken for structure in zenith
 angle. Smoothing parameters follow Fellner-Schall updates, the population of the effects the EM algorithm.
 
-From the top: the axes are chosen from the runs (`SplineSetup`); one round over a chunk of runs (`_sum_chunk`,
+From the top: the axes are chosen from the runs (`_SplineSetup`); one round over a chunk of runs (`_sum_chunk`,
 `_finish_chunk`), in functions of their arguments alone, so that other processes can work on chunks; and the rounds, up
 to convergence (`fit_spline`). Chunks do not depend on the number of processes, and their sums are added in one order:
 nor does the answer.
@@ -76,12 +76,9 @@ from gammapy_accmaker.models.spline.penalty import RatePenalty
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.utils.run_key import RunKey
 
-__all__ = ["fit_spline", "fit_spline_and_sources"]
-
-
-OFFSET_STEP, ZENITH_STEP, ASYMMETRY_ENERGY_STEP, ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
-SHIFT_MARGIN = 0.15  # in log energy: a run that is shifted finds the spectrum continued, not a step in its slope
-MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
+_OFFSET_STEP, _ZENITH_STEP, _ASYMMETRY_ENERGY_STEP, _ASYMMETRY_OFFSET_STEP = 0.4, 0.13, 1.2, 1.2
+_SHIFT_MARGIN = 0.15  # in log energy: a run that is shifted finds the spectrum continued, not a step in its slope
+_MIN_ZENITH_RANGE = 0.02  # in cos zenith; over less the rate does not depend on it
 
 
 # ---- Axes ----
@@ -123,7 +120,7 @@ def _content(part):
 
 
 @dataclass(frozen=True)
-class SplineSetup:
+class _SplineSetup:
     """Axes and bases of a fit.
 
     Attributes
@@ -145,7 +142,7 @@ class SplineSetup:
     asymmetry_offset_axis: BSplineAxis
 
     @classmethod
-    def of(cls, grouped, energy_edges, cells, run_effects, gradient, zenith, covariates) -> SplineSetup:
+    def of(cls, grouped, energy_edges, cells, run_effects, gradient, zenith, covariates) -> _SplineSetup:
         """Choose them for these runs (from `_order_runs`); the arguments are those of `fit_spline`."""
         log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
         slices = [s for run in grouped for s in run]
@@ -157,19 +154,21 @@ class SplineSetup:
         lo, hi = scale.zenith_range(slices) if zenith else (0.0, 1.0)
         # a run tells of its mean zenith angle, however far its slices reach
         by_run = [np.mean([s.cos_zenith for s in run]) for run in grouped]
-        if zenith and np.ptp(by_run) > MIN_ZENITH_RANGE:
+        if zenith and np.ptp(by_run) > _MIN_ZENITH_RANGE:
             # no more splines than the runs can tell apart
-            n_zenith = min(int(np.ceil((hi - lo) / ZENITH_STEP)) + 3, 3 + len(grouped) // 3, 9)
+            n_zenith = min(int(np.ceil((hi - lo) / _ZENITH_STEP)) + 3, 3 + len(grouped) // 3, 9)
             zenith_axis = BSplineAxis(np.log(lo), np.log(hi), max(n_zenith, 4))
         else:
             zenith_axis = BSplineAxis(-1.0, 0.0, 1)
-        offset = BSplineAxis(0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / OFFSET_STEP)) + 2, 3), even=True)
+        offset = BSplineAxis(
+            0.0, cells.offset_max, max(int(np.ceil(cells.offset_max / _OFFSET_STEP)) + 2, 3), even=True
+        )
         lo_e, pivot, hi_e = _quantiles(log_energy, spectra.sum(0), (1e-3, 0.5, 1 - 1e-3))
         if hi_e - lo_e < 0.1:
             lo_e, hi_e = log_energy[0] - 0.1, log_energy[-1] + 0.1
         effects = EffectBasis(run_effects, gradient, lo_e, hi_e, pivot, cells.offset_max)
-        n_energy = max(int(np.ceil((hi_e - lo_e) / ASYMMETRY_ENERGY_STEP)) + 3, 4)
-        n_offset = max(int(np.ceil(cells.offset_max / ASYMMETRY_OFFSET_STEP)) + 3, 4)
+        n_energy = max(int(np.ceil((hi_e - lo_e) / _ASYMMETRY_ENERGY_STEP)) + 3, 4)
+        n_offset = max(int(np.ceil(cells.offset_max / _ASYMMETRY_OFFSET_STEP)) + 3, 4)
         return cls(
             RunDesign(energy_edges, cells, energy, offset, effects),
             scale,
@@ -206,18 +205,18 @@ def _threshold_scaling(scale, slices, spectra, log_energy):
 def _energy_axis(scaled, spectra, lowest, highest):
     """Knots dense from the lowest counts to beyond the peak of the counts, where the threshold is."""
     low, middle = _quantiles(scaled.ravel(), spectra.ravel(), (3e-4, 0.4))
-    return ScaledEnergyAxis(float(lowest) - SHIFT_MARGIN, float(highest) + SHIFT_MARGIN, low - 0.1, middle)
+    return ScaledEnergyAxis(float(lowest) - _SHIFT_MARGIN, float(highest) + _SHIFT_MARGIN, low - 0.1, middle)
 
 
 # ---- One round over a chunk of runs ----
 
-CHUNKS = 8  # about; more of very many runs, fewer of few
-CHUNK_SIZES = 3 * BATCH, 16 * BATCH  # runs: enough to be worth handing out, and few enough for memory
-ROUND_TOLERANCE = 3e-3  # of the effects of a run, in standard deviations of the prior
+_CHUNKS = 8  # about; more of very many runs, fewer of few
+_CHUNK_SIZES = 3 * BATCH, 16 * BATCH  # runs: enough to be worth handing out, and few enough for memory
+_ROUND_TOLERANCE = 3e-3  # of the effects of a run, in standard deviations of the prior
 
 
 @dataclass(frozen=True)
-class FitRun:
+class _FitRun:
     """A run of the fit.
 
     Attributes
@@ -246,7 +245,7 @@ class FitRun:
 
 
 @dataclass(frozen=True)
-class RateState:
+class _RateState:
     """The rate and the population of the run effects at the start of a round.
 
     Attributes
@@ -276,7 +275,7 @@ class RateState:
 
 
 @dataclass
-class ChunkSums:
+class _ChunkSums:
     """What a chunk of runs adds to a round.
 
     Attributes
@@ -323,19 +322,19 @@ class ChunkSums:
 
 def chunk_starts(n_run: int) -> range:
     """Numbers of the first runs of the chunks: whole batches each."""
-    size = int(np.clip(BATCH * np.ceil(n_run / CHUNKS / BATCH), *CHUNK_SIZES))
+    size = int(np.clip(BATCH * np.ceil(n_run / _CHUNKS / BATCH), *_CHUNK_SIZES))
     return range(0, n_run, size)
 
 
 def _sum_chunk(
-    state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, n_steps: int
-) -> ChunkSums:
+    state: _RateState, runs: list[_FitRun], values: np.ndarray, weights: np.ndarray, n_steps: int
+) -> _ChunkSums:
     """Effects of runs at the present rate, and what is left to tell of the rate when they are integrated out.
 
     Parameters
     ----------
-    state : `RateState`
-    runs : list of `FitRun`
+    state : `_RateState`
+    runs : list of `_FitRun`
     values : `~numpy.ndarray`, shape (n_run, n)
         Their effects so far.
     weights : `~numpy.ndarray`, shape (n_run,)
@@ -357,7 +356,7 @@ def _sum_chunk(
             precision = np.linalg.inv(prior)
             mean = population.mean(run.regressors)
             values[i], *_ = fit_effects(
-                design, tables, slices, mean, prior, start=values[i], max_steps=n_steps, tolerance=ROUND_TOLERANCE
+                design, tables, slices, mean, prior, start=values[i], max_steps=n_steps, tolerance=_ROUND_TOLERANCE
             )
         sums = sum_slices(design, tables, slices, values[i], full=True, bands=state.bands)
         expected, weighted = expected + sums.expected, weighted + sums.weighted
@@ -397,14 +396,14 @@ def _sum_chunk(
     for own in (equations, known):
         if own is not None:
             own.take_batch()
-    return ChunkSums(
+    return _ChunkSums(
         equations, expected, values, weights, second_moments, norm_rows, norm_variance, gains, known,
         sources, known_sources, follows, weighted,
     )  # fmt: skip
 
 
 def _finish_chunk(
-    state: RateState, runs: list[FitRun], values: np.ndarray, weights: np.ndarray, adapt: bool
+    state: _RateState, runs: list[_FitRun], values: np.ndarray, weights: np.ndarray, adapt: bool
 ) -> tuple[RateEquations, list[RunEffect], list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
     """Effects of runs at their maximum, with their errors, what the runs tell of the rate at the end, by how much the
     norm and the shift of each fall as a coefficient of the rate at its zenith angle rises, shape (k, 2), and, where the
@@ -412,8 +411,8 @@ def _finish_chunk(
 
     Parameters
     ----------
-    state : `RateState`
-    runs : list of `FitRun`
+    state : `_RateState`
+    runs : list of `_FitRun`
     values : `~numpy.ndarray`, shape (n_run, n)
         Their effects so far.
     weights : `~numpy.ndarray`, shape (n_run,)
@@ -471,7 +470,7 @@ def _amplitude_equations(state):
     return AmplitudeEquations((n_energy * n_offset, n_zenith), state.bands.n)
 
 
-def _with_tables(state: RateState, runs, adapt) -> Iterator:
+def _with_tables(state: _RateState, runs, adapt) -> Iterator:
     """Each run, its slices, the tables of the rate for them, and the covariance of the rate at its zenith angle."""
     for start in range(0, len(runs), BATCH):
         batch = runs[start : start + BATCH]
@@ -491,22 +490,24 @@ def _with_tables(state: RateState, runs, adapt) -> Iterator:
 
 # ---- Rounds ----
 
-MAX_BIN_WIDTH = 0.12  # in log energy; wider bins would need an integral within the bin
-START_INDEX = -2.7  # spectral index before anything is fitted
-RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
-MAX_STEP = 1.5  # of a coefficient of the rate in one round
-ASYMMETRY_ROUNDS = (2, 4, 6, 9)
-MIN_ROUNDS = 6
-LEARNING_ROUNDS = (
+_MAX_BIN_WIDTH = 0.12  # in log energy; wider bins would need an integral within the bin
+_START_INDEX = -2.7  # spectral index before anything is fitted
+_RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
+_MAX_STEP = 1.5  # of a coefficient of the rate in one round
+_ASYMMETRY_ROUNDS = (2, 4, 6, 9)
+_MIN_ROUNDS = 6
+_LEARNING_ROUNDS = (
     15  # then smoothing and population, of which few runs tell little and which creep, are left as they are
 )
-DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
-MAX_BEND, BEND_MEMORY = 2.0, 0.8  # curvature along a step over that of the information; from round to round
-SOURCE_ROUNDS = tuple(range(12, 100, 3))  # of the asymmetry, which follows the amplitudes of sources, if there are some
-ROUGH = 0.01  # of the penalty, with which the acceptance may be as rough as its knots allow
-AMPLITUDE_CONVERGED = 0.03  # change of the amplitudes of sources in standard deviations
-CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
-CONVERGED_SIGMA = 0.1  # the same where counts are few, in units of the statistical error of all of them
+_DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
+_MAX_BEND, _BEND_MEMORY = 2.0, 0.8  # curvature along a step over that of the information; from round to round
+_SOURCE_ROUNDS = tuple(
+    range(12, 100, 3)
+)  # of the asymmetry, which follows the amplitudes of sources, if there are some
+_ROUGH = 0.01  # of the penalty, with which the acceptance may be as rough as its knots allow
+_AMPLITUDE_CONVERGED = 0.03  # change of the amplitudes of sources in standard deviations
+_CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell
+_CONVERGED_SIGMA = 0.1  # the same where counts are few, in units of the statistical error of all of them
 
 
 def fit_spline(
@@ -587,10 +588,10 @@ def fit_spline_and_sources(
         None without sources of free amplitude.
     """
     energy_edges = np.asarray(energy_edges, dtype=float)
-    if np.diff(np.log(energy_edges)).max() > MAX_BIN_WIDTH:
+    if np.diff(np.log(energy_edges)).max() > _MAX_BIN_WIDTH:
         raise ValueError("energy_edges: bins of the spline fit must not be wider than 0.05 dex; use finer bins")
-    if max_rounds <= RATE_ONLY_ROUNDS:
-        raise ValueError(f"max_rounds: got {max_rounds}, but more than {RATE_ONLY_ROUNDS} are needed")
+    if max_rounds <= _RATE_ONLY_ROUNDS:
+        raise ValueError(f"max_rounds: got {max_rounds}, but more than {_RATE_ONLY_ROUNDS} are needed")
     lon, lat, angle = (np.asarray(a, dtype=float) for a in (fov_lon, fov_lat, solid_angle))
     cells = FovCells(lon, lat, angle)
     gathered = [
@@ -601,7 +602,7 @@ def fit_spline_and_sources(
         for run in runs
     ]
     ordered, places = _order_runs(gathered, zenith)
-    setup = SplineSetup.of(ordered, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
+    setup = _SplineSetup.of(ordered, energy_edges, cells, run_effects, gradient, zenith, tuple(covariates))
     fit = _JointFit(setup, ordered, starmap, norm_energy, _source_bands(ordered, len(energy_edges) - 1, n_band))
     fit.run(max_rounds)
     model = fit.model()
@@ -626,7 +627,7 @@ def _source_bands(grouped, n_energy, n_band) -> SourceBands | None:
 class _JointFit:
     """State of the fit between its rounds."""
 
-    def __init__(self, setup: SplineSetup, grouped, starmap, norm_energy, bands: SourceBands | None):
+    def __init__(self, setup: _SplineSetup, grouped, starmap, norm_energy, bands: SourceBands | None):
         self.setup, self.design, self.starmap = setup, setup.design, starmap
         scale, basis = setup.scale, setup.design.effects
         self.scatter, energies = self._norm_energies(grouped, norm_energy)
@@ -696,7 +697,7 @@ class _JointFit:
         regressors = [scale.regressors(s.cos_zenith, s.azimuth, s.covariates) for s in slices]
         zenith = np.average([c.zenith_basis for c in cells], axis=0, weights=[c.exposure.sum() for c in cells])
         scaling = scale.scaling(slices[0].cos_zenith, slices[0].covariates)[1]
-        return FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling, norm_energy, flags)
+        return _FitRun(slices[0].key, cells, zenith, np.mean(regressors, axis=0), scaling, norm_energy, flags)
 
     def _project(self, part, effect_energies):
         cos_zenith = float(np.clip(part.cos_zenith, *self.setup.zenith_range)) if self.setup.scale.zenith else 0.5
@@ -722,7 +723,7 @@ class _JointFit:
         for part in self._slices():
             bins = np.clip(np.searchsorted(nodes, part.scaled_energy) - 1, 0, 149)
             counts += np.bincount(bins[part.index // n_cell], part.counts, 150)
-            flux = np.exp(self.design.log_width + START_INDEX * part.scaled_energy)
+            flux = np.exp(self.design.log_width + _START_INDEX * part.scaled_energy)
             exposure += np.bincount(bins, flux * part.exposure.sum(), 150)
         seen = exposure > 0
         basis, n = energy.basis(0.5 * (nodes[1:] + nodes[:-1])[seen]), energy.n
@@ -735,27 +736,27 @@ class _JointFit:
             estimate_smoothing=False,
             max_rounds=100,
         )
-        spectrum = fit.coefficients + START_INDEX * energy.centers
+        spectrum = fit.coefficients + _START_INDEX * energy.centers
         return np.tile(spectrum[:, None, None], (1, self.design.offset.n, self.setup.zenith_axis.n))
 
     def run(self, max_rounds):
         """All rounds of the fit."""
         adapt, last = self.design.effects.n > 0, np.inf
-        asymmetry_rounds = ASYMMETRY_ROUNDS if self.bands is None else (*ASYMMETRY_ROUNDS, *SOURCE_ROUNDS)
-        tolerance = max(CONVERGED, CONVERGED_SIGMA / np.sqrt(self.counts.sum()))
+        asymmetry_rounds = _ASYMMETRY_ROUNDS if self.bands is None else (*_ASYMMETRY_ROUNDS, *_SOURCE_ROUNDS)
+        tolerance = max(_CONVERGED, _CONVERGED_SIGMA / np.sqrt(self.counts.sum()))
         for k in range(max_rounds):
-            before, rings, learn = self.population, k < RATE_ONLY_ROUNDS - 1, k < LEARNING_ROUNDS
-            n_steps = 0 if not adapt or k < RATE_ONLY_ROUNDS else 2 if k < MIN_ROUNDS else 1
+            before, rings, learn = self.population, k < _RATE_ONLY_ROUNDS - 1, k < _LEARNING_ROUNDS
+            n_steps = 0 if not adapt or k < _RATE_ONLY_ROUNDS else 2 if k < _MIN_ROUNDS else 1
             self.rounds = k + 1
-            expected = self._round(n_steps, rings=rings, damping=1.0 if k < MIN_ROUNDS else DAMPING, learn=learn)
+            expected = self._round(n_steps, rings=rings, damping=1.0 if k < _MIN_ROUNDS else _DAMPING, learn=learn)
             if rings:
                 continue
             change = np.abs(expected - last).sum() / self.counts.sum()
             last = expected
             if k in asymmetry_rounds:
                 self._fit_asymmetry(expected)
-            settled = self.moved_amplitudes < AMPLITUDE_CONVERGED
-            if k > MIN_ROUNDS and change < tolerance and settled and (not learn or _similar(before, self.population)):
+            settled = self.moved_amplitudes < _AMPLITUDE_CONVERGED
+            if k > _MIN_ROUNDS and change < tolerance and settled and (not learn or _similar(before, self.population)):
                 self.converged = True
                 break
         self._finish(adapt)
@@ -808,7 +809,7 @@ class _JointFit:
             of_amplitudes = beside.gradient
             self._tell_amplitudes(equations, lower, sources, known_sources, moved)
         damping = self._shorter(damping, np.append(gradient, of_amplitudes))
-        step = damping * np.clip(solved, -MAX_STEP, MAX_STEP)
+        step = damping * np.clip(solved, -_MAX_STEP, _MAX_STEP)
         moved = damping * moved
         self.last = damping, np.append(step, moved), gradient @ step + of_amplitudes @ moved
         values = values + step
@@ -879,7 +880,7 @@ class _JointFit:
         the two can be told apart.
         """
         equations, sources, total = self.told
-        matrix = equations.information() + ROUGH * self.penalty.matrix()
+        matrix = equations.information() + _ROUGH * self.penalty.matrix()
         factor = cholesky(matrix, lower=True, overwrite_a=True)
         cross = sources.cross.reshape(len(factor), -1)
         left = np.diag(sources.information - cross.T @ cho_solve((factor, True), cross))
@@ -896,8 +897,8 @@ class _JointFit:
             before, step, promised = self.last
             # share by which the slope along the step has fallen, over the share that the step should have made it fall
             bend = (1 - gradient @ step / promised) / before if promised > 0 else 1.0
-            self.bend = max(bend, BEND_MEMORY * self.bend)
-            damping = damping / self.bend if self.bend > MAX_BEND else damping
+            self.bend = max(bend, _BEND_MEMORY * self.bend)
+            damping = damping / self.bend if self.bend > _MAX_BEND else damping
         return damping
 
     def _share_effects(self):
@@ -987,7 +988,7 @@ class _JointFit:
     def _state(self, design=None, asymmetry=None):
         design = self.design if design is None else design
         asymmetry = self.asymmetry_cells.log_mean(self.asymmetry) if asymmetry is None else asymmetry
-        return RateState(
+        return _RateState(
             design, self.coefficients, asymmetry, self.population, self.rate_covariance, self.bands, self.amplitudes
         )
 

@@ -25,17 +25,15 @@ from gammapy_accmaker.models.spline.likelihood import RunDesign
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
 from gammapy_accmaker.models.spline.serial import pack, unpack
 
-__all__ = ["ErrorDirections", "SplineModel", "root_of", "zenith_splines"]
-
 # Reference bins for whose sums the leading directions of the errors are found: numbers of bands of energy, rings and
-# position angles; bands and rings are divided into FINER parts. What the counts of a run of REFERENCE_COUNTS fix is
+# position angles; bands and rings are divided into FINER parts. What the counts of a run of _REFERENCE_COUNTS fix is
 # taken into account.
-REFERENCE_BINS = 8, 5, 16
-FINER = 3
-REFERENCE_COUNTS = 2e4
-REFERENCE_SHARES = 1e-3, 0.9995  # of the counts, between which the energies lie
-MAX_DIRECTIONS = 160, 48  # of rate and asymmetry
-KEPT_SHARE = 0.99  # of the variance of the sums, in units of that of Poisson
+_REFERENCE_BINS = 8, 5, 16
+_FINER = 3
+_REFERENCE_COUNTS = 2e4
+_REFERENCE_SHARES = 1e-3, 0.9995  # of the counts, between which the energies lie
+_MAX_DIRECTIONS = 160, 48  # of rate and asymmetry
+_KEPT_SHARE = 0.99  # of the variance of the sums, in units of that of Poisson
 
 
 def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
@@ -43,14 +41,14 @@ def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
     return axis.basis([np.log(cos_zenith)])[0]
 
 
-def root_of(covariance: np.ndarray) -> np.ndarray:
+def _root_of(covariance: np.ndarray) -> np.ndarray:
     """L with L L' = covariance, by its eigenvectors, so that some directions may have no variance."""
     values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
     return vectors * np.sqrt(np.maximum(values, 0))
 
 
 @dataclass(frozen=True)
-class ErrorDirections:
+class _ErrorDirections:
     """Leading directions of the errors that all runs share, each one standard deviation long.
 
     Attributes
@@ -65,7 +63,7 @@ class ErrorDirections:
     asymmetry: np.ndarray
 
     @classmethod
-    def of(cls, model: SplineModel) -> ErrorDirections:
+    def of(cls, model: SplineModel) -> _ErrorDirections:
         """Find those that change the counts most, in units of their Poisson error.
 
         They are the leading eigenvectors of the covariance of sums of the expected counts, over bands of energy and
@@ -74,10 +72,10 @@ class ErrorDirections:
         hold. Sums, since what is known from counts is known to about the same Poisson error in every direction: of
         single points most of the variance is that of many narrow wiggles, which average out.
         """
-        n_energy, n_offset, n_angle = REFERENCE_BINS
+        n_energy, n_offset, n_angle = _REFERENCE_BINS
         log_energy, band = _reference_energies(model, n_energy)
-        offset = (np.arange(FINER * n_offset) + 0.5) / (FINER * n_offset) * model.offset_max
-        ring = np.arange(len(offset)) // FINER
+        offset = (np.arange(_FINER * n_offset) + 0.5) / (_FINER * n_offset) * model.offset_max
+        ring = np.arange(len(offset)) // _FINER
         number = (band[:, None] * n_offset + ring).ravel()
         rows = []
         for cos_zenith in _reference_zeniths(model):
@@ -91,29 +89,29 @@ class ErrorDirections:
             parts = [by_rate]
             if effects.shape[2]:
                 effects = effects.reshape(len(share), -1)
-                counted = REFERENCE_COUNTS * share[:, None] * effects
+                counted = _REFERENCE_COUNTS * share[:, None] * effects
                 information = effects.T @ counted + np.linalg.pinv(model.population.covariance)
                 parts.append(by_rate - effects @ np.linalg.solve(information, counted.T @ by_rate))
             summed = csr_array((share, (number, np.arange(len(share)))), shape=(n_energy * n_offset, len(share)))
             in_bin = np.maximum(np.bincount(number, share, n_energy * n_offset), 1e-12)[:, None]
             rate_rows = model.rate_rows(zenith)
             rows += [(summed @ part) @ rate_rows / np.sqrt(in_bin) for part in parts]
-        along = _leading(np.concatenate(rows), MAX_DIRECTIONS[0])
+        along = _leading(np.concatenate(rows), _MAX_DIRECTIONS[0])
         angle = 2 * np.pi * np.arange(n_angle) / n_angle
-        lon, lat = (np.outer(offset[1::FINER], wave(angle)).ravel() for wave in (np.cos, np.sin))
-        at_energy = model.asymmetry_energy_axis.basis(log_energy[FINER // 2 :: FINER])
+        lon, lat = (np.outer(offset[1::_FINER], wave(angle)).ravel() for wave in (np.cos, np.sin))
+        at_energy = model.asymmetry_energy_axis.basis(log_energy[_FINER // 2 :: _FINER])
         space = asymmetry_basis(lon, lat, model.asymmetry_offset_axis)
         weights = np.sqrt(np.repeat(in_bin.reshape(n_energy, n_offset) / n_angle, n_angle, axis=1))
         by_asymmetry = np.einsum("nm,na,mb->nmab", weights, at_energy, space).reshape(weights.size, -1)
         root = model._asymmetry_root
-        return cls(model._factor @ along, root @ _leading(by_asymmetry @ root, MAX_DIRECTIONS[1]))
+        return cls(model._factor @ along, root @ _leading(by_asymmetry @ root, _MAX_DIRECTIONS[1]))
 
 
 def _reference_energies(model, n_band):
     """Log energies, and the numbers of the bands of equal width that they are in, over most of the counts."""
     total = np.cumsum(model.spectrum_weights)
-    lo, hi = np.interp(REFERENCE_SHARES, total, model.design.log_energy)
-    return lo + (np.arange(FINER * n_band) + 0.5) / (FINER * n_band) * (hi - lo), np.repeat(np.arange(n_band), FINER)
+    lo, hi = np.interp(_REFERENCE_SHARES, total, model.design.log_energy)
+    return lo + (np.arange(_FINER * n_band) + 0.5) / (_FINER * n_band) * (hi - lo), np.repeat(np.arange(n_band), _FINER)
 
 
 def _reference_zeniths(model):
@@ -130,7 +128,7 @@ def _leading(rows: np.ndarray, most: int) -> np.ndarray:
     gram = rows @ rows.T if len(rows) == few else rows.T @ rows
     values, vectors = eigh(gram, subset_by_index=[max(few - most, 0), few - 1])
     values, vectors = values[::-1], vectors[:, ::-1]
-    enough = np.searchsorted(np.cumsum(values), KEPT_SHARE * np.trace(gram)) + 1
+    enough = np.searchsorted(np.cumsum(values), _KEPT_SHARE * np.trace(gram)) + 1
     keep = slice(0, min(enough, int((values > 1e-12 * values[0]).sum())))
     values, vectors = values[keep], vectors[:, keep]
     return rows.T @ vectors / np.sqrt(values) if len(rows) == few else vectors
@@ -414,9 +412,9 @@ class SplineModel:
         )
 
     @cached_property
-    def directions(self) -> ErrorDirections:
+    def directions(self) -> _ErrorDirections:
         """The leading directions in which rate and asymmetry are uncertain, the same for all runs."""
-        return ErrorDirections.of(self)
+        return _ErrorDirections.of(self)
 
     def error_rows(
         self, energy, fov_lon, fov_lat, cos_zenith: float, *, azimuth=None, effect=None
@@ -450,7 +448,7 @@ class SplineModel:
         at_energy = self.asymmetry_energy_axis.basis(log_energy)
         asymmetry = np.einsum("na,mb->abnm", at_energy, space).reshape(-1, *shape)
         covariance = self.population.covariance if effect is None else effect.covariance
-        run = [np.tensordot(root_of(covariance).T, of_effects, axes=(1, 2))]
+        run = [np.tensordot(_root_of(covariance).T, of_effects, axes=(1, 2))]
         left = self.scatter.shape
         if left is not None:  # what effects that cannot follow a threshold leave out, less what they make good of it
             values = left.values(np.exp(log_energy), lon, lat)
@@ -480,7 +478,7 @@ class SplineModel:
 
     @cached_property
     def _asymmetry_root(self):
-        return root_of(self.asymmetry_covariance.astype(float))
+        return _root_of(self.asymmetry_covariance.astype(float))
 
     def rate_rows(self, zenith: np.ndarray) -> np.ndarray:
         """Rows R of the coefficients in energy and offset at one zenith angle: their covariance is R R'.

@@ -125,9 +125,9 @@ def test_prior_on_the_norm_stays_on_the_dataset():
     dataset = MapDatasetMaker(selection=["counts", "exposure"]).run(empty, observation)
     spectral = with_prior.run(dataset, observation).models["run-bkg"].spectral_model
     assert spectral.norm.prior.mu.value == 1
-    # nearly all events that tell of the norm are in the dataset: what is left is the spread of the runs
+    # most events that tell of the norm are in the dataset: what is left comes near the spread of the runs
     population = maker().model.rate_model.spline.population
-    assert spectral.norm.prior.sigma.value == pytest.approx(population.norm_spread, rel=0.4)
+    assert 1.5 * spectral.norm.error < spectral.norm.prior.sigma.value < 1.1 * population.norm_spread
     assert spectral.tilt.prior.mu.value == 0
     assert 0 < spectral.tilt.prior.sigma.value < 0.2
     assert spectral.norm.value == pytest.approx(1, abs=0.1)
@@ -208,7 +208,5 @@ def test_few_runs_need_no_tuning(number):
 
 
 def test_binned_models_refuse_what_only_the_spline_has():
-    with pytest.raises(InputError, match="run_effects: 'shift' needs the model type 'spline'"):
-        AcceptanceBackgroundMaker({"model": {"type": "grid"}, "run_effects": {"type": "shift"}})
     with pytest.raises(InputError, match="zenith: 'continuous' needs the model type 'spline'"):
         AcceptanceBackgroundMaker({"model": {"type": "radial"}, "zenith": {"type": "continuous"}})

@@ -35,10 +35,8 @@ from gammapy_accmaker.models.run_shape import shape_of_runs
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, kept_integrals, linear_weights
 
 _ITERATIONS = 6  # of the nodes; enough for 1e-3, and few enough that noise from bin to bin is not amplified
-_RING_STEP, _SIDE_STEP = (
-    0.3 * np.log(10),
-    0.15 * np.log(10),
-)  # in log energy: rings drift slowly, sides fast at the threshold
+# in log energy: rings drift slowly, sides fast at the threshold
+_RING_STEP, _SIDE_STEP = 0.3 * np.log(10), 0.15 * np.log(10)
 _ALIGNING_ROUNDS = 2  # of profiles at the energies of the mean run
 _SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
 _GROUP_RINGS, _GROUP_SECTORS = 8, 8  # bins of a grid that errors of sums are found in

@@ -24,10 +24,8 @@ from gammapy_accmaker.models.spectrum import fit_spectrum
 _STEEP = -1.5  # index of the counts per energy, below which the threshold has passed
 _ENERGY_STEP = 0.1  # in log10 energy; finer bins are merged to see the index
 _TAIL = 0.1  # share of the counts at the upper end, where the index tells of no threshold
-_QUARTILE, _BESIDE = (
-    0.25,
-    0.1,
-)  # share of the counts below the energy that follows the threshold, and on both sides of it
+# share of the counts below the energy that follows the threshold, and on both sides of it
+_QUARTILE, _BESIDE = 0.25, 0.1
 SD_SHIFT, SD_NORM = 0.1, 0.15  # spreads of thresholds and norms, in logarithms, before any run is seen
 _PRIOR_RUNS = 5.0  # their weight
 _ROUNDS = 30  # of the estimate of the spread

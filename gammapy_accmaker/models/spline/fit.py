@@ -496,9 +496,8 @@ _RATE_ONLY_ROUNDS = 3  # before effects of runs are fitted
 _MAX_STEP = 1.5  # of a coefficient of the rate in one round
 _ASYMMETRY_ROUNDS = (2, 4, 6, 9)
 _MIN_ROUNDS = 6
-_LEARNING_ROUNDS = (
-    15  # then smoothing and population, of which few runs tell little and which creep, are left as they are
-)
+# then smoothing and population, of which few runs tell little and which creep, are left as they are
+_LEARNING_ROUNDS = 15
 _DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
 _MAX_BEND, _BEND_MEMORY = 2.0, 0.8  # curvature along a step over that of the information; from round to round
 _SOURCE_ROUNDS = tuple(

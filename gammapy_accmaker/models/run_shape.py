@@ -16,13 +16,13 @@ from scipy.sparse import csr_array, issparse
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
 
-KNOT_STEPS = {"flat": 0.5, "radial": 2.0, "lon": 4.0, "lat": 4.0}  # in log energy
-WIDTHS = {"flat": 0.1, "radial": 0.1, "lon": 0.05, "lat": 0.05}  # before any run is seen
-PRIOR_RUNS, PRIOR_CORRELATION = 5.0, 2.0  # weight of these widths; range in knots over which neighbours go together
-ENERGY_STEP, RINGS, SECTORS = 0.35, 6, 8  # in log energy; groups of bins in which runs are compared
-ROUNDS = 10
-LARGEST = 4.0  # of the log of a ratio
-SHARES = 1e-3, 0.999  # of the counts, between which the knots lie
+_KNOT_STEPS = {"flat": 0.5, "radial": 2.0, "lon": 4.0, "lat": 4.0}  # in log energy
+_WIDTHS = {"flat": 0.1, "radial": 0.1, "lon": 0.05, "lat": 0.05}  # before any run is seen
+_PRIOR_RUNS, _PRIOR_CORRELATION = 5.0, 2.0  # weight of these widths; range in knots over which neighbours go together
+_ENERGY_STEP, _RINGS, _SECTORS = 0.35, 6, 8  # in log energy; groups of bins in which runs are compared
+_ROUNDS = 10
+_LARGEST = 4.0  # of the log of a ratio
+_SHARES = 1e-3, 0.999  # of the counts, between which the knots lie
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +61,8 @@ class RunShape:
 
     @cached_property
     def _axes(self) -> dict[str, BSplineAxis]:
-        span, names = self.log_energy[1] - self.log_energy[0], ("flat", "radial") if self.is_radial else KNOT_STEPS
-        return {m: BSplineAxis(*self.log_energy, max(int(np.ceil(span / KNOT_STEPS[m])) + 3, 4)) for m in names}
+        span, names = self.log_energy[1] - self.log_energy[0], ("flat", "radial") if self.is_radial else _KNOT_STEPS
+        return {m: BSplineAxis(*self.log_energy, max(int(np.ceil(span / _KNOT_STEPS[m])) + 3, 4)) for m in names}
 
     @cached_property
     def mode_of_column(self) -> np.ndarray:
@@ -94,8 +94,8 @@ class RunShape:
         """Covariance before any run is seen, smooth along the energy, shape (k, k)."""
         blocks = []
         for name, axis in self._axes.items():
-            distance = np.subtract.outer(np.arange(axis.n), np.arange(axis.n)) / PRIOR_CORRELATION
-            blocks.append(WIDTHS[name] ** 2 * (0.98 * np.exp(-0.5 * distance**2) + 0.02 * np.eye(axis.n)))
+            distance = np.subtract.outer(np.arange(axis.n), np.arange(axis.n)) / _PRIOR_CORRELATION
+            blocks.append(_WIDTHS[name] ** 2 * (0.98 * np.exp(-0.5 * distance**2) + 0.02 * np.eye(axis.n)))
         out = np.zeros((len(self.mode_of_column),) * 2)
         start = 0
         for block in blocks:
@@ -129,15 +129,15 @@ class ShapeGroups:
         """Of bins of the field of view at positions in deg; ``spectrum``: counts of all runs in the energy bins."""
         log_energy = 0.5 * np.log(energy_edges[1:] * energy_edges[:-1])
         total = np.cumsum(spectrum) / spectrum.sum()
-        low, high = np.interp(SHARES, total, log_energy)
+        low, high = np.interp(_SHARES, total, log_energy)
         offset = np.hypot(fov_lon, fov_lat)
         empty = RunShape((float(low), float(max(high, low + 0.5))), float(offset.max()), is_radial, np.zeros((0, 0)))
         shape = RunShape(empty.log_energy, empty.offset_max, is_radial, empty.prior())
-        number = np.unique(((log_energy - log_energy[0]) / ENERGY_STEP).astype(int), return_inverse=True)[1]
+        number = np.unique(((log_energy - log_energy[0]) / _ENERGY_STEP).astype(int), return_inverse=True)[1]
         energy = csr_array((np.ones(len(number)), (number, np.arange(len(number)))))
-        ring = np.minimum((offset / offset.max() * RINGS).astype(int), RINGS - 1)
-        sector = 0 if is_radial else (np.arctan2(fov_lat, fov_lon) % (2 * np.pi) / (2 * np.pi) * SECTORS).astype(int)
-        group = np.unique(ring * SECTORS + sector, return_inverse=True)[1]
+        ring = np.minimum((offset / offset.max() * _RINGS).astype(int), _RINGS - 1)
+        sector = 0 if is_radial else (np.arctan2(fov_lat, fov_lon) % (2 * np.pi) / (2 * np.pi) * _SECTORS).astype(int)
+        group = np.unique(ring * _SECTORS + sector, return_inverse=True)[1]
         fov = csr_array((np.ones(len(group)), (np.arange(len(group)), group)))
         weights = spectrum[:, None] + 1e-9
         columns = (energy @ (shape.columns(log_energy) * weights)) / (energy @ weights)
@@ -162,15 +162,15 @@ def find_shape(groups: ShapeGroups, counts: Sequence[np.ndarray], expected: Sequ
     """
     basis, prior = groups.basis, groups.shape.prior()
     covariance, values = prior, np.zeros((len(counts), basis.shape[1]))
-    for _ in range(ROUNDS):
-        precision, moments = np.linalg.inv(covariance), PRIOR_RUNS * prior
+    for _ in range(_ROUNDS):
+        precision, moments = np.linalg.inv(covariance), _PRIOR_RUNS * prior
         for k, (n, mu) in enumerate(zip(counts, expected, strict=True)):
-            mu = mu * np.exp(np.clip(basis @ values[k], -LARGEST, LARGEST))
+            mu = mu * np.exp(np.clip(basis @ values[k], -_LARGEST, _LARGEST))
             posterior = np.linalg.inv((basis.T * mu) @ basis + precision)
             step = posterior @ (basis.T @ (n - mu) - precision @ values[k])
             values[k] += step / max(np.abs(step).max(), 1.0)
             moments = moments + np.outer(values[k], values[k]) + posterior
-        covariance = moments / (len(counts) + PRIOR_RUNS)
+        covariance = moments / (len(counts) + _PRIOR_RUNS)
     shape = groups.shape
     return RunShape(shape.log_energy, shape.offset_max, shape.is_radial, 0.5 * (covariance + covariance.T))
 

@@ -231,9 +231,6 @@ class _PenalisedFit:
     converged: bool
 
 
-_DAMPED_AFTER = 100  # rounds
-
-
 @dataclass(frozen=True)
 class NewtonSteps:
     """When the steps of a penalised fit are cut, when smoothing parameters are learned, and when both are at their end.
@@ -292,9 +289,7 @@ def fit_penalised(
         factor = cho_factor(information + matrix)
         step = cho_solve(factor, gradient - matrix @ c)
         size = np.abs(step).max()
-        # with the information that is expected, steps can swing where counts and model differ: halved, they do not
-        damping = 1.0 if k < _DAMPED_AFTER else 0.5
-        c = c + step * min(damping, steps.max_step / max(size, 1e-300))
+        c = c + step * min(1, steps.max_step / max(size, 1e-300))
         drift = 0.0
         if size < steps.learn_below and k < steps.learn_rounds:
             new = update(smoothing, c, factor)

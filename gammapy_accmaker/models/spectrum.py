@@ -22,8 +22,9 @@ _KEEPING_ROUNDS = 30  # of factors that are near 1
 _FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
 _SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
 _SMOOTHING_RANGE = (1e-3, 1e8)
-# step, in the log of the counts, at which a fit that still creeps is good enough: where hardly anything is expected
-_STILL_GOOD = 0.1
+# step, in the log of the counts, at which a fit that goes on is good enough: a coefficient where there are no counts
+# falls by 1 from step to step, for ever, and nothing is expected there
+_STILL_GOOD = 2.0
 # smoothing parameters that still creep after 80 rounds are left as they are
 # steps of 1e-7 are rounding where a smoothing parameter is large
 # many rounds: below the thresholds of all runs a coefficient falls by the same small share from step to step

@@ -138,7 +138,7 @@ WRONG = {
     ),
     "misspelt key of OFF runs": (background(off_observations={"obs_id": [1]}), f"{OFF}.obs_id: unknown.*'obs_ids'"),
     "unknown method": (background() | {"datasets": {"background": {"method": "spline"}}}, "method: .*'acceptance'"),
-    "unknown model": (parameters(model={"type": "cubic"}), f"{PARAMETERS}.model: .*'radial'"),
+    "unknown model": (parameters(model={"type": "cubic"}), f"{PARAMETERS}.model: .*one of the types.* radial"),
     "unit of an option": (parameters(offset_max="2 TeV"), f"{PARAMETERS}.offset_max: got 2.0 TeV.*'deg'"),
     "unit of an angle": ({"datasets": {"geom": {"wcs": {"binsize": "2 TeV"}}}}, "wcs.binsize: .*2 TeV.*'0.5 deg'"),
     "no unit": ({"datasets": {"geom": {"wcs": {"binsize": 2}}}, "fit": {}},
@@ -174,9 +174,9 @@ WRONG = {
     "matching without OFF runs": (parameters(matching={}), f"{PARAMETERS}.matching: it needs OFF runs; name them"),
     "parametric without function": (parameters(model={"type": "parametric"}),
         f"{PARAMETERS}.model: function.*needs one"),
-    "zenith of a binned model": (
-        parameters(model={"type": "radial"}, run_effects={"type": "shift"}),
-        f"{PARAMETERS}.*run_effects: 'shift' needs the model type 'spline'",
+    "run effects of a binned model": (
+        parameters(model={"type": "radial"}, run_effects={"type": "tilt"}),
+        f"{PARAMETERS}.*run_effects: 'tilt' needs the model type 'spline'",
     ),
     "peak of no background": (
         {"datasets": {**background()["datasets"], "safe_mask": {"methods": ["bkg-peak"]}}},

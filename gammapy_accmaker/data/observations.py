@@ -193,7 +193,10 @@ def read_files(observation) -> Observation:
 def event_columns(observation) -> tuple[Mapping, Mapping]:
     """TIME, RA, DEC and ENERGY of the events of an observation, as they are in their table, and its header."""
     held, chosen = vars(observation).values(), observation.obs_filter
-    if chosen.time_filter is None and not chosen.event_filters and not any(isinstance(v, EventList) for v in held):
+    as_stored = (
+        chosen.time_filter is None and not chosen.event_filters and not any(isinstance(v, EventList) for v in held)
+    )
+    if as_stored and type(observation).events is Observation.events:  # a class of its own may give other events
         for value in held:
             if isinstance(value, _ReadLocation) and (columns := value.event_values()) is not None:
                 return columns, value.header

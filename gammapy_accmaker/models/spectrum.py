@@ -22,9 +22,9 @@ _KEEPING_ROUNDS = 30  # of factors that are near 1
 _FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
 _SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
 _SMOOTHING_RANGE = (1e-3, 1e8)
-# step, in the log of the counts, at which a fit that goes on is good enough: a coefficient where there are no counts
-# falls by 1 from step to step, for ever, and nothing is expected there
-_STILL_GOOD = 2.0
+# of log-likelihood: a fit that goes on and would gain less is good enough; a coefficient where nothing is expected falls
+# from step to step, for ever
+_STILL_GOOD = 0.01
 # smoothing parameters that still creep after 80 rounds are left as they are
 # steps of 1e-7 are rounding where a smoothing parameter is large
 # many rounds: below the thresholds of all runs a coefficient falls by the same small share from step to step
@@ -241,17 +241,18 @@ def fit_spectrum(counts: np.ndarray, energy_edges: np.ndarray, shift=None, weigh
         return update_smoothing(smoothing, decided, np.bincount(group, (difference @ c) ** 2), _SMOOTHING_RANGE)
 
     fit = fit_penalised(c, np.ones(len(rank)), equations, penalty, update, _STEPS)
-    if not fit.converged and _last_step(fit, equations, penalty) > _STILL_GOOD:
+    if not fit.converged and _gain_left(fit, equations, penalty) > _STILL_GOOD:
         raise FitError(f"spectrum: the fit did not converge in {_STEPS.max_rounds} rounds; merge energy bins")
     first, last = energy_edges[[0, -1]] * np.exp([low - log_edges[0], high - log_edges[-1]])
     return SmoothSpectrum(float(first), float(last), fit.coefficients, reach)
 
 
-def _last_step(fit, equations, penalty):
-    """Largest change of a coefficient that a further step would make."""
+def _gain_left(fit, equations, penalty):
+    """What a further step would add to the penalised log-likelihood."""
     gradient, information = equations(fit.coefficients)
     matrix = penalty(fit.smoothing)
-    return np.abs(np.linalg.solve(information + matrix, gradient - matrix @ fit.coefficients)).max()
+    slope = gradient - matrix @ fit.coefficients
+    return 0.5 * slope @ np.linalg.solve(information + matrix, slope)
 
 
 def _fine_sums(log_edges, low, high, shift, weight):

@@ -178,6 +178,7 @@ def reduced(maker, run):
     return reduction.bins, reduction.reduce(run).slices
 
 
+@pytest.mark.slow
 def test_the_fast_counts_of_the_spline_are_those_of_the_forward_model():
     """The fit adds up polar cells at one rate a ring; the model itself is integrated pixel by pixel."""
     runs = runs_with_spread(4, 0.3)

@@ -34,6 +34,7 @@ KINDS = {
     "grid": {"model": {"type": "grid", "offset_bins": 8}, "zenith": {"type": "none"}},
     "parametric": {"model": {"type": "parametric", "function": "power_law * gaussian"}, "zenith": {"type": "none"}},
 }
+SOME_SLOW = ["spline", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("radial", "grid", "parametric"))]
 ENERGY = {"energy": {"min": "0.3 TeV", "max": "30 TeV", "nbins_per_decade": 8}}
 
 
@@ -90,7 +91,7 @@ def counts_in_source(radius=0.15):
     return total
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", SOME_SLOW)
 def test_the_background_is_that_of_a_fit_without_the_source(kind):
     excluded, ignored, known = (fitted(kind, what) for what in ("excluded", "ignored", "known"))
     without, eaten, beside = (background_in_source(model) for model in (excluded, ignored, known))
@@ -102,7 +103,7 @@ def test_the_background_is_that_of_a_fit_without_the_source(kind):
         assert eaten - without > 3 * abs(beside - without)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", SOME_SLOW)
 def test_amplitudes_are_those_of_the_truth(kind):
     """The model was given with half of the true flux."""
     table = above_thresholds(fitted(kind, "known"))
@@ -116,7 +117,7 @@ def test_amplitudes_are_those_of_the_truth(kind):
     assert not any(table["FLAG"])
 
 
-@pytest.mark.parametrize("kind", ["spline", "radial"])
+@pytest.mark.parametrize("kind", SOME_SLOW[:2])
 def test_the_run_table_expects_background_and_source(kind):
     known, ignored = fitted(kind, "known").run_table, fitted(kind, "ignored").run_table
     assert known["EXPECTED"].sum() == pytest.approx(known["COUNTS"].sum(), rel=0.01)
@@ -124,7 +125,7 @@ def test_the_run_table_expects_background_and_source(kind):
     assert np.all(np.abs(known["NORM"] / ignored["NORM"] - 1) < 0.05)
 
 
-@pytest.mark.parametrize("kind", ["spline", "grid"])
+@pytest.mark.parametrize("kind", [SOME_SLOW[0], SOME_SLOW[2]])
 def test_a_model_is_written_read_and_applied_with_its_sources(kind, tmp_path):
     model = fitted(kind, "known")
     model.write(tmp_path / "model.fits")
@@ -198,6 +199,7 @@ def test_frozen_sources_are_taken_as_given():
     assert abs(background_in_source(model) - background_in_source(fitted("radial", "excluded"))) < 0.1 * excess
 
 
+@pytest.mark.slow
 def test_sources_by_the_configuration(tmp_path):
     Models([true_source(0.5), FoVBackgroundModel(spectral_model=PowerLawNormSpectralModel(), dataset_name="d")]).write(
         tmp_path / "sources.yaml", write_covariance=False
@@ -214,7 +216,7 @@ def test_sources_by_the_configuration(tmp_path):
     assert maker.fit(runs()).model.source_table["FREE"].all()
 
 
-@pytest.mark.parametrize("kind", ["spline", "grid"])
+@pytest.mark.parametrize("kind", [SOME_SLOW[0], SOME_SLOW[2]])
 def test_the_answer_does_not_depend_on_processes_nor_the_cache(kind, tmp_path):
     one = fitted(kind, "known").source_table
     for _ in range(2):
@@ -228,6 +230,7 @@ def test_off_runs_know_nothing_of_the_source():
     assert (maker.run_table["ROLE"] == "apply").sum() == len(runs())
 
 
+@pytest.mark.slow
 def test_held_out_scores_see_the_source():
     given = {"plain": options("radial")}
     with_source = cross_validate(runs(), given, sources=true_source(0.5), n_folds=3, n_jobs=1)
@@ -265,6 +268,7 @@ def test_wrong_sources_are_named_before_the_fit(name):
         fit_acceptance(runs()[:1], options("radial"), sources=make())
 
 
+@pytest.mark.slow
 def test_two_sources_that_look_alike_are_flagged(caplog):
     twins = [true_source(0.5, name="one"), true_source(0.5, name="two")]
     model = fit_acceptance(runs(), options("grid"), sources=twins)

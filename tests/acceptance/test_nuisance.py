@@ -89,7 +89,7 @@ def test_a_region_within_the_exclusion_holds_no_event_of_the_adaptation():
     )
 
 
-@pytest.mark.parametrize("number", [2, 20])
+@pytest.mark.parametrize("number", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_mode_that_datasets_share_weighs_once(number, tmp_path, monkeypatch):
     """gammapy adds the prior of a linked parameter once for each dataset."""
     monkeypatch.chdir(tmp_path)

@@ -461,6 +461,7 @@ def test_parameters_are_validated_once_and_again_where_they_are_changed_in_place
         analysis.get_observations()
 
 
+@pytest.mark.slow
 def test_known_sources(store, tmp_path):
     """Of a fit, and of its model that is read again: the background is that of the maker with the same sources."""
     Models([store.source]).write(tmp_path / "sources.yaml", write_covariance=False)

@@ -190,6 +190,7 @@ def test_printed_configuration_is_one_of_an_acceptance():
     assert "# off_observations: null" in result.output and "# model: null" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.gammapy_data
 def test_printed_configuration_runs_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -57,7 +57,9 @@ def region(runs):
     return CircleSkyRegion(runs[0].get_pointing_icrs(runs[0].tmid), 0.2 * u.deg)
 
 
-@pytest.mark.parametrize("name", ["NSBLEVEL", "nsblevel", "NSBTEXT"])
+@pytest.mark.parametrize(
+    "name", ["NSBLEVEL", *(pytest.param(n, marks=pytest.mark.slow) for n in ("nsblevel", "NSBTEXT"))]
+)
 def test_any_keyword_is_followed(name, runs, region):
     """Runs that the fit has not seen, told by their keyword alone: their events have no say."""
     seen, new = runs[1:7], [runs[0], runs[7]]

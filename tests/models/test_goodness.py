@@ -105,7 +105,7 @@ def parametric(function, **more):
     return config | {"model": {"type": "parametric", "function": function, "offset_bins": 6}}
 
 
-@pytest.mark.parametrize("zenith", ["none", "interpolated"])
+@pytest.mark.parametrize("zenith", ["none", pytest.param("interpolated", marks=pytest.mark.slow)])
 def test_a_parametric_shape_that_is_wrong_is_said_once(zenith, caplog, tmp_path):
     """A pure power law has no threshold and no edge of the field."""
     config = parametric("power_law * gaussian") | {

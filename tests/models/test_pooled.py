@@ -67,7 +67,7 @@ def mean_cos_zenith(maker, run):
     return float(np.cos(np.radians(table["ZENITH"][table["OBS_ID"] == run.obs_id][0])))
 
 
-@pytest.mark.parametrize("zenith", ["linear", "log", "split"])
+@pytest.mark.parametrize("zenith", [pytest.param("linear", marks=pytest.mark.slow), "log", "split"])
 def test_the_truth_is_recovered_at_each_zenith_angle(zenith):
     maker = maker_of(zenith)
     model = maker.model.rate_model

@@ -208,6 +208,7 @@ def test_verdict_names_the_bands_that_deviate(factor, maker):
     assert ('class="good"' in text) == (factor == 1)
 
 
+@pytest.mark.slow
 def test_bands_with_too_few_counts_have_no_width_and_no_picture(maker, tmp_path):
     observations = stores.observations(stores.full_store())[4:6]
     write_report(maker, observations, tmp_path / "a.html", band_edges=[0.5, 1.5, 29, 30] * u.TeV)
@@ -408,6 +409,7 @@ def test_histogram_says_mean_and_width():
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_known_sources_are_part_of_what_is_expected(tmp_path):
     store = stores.full_store()
     observations = stores.observations(store)  # with OFF runs, which tell the source from the camera

@@ -45,7 +45,9 @@ def changes(adapted, run, weights):
     return in_bands(mu.sum(1)), adapted.error_factor(run.cos_zenith).T @ shared, own
 
 
-@pytest.mark.parametrize("weights", [np.ones(len(LON)), DISC * 1.0], ids=["field", "disc"])
+@pytest.mark.parametrize(
+    "weights", [pytest.param(np.ones(len(LON)), marks=pytest.mark.slow), DISC * 1.0], ids=["field", "disc"]
+)
 def test_variance_of_a_sum_is_that_of_draws_from_the_joint_posterior(model, new_runs, weights):
     run = new_runs[0]
     effect = fit_run(model, run)

@@ -135,6 +135,7 @@ def test_a_run_that_tells_nothing_is_not_unusual(cloudy):
     assert effect.weight == pytest.approx(1 / (shares @ widths**2), rel=0.01)
 
 
+@pytest.mark.slow
 def test_order_of_runs_and_number_of_processes_do_not_matter():
     runs = short_runs(0.55)[10:45]
     first = fit_spline(runs, *BINS, max_rounds=8)

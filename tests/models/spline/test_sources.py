@@ -172,6 +172,7 @@ def test_amplitudes_are_found_and_nothing_is_eaten(wobbles):
     assert abs(eaten(model, known, clean)) < 0.05
 
 
+@pytest.mark.slow
 def test_pulls_of_amplitudes():
     pulls = []
     for seed in range(6):

@@ -23,8 +23,8 @@ _FINE_STEP = 0.01  # in log10 energy, of the midpoint rule
 _SMOOTHING_WIDTH = 0.5  # in log10 energy, of one smoothing parameter
 _SMOOTHING_RANGE = (1e-3, 1e8)
 # of log-likelihood: a fit that would gain less by going on is good enough; a coefficient where nothing is expected
-# falls from step to step, for ever
-_STILL_GOOD = 0.01
+# falls, or swings, from step to step for ever
+_STILL_GOOD = 0.1
 # smoothing parameters that still creep after 80 rounds are left as they are
 # steps of 1e-7 are rounding where a smoothing parameter is large
 # many rounds: below the thresholds of all runs a coefficient falls by the same small share from step to step

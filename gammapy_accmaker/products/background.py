@@ -233,7 +233,7 @@ def polar_average(
     (energy, position). The sum is weighted with the ontime in s, which is returned besides it. ``rings``: of the grid
     that are wanted; the others are 0.
     """
-    lon, lat, shape = _polar_grid(model, _OFFSET_STEP, _ANGLE_STEPS)
+    lon, lat, shape = _polar_grid(model, _offset_step(model), _ANGLE_STEPS)
     lon, lat = (a.reshape(shape)[rings].ravel() for a in (lon, lat))
     average = np.zeros(())
     for here, part in _parts(model, track):
@@ -249,9 +249,14 @@ def polar_average(
 
 def _rings_around(model, camera):
     """The rings of the polar grid between which camera unit vectors lie: of a small region few."""
-    step = model.offset_max / np.ceil(model.offset_max / _OFFSET_STEP)
+    step = model.offset_max / np.ceil(model.offset_max / _offset_step(model))
     theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
     return slice(max(int(theta.min() / step) - 1, 0), int(theta.max() / step) + 3)
+
+
+def _offset_step(model):
+    """In deg; at the one angle of a radial model finer steps cost nothing, and its profile has kinks between them."""
+    return 0.25 * _OFFSET_STEP if model.is_radial else _OFFSET_STEP
 
 
 def _polar_grid(model, offset_step, angle_steps):

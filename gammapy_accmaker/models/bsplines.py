@@ -17,6 +17,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 _SMOOTHING_RANGE = (1e-4, 1e8)
 _SMOOTHING_STEP = 30.0  # largest factor in one update
+_NEIGHBOURS = 2.0  # splines, over which coefficients go together
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ def difference_penalty(n: int, order: int = 2) -> np.ndarray:
         return np.zeros((n, n))
     d = np.diff(np.eye(n), order, axis=0)
     return d.T @ d
+
+
+def smooth_covariance(width: float, n: int) -> np.ndarray:
+    """Covariance of n coefficients of one width, shape (n, n), of which neighbours go together."""
+    distance = np.subtract.outer(np.arange(n), np.arange(n)) / _NEIGHBOURS
+    # a little of each coefficient is its own, or the matrix could not be inverted
+    return width**2 * (0.98 * np.exp(-0.5 * distance**2) + 0.02 * np.eye(n))
 
 
 def contract(array: np.ndarray, matrices: list[np.ndarray]) -> np.ndarray:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import block_diag
 from scipy.sparse import csr_array, issparse
 
-from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.bsplines import BSplineAxis, smooth_covariance
 
 _KNOT_STEPS = {"flat": 0.5, "radial": 2.0, "lon": 4.0, "lat": 4.0}  # in log energy
 _WIDTHS = {"flat": 0.1, "radial": 0.1, "lon": 0.05, "lat": 0.05}  # before any run is seen
-_PRIOR_RUNS, _PRIOR_CORRELATION = 5.0, 2.0  # weight of these widths; range in knots over which neighbours go together
+_PRIOR_RUNS = 5.0  # weight of these widths
 _ENERGY_STEP, _RINGS, _SECTORS = 0.35, 6, 8  # in log energy; groups of bins in which runs are compared
 _ROUNDS = 10
 _LARGEST = 4.0  # of the log of a ratio
@@ -92,17 +93,7 @@ class RunShape:
 
     def prior(self) -> np.ndarray:
         """Covariance before any run is seen, smooth along the energy, shape (k, k)."""
-        blocks = []
-        for name, axis in self._axes.items():
-            distance = np.subtract.outer(np.arange(axis.n), np.arange(axis.n)) / _PRIOR_CORRELATION
-            blocks.append(_WIDTHS[name] ** 2 * (0.98 * np.exp(-0.5 * distance**2) + 0.02 * np.eye(axis.n)))
-        out = np.zeros((len(self.mode_of_column),) * 2)
-        start = 0
-        for block in blocks:
-            stop = start + len(block)
-            out[start:stop, start:stop] = block
-            start = stop
-        return out
+        return block_diag(*(smooth_covariance(_WIDTHS[name], axis.n) for name, axis in self._axes.items()))
 
 
 @dataclass(frozen=True)

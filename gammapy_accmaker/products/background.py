@@ -233,7 +233,7 @@ def polar_average(
     (energy, position). The sum is weighted with the ontime in s, which is returned besides it. ``rings``: of the grid
     that are wanted; the others are 0.
     """
-    lon, lat, shape = _polar_grid(model, _offset_step(model), _ANGLE_STEPS)
+    lon, lat, shape = polar_grid(model.offset_max, _offset_step(model), 1 if model.is_radial else _ANGLE_STEPS)
     lon, lat = (a.reshape(shape)[rings].ravel() for a in (lon, lat))
     average = np.zeros(())
     for here, part in _parts(model, track):
@@ -259,22 +259,27 @@ def _offset_step(model):
     return 0.25 * _OFFSET_STEP if model.is_radial else _OFFSET_STEP
 
 
-def _polar_grid(model, offset_step, angle_steps):
-    """FOV_LON and FOV_LAT in deg of a polar grid over the coverage of a model, raveled, and its shape."""
-    theta = np.linspace(0, model.offset_max * (1 - 1e-12), int(np.ceil(model.offset_max / offset_step)) + 1)
-    nphi = 1 if model.is_radial else angle_steps
-    t, p = np.meshgrid(np.radians(theta), 2 * np.pi * np.arange(nphi) / nphi, indexing="ij")
+def polar_grid(offset_max, offset_step, n_angle):
+    """FOV_LON and FOV_LAT in deg of a polar grid up to an offset, raveled, and its shape (offset, angle)."""
+    theta = np.linspace(0, offset_max * (1 - 1e-12), int(np.ceil(offset_max / offset_step)) + 1)
+    t, p = np.meshgrid(np.radians(theta), 2 * np.pi * np.arange(n_angle) / n_angle, indexing="ij")
     xyz = np.stack([np.cos(t), np.sin(t) * np.cos(p), np.sin(t) * np.sin(p)], axis=-1)
     lon, lat = (np.degrees(a).ravel() for a in vectors_to_lonlat(xyz))
     return lon, lat, t.shape
 
 
 def read_polar(planes, camera, offset_max):
-    """Values at camera unit vectors, shape (n, 3), of planes over a polar grid, shape (m, offset, angle): (m, n).
+    """Values at camera unit vectors, shape (n, 3), of planes over a polar grid, shape (m, offset, angle): (m, n)."""
+    reading = polar_reading(camera, planes.shape[1:], offset_max)
+    return np.ascontiguousarray((reading @ planes.reshape(len(planes), -1).T).T)
+
+
+def polar_reading(camera, shape, offset_max) -> csr_array:
+    """Matrix that reads values over a polar grid of a shape (offset, angle), raveled, at camera unit vectors (n, 3).
 
     Between the points of the grid they are linear in offset and angle, and beyond the last offset constant.
     """
-    n_offset, n_angle = planes.shape[1:]
+    n_offset, n_angle = shape
     theta = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1)))
     row = np.minimum(theta / offset_max, 1) * (n_offset - 1)
     ring = np.minimum(row.astype(int), max(n_offset - 2, 0))
@@ -282,15 +287,14 @@ def read_polar(planes, camera, offset_max):
     column = np.arctan2(camera[:, 2], camera[:, 1]) / (2 * np.pi) % 1 * n_angle
     sector = np.minimum(column.astype(int), n_angle - 1)
     around = column - sector
-    # of all planes at once: each position is the sum of four points of the grid
+    # each position is the sum of four points of the grid
     first, following = ring * n_angle, np.minimum(ring + 1, n_offset - 1) * n_angle
     points = np.stack([first + sector, first + (sector + 1) % n_angle], axis=1)
     points = np.hstack([points, points + (following - first)[:, None]])
     weights = np.stack([1 - around, around], axis=1)
     weights = np.hstack([weights * (1 - outwards)[:, None], weights * outwards[:, None]])
-    shape, starts = (len(camera), n_offset * n_angle), np.arange(0, 4 * len(camera) + 1, 4)
-    reading = csr_array((weights.ravel(), points.ravel(), starts), shape=shape)
-    return np.ascontiguousarray((reading @ planes.reshape(len(planes), -1).T).T)
+    starts = np.arange(0, 4 * len(camera) + 1, 4)
+    return csr_array((weights.ravel(), points.ravel(), starts), shape=(len(camera), n_offset * n_angle))
 
 
 def _turned(rate, angle, weights):

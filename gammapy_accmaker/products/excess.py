@@ -37,10 +37,8 @@ _SCALES = (1.0, 2.5, 5.0)  # radii of the discs, in the smallest
 _FOLLOWED = 2.0  # sigma; down to which a source is followed around a peak
 _BESIDE = 3.0  # sigma; a peak beside what was found before belongs to it
 _BESIDE_REACH = 0.2  # deg
-_SOFT_SHARE, _HARD_SHARE = (
-    0.95,
-    0.15,
-)  # of the counts, above the energies where the search in all and in the hardest begins
+# of the counts, above the energies where the search in all and in the hardest begins
+_SOFT_SHARE, _HARD_SHARE = 0.95, 0.15
 _MIN_EXPECTED = 0.3  # counts in a disc, below which it is not searched
 _WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the significance is taken
 _KNOWN_PRECISION = 0.1  # of the counts of a source that is known, in a disc
@@ -271,10 +269,10 @@ def _stand_out(field, kept, before, threshold, correlation_radius, radial):
             significance, spread = significance_map(counts, expected, searched, radius)
             # that of the smallest discs for all: wide sources leave wide wells beside them
             smallest = spread if smallest is None or radial else smallest
-            # and a source is never known so well that it leaves nothing
-            bright, mu = (disc_sums(np.where(searched, a, 0), SKY_PIXEL, radius) for a in (known, expected))
-            width = smallest * np.sqrt(1 + (_KNOWN_PRECISION * bright) ** 2 / np.maximum(mu, _MIN_EXPECTED))
-            significance = significance / width
+            significance = significance / smallest
+            if known.any():  # a source is never known so well that it leaves nothing
+                bright, mu = (disc_sums(np.where(searched, a, 0), SKY_PIXEL, radius) for a in (known, expected))
+                significance /= np.sqrt(1 + (_KNOWN_PRECISION * bright) ** 2 / np.maximum(mu, _MIN_EXPECTED))
             peak = np.maximum(peak, significance)
             labels, n = label(significance > _FOLLOWED, np.ones((3, 3)))
             for k in range(1, n + 1):

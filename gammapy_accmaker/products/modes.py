@@ -23,12 +23,14 @@ from regions import PointSkyRegion
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
-from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import (
     coarse_factor,
     expected_counts,
     icrs_vectors,
+    polar_grid,
+    polar_reading,
     region_pixels,
     run_slices,
 )
@@ -146,12 +148,12 @@ class BackgroundErrors:
     @cached_property
     def _nodes(self):
         """Of each part of the run: the model, its zenith angle and ontime, and how pixels are read from the nodes."""
-        lon, lat, shape = _polar_grid(self.model.offset_max)
+        lon, lat, shape = polar_grid(self.model.offset_max, _OFFSET_STEP, _ANGLE_STEPS)
         parts = []
         for part in run_slices(self.model, self.track):
             middle, _ = time_nodes(part.intervals, None)
             camera = np.nan_to_num(self._pixels.xyz @ part.matrices_at(middle)[0].T)
-            nodes = _between_nodes(camera, shape, self.model.offset_max)
+            nodes = polar_reading(camera, shape, self.model.offset_max)
             here = self.model.at_azimuth(part.mean_azimuth)
             parts.append((here, part.mean_cos_zenith, part.mean_azimuth, part.ontime, nodes))
         return lon, lat, parts
@@ -236,27 +238,3 @@ class _Pixels:
         bins = y // factor * nx + x // factor
         member = csr_array((np.ones(len(bins)), (bins, np.arange(len(bins)))), shape=(ny * nx, len(bins)))
         return cls(icrs_vectors(fine), fine.solid_angle().to_value("sr").ravel(), member, ny * nx)
-
-
-def _polar_grid(offset_max):
-    """FOV_LON and FOV_LAT in deg of the nodes, raveled, and their shape (offset, angle)."""
-    offset = np.radians(np.linspace(0, offset_max * (1 - 1e-12), int(np.ceil(offset_max / _OFFSET_STEP)) + 1))
-    angle = 2 * np.pi * np.arange(_ANGLE_STEPS) / _ANGLE_STEPS
-    t, p = (a.ravel() for a in np.meshgrid(offset, angle, indexing="ij"))
-    lon, lat = vectors_to_lonlat(np.stack([np.cos(t), np.sin(t) * np.cos(p), np.sin(t) * np.sin(p)], axis=-1))
-    return np.degrees(lon), np.degrees(lat), (len(offset), len(angle))
-
-
-def _between_nodes(camera, shape, offset_max) -> csr_array:
-    """Matrix that reads values at camera unit vectors, shape (n, 3), between the nodes of a polar grid, which are
-    raveled: bilinear."""
-    n_offset, n_angle = shape
-    row = np.degrees(np.arccos(np.clip(camera[:, 0], -1, 1))) / offset_max * (n_offset - 1)
-    row = np.minimum(row, n_offset - 1)
-    column = np.arctan2(camera[:, 2], camera[:, 1]) / (2 * np.pi) % 1 * n_angle
-    low, left = np.minimum(row.astype(int), n_offset - 2), column.astype(int)
-    up, right = row - low, column - left
-    index = [((low + i) * n_angle + (left + j) % n_angle) for i in (0, 1) for j in (0, 1)]
-    weight = [(up if i else 1 - up) * (right if j else 1 - right) for i in (0, 1) for j in (0, 1)]
-    pixel = np.tile(np.arange(len(camera)), 4)
-    return csr_array((np.concatenate(weight), (pixel, np.concatenate(index))), shape=(len(camera), n_offset * n_angle))

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import block_diag
 
-from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.bsplines import BSplineAxis, smooth_covariance
 from gammapy_accmaker.models.norm_energy import NO_ENERGIES
 from gammapy_accmaker.models.spline.cells import camera_modes
 from gammapy_accmaker.utils.run_key import RunKey
@@ -28,12 +29,9 @@ EFFECT_KINDS = ("none", "norm", "tilt", "shift")
 _SD_NORM, _SD_TILT, _SD_SHIFT, _SD_SHIFT_GRADIENT = 0.15, 0.1, 0.1, 0.03
 _SD_RESIDUAL, _SD_RADIAL, _SD_GRADIENT = 0.07, 0.1, 0.05
 _PRIOR_RUNS = 5.0
-_PRIOR_CORRELATION = 2.0  # splines; of neighbouring coefficients
 _COVARIATE_RUNS = 4.0  # weight, in runs, of the prior that covariates do not matter
-NORM_TAILS = (
-    np.array([1.0, 3.0, 10.0]),
-    np.array([0.95, 0.03, 0.02]),
-)  # widths, in that of usual runs, and shares of runs
+# widths, in that of usual runs, and shares of runs
+NORM_TAILS = np.array([1.0, 3.0, 10.0]), np.array([0.95, 0.03, 0.02])
 _KNOT_STEP = {"residual": 0.5, "radial": 2.0, "gradient": 4.0}  # in log energy
 
 
@@ -164,19 +162,10 @@ class EffectBasis:
     def prior_covariance(self) -> np.ndarray:
         """Covariance of the coefficients before any run is seen, shape (n, n); smooth along energy."""
         widths = {"norm": _SD_NORM, "tilt": _SD_TILT, "residual": _SD_RESIDUAL, "radial": _SD_RADIAL}
-        blocks = [np.array([[(_SD_SHIFT if m == "flat" else _SD_SHIFT_GRADIENT) ** 2]]) for m in self.shift_modes]
-        for name, _, k in self.terms:
-            distance = np.subtract.outer(np.arange(k), np.arange(k)) / _PRIOR_CORRELATION
-            # neighbours go together; a little of each coefficient is its own, or the matrix could not be inverted
-            correlation = 0.98 * np.exp(-0.5 * distance**2) + 0.02 * np.eye(k)
-            blocks.append(widths.get(name, _SD_GRADIENT) ** 2 * correlation)
-        out = np.zeros((self.n, self.n))
-        start = 0
-        for block in blocks:
-            stop = start + len(block)
-            out[start:stop, start:stop] = block
-            start = stop
-        return out
+        shifts = ((_SD_SHIFT if mode == "flat" else _SD_SHIFT_GRADIENT) ** 2 for mode in self.shift_modes)
+        terms = (smooth_covariance(widths.get(name, _SD_GRADIENT), k) for name, _, k in self.terms)
+        # without any block scipy would give a row
+        return block_diag(np.zeros((0, 0)), *shifts, *terms)
 
 
 @dataclass(frozen=True)

@@ -500,9 +500,8 @@ _MIN_ROUNDS = 6
 _LEARNING_ROUNDS = 15
 _DAMPING = 0.6  # of later steps of the rate, or it and the effects of few runs would swing about each other
 _MAX_BEND, _BEND_MEMORY = 2.0, 0.8  # curvature along a step over that of the information; from round to round
-_SOURCE_ROUNDS = tuple(
-    range(12, 100, 3)
-)  # of the asymmetry, which follows the amplitudes of sources, if there are some
+# of the asymmetry, which follows the amplitudes of sources, if there are some
+_SOURCE_ROUNDS = tuple(range(12, 100, 3))
 _ROUGH = 0.01  # of the penalty, with which the acceptance may be as rough as its knots allow
 _AMPLITUDE_CONVERGED = 0.03  # change of the amplitudes of sources in standard deviations
 _CONVERGED = 1e-3  # change of the expected counts over all counts, cell by cell

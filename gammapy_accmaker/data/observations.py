@@ -99,7 +99,7 @@ class _ReadLocation(HDULocation):
 
     def __init__(self, location: HDULocation, table: FitsTable, whole: bool):
         self.__dict__.update(location.__dict__)
-        self._table, self._whole = table, whole
+        self._table, self._whole, self._made = table, whole, None
 
     @property
     def header(self):
@@ -113,6 +113,11 @@ class _ReadLocation(HDULocation):
         return self._table.to_hdu()
 
     def load(self):
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def _make(self):
         if self.hdu_class == "events":
             return EventListReader.from_gadf_hdu(self.get_hdu()) if self._whole else _make_events(self._table)
         if self.hdu_class == "gti":

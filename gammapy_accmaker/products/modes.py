@@ -29,6 +29,7 @@ from gammapy_accmaker.products.background import (
     coarse_factor,
     expected_counts,
     icrs_vectors,
+    pixel_solid_angles,
     polar_grid,
     polar_reading,
     region_pixels,
@@ -237,4 +238,4 @@ class _Pixels:
         y, x = np.divmod(np.arange(ny * factor * nx * factor), nx * factor)
         bins = y // factor * nx + x // factor
         member = csr_array((np.ones(len(bins)), (bins, np.arange(len(bins)))), shape=(ny * nx, len(bins)))
-        return cls(icrs_vectors(fine), fine.solid_angle().to_value("sr").ravel(), member, ny * nx)
+        return cls(icrs_vectors(fine), pixel_solid_angles(fine).ravel(), member, ny * nx)

@@ -15,7 +15,12 @@ from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.products import background
-from gammapy_accmaker.products.background import expected_counts_directly, icrs_vectors, make_background_map
+from gammapy_accmaker.products.background import (
+    expected_counts_directly,
+    icrs_vectors,
+    make_background_map,
+    pixel_solid_angles,
+)
 
 EDGES = (0.2, 0.5, 1, 3, 10)
 KINDS = ["radial", "grid"]
@@ -373,3 +378,21 @@ def test_a_region_takes_the_rings_around_it_alone(monkeypatch):
         np.testing.assert_allclose(counts, make_background_map(model, track, geom, 60.0).data.ravel(), rtol=1e-13)
         monkeypatch.undo()
         monkeypatch.setattr(AnalyticModel, "integral_grid", noting)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"skydir": (83.6, 22), "width": 5, "binsz": 0.02},
+        {"skydir": (329, -30), "width": 3, "binsz": (0.02, 0.05), "proj": "TAN"},
+        {"skydir": (0, 0), "width": 8, "binsz": 0.05, "frame": "galactic"},
+        {"skydir": (10, 89), "width": 3, "binsz": 0.05, "proj": "STG"},
+        {"binsz": 2, "proj": "AIT"},
+        {"binsz": 2},
+        {"skydir": (40, 10), "npix": (1, 1), "binsz": 1e-3},
+    ],
+)
+def test_solid_angles_are_those_of_gammapy(options):
+    image = WcsGeom.create(**options)
+    theirs = image.solid_angle().to_value("sr")
+    np.testing.assert_allclose(pixel_solid_angles(image), theirs, rtol=1e-11 * 0.02 / min(image.pixel_scales.deg))

@@ -35,6 +35,8 @@ _REFERENCE_SHARES = 1e-3, 0.9995  # of the counts, between which the energies li
 _MAX_DIRECTIONS = 160, 48  # of rate and asymmetry
 _KEPT_SHARE = 0.99  # of the variance of the sums, in units of that of Poisson
 
+_BLOCK = 2048  # positions of a rate that are worked out together: what is in between stays in the processor's cache
+
 
 def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
     """Values of the splines in zenith angle, shape (axis.n,)."""
@@ -232,14 +234,9 @@ class SplineModel:
         cells = FovCells(self.fov_lon, self.fov_lat, self.solid_angle)
         return RunDesign(self.energy_edges, cells, self.energy_axis, self.offset_axis, basis)
 
-    def asymmetry_at(self, log_energy, fov_lon, fov_lat) -> np.ndarray:
-        """Log asymmetry g, shape (len(log_energy), len(fov_lon))."""
-        space = asymmetry_basis(fov_lon, fov_lat, self.asymmetry_offset_axis)
-        return self.asymmetry_energy_axis.basis(log_energy) @ self.asymmetry @ space.T
-
     @cached_property
     def asymmetry_cells(self) -> np.ndarray:
-        """`asymmetry_at` in the cells, see `AsymmetryCells.log_mean`, shape (3, n_energy, n_cell)."""
+        """Log asymmetry g in the cells, see `AsymmetryCells.log_mean`, shape (3, n_energy, n_cell)."""
         design = self.design
         bases = AsymmetryCells(design.cells, design.log_energy, self.asymmetry_energy_axis, self.asymmetry_offset_axis)
         return bases.log_mean(self.asymmetry)
@@ -298,27 +295,35 @@ class SplineModel:
         cos_zenith = self.clamp_zenith(cos_zenith)
         basis, values, scaling = self._conditions(cos_zenith, azimuth, covariates, effect)
         log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
-        profile = (self.coefficients @ zenith_splines(self.zenith_axis, cos_zenith)) @ self.offset_axis.basis(
-            np.hypot(lon, lat)
-        ).T
-        shift = basis.shift_values(lon, lat) @ values[: basis.n_shift]
+        by_offset = self.coefficients @ zenith_splines(self.zenith_axis, cos_zenith)
+        by_asymmetry = self.asymmetry_energy_axis.basis(log_energy) @ self.asymmetry
+        by_mode = basis.by_mode(basis.energy_columns(log_energy), values)
+        out = np.empty((len(log_energy), len(lon)))
+        for start in range(0, len(lon), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            here = lon[part], lat[part]
+            shift = basis.shift_values(*here) @ values[: basis.n_shift]
+            profile = by_offset @ self.offset_axis.basis(np.hypot(*here)).T
+            out[:, part] = self._at_shifted(log_energy + scaling, shift, profile)
+            out[:, part] += by_asymmetry @ asymmetry_basis(*here, self.asymmetry_offset_axis).T
+            out[:, part] += by_mode @ basis.mode_values(*here).T
+        return out
+
+    def _at_shifted(self, log_energy, shift, profile):
+        """Sum of the splines in energy, times their coefficients at each position, at an energy shift of its own."""
         if np.ptp(shift) == 0:
-            u = log_energy + scaling + (shift[0] if len(shift) else 0.0)
-            node, fraction = self.energy_axis.locate(u)
-            table, fraction = self.energy_axis.grid_basis, fraction[:, None]
-            out = (table[node] * (1 - fraction) + table[node + 1] * fraction) @ profile
-        else:
-            node, fraction = self.energy_axis.locate(log_energy[:, None] + (scaling + shift))
-            first, last = node.min(), node.max() + 2
-            table = self.energy_axis.grid_basis[first:last] @ profile
-            # where each is in the table as one row: taken in this way, and in place, at half the time
-            at = (node - first) * len(lon) + np.arange(len(lon))
-            low, out = table.take(at), table.take(at + len(lon))
-            out -= low
-            out *= fraction
-            out += low
-        out += self.asymmetry_at(log_energy, lon, lat)
-        out += basis.by_mode(basis.energy_columns(log_energy), values) @ basis.mode_values(lon, lat).T
+            return self.energy_axis.interpolate(log_energy + shift[0]) @ profile
+        node, fraction = self.energy_axis.locate(log_energy[:, None] + shift)
+        first, last = node.min(), node.max() + 2
+        table = self.energy_axis.grid_basis[first:last] @ profile
+        # where each is in the table as one row: taken in this way, and in place, at half the time
+        node -= first
+        node *= len(shift)
+        node += np.arange(len(shift))
+        low, out = table.take(node), table[1:].take(node)
+        out -= low
+        out *= fraction
+        out += low
         return out
 
     def rate_grid(

@@ -203,6 +203,14 @@ def test_outside_the_trained_range_values_are_clamped(model):
     assert np.all(wide >= 0)
 
 
+def test_many_positions_are_each_as_one(model):
+    lon, lat = np.random.default_rng(0).uniform(-2, 2, (2, 5000))
+    many = model.rate_grid(ENERGY, lon, lat, 0.8, effect=model.effects[3])
+    for k in (0, 2047, 2048, 4999):
+        one = model.rate_grid(ENERGY, lon[k : k + 1], lat[k : k + 1], 0.8, effect=model.effects[3])
+        np.testing.assert_allclose(many[:, k], one[:, 0], rtol=1e-12)
+
+
 def test_rate_broadcasts_and_equals_the_grid(model):
     of_user = SplineRate(model)
     rate = of_user.rate(ENERGY[:, None], *POSITIONS, 0.8)

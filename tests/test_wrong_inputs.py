@@ -152,8 +152,10 @@ def test_one_printer_of_errors(wrong, tmp_path):
 
 @pytest.mark.gammapy_data
 @pytest.mark.parametrize("cls", [cls for cls, _ in EXTENDED])
-def test_maps_of_an_effective_area_for_one_offset(cls):
-    """gammapy's own error is about the shapes of arrays; MAGIC's files for a RAD_MAX analysis are such."""
+def test_maps_of_an_effective_area_for_one_offset(cls, monkeypatch):
+    """gammapy's own error is about the shapes of arrays, and comes after the fit; MAGIC's files for a RAD_MAX analysis
+    are such."""
+    monkeypatch.setattr(AcceptanceBackgroundMaker, "fit", None)
     folder = Path(os.environ["GAMMAPY_DATA"]) / "magic" / "rad_max" / "data"
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}")
@@ -171,7 +173,7 @@ def test_maps_of_an_effective_area_for_one_offset(cls):
             "background": {"method": "acceptance", "parameters": RADIAL | {"offset_max": "1.5 deg"}},
         },
     })  # fmt: skip
-    with pytest.raises(InputError, match="runs 5029747, 5029748 is that of one offset.*`type: 1d`"):
+    with pytest.raises(InputError, match="run 5029747 is that of one offset.*`type: 1d`"):
         if cls is AcceptanceAnalysis:
             run.get_observations()
             run.get_datasets()

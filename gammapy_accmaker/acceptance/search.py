@@ -110,12 +110,12 @@ def fit_until_stable(
         new["ITERATION"] = iteration
         found = vstack([found, new]) if len(found) else new
         log.info(
-            f"iteration {iteration}: {len(new)} excesses found, the strongest of {new['SIGNIFICANCE'].max():.1f} sigma"
+            f"search {iteration} for sources: {len(new)} found, the strongest of {new['SIGNIFICANCE'].max():.1f} sigma"
         )
         fitted = fit(exclusion.with_regions(excess_regions(found)))
     if not stable:
         log.warning(
-            f"search for sources: the last of {options.max_iterations} searches still found {len(new)} excesses, the "
+            f"search for sources: the last of {options.max_iterations} searches still found {len(new)}, the "
             f"strongest of {new['SIGNIFICANCE'].max():.1f} sigma; "
             "raise max_iterations or the threshold, or exclude what is known"
         )

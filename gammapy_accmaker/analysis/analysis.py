@@ -102,14 +102,15 @@ def _options_with_model(model, background) -> AcceptanceConfig:
     return options
 
 
-def _check_offsets(observations, error: IndexError) -> None:
-    """gammapy makes no exposure map from an effective area for one offset, and raises an IndexError about shapes."""
-    one = [str(o.obs_id) for o in observations if o.aeff is not None and o.aeff.axes["offset"].nbin == 1]
-    if one:
-        raise InputError(
-            f"datasets.type: the effective area of the runs {', '.join(one[:5])} is that of one offset (point-like), "
-            "and gammapy makes no map of it; use `type: 1d` with an `on_region`, or files with IRFs for several offsets"
-        ) from error
+def _check_offsets(observations) -> None:
+    """gammapy makes no exposure map from an effective area for one offset: after the fit it raises an IndexError about
+    shapes. The runs of a store are of one kind, so the first one tells."""
+    for run in observations[:1]:
+        if run.aeff is not None and run.aeff.axes["offset"].nbin == 1:
+            raise InputError(
+                f"datasets.type: the effective area of run {run.obs_id} is that of one offset (point-like), and "
+                "gammapy makes no map of it; use `type: 1d` with an `on_region`, or files with IRFs for several offsets"
+            )
 
 
 def _read_exclusion(path: Path | None):
@@ -169,12 +170,10 @@ class AcceptanceReduction(ABC, _REDUCTION):
         """
         if self.uses_acceptance:
             self.config.check_complete()
-        try:
-            super().get_datasets()
-        except IndexError as error:
-            observations = (self.inputs if hasattr(self, "inputs") else self).observations
-            _check_offsets(observations, error)
-            raise
+        options = self.config.datasets
+        if options.type == "3d" and "exposure" in options.map_selection:
+            _check_offsets((self.inputs if hasattr(self, "inputs") else self).observations or [])
+        super().get_datasets()
 
     def _create_dataset_maker(self):
         maker = super()._create_dataset_maker()

@@ -53,6 +53,17 @@ class _Commands(click.Group):
     command_class = _Command
 
 
+def _once():
+    """A filter of records: gammapy warns of each file anew, and what is told of a hundred files hides the rest."""
+    told = set()
+
+    def is_new(record):
+        text = record.levelno, record.getMessage()
+        return record.levelno != logging.WARNING or not (text in told or told.add(text))
+
+    return is_new
+
+
 def parallel(command):
     return click.option(
         "--n-jobs", type=click.IntRange(min=1), help="Processes.  [default: that of the configuration]"
@@ -82,7 +93,9 @@ def cli(log_level, progress):  # progress: see Command
     CONFIG is a YAML file of gammapy's analysis with `method: acceptance` in `datasets.background`:
     `gammapy-accmaker config` prints one.
     """
-    logging.basicConfig(level=log_level.upper(), format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(_once())
+    logging.basicConfig(level=log_level.upper(), format="%(levelname)s: %(message)s", handlers=[handler])
     if log_level != "debug":
         warnings.simplefilter("ignore")
 
@@ -94,7 +107,7 @@ def cli(log_level, progress):  # progress: see Command
 @click.option("--n-jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @_overwriting
 def demo(output, n_jobs, overwrite):
-    """Simulate runs, fit their background and compare with the truth (under a minute)."""
+    """Simulate runs, fit their background and compare with the truth (about a minute)."""
     import matplotlib as mpl
 
     from gammapy_accmaker.simulation.demo import run_demo
@@ -157,7 +170,7 @@ def plan(config, output, n_jobs, overwrite):
     if output is not None:
         check_free(output, overwrite)
     maker = make_maker(analysis.config)
-    analysis.get_observations()
+    _select(analysis)
     observations = analysis.observations if analysis.off_observations is None else analysis.off_observations
     groups = plan_groups(observations, maker.config, exclusion=maker.exclusion, n_jobs=analysis.config.general.n_jobs)
     click.echo(str(groups))
@@ -199,7 +212,7 @@ def run(config, output, n_jobs, overwrite):
     analysis = _read_analysis(config, n_jobs)
     analysis.config.check_complete()
     output = _output(analysis, output, "datasets", overwrite, holds=MARKER)
-    analysis.get_observations()
+    _select(analysis)
     analysis.get_datasets()
     names: list[str] = []
     write_folder_atomically(output, lambda path: names.extend(write_results(analysis, path)), overwrite, holds=MARKER)
@@ -282,6 +295,8 @@ def _read_analysis(path, n_jobs):
     from gammapy_accmaker.analysis.analysis import AcceptanceAnalysis
     from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
 
+    if not path.exists():
+        raise InputError(f"there is no file {path}; `gammapy-accmaker config --output {path}` writes one")
     options = AcceptanceAnalysisConfig.read(path)
     method = options.datasets.background.method
     if method != "acceptance":
@@ -305,8 +320,17 @@ def _output(analysis, output, name, overwrite, *, holds=None, may_exist=False):
     return output
 
 
-def _fitted_maker(analysis):
+def _select(analysis):
+    """Get the runs that the configuration asks for, of which there must be one."""
     analysis.get_observations()
     if not len(analysis.observations):
-        raise InputError("observations: none is selected; check `observations` of the configuration")
+        irfs = ", ".join(str(getattr(irf, "value", irf)) for irf in analysis.config.observations.required_irf)
+        raise InputError(
+            "observations: none is selected; check obs_ids, obs_cone and obs_time, and required_irf: runs without one "
+            f"of these are left out ({irfs})"
+        )
+
+
+def _fitted_maker(analysis):
+    _select(analysis)
     return analysis.get_acceptance()

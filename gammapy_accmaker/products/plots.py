@@ -153,7 +153,7 @@ def _draw(ax, x, curves, labels, legend=None, errors=None, **axes):
 def _on_energies(ax, view, curves=None):
     """The axis of energy: as far as there are events, and shaded where they are few."""
     for k, (low, high) in enumerate(_joined(view.few)):
-        label = f"fewer than {_FEW} events per 0.1 decade" if k == 0 else None
+        label = f"fewer than {_FEW} events\nper 0.1 decade" if k == 0 else None
         ax.axvspan(max(low, view.low), min(high, view.high), color="0.9", lw=0, zorder=0, label=label)
     ax.set_xlim(view.low, view.high)
     log_energy_axis(ax.xaxis, view.low, view.high)

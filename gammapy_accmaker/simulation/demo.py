@@ -28,6 +28,7 @@ from gammapy_accmaker.validation.stacks import expected_in_camera
 MARKER = "truth_against_fit.ecsv"  # tells a folder of a demo from others
 _SOURCE_RADIUS = 0.4 * u.deg
 _OFFSET_MAX = 2.5 * u.deg
+_LIMIT = 10  # %, of the colours of fit over truth
 _BANDS = np.geomspace(0.2, 20, 9)  # TeV, of the table and the pictures
 
 
@@ -96,7 +97,9 @@ def _make_datasets(maker, observations, source, n_jobs) -> Datasets:
         SafeMaskMaker(methods=["offset-max"], offset_max=_OFFSET_MAX),
         maker,
     ]
-    return DatasetsMaker(makers, stack_datasets=False, n_jobs=n_jobs).run(reference, observations)
+    datasets = DatasetsMaker(makers, stack_datasets=False, n_jobs=n_jobs).run(reference, observations)
+    # gammapy gives them random names, which those of their files are
+    return Datasets([dataset.copy(name=f"run-{dataset.meta_table['OBS_ID'][0]}") for dataset in datasets])
 
 
 def _camera_bins():
@@ -149,11 +152,11 @@ def _plot_residuals(truth, fit):
     # from the threshold upwards, in three bands with counts enough for a picture
     for ax, part in zip(axes, (slice(0, 2), slice(2, 4), slice(4, 8)), strict=True):
         ratio = np.where(_inside(), fit[part].sum(0) / truth[part].sum(0) - 1, np.nan)
-        image = ax.pcolormesh(*edges, 100 * ratio.T, cmap="RdBu_r", vmin=-15, vmax=15, rasterized=True)
+        image = ax.pcolormesh(*edges, 100 * ratio.T, cmap="RdBu_r", vmin=-_LIMIT, vmax=_LIMIT, rasterized=True)
         bins = np.arange(len(_BANDS) - 1)[part]
-        ax.set(xlabel="FOV_LON [deg]", ylabel="FOV_LAT [deg]", aspect="equal")
+        ax.set(xlabel="FOV_LON [deg]", ylabel="FOV_LAT [deg]", aspect="equal", facecolor="0.85")
         ax.set_title(f"{_BANDS[bins[0]]:.2g} to {_BANDS[bins[-1] + 1]:.2g} TeV, rms {100 * np.nanstd(ratio):.1f} %")
-    figure.colorbar(image, ax=axes, label="fit / truth - 1 [%]")
+    figure.colorbar(image, ax=axes, label="fit / truth - 1 [%]", extend="both")
     return figure
 
 
@@ -169,7 +172,7 @@ def _plot_significance(datasets, source):
     figure = plt.figure(figsize=(12, 5), layout="constrained")
     ax = figure.add_subplot(1, 2, 1, projection=geom.wcs)
     plot_sky_residuals(Map.from_geom(geom, data=values), ax)
-    ax.set_title("significance, 0.1 deg correlation")
+    ax.set_title("significance in discs of 0.1 deg, 0.5 to 20 TeV")
     plot_significance_histogram(off, figure.add_subplot(1, 2, 2), label="off source")
     return float(values[~outside].max()), figure, (float(off.mean()), float(off.std()))
 

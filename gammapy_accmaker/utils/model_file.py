@@ -94,8 +94,8 @@ def read_model_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], 
                 for key, text in zip(texts["KEY"], texts["TEXT"], strict=True)
             }
     except Exception as error:  # whatever a damaged file leads to
-        if isinstance(error, InputError) and "model file" in str(error):
-            raise
+        if isinstance(error, InputError):
+            raise InputError(f"model file: {str(error).removeprefix('model file: ')}") from error
         raise InputError(f"model file: {path} is damaged or is no FITS file ({error})") from error
     for key, text in found.items():
         lines = np.array(text.split(_LINE_END)[:-1], dtype=str)

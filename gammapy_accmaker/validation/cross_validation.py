@@ -25,6 +25,7 @@ from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations, find_unreadable
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.arguments import check_whole
+from gammapy_accmaker.utils.describe import counted
 from gammapy_accmaker.utils.parallel import Execution
 from gammapy_accmaker.utils.run_key import label_array, run_label, run_names
 from gammapy_accmaker.utils.statistics import free_norm_log_likelihood
@@ -33,6 +34,18 @@ from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_significance, m
 log = logging.getLogger(__name__)
 
 _PIXEL = 0.1  # deg, of the scores
+_FORMATS = {
+    "SCORE": ".0f",
+    "GAIN": "+.0f",
+    "GAIN_ERR": ".0f",
+    "LOG_NORM_BIAS": "+.3f",
+    "LOG_NORM_STD": ".3f",
+    "FIT_TIME": ".1f",
+    "E_MIN": ".2f",
+    "E_MAX": ".2f",
+    "MEAN": "+.2f",
+    "WIDTH": ".2f",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,18 @@ class CrossValidation:
     scores: Table
     significance: Table
     n_folds: int = 5
+
+    def __repr__(self):
+        return f"<{type(self).__name__}: {', '.join(map(str, self.table['CONFIG']))}; {self._what()}>"
+
+    def __str__(self):
+        return "\n".join([f"{type(self).__name__}: {self._what()}", *self.table.pformat(max_lines=-1, max_width=-1)])
+
+    def _repr_html_(self):
+        return f"<p>{type(self).__name__}: {self._what()}</p>{self.table._repr_html_()}"
+
+    def _what(self):
+        return f"{counted(len(self.scores), 'run')} in {self.n_folds} folds, each predicted by a fit to the others"
 
 
 def cross_validate(
@@ -206,9 +231,10 @@ def cross_validate(
         units={"FIT_TIME": "s"},
     )
     names = ["CONFIG", "FRAME", "E_MIN", "E_MAX", "MEAN", "WIDTH", "COUNTS"]
-    return CrossValidation(
-        table, scores, Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"}), n_folds
-    )
+    by_band = Table(rows=significance, names=names, units={"E_MIN": "TeV", "E_MAX": "TeV"})
+    for column in (*table.columns.values(), *by_band.columns.values()):
+        column.info.format = _FORMATS.get(column.name)
+    return CrossValidation(table, scores, by_band, n_folds)
 
 
 def _common_offset(offset_max, reductions):

@@ -120,7 +120,7 @@ def plot_camera_residuals(scores: np.ndarray, fov: FovBins, ax=None):
     ax = plt.gca() if ax is None else ax
     limits = {"vmin": -_SCORE_LIMIT, "vmax": _SCORE_LIMIT}
     image = ax.pcolormesh(*fov.edges, np.reshape(scores, fov.shape).T, cmap=_RESIDUAL_MAP, rasterized=True, **limits)
-    ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
+    ax.figure.colorbar(image, ax=ax, label="significance [sigma]", extend="both")
     ax.set(xlabel="FOV_LON [deg]", ylabel="FOV_LAT [deg]", aspect="equal", facecolor="0.85")
     return ax
 
@@ -143,7 +143,7 @@ def plot_sky_residuals(scores: Map, ax=None):
     image = ax.imshow(
         np.squeeze(scores.data), origin="lower", cmap=_RESIDUAL_MAP, vmin=-_SCORE_LIMIT, vmax=_SCORE_LIMIT
     )  # fmt: skip
-    ax.figure.colorbar(image, ax=ax, label="significance", extend="both")
+    ax.figure.colorbar(image, ax=ax, label="significance [sigma]", extend="both")
     ax.set(facecolor="0.85")
     label_sky_axes(ax, scores.geom)
     return ax
@@ -189,7 +189,7 @@ def plot_significance_histogram(scores, ax=None, *, label=None):
     ax.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color="0.2", lw=1.2, label="standard normal")
     # above the curves there is room for a line of each
     top = 3.0 * 10 ** (0.45 * max(len(labels) - 1, 0))
-    ax.set(xlabel="significance", ylabel="density of discs", yscale="log", xlim=(-6, 6), ylim=(1e-4, top))
+    ax.set(xlabel="significance [sigma]", ylabel="density of discs", yscale="log", xlim=(-6, 6), ylim=(1e-4, top))
     ax.legend(loc="upper center", frameon=False, fontsize="x-small" if several else "small")
     return ax
 

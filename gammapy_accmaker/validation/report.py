@@ -572,7 +572,7 @@ def _exclusion(maker, residuals) -> str:
     found = maker.model.found
     items += [
         f"found in the data: circle around RA {row['RA']:.3f} deg, Dec {row['DEC']:+.3f} deg, radius "
-        f"{row['RADIUS']:.2f} deg, {row['_SIGNIFICANCE']:.1f} sigma"
+        f"{row['RADIUS']:.2f} deg, {row['SIGNIFICANCE']:.1f} sigma"
         for row in found
     ]
     if len(found) and not found.meta.get("STABLE", True):

@@ -44,7 +44,7 @@ def test_demo_leaves_what_it_promises(demo):
     model = AcceptanceModel.read(path / "model.fits")
     assert len(model.run_table) == 20
     assert model.run_table["USED"].all()
-    assert len(Datasets.read(path / "datasets.yaml")) == 8
+    assert Datasets.read(path / "datasets.yaml").names == [f"run-{number}" for number in range(100001, 100009)]
     assert len(Table.read(path / "run_table.ecsv")) == 20
     for name in ("model", "residuals", "significance"):
         assert (path / f"{name}.png").stat().st_size > 20_000
@@ -352,6 +352,7 @@ def test_what_is_wrong_with_the_configuration_is_told_before_the_output(command,
     assert "--overwrite" in invoke(command, config, "--output", output).output
     result = invoke(command, tmp_path / "nowhere.yaml", "--output", output)
     assert result.exit_code in (1, 2) and "nowhere.yaml" in result.output and "--overwrite" not in result.output
+    assert "gammapy-accmaker config --output" in result.output
     config.write_text(config.read_text().replace("radial", "redial"))
     result = invoke(command, config, "--output", output)
     assert result.exit_code == 1 and "redial" in result.output and "--overwrite" not in result.output
@@ -456,7 +457,8 @@ def test_files_that_are_no_configuration_or_model(config, tmp_path):
     for command in ("fit", "run", "report"):
         result = invoke(command, path, "--output", tmp_path / "output")
         assert result.exit_code == 1 and "YAML" in result.output
-    assert invoke("inspect", path).exit_code == 1
+    result = invoke("inspect", path)
+    assert result.exit_code == 1 and result.output.count("is no FITS file") == 1
     result = invoke("fit", config, "--output", tmp_path / "nowhere" / "model.fits")
     assert result.exit_code == 1 and "nowhere" in result.output
 
@@ -469,6 +471,31 @@ def test_no_run_selected(tmp_path):
     for command in ("fit", "run", "report"):
         result = invoke(command, path, "--output", tmp_path / "output")
         assert result.exit_code == 1 and "observations" in result.output, result.output
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "attach"])
+def test_runs_that_lack_an_irf_are_told_of(command, tmp_path):
+    options = settings(tmp_path)
+    options["observations"]["required_irf"] = ["rad_max"]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(options))
+    result = invoke(command, path, "--output", tmp_path / "output.png")
+    assert result.exit_code == 1 and "required_irf" in result.output and "(rad_max)" in result.output, result.output
+
+
+def test_warning_of_each_file_is_told_once():
+    code = """
+import logging
+from gammapy_accmaker.analysis.cli import cli
+try:
+    cli(["config"])
+except SystemExit:
+    for run in range(3):
+        logging.getLogger("gammapy").warning("of each file")
+        logging.getLogger("gammapy").error("of each run")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr == "WARNING: of each file\n" + 3 * "ERROR: of each run\n"
 
 
 @pytest.mark.parametrize(

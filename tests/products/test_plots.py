@@ -79,7 +79,7 @@ def test_spectrum_shows_the_rate_and_its_error_where_there_are_events(model):
 def test_energies_with_few_events_are_shaded(model):
     ax = model.plot_spectrum(ax=plt.figure().add_subplot())
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert ("fewer than 10 events per 0.1 decade" in labels) == bool(model.view.few)
+    assert ("fewer than 10 events\nper 0.1 decade" in labels) == bool(model.view.few)
     spans = [patch.get_extents().transformed(ax.transData.inverted()) for patch in ax.patches]
     for low, high in model.view.few:
         inside = max(low, ax.get_xlim()[0]) * 1.01, min(high, ax.get_xlim()[1]) * 0.99

@@ -76,6 +76,8 @@ def test_a_model_with_the_asymmetry_predicts_better_than_one_without(observation
     assert score["grid"] > score["radial"] + 20
     assert score["radial"] > score["one ring"] + 1000
     assert result.table["GAIN"][0] == 0
+    assert "\n" not in repr(result) and len(repr(result)) < 120 and "radial, grid; 6 runs in 3 folds" in repr(result)
+    assert f"{result.table['GAIN'][1]:+.0f}" in str(result) and "grid" in result._repr_html_()
     assert result.table["SCORE"][1] == pytest.approx(result.scores["radial"].sum())
     # the norms of the runs scatter by 5 % in the truth
     assert 0.01 < result.table["LOG_NORM_STD"][1] < 0.12

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import astropy.units as u
 import browser
@@ -271,6 +272,15 @@ def test_flagged_runs_and_excluded_share_come_with_the_verdict(maker, tmp_path):
     share = 100 * stack_residuals(maker, observations, BANDS).excluded_share
     assert 0.5 < share < 10 and f"{share:.1f} % of the exposure" in verdict
     assert f"/{stores.full_store().path.name}" in text.split("</h1>")[0]
+
+
+def test_what_a_search_found_is_listed(maker):
+    circle = {"RA": [83.63], "DEC": [22.01], "RADIUS": [0.35], "SIGNIFICANCE": [15.9], "ITERATION": [1]}
+    found = Table(circle, units={"RA": "deg", "DEC": "deg", "RADIUS": "deg"}, meta={"STABLE": False})
+    residuals = SimpleNamespace(runs=[SimpleNamespace(unexcluded=0.9, dropped={})], excluded_share=0.1)
+    text = report_sections._exclusion(AcceptanceBackgroundMaker(model=replace(maker.model, found=found)), residuals)
+    assert "circle around RA 83.630 deg, Dec +22.010 deg, radius 0.35 deg, 15.9 sigma" in text
+    assert "did not come to an end" in text and "10.0 %" in text
 
 
 def test_existing_report_is_kept(report, maker):

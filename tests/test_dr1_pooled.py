@@ -41,7 +41,7 @@ def test_trap_log_interpolation_never_explodes_on_runs_it_has_not_seen():
     assert plan.table["COUNTS"].sum() == sum(part.counts.sum() for run in runs for part in run.slices)
     ratios, bands = [], []
     for fold in np.array_split(np.random.default_rng(0).permutation(105), 5):
-        model = fit_runs([runs[k] for k in range(105) if k not in set(fold)], bins, settings)
+        model = fit_runs([runs[k] for k in range(105) if k not in set(fold)], bins, settings)[0]
         assert isinstance(model, ZenithInterpolated)
         for k in fold:
             expected = model.expected_counts(runs[k].slices, bins.energy_edges, bins.fov).sum(1)
@@ -68,7 +68,7 @@ def test_a_few_runs_of_dr1():
     runs, _ = reduction.reduce_all(list(observations))
     plan = make_plan(runs, settings)
     assert plan.n_groups >= 2 and len(plan.positions) >= 2
-    model = fit_runs(runs, bins, settings)
+    model = fit_runs(runs, bins, settings)[0]
     for low, high, counts in plan.table["COS_ZENITH_MIN", "COS_ZENITH_MAX", "COUNTS"].iterrows():
         inside = [part for run in runs for part in run.slices if low < part.cos_zenith < high]
         assert sum(part.counts.sum() for part in inside) == counts > 1000

@@ -280,7 +280,7 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
         plan = make_plan(runs, config)
         warn_missed(plan, config)
     check_in_fields(reduction.sources, runs, config.offset_max.deg)
-    rate_model, source_fit = fit_runs_and_sources(runs, bins, config, plan, execution=execution)
+    rate_model, source_fit = fit_runs(runs, bins, config, plan, execution=execution)
     source_table = make_source_table(reduction.sources, source_fit, runs, bins.energy_edges)
     warn_of_sources(source_table)
     runs = [run.with_amplitudes(source_fit) for run in runs]
@@ -299,6 +299,7 @@ def _is_grouped(config: AcceptanceConfig) -> bool:
     return config.zenith_bins is not None or config.azimuth.type != "none"
 
 
+@one_thread()
 def fit_runs(
     runs: list[ReducedRun],
     bins: CountsBins,
@@ -306,25 +307,15 @@ def fit_runs(
     plan: GroupPlan | None = None,
     *,
     execution: Execution = SERIAL,
-) -> RateModel:
-    """Model fitted to reduced runs, in the groups of a plan, which is made of them by default."""
-    return fit_runs_and_sources(runs, bins, config, plan, execution=execution)[0]
-
-
-@one_thread()
-def fit_runs_and_sources(
-    runs: list[ReducedRun],
-    bins: CountsBins,
-    config: AcceptanceConfig,
-    plan: GroupPlan | None = None,
-    *,
-    execution: Execution = SERIAL,
 ) -> tuple[RateModel, AmplitudeFit | None]:
-    """The same, and the amplitudes of the sources of the runs; None where no run has any."""
+    """Model fitted to reduced runs, in the groups of a plan, which is made of them by default; and the amplitudes of
+    their sources, None where no run has any."""
     scaling = _zenith_scaling(runs, bins) if config.model.aligns and config.zenith.type == "interpolated" else None
+    has_sources = any(run.has_sources for run in runs)
     settings = FitSettings(
         config.run_effects.settings,
         scaling=scaling,
+        n_band=n_bands(runs, config) if has_sources else 1,
         follows_zenith=config.zenith.type == "continuous",
         profile_edges=_make_profile_edges(runs, bins, config),
         in_wide_bins=isinstance(config.fit_energy, u.Quantity),
@@ -340,17 +331,17 @@ def fit_runs_and_sources(
 
         def fit_one(group):
             group = [run.with_counts(counts) for run in group] if counts else group
-            return config.model.fit(group, bins, settings, execution)
+            return config.model.fit(group, bins, settings, execution)[0]
 
         return fit_one(runs) if plan is None else _fit_groups(runs, plan, config, fit_one, scaling)
 
     found = None
-    if not any(run.has_sources for run in runs):
-        rate_model = fit({})
-    elif config.model.fits_sources:
-        rate_model, found = config.model.fit_with_sources(runs, bins, settings, n_bands(runs, config), execution)
+    if config.model.fits_sources:
+        rate_model, found = config.model.fit(runs, bins, settings, execution)
+    elif has_sources:
+        rate_model, found = fit_beside_sources(runs, bins, fit, settings.n_band, settings.effects)
     else:
-        rate_model, found = fit_beside_sources(runs, bins, fit, n_bands(runs, config), settings.effects)
+        rate_model = fit({})
     if rate_model.not_converged:
         log.warning(f"model: {rate_model.not_converged}")
     return rate_model, found

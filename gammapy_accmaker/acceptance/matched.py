@@ -92,7 +92,7 @@ def fit_matched(
         elif taken not in number and taken not in why:
             try:
                 own = [usable[k] for k in sorted(taken)]
-                models.append(fit_runs(own, bins, config, execution=execution))
+                models.append(fit_runs(own, bins, config, execution=execution)[0])
                 number[taken] = len(models) - 1
             except FitError as error:
                 why[taken] = f"the fit to its {len(taken)} matched OFF runs failed: {error}"

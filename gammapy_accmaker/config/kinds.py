@@ -28,7 +28,7 @@ from gammapy_accmaker.models.parametric.model import ParametricModel
 from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
 from gammapy_accmaker.models.source_terms import AmplitudeFit
 from gammapy_accmaker.models.spline.cells import in_pixels
-from gammapy_accmaker.models.spline.fit import fit_spline_and_sources
+from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.rate import SplineRate
 from gammapy_accmaker.utils.parallel import SERIAL, Execution, as_bytes
 
@@ -51,6 +51,8 @@ class FitSettings:
         Whether the bins between ``profile_edges`` are those of the model.
     scaling : `ZenithScaling`, optional
         With which runs of different zenith angles are put together, by a kind that ``aligns``.
+    n_band : int, or sequence of int
+        Most bands of energy in which a source has an amplitude of its own, of all sources or of each.
     """
 
     effects: EffectSettings = EffectSettings()
@@ -58,6 +60,7 @@ class FitSettings:
     profile_edges: np.ndarray | None = None
     in_wide_bins: bool = False
     scaling: ZenithScaling | None = None
+    n_band: int | Sequence[int] = 1
 
 
 class ModelOptions(Options):
@@ -72,7 +75,7 @@ class ModelOptions(Options):
     adapts_in_own_bins : bool
         Whether a model is adapted to a run in the bins of its fit alone, so that these cannot be changed later.
     fits_sources : bool
-        Whether its fit takes sources beside the background, see `fit_with_sources`; others are fitted to counts alone.
+        Whether its fit takes sources beside the background; others are fitted to counts alone.
     remedy : str
         What to do where a fit does not describe its counts.
     """
@@ -122,19 +125,9 @@ class ModelOptions(Options):
     @abstractmethod
     def fit(
         self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
-    ) -> RateModel:
-        """Fit one model to all of some runs, which were reduced in ``bins``."""
-
-    def fit_with_sources(
-        self,
-        runs: Sequence[ReducedRun],
-        bins: CountsBins,
-        settings: FitSettings,
-        n_band: int | Sequence[int],
-        execution: Execution = SERIAL,
     ) -> tuple[RateModel, AmplitudeFit | None]:
-        """The same beside the sources of the runs, and their amplitudes in ``n_band`` bands of energy at most."""
-        raise NotImplementedError
+        """Fit one model to all of some runs, which were reduced in ``bins``, and the amplitudes of their sources, for a
+        kind that ``fits_sources``."""
 
 
 class SplineOptions(ModelOptions):
@@ -177,19 +170,9 @@ class SplineOptions(ModelOptions):
 
     def fit(
         self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
-    ) -> SplineRate:
-        return self.fit_with_sources(runs, bins, settings, 1, execution)[0]
-
-    def fit_with_sources(
-        self,
-        runs: Sequence[ReducedRun],
-        bins: CountsBins,
-        settings: FitSettings,
-        n_band: int | Sequence[int],
-        execution: Execution = SERIAL,
     ) -> tuple[SplineRate, AmplitudeFit | None]:
         inside = bins.inside
-        model, sources = fit_spline_and_sources(
+        model, sources = fit_spline(
             (in_pixels(run, inside) for run in runs),
             bins.energy_edges,
             *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
@@ -199,7 +182,7 @@ class SplineOptions(ModelOptions):
             zenith=settings.follows_zenith,
             covariates=tuple(name for name in self.keywords if any(name in run.covariates for run in runs)),
             starmap=execution.starmap("Fit of the spline model"),
-            n_band=n_band,
+            n_band=settings.n_band,
         )
         return SplineRate(model), sources
 
@@ -231,14 +214,14 @@ class _PooledOptions(ModelOptions):
 
     def fit(
         self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
-    ) -> RateModel:
+    ) -> tuple[RateModel, None]:
         whole = [run.whole() for run in in_own_order(runs)]
         summed = sum_runs(whole, bins, settings.effects, settings.scaling)
         model = self._fit_sum(summed, bins, settings.profile_edges)
         if settings.in_wide_bins and settings.profile_edges is not None:
             # the bins that were asked for are those of the fit; within them events were counted finely
             model = model.in_bins(settings.profile_edges)
-        return replace(model, run_scatter=summed.scatter)
+        return replace(model, run_scatter=summed.scatter), None
 
     def _fit_sum(
         self, summed: SummedRuns, bins: CountsBins, profile_edges: np.ndarray | None

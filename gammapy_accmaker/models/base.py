@@ -269,14 +269,14 @@ class RateModel(ABC):
         quantities of `error_rows`, shape (k, n); ``leading``: only the directions that change the counts most."""
         return np.ones((1, 1))
 
-    @abstractmethod
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Serial form, exact, made of arrays alone."""
+        """Serial form, exact, made of arrays alone, of a model that has one."""
+        raise TypeError(f"{type(self).__name__}: it has no serial form")
 
     @classmethod
-    @abstractmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> RateModel:
         """The inverse of `to_arrays`."""
+        raise TypeError(f"{cls.__name__}: it has no serial form")
 
     @property
     def goodness(self) -> tuple[GoodnessOfFit, ...]:
@@ -308,11 +308,6 @@ class RateModel(ABC):
     def number_for_run(self, key: RunKey) -> int:
         """Number of the model that `for_run` gives; 0 where there is one for all."""
         return 0
-
-    def shifted(self, shift: float, reach: tuple[float, float]) -> RateModel:
-        """The model of runs whose energies are scaled: it has at E the rate of this one, per log energy, at
-        E exp(shift), within a range in TeV."""
-        raise NotImplementedError(f"{type(self).__name__}: its energies cannot be scaled")
 
     def run_shape_at(self, cos_zenith: float) -> RunShape | None:
         """How runs differ there in more than what is fitted to each of them, where it is known."""
@@ -381,7 +376,7 @@ class RateModel(ABC):
     def fit_threshold(
         self, run, bins: CountsBins, effects: EffectSettings, sources: np.ndarray | None
     ) -> tuple[RateModel, float, float, float]:
-        """The model with the shift of a run in log energy, where one is to be fitted.
+        """The model with the shift of a run in log energy, where one is to be fitted and energies can be scaled.
 
         Parameters
         ----------
@@ -396,19 +391,7 @@ class RateModel(ABC):
         shift, error, slope : float
             See `ScaledModel`; 0 without a shift.
         """
-        if effects.kind != "shift":
-            return self, 0.0, 0.0, 0.0
-        counts = add_up(run.slices).sum(1)
-        used = counts >= effects.min_counts
-        if sources is not None:
-            counts = np.maximum(counts - sources.sum(1), 0)
-        reach = float(self.energy_edges[0]), float(self.energy_edges[-1])
-        shift, error, slope = fit_shift(
-            counts[used],
-            lambda s: self.shifted(s, reach).expected_spectrum(run.slices, bins.energy_edges, bins.fov)[used],
-            max((scatter.spread for scatter in self._scatter_of(run)), default=SD_SHIFT),
-        )
-        return self.shifted(shift, reach), shift, error, slope
+        return self, 0.0, 0.0, 0.0
 
     def _scatter_of(self, run):
         """How the runs differ that the rate of a run comes from."""
@@ -540,6 +523,30 @@ def _shape_in_norm(shape, bins, in_bins, used):
     return columns[used].sum(0) / total
 
 
+class ScalableModel(RateModel):
+    """A model whose energies can be scaled, so that it is adapted to a run by a shift too."""
+
+    @abstractmethod
+    def shifted(self, shift: float, reach: tuple[float, float]) -> ScalableModel:
+        """The model of runs whose energies are scaled: it has at E the rate of this one, per log energy, at
+        E exp(shift), within a range in TeV."""
+
+    def fit_threshold(self, run, bins, effects, sources):
+        if effects.kind != "shift":
+            return super().fit_threshold(run, bins, effects, sources)
+        counts = add_up(run.slices).sum(1)
+        used = counts >= effects.min_counts
+        if sources is not None:
+            counts = np.maximum(counts - sources.sum(1), 0)
+        reach = float(self.energy_edges[0]), float(self.energy_edges[-1])
+        shift, error, slope = fit_shift(
+            counts[used],
+            lambda s: self.shifted(s, reach).expected_spectrum(run.slices, bins.energy_edges, bins.fov)[used],
+            max((scatter.spread for scatter in self._scatter_of(run)), default=SD_SHIFT),
+        )
+        return self.shifted(shift, reach), shift, error, slope
+
+
 class ScaledModel(RateModel):
     """A model with the norm, and the shift in energy, of one run.
 
@@ -618,7 +625,7 @@ class ScaledModel(RateModel):
     def _run_rows(self, energy, fov_lon, fov_lat, cos_zenith):
         """What one standard deviation of the norm, and of the shift, changes in the log of the rate, (1 or 2, n, m)."""
         of_norm = np.full((len(energy), len(fov_lon)), self.norm_spread)
-        if not self.shift_error > 0:
+        if not (self.shift_error > 0 and isinstance(self.model, ScalableModel)):
             return of_norm[None]
         reach = float(self.energy_edges[0]), float(self.energy_edges[-1])
         low, high = (
@@ -631,13 +638,6 @@ class ScaledModel(RateModel):
 
     def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
         return self.model.error_factor(cos_zenith, azimuth, leading=leading)
-
-    def to_arrays(self):
-        return self.model.to_arrays() | {"norm": np.array(self.norm)}
-
-    @classmethod
-    def from_arrays(cls, arrays):
-        raise TypeError("ScaledModel: one run's model is not stored; store the model and the run's norm")
 
 
 def goodness_of_parts(models: Sequence[RateModel]) -> tuple[GoodnessOfFit, ...]:

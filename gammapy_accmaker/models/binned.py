@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, moved_weights, offset
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.alignment import AlignedRuns, ZenithScaling, align_runs, fit_spectra
-from gammapy_accmaker.models.base import TEV_IN_MEV, EffectSettings, RateModel
+from gammapy_accmaker.models.base import TEV_IN_MEV, EffectSettings, ScalableModel
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
 from gammapy_accmaker.models.fit_counts import add_up, mean_displacement
 from gammapy_accmaker.models.goodness import GoodnessOfFit, goodness_of_model
@@ -45,7 +45,7 @@ _SUBPOINTS = 4  # along each side of a bin, to average the surface over it
 
 
 @dataclass(frozen=True)
-class BinnedModel(RateModel):
+class BinnedModel(ScalableModel):
     """Acceptance from counts in bins.
 
     Attributes

@@ -9,13 +9,21 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from gammapy_accmaker.camera.bins import azimuth_sector
 from gammapy_accmaker.errors import ObservationError
 from gammapy_accmaker.models.alignment import ZenithScaling
-from gammapy_accmaker.models.base import RateModel, describe_cos_zenith, goodness_of_parts, nested_arrays, nested_models
+from gammapy_accmaker.models.base import (
+    RateModel,
+    ScalableModel,
+    describe_cos_zenith,
+    goodness_of_parts,
+    nested_arrays,
+    nested_models,
+)
 from gammapy_accmaker.utils.run_key import RunKey, label_array
 
 
@@ -27,7 +35,11 @@ class _OfParts(RateModel):
     half_width: float
     is_radial: bool
     zenith_range: tuple[float, float] | None
-    models: Sequence[RateModel]
+    models: Sequence[Any]
+
+    @property
+    def goodness(self):
+        return goodness_of_parts(self.models)
 
     @property
     def convergence(self) -> str:
@@ -35,6 +47,10 @@ class _OfParts(RateModel):
             return self.models[0].convergence
         texts = Counter(model.convergence for model in self.models if model.convergence)
         return "; ".join(f"{n} of {len(self.models)} fits: {text}" for text, n in texts.items())
+
+
+class _OfScalable(_OfParts, ScalableModel):
+    """The same of parts whose energies can be scaled."""
 
     def shifted(self, shift, reach):
         # the parts have other energies then, what they cover together stays
@@ -66,7 +82,7 @@ def _describe_bins(number, how, zenith_range):
     return f"{bins}, {describe_cos_zenith(zenith_range)}"
 
 
-class ZenithBinned(_OfParts):
+class ZenithBinned(_OfScalable):
     """One model for each bin of cos zenith; beyond the bins, that of the nearest.
 
     Parameters
@@ -95,10 +111,6 @@ class ZenithBinned(_OfParts):
     def _number_at(self, cos_zenith):
         cos_zenith = self.middle_cos_zenith if np.isnan(cos_zenith) else cos_zenith
         return int(np.searchsorted(self.zenith_edges, cos_zenith, side="right"))
-
-    @property
-    def goodness(self):
-        return goodness_of_parts(self.models)
 
     def describe_zenith(self):
         return _describe_bins(len(self.models), "binned", self.zenith_range)
@@ -133,7 +145,7 @@ class ZenithBinned(_OfParts):
         return cls(arrays["edges"], nested_models(arrays), arrays["trained_range"])
 
 
-class ZenithInterpolated(_OfParts):
+class ZenithInterpolated(_OfScalable):
     """Models at some zenith angles, between which the rate or its logarithm is linear in cos zenith; clamped at the
     ends.
 
@@ -161,10 +173,6 @@ class ZenithInterpolated(_OfParts):
         low, high = self.cos_zenith[[0, -1]] if trained_range is None else trained_range
         self.zenith_range = float(low), float(high)
         _common_coverage(self, self.models)
-
-    @property
-    def goodness(self):
-        return goodness_of_parts(self.models)
 
     def describe_zenith(self):
         return _describe_bins(len(self.models), "interpolated", self.zenith_range)
@@ -276,7 +284,30 @@ class ZenithInterpolated(_OfParts):
         return cls(arrays["cos_zenith"], nested_models(arrays), bool(arrays["log"]), arrays["trained_range"], scaling)
 
 
-class AzimuthBinned(_OfParts):
+class _MeanOfParts(_OfParts):
+    """Their mean, by the ontime that each stands for, where nobody says which of them is asked for."""
+
+    ontime: np.ndarray
+
+    def _zenith_range_of_parts(self):
+        ranges = [model.zenith_range for model in self.models if model.zenith_range is not None]
+        return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
+
+    def _mean(self, method, *arguments):
+        return np.average([getattr(model, method)(*arguments) for model in self.models], axis=0, weights=self.ontime)
+
+    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._mean("rate_grid", energy, fov_lon, fov_lat, cos_zenith)
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
+        return self._mean("integral_grid", energy_edges, fov_lon, fov_lat, cos_zenith)
+
+    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        """As of a single one, in the mean."""
+        return self._mean("relative_error_grid", energy, fov_lon, fov_lat, cos_zenith)
+
+
+class AzimuthBinned(_MeanOfParts, _OfScalable):
     """One model for each sector of azimuth, see `at_azimuth`; without an azimuth, their mean by the time of the fit.
 
     Parameters
@@ -297,18 +328,13 @@ class AzimuthBinned(_OfParts):
         self.azimuth_edges, self.models = np.asarray(azimuth_edges, dtype=float), list(models)
         self.trained, self.ontime = np.asarray(trained, dtype=int), np.asarray(ontime, dtype=float)
         _common_coverage(self, self.models)
-        ranges = [m.zenith_range for m in models if m.zenith_range is not None]
-        self.zenith_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
+        self.zenith_range = self._zenith_range_of_parts()
         self.zenith_edges = np.unique(np.concatenate([m.zenith_edges for m in models]))
         width = np.diff(np.append(self.azimuth_edges, self.azimuth_edges[0] + 360))
         middle = self.azimuth_edges + 0.5 * width
         apart = np.abs((middle[:, None] - middle[self.trained] + 180) % 360 - 180)
         apart[self.trained, np.arange(len(models))] = -1.0  # a trained sector is its own
         self._nearest = np.argmin(apart, axis=1)
-
-    @property
-    def goodness(self):
-        return goodness_of_parts(self.models)
 
     def describe_zenith(self):
         return "; ".join(dict.fromkeys(model.describe_zenith() for model in self.models))
@@ -323,19 +349,6 @@ class AzimuthBinned(_OfParts):
         here = 0 if np.isnan(azimuth) else self._number_at(azimuth)
         return _placed(self.models, [here], cos_zenith, azimuth, leading)
 
-    def _mean(self, evaluate):
-        return sum(t * evaluate(m) for t, m in zip(self.ontime / self.ontime.sum(), self.models, strict=True))
-
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        return self._mean(lambda m: m.rate_grid(energy, fov_lon, fov_lat, cos_zenith))
-
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
-        return self._mean(lambda m: m.integral_grid(energy_edges, fov_lon, fov_lat, cos_zenith))
-
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        """As at a single azimuth, in the mean."""
-        return self._mean(lambda m: m.relative_error_grid(energy, fov_lon, fov_lat, cos_zenith))
-
     def to_arrays(self):
         own = {"azimuth_edges": self.azimuth_edges, "trained": self.trained, "ontime": self.ontime}
         return nested_arrays(self.models) | own
@@ -345,7 +358,7 @@ class AzimuthBinned(_OfParts):
         return cls(arrays["azimuth_edges"], nested_models(arrays), arrays["trained"], arrays["ontime"])
 
 
-class ModelPerRun(_OfParts):
+class ModelPerRun(_MeanOfParts):
     """Models by run. Where no run is named, it stands for their mean.
 
     Parameters
@@ -363,21 +376,14 @@ class ModelPerRun(_OfParts):
 
     def __init__(self, models, keys, which):
         self.models, self.keys, self.which = tuple(models), tuple(keys), np.asarray(which, dtype=int)
-        edges = [model.energy_edges for model in self.models]
-        self.energy_edges = np.array([min(e[0] for e in edges), max(e[-1] for e in edges)])
-        self.offset_max = max(model.offset_max for model in self.models)
-        self.half_width = max(model.half_width for model in self.models)
-        self.is_radial = all(model.is_radial for model in self.models)
-        ranges = [model.zenith_range for model in self.models if model.zenith_range is not None]
-        self.zenith_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
+        self.ontime = np.ones(len(self.models))
+        _common_coverage(self, self.models)
+        self.energy_edges = self.energy_edges[[0, -1]]
+        self.zenith_range = self._zenith_range_of_parts()
 
     @property
     def covariate_names(self):
         return tuple(dict.fromkeys(name for model in self.models for name in model.covariate_names))
-
-    @property
-    def goodness(self):
-        return goodness_of_parts(self.models)
 
     @property
     def not_converged(self):
@@ -405,18 +411,6 @@ class ModelPerRun(_OfParts):
                 "them different models; give each of them an `obs_id` of its own and fit again"
             )
         return found.pop()
-
-    def _mean(self, method, *arguments):
-        return np.mean([getattr(model, method)(*arguments) for model in self.models], axis=0)
-
-    def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        return self._mean("rate_grid", energy, fov_lon, fov_lat, cos_zenith)
-
-    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
-        return self._mean("integral_grid", energy_edges, fov_lon, fov_lat, cos_zenith)
-
-    def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        return self._mean("relative_error_grid", energy, fov_lon, fov_lat, cos_zenith)
 
     def to_arrays(self):
         of_runs = {

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from gammapy_accmaker.camera.bins import check_edges, offset
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.base import TEV_IN_MEV, ScalableModel
 
 _FLOOR = 1e-30  # of the largest value: what stands for 0
 
@@ -94,7 +94,7 @@ _ROUNDING = 1e-9  # relative, by which a dataset's first and last energy may sti
 
 
 @dataclass(frozen=True)
-class TabulatedModel(RateModel):
+class TabulatedModel(ScalableModel):
     """Rate between the bins of a table.
 
     Attributes

@@ -17,7 +17,7 @@ from astropy.table import Table
 from gammapy.data import EventList
 from gammapy.utils.pbar import progress_bar
 
-from gammapy_accmaker.acceptance.fit import fit_runs_and_sources, warn_of_covariates
+from gammapy_accmaker.acceptance.fit import fit_runs, warn_of_covariates
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, as_number, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
@@ -330,7 +330,7 @@ class _HeldOut:
         for fold in progress_bar(folds, desc="Folds"):
             start = time.monotonic()
             rest = [reduced[k][0] for k in sorted(set(reduced) - set(fold))]
-            model, found = fit_runs_and_sources(rest, bins, config, execution=execution)
+            model, found = fit_runs(rest, bins, config, execution=execution)
             in_score = None if found is None else found.on(bins.energy_edges, scoring.fine)
             seconds.append(time.monotonic() - start)
             stack = np.zeros(())

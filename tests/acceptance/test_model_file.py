@@ -76,7 +76,7 @@ def one_of_each_kind():
     yield fit_parametric(binned.counts, binned.exposure, binned.bin_edges, binned.fov, "gaussian")
     yield AcceptanceModel.from_irf(make_mean_irf(binned, None, "altaz")).rate_model
     yield SplineRate(
-        fit_spline(simulate_runs(3, 1), SPLINE_EDGES, LON, LAT, SOLID_ANGLE, run_effects="norm", max_rounds=4)
+        fit_spline(simulate_runs(3, 1), SPLINE_EDGES, LON, LAT, SOLID_ANGLE, run_effects="norm", max_rounds=4)[0]
     )
 
 

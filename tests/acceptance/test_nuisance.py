@@ -181,7 +181,7 @@ def fitted_flux(counts, background, source, modes):
 @pytest.mark.slow
 def test_fluxes_of_a_source_have_pulls_of_width_one_with_nuisance_models_and_wider_ones_without():
     bins = (EDGES, LON, LAT, SOLID_ANGLE)
-    model = fit_spline(simulate_runs(30, seed=5, zenith=(0.7, 1.0)), *bins)
+    model = fit_spline(simulate_runs(30, seed=5, zenith=(0.7, 1.0)), *bins)[0]
     with_modes, without = [], []
     for k, run in enumerate(simulate_runs(200, seed=6, zenith=(0.75, 0.95), obs_id=500)):
         rng = np.random.default_rng(k)

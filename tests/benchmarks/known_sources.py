@@ -38,7 +38,7 @@ from regions import CircleSkyRegion
 from scipy.sparse import csr_array
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig
-from gammapy_accmaker.acceptance.fit import fit_runs_and_sources
+from gammapy_accmaker.acceptance.fit import fit_runs
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.source_counts import SourceOnSky
@@ -224,7 +224,7 @@ def injected_case(name, config, n_runs, seed=1):
                 total += (b[above] * share).sum()
         return total
 
-    model, _ = fit_runs_and_sources(clean, bins, config)
+    model, _ = fit_runs(clean, bins, config)
     b0 = background(model, clean)
     counts = sum(
         (sum_patches(part.sources).toarray()[above] * share).sum()
@@ -246,14 +246,14 @@ def injected_case(name, config, n_runs, seed=1):
     )
     for what, runs in (("nothing told", unknown), ("known", known)):
         start = time.time()
-        model, found = fit_runs_and_sources(runs, bins, config)
+        model, found = fit_runs(runs, bins, config)
         seconds = time.time() - start
         b = background(model, [run.with_amplitudes(found) for run in runs])
         print(f"  {what:13s} share eaten {100 * (b - b0) / added:6.2f} %   fit {seconds:.0f} s", flush=True)
     for value, error, share in zip(found.values, found.errors, found.share, strict=True):
         print(f"  amplitude over truth {value / factor:.3f} +- {error / factor:.3f}, information left {share:.3f}")
     # the model of the clean runs, adapted to the runs with the source: what is eaten by adaptation alone
-    model, _ = fit_runs_and_sources(clean, bins, config)
+    model, _ = fit_runs(clean, bins, config)
     b = background(model, unknown)
     print(f"  model of OFF runs, nothing told: share eaten {100 * (b - b0) / added:6.2f} %", flush=True)
     true = replace(found, values=np.full(len(found.values), factor))

@@ -98,7 +98,7 @@ def measure(options):
     if options.dr1:
         fit_acceptance(runs, config, n_jobs=n_jobs)
     else:
-        fitted = fit_runs(runs, bins, config, execution=Execution.of(n_jobs))
+        fitted = fit_runs(runs, bins, config, execution=Execution.of(n_jobs))[0]
         adapted = [fitted.adapt(run, bins, config.run_effects.settings, k) for k, run in enumerate(runs)]
         make_run_table(fitted, runs, adapted, {}, config)
     wall, cpu = time.monotonic() - start, processor_time() - held

@@ -145,7 +145,7 @@ def main():
         for number, fold in enumerate(folds[: arguments.folds]):
             fold = [k for k in fold if k in whole]
             rest = [whole[k] for k in sorted(set(whole) - set(fold))]
-            model = stored(path(f"fold{number}"), lambda rest=rest, r=reduction: fit_runs(rest, r.bins, r.config))
+            model = stored(path(f"fold{number}"), lambda rest=rest, r=reduction: fit_runs(rest, r.bins, r.config)[0])
             pulls.append(pulls_of_fold(model, fold, first, second, reduction))
         for kind, of in pulls[0]:
             bands = []

@@ -59,7 +59,7 @@ def config_of(kind="radial", **more):
 
 
 def fit_and_adapt(runs, bins, config, fitted=None):
-    model = fit_runs(runs if fitted is None else fitted, bins, config)
+    model = fit_runs(runs if fitted is None else fitted, bins, config)[0]
     return model, [model.adapt(run, bins, config.run_effects.settings) for run in runs]
 
 
@@ -190,7 +190,7 @@ def test_a_spectrum_goes_on_as_a_power_law():
 def test_a_shifted_model_is_the_model_at_other_energies(kind):
     fov = RINGS if kind == "radial" else GRID
     runs, _ = simulate(fov=fov)
-    model = fit_runs(runs, CountsBins(EDGES, fov, "altaz"), config_of(kind))
+    model = fit_runs(runs, CountsBins(EDGES, fov, "altaz"), config_of(kind))[0]
     reach, x = (0.1, 100.0), np.linspace(-2, 2, 5)
     shifted, edges = model.shifted(0.2, reach), np.geomspace(0.4, 8, 6)
     for z in (0.57, 0.8, 0.99):

@@ -75,7 +75,7 @@ def radial(**effects):
 
 
 def rows_of(runs, config, fitted=None):
-    model = fit_runs([as_reduced(run) for run in (runs if fitted is None else fitted)], BINS, config)
+    model = fit_runs([as_reduced(run) for run in (runs if fitted is None else fitted)], BINS, config)[0]
     return model, [model.adapt(as_reduced(run), BINS, config.run_effects.settings) for run in runs]
 
 
@@ -217,7 +217,7 @@ def test_a_run_without_counts_there_keeps_the_norm_1():
 
 
 def test_the_model_keeps_the_scatter_in_its_file():
-    model = fit_runs([as_reduced(run) for run in simulate(3, fov=RINGS)], BINS, radial())
+    model = fit_runs([as_reduced(run) for run in simulate(3, fov=RINGS)], BINS, radial())[0]
     arrays = model.to_arrays()
     assert type(model).from_arrays(arrays).run_scatter == model.run_scatter
     del arrays["run_scatter"]  # an older file
@@ -261,7 +261,7 @@ def spline_runs():
 
 @pytest.fixture(scope="module", params=["norm", "tilt"])
 def spline(request, spline_runs):
-    return fit_spline(spline_runs, *SPLINE_BINS, run_effects=request.param, zenith=False)
+    return fit_spline(spline_runs, *SPLINE_BINS, run_effects=request.param, zenith=False)[0]
 
 
 def log_norms(effects, runs):
@@ -279,7 +279,7 @@ def test_norms_of_the_spline_model_do_not_follow_the_threshold(spline, spline_ru
     # over all energies they do
     everywhere = fit_spline(
         spline_runs, *SPLINE_BINS, run_effects=spline.population.basis.kind, zenith=False, norm_energy=(0.1, 100)
-    )
+    )[0]
     assert np.std(log_norms(everywhere.effects, spline_runs)[0]) > 2 * np.std(difference)
     assert {e.norm_energy for e in everywhere.effects} == {(EDGES[0], EDGES[-1])}
 
@@ -309,9 +309,9 @@ def test_a_spline_run_without_counts_there_is_as_the_others(spline, spline_runs)
     effect = fit_run(spline, run, norm_energy=(1, 10))
     assert "no counts for the norm" in effect.flags
     assert abs(np.log(effect.norm)) < 1e-6 and effect.norm_error > 4 * spline.effects[0].norm_error
-    with_it = fit_spline(
-        [*spline_runs, run], *SPLINE_BINS, run_effects="norm", zenith=False, norm_energy=(1, 10)
-    ).effects[-1]
+    with_it = fit_spline([*spline_runs, run], *SPLINE_BINS, run_effects="norm", zenith=False, norm_energy=(1, 10))[
+        0
+    ].effects[-1]
     assert abs(np.log(with_it.norm)) < 1e-6 and "no counts for the norm" in with_it.flags
     given = fit_run(spline, spline_runs[1], norm_energy=(1, 3))
     assert given.norm_energy[0] == pytest.approx(1, rel=0.03) and given.norm_energy[1] == pytest.approx(3, rel=0.03)
@@ -324,7 +324,7 @@ def test_few_counts_are_left_out_of_the_range_too(spline, spline_runs):
 
 
 def test_a_model_with_an_energy_shift_is_adapted_by_a_norm_above_the_threshold(spline_runs):
-    model = fit_spline(spline_runs, *SPLINE_BINS, zenith=False)
+    model = fit_spline(spline_runs, *SPLINE_BINS, zenith=False)[0]
     assert {e.norm_energy for e in model.effects} == {(EDGES[0], EDGES[-1])}
     norms = [fit_run(model, run, kind="norm") for run in spline_runs]
     assert np.std(log_norms(norms, spline_runs)[0]) < 0.08
@@ -364,7 +364,7 @@ def test_energies_that_tell_of_the_rate_alone(spline, spline_runs):
 def test_norms_of_few_runs_do_not_run_away(kind, n):
     # at zenith angles that the rate follows: it and the norms could exchange what the runs share
     runs = [replace(run, cos_zenith=0.65 + 0.07 * k) for k, run in enumerate(simulate(n, sd_shift=0.1, seed=4))]
-    model = fit_spline(runs, *SPLINE_BINS, run_effects=kind)
+    model = fit_spline(runs, *SPLINE_BINS, run_effects=kind)[0]
     assert np.abs(np.log([e.norm for e in model.effects])).max() < 0.5
     # over the energies of the norms the counts are kept
     for run, effect in zip(runs, model.effects, strict=True):

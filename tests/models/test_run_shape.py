@@ -59,7 +59,7 @@ def test_a_shape_is_written_and_read():
 @pytest.mark.parametrize("kind", ["norm", "tilt"])
 def test_pulls_where_runs_differ_in_their_threshold(kind):
     """Norm and tilt cannot follow a threshold; the errors of the rate there know it."""
-    model = fit_spline(simulate_runs(24, seed=3, zenith=(0.8, 0.9)), *BINS, run_effects=kind)
+    model = fit_spline(simulate_runs(24, seed=3, zenith=(0.8, 0.9)), *BINS, run_effects=kind)[0]
     low, high = (np.searchsorted(EDGES, e) for e in (0.35, 0.55))
     pulls, plain = [], []
     for run in simulate_runs(25, seed=8, zenith=(0.82, 0.88), obs_id=500):

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.interpolate import RegularGridInterpolator
 
 from gammapy_accmaker.camera.bins import FovBins
-from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.base import TEV_IN_MEV, ScalableModel
 from gammapy_accmaker.models.goodness import GoodnessOfFit
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.parametric.function import PYTHON, RateFunction, rate_function
@@ -79,7 +79,7 @@ class ParametricResult:
 
 
 @dataclass(frozen=True, eq=False)
-class ParametricModel(RateModel):
+class ParametricModel(ScalableModel):
     """Acceptance from a fitted function.
 
     It holds no code. A ready function is kept by its name and values. A function that was given in Python is kept as

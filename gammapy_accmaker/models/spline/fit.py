@@ -522,28 +522,6 @@ def fit_spline(
     norm_energy: tuple[float, float] | None = None,
     max_rounds: int = 40,
     starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
-) -> SplineModel:
-    """Fit the spline model, without sources; the arguments are those of `fit_spline_and_sources`."""
-    return fit_spline_and_sources(
-        runs, energy_edges, fov_lon, fov_lat, solid_angle, run_effects=run_effects, gradient=gradient, zenith=zenith,
-        covariates=covariates, norm_energy=norm_energy, max_rounds=max_rounds, starmap=starmap,
-    )[0]  # fmt: skip
-
-
-def fit_spline_and_sources(
-    runs,
-    energy_edges,
-    fov_lon,
-    fov_lat,
-    solid_angle,
-    *,
-    run_effects: str = "shift",
-    gradient: bool = True,
-    zenith: bool = True,
-    covariates: tuple[str, ...] = (),
-    norm_energy: tuple[float, float] | None = None,
-    max_rounds: int = 40,
-    starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
     n_band: int | Sequence[int] = 3,
 ) -> tuple[SplineModel, AmplitudeFit | None]:
     """Fit the spline model, and the amplitudes of the sources that the runs have beside the background.

@@ -18,7 +18,7 @@ DISC = np.hypot(LON - 0.6, LAT) < 0.5
 
 @pytest.fixture(scope="module")
 def model():
-    return fit_spline(simulate_runs(20, seed=11), *BINS)
+    return fit_spline(simulate_runs(20, seed=11), *BINS)[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_norm_of_a_run_is_known_as_well_as_its_counts_tell(new_runs):
     """One free norm, wide population: the error of the whole field is that of Poisson, whatever that of the rate."""
     model = fit_spline(
         simulate_runs(10, seed=4, sd_norm=0.3, sd_shift=0.0), *BINS, run_effects="norm", norm_energy=(0.2, 10.0)
-    )
+    )[0]
     run = new_runs[1]
     adapted = SplineRate(model, fit_run(model, run, norm_energy=(0.2, 10.0)), run.azimuth)
     rows, own = adapted.error_rows(CENTERS, LON, LAT, run.cos_zenith)
@@ -118,7 +118,7 @@ def test_errors_of_norm_and_shift_hold_about_their_means(zenith):
     pulls = []
     for seed in range(400, 405):
         runs = simulate_runs(30, seed=seed, zenith=zenith)
-        effects = fit_spline(runs, *BINS).effects
+        effects = fit_spline(runs, *BINS)[0].effects
         for found, truth, error in (
             ([np.log(e.norm) for e in effects], [r.norm for r in runs], [e.norm_error / e.norm for e in effects]),
             ([e.scaling + e.shift for e in effects], [r.shift for r in runs], [e.shift_error for e in effects]),

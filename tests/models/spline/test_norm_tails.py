@@ -42,7 +42,7 @@ def short_runs(share):
 @pytest.fixture(scope="module")
 def cloudy():
     runs = short_runs(0.55)
-    return runs, fit_spline(runs, *BINS)
+    return runs, fit_spline(runs, *BINS)[0]
 
 
 def mixture_mean(estimate, error, width):
@@ -104,7 +104,7 @@ def test_a_run_behind_clouds_keeps_its_norm_and_is_flagged(cloudy):
 
 
 def test_the_population_is_what_it_is_without_the_cloud(cloudy):
-    without = fit_spline(short_runs(1.0), *BINS)
+    without = fit_spline(short_runs(1.0), *BINS)[0]
     assert cloudy[1].population.norm_spread == pytest.approx(without.population.norm_spread, rel=0.1)
 
 
@@ -138,11 +138,11 @@ def test_a_run_that_tells_nothing_is_not_unusual(cloudy):
 @pytest.mark.slow
 def test_order_of_runs_and_number_of_processes_do_not_matter():
     runs = short_runs(0.55)[10:45]
-    first = fit_spline(runs, *BINS, max_rounds=8)
+    first = fit_spline(runs, *BINS, max_rounds=8)[0]
     for again in (
-        fit_spline(runs[::-1], *BINS, max_rounds=8),
-        fit_spline(runs, *BINS, max_rounds=8, starmap=Execution(2).starmap("")),
-        fit_spline(runs, *BINS, max_rounds=8, starmap=itertools.starmap),
+        fit_spline(runs[::-1], *BINS, max_rounds=8)[0],
+        fit_spline(runs, *BINS, max_rounds=8, starmap=Execution(2).starmap(""))[0],
+        fit_spline(runs, *BINS, max_rounds=8, starmap=itertools.starmap)[0],
     ):
         by_run = {e.obs_id: e.weight for e in again.effects}
         assert [by_run[e.obs_id] for e in first.effects] == pytest.approx([e.weight for e in first.effects], rel=1e-9)

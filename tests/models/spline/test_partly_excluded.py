@@ -31,7 +31,7 @@ VISIBLE = {
 def model():
     """Of fine pixels, so that the cells alone are in question."""
     fine = [on_fine_pixels(run) for run in simulate_runs(6, seed=1, zenith=(0.8, 0.9))]
-    return fit_spline(fine, EDGES, FINE_LON, FINE_LAT, SOLID)
+    return fit_spline(fine, EDGES, FINE_LON, FINE_LAT, SOLID)[0]
 
 
 def on_fine_pixels(run, visible=True):

@@ -22,7 +22,7 @@ BINS = (EDGES, LON, LAT, SOLID_ANGLE)
 
 @pytest.fixture(scope="module")
 def model():
-    return fit_spline(simulate_runs(24, seed=1), *BINS)
+    return fit_spline(simulate_runs(24, seed=1), *BINS)[0]
 
 
 def thin(run, share, seed=0):
@@ -129,7 +129,7 @@ def test_kinds_of_effects(model, kind):
 @pytest.mark.parametrize("kind", ["none", "norm", "tilt"])
 def test_fit_with_fewer_effects(kind):
     runs = simulate_runs(6, seed=41, sd_norm=0.2, sd_shift=0.0, zenith=(0.85, 0.95))
-    model = fit_spline(runs, *BINS, run_effects=kind)
+    model = fit_spline(runs, *BINS, run_effects=kind)[0]
     norms = np.array([e.norm for e in model.effects])
     if kind == "none":
         assert np.array_equal(norms, np.ones(6))
@@ -184,13 +184,13 @@ def test_the_prior_counts_as_five_runs():
 def test_steps_that_would_swing_about_the_maximum_are_shortened():
     """Full Newton steps of one of these runs swing for ever: the likelihood is bent along its energy shift."""
     runs = simulate_runs(5, seed=2, ontime=30.0, sd_norm=0.4, sd_shift=0.2)
-    model = fit_spline(runs[:2], *BINS)
+    model = fit_spline(runs[:2], *BINS)[0]
     assert all(effect.converged for effect in [*model.effects, *(fit_run(model, run) for run in runs[2:])])
 
 
 def test_weights_of_runs_with_a_handful_of_counts_converge():
     """Whether such a run is unusual is open, and the weight of one of these creeps."""
-    model, rng = fit_spline(simulate_runs(8, seed=3), *BINS), np.random.default_rng(5)
+    model, rng = fit_spline(simulate_runs(8, seed=3), *BINS)[0], np.random.default_rng(5)
     mu = true_rate(CENTERS, LON, LAT, 0.85, -2, -0.6) * 10 * SOLID_ANGLE * np.diff(EDGES)[:, None] * 1e6
     for _ in range(3):
         run = SimulatedRun(77, csr_array(rng.poisson(mu).astype(float)), np.full(len(LON), 10.0), 0.85, 20.0)
@@ -267,7 +267,7 @@ def test_spreads_of_a_run_are_its_errors(model):
     fitted, mean = SplineRate(model, effect), SplineRate(model)
     assert fitted.norm_spread == effect.norm_error / effect.norm < mean.norm_spread == model.population.norm_spread
     assert fitted.tilt_spread < 0.8 * mean.tilt_spread
-    plain = fit_spline(simulate_runs(2, seed=41, zenith=(0.85, 0.86)), *BINS, run_effects="none", max_rounds=5)
+    plain = fit_spline(simulate_runs(2, seed=41, zenith=(0.85, 0.86)), *BINS, run_effects="none", max_rounds=5)[0]
     population = replace(plain.population, norm_spread=0.12)
     assert SplineRate(replace(plain, population=population), plain.effects[0]).norm_spread == 0.12
 

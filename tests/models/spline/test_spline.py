@@ -31,7 +31,7 @@ def runs():
 
 @pytest.fixture(scope="module")
 def model(runs):
-    return fit_spline(runs, *BINS)
+    return fit_spline(runs, *BINS)[0]
 
 
 def deviations(model, zeniths):
@@ -79,7 +79,7 @@ def test_mean_slope_is_the_derivative_by_the_shift(model):
 
 def test_knots_are_as_dense_as_the_runs_can_tell(model, runs):
     assert model.offset_axis.step <= 0.4
-    few = fit_spline(runs[:4], *BINS, max_rounds=5)
+    few = fit_spline(runs[:4], *BINS, max_rounds=5)[0]
     assert few.zenith_axis.n == 4 < model.zenith_axis.n
 
 
@@ -125,7 +125,7 @@ def simulated_pulls(n_run, seeds):
 
     rates, errors, of_runs = [], [], []
     for seed in seeds:
-        model = fit_spline(cut(simulate_runs(n_run, seed=seed, zenith=(0.7, 1.0))), *bins)
+        model = fit_spline(cut(simulate_runs(n_run, seed=seed, zenith=(0.7, 1.0))), *bins)[0]
         for z in zeniths:
             rates.append(np.log(model.rate_grid(PULL_ENERGY, lon, lat, z) / true_rate(PULL_ENERGY, lon, lat, z)))
             errors.append(model.relative_error_grid(PULL_ENERGY, lon, lat, z, part="coefficients"))
@@ -158,14 +158,16 @@ def test_pulls_have_unit_width(n_run, seeds):
 
 def test_order_of_the_runs_does_not_matter(runs):
     some = runs[:5]
-    first, second = (fit_spline(r, *BINS, max_rounds=7).rate_grid(CENTERS, LON, LAT, 0.9) for r in (some, some[::-1]))
+    first, second = (
+        fit_spline(r, *BINS, max_rounds=7)[0].rate_grid(CENTERS, LON, LAT, 0.9) for r in (some, some[::-1])
+    )
     assert np.allclose(first, second, rtol=1e-10)
 
 
 def test_twice_the_exposure_halves_the_rate(runs):
     some = runs[:3]
     longer = [SimulatedRun(r.obs_id, r.counts, 2 * r.exposure, r.cos_zenith, r.azimuth) for r in some]
-    first, second = (fit_spline(r, *BINS).rate_grid(ENERGY, *POSITIONS, 0.9) for r in (some, longer))
+    first, second = (fit_spline(r, *BINS)[0].rate_grid(ENERGY, *POSITIONS, 0.9) for r in (some, longer))
     assert np.allclose(first, 2 * second, rtol=1e-3)
 
 
@@ -252,7 +254,7 @@ def test_counts_are_given_back(model, runs):
 @pytest.mark.parametrize("n_run", [1, 4])
 def test_few_runs_at_one_zenith(n_run):
     runs = simulate_runs(n_run, seed=8, zenith=(0.85, 0.851))
-    model = fit_spline(runs, *BINS)
+    model = fit_spline(runs, *BINS)[0]
     ratio = model.rate_grid(ENERGY, *POSITIONS, 0.85) / true_rate(ENERGY, *POSITIONS, 0.85)
     assert np.abs(np.log(ratio)).max() < 0.9
     assert np.all(np.isfinite(model.relative_error_grid(CENTERS, *POSITIONS, 0.85)))
@@ -269,7 +271,7 @@ def test_empty_energies_and_pixels_without_exposure():
         counts[-20:] = 0
         counts[:, hidden] = 0
         runs.append(SimulatedRun(r.obs_id, csr_array(counts), np.where(hidden, 0, r.exposure), r.cos_zenith, r.azimuth))
-    model = fit_spline(runs, *BINS)
+    model = fit_spline(runs, *BINS)[0]
     ratio = model.rate_grid([1.0], LON, LAT, 0.92) / true_rate(np.array([1.0]), LON, LAT, 0.92)
     assert abs(np.log(ratio[:, hidden]).mean() - np.log(ratio[:, ~hidden]).mean()) < 0.1
     assert np.all(
@@ -281,7 +283,7 @@ def test_without_zenith_and_with_unknown_zenith(runs):
     unknown = [SimulatedRun(r.obs_id, r.counts, r.exposure, np.nan, np.nan) for r in runs[:4]]
     with pytest.raises(ValueError, match="zenith angle is not known"):
         fit_spline(unknown, *BINS)
-    model = fit_spline(unknown, *BINS, zenith=False)
+    model = fit_spline(unknown, *BINS, zenith=False)[0]
     assert np.array_equal(model.rate_grid(ENERGY, *POSITIONS, 0.7), model.rate_grid(ENERGY, *POSITIONS, np.nan))
     assert fit_run(model, unknown[0]).converged
 
@@ -295,7 +297,7 @@ def test_slices_of_a_run_share_its_effects(runs):
             SimulatedRun(r.obs_id, csr_array(part.astype(float)), r.exposure / 2, r.cos_zenith, r.azimuth)
             for part in (first, counts - first)
         ])  # fmt: skip
-    whole, split = fit_spline(runs[:4], *BINS), fit_spline(halves, *BINS)
+    whole, split = fit_spline(runs[:4], *BINS)[0], fit_spline(halves, *BINS)[0]
     assert len(split.effects) == 4
     assert np.allclose(split.rate_grid(ENERGY, *POSITIONS, 0.9), whole.rate_grid(ENERGY, *POSITIONS, 0.9), rtol=1e-2)
     effect = fit_run(whole, halves[0])
@@ -324,8 +326,8 @@ def test_inputs_are_not_changed(runs):
 
 def test_number_of_processes_does_not_matter():
     runs = simulate_runs(50, seed=4)
-    here = fit_spline(runs, *BINS, max_rounds=5)
-    there = fit_spline(runs, *BINS, max_rounds=5, starmap=Execution(2).starmap(""))
+    here = fit_spline(runs, *BINS, max_rounds=5)[0]
+    there = fit_spline(runs, *BINS, max_rounds=5, starmap=Execution(2).starmap(""))[0]
     arrays, others = here.to_arrays(), there.to_arrays()
     assert arrays.keys() == others.keys()
     for name, values in arrays.items():
@@ -359,7 +361,7 @@ def test_runs_are_let_go_before_the_rounds_of_the_fit():
         alive.append(sum(reference() is not None for reference in seen))
         return itertools.starmap(function, inputs)
 
-    model = fit_spline(stream(), *BINS, max_rounds=4, starmap=starmap)
+    model = fit_spline(stream(), *BINS, max_rounds=4, starmap=starmap)[0]
     assert len(model.effects) == len(seen) == 6
     assert set(alive) == {0}
 

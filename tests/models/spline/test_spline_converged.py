@@ -28,7 +28,7 @@ def test_a_fit_that_converged_says_nothing(caplog):
 
 
 def test_a_fit_that_did_not_converge_is_said(monkeypatch, caplog, tmp_path, empty_pictures):
-    monkeypatch.setattr(kinds, "fit_spline_and_sources", partial(kinds.fit_spline_and_sources, max_rounds=5))
+    monkeypatch.setattr(kinds, "fit_spline", partial(kinds.fit_spline, max_rounds=5))
     with caplog.at_level(logging.WARNING):
         maker, runs = fitted()
     said = [record.message for record in caplog.records if "did not converge" in record.message]

@@ -29,7 +29,7 @@ def test_a_sharp_threshold_stays_sharp(n_run):
     expected = true = 0.0
     for seed in range(4):
         runs = simulate_runs(n_run, seed=100 + seed, zenith=(0.84, 0.87), rate=sharp_rate)
-        model = fit_spline(runs, *BINS)
+        model = fit_spline(runs, *BINS)[0]
         for run, effect in zip(runs, model.effects, strict=True):
             below = np.log(CENTERS) + run.shift - log_threshold(run.cos_zenith) < -0.05
             fitted = model.rate_grid(CENTERS, LON, LAT, run.cos_zenith, azimuth=run.azimuth, effect=effect)
@@ -46,7 +46,7 @@ def test_a_sharp_threshold_stays_sharp(n_run):
 def test_fits_of_few_runs_converge(n_run, ontime):
     for seed in (1, 2):
         runs = simulate_runs(n_run, seed=seed, zenith=(0.85, 0.86), ontime=ontime)
-        model = fit_spline(runs, *BINS)
+        model = fit_spline(runs, *BINS)[0]
         assert model.converged and all(effect.converged for effect in model.effects)
 
 
@@ -55,7 +55,7 @@ def test_one_run_whose_slices_reach_far_in_zenith():
     parts = simulate_runs(2, seed=3, zenith=(0.7, 0.9), sd_norm=0.0, sd_shift=0.0)
     assert abs(parts[0].cos_zenith - parts[1].cos_zenith) > 0.02
     slices = [SimulatedRun(7, r.counts, r.exposure, r.cos_zenith, r.azimuth) for r in parts]
-    model = fit_spline([slices], *BINS)
+    model = fit_spline([slices], *BINS)[0]
     assert model.converged and model.zenith_axis.n == 1 and len(model.effects) == 1
     assert model.effects[0].expected.sum() == pytest.approx(sum(r.counts.sum() for r in parts), rel=0.01)
 
@@ -71,7 +71,7 @@ def test_runs_without_any_threshold_at_far_zenith_angles():
         simulate_runs(1, seed=k, zenith=(z, z + 1e-6), rate=power_law, obs_id=k)[0]
         for k, z in enumerate((0.47, 0.85, 0.985, 0.99))
     ]
-    model = fit_spline(runs, *BINS)
+    model = fit_spline(runs, *BINS)[0]
     assert model.converged
     for run, effect in zip(runs, model.effects, strict=True):
         assert effect.expected.sum() == pytest.approx(run.counts.sum(), rel=0.01)
@@ -119,7 +119,7 @@ def test_smoothing_parameters_follow_the_generalised_fellner_schall_update(sizes
 def test_smoothing_of_the_common_spectrum_is_its_own():
     """Counts of a sharp spectrum that all offsets share: rough in common, smooth in its differences."""
     runs = simulate_runs(4, seed=9, zenith=(0.85, 0.855), rate=sharp_rate)
-    smoothing = fit_spline(runs, *BINS).smoothing
+    smoothing = fit_spline(runs, *BINS)[0].smoothing
     common, apart = smoothing[:-3], smoothing[-3]
     assert common.min() < 0.1 * min(common.max(), apart)
 
@@ -127,6 +127,6 @@ def test_smoothing_of_the_common_spectrum_is_its_own():
 def test_a_run_without_counts_beside_others_does_no_harm():
     runs = simulate_runs(2, seed=5, zenith=(0.85, 0.86))
     empty = SimulatedRun(99, csr_array(runs[0].counts.shape), runs[0].exposure * 1e-6, 0.85, 10.0)
-    model = fit_spline([*runs, empty], *BINS)
+    model = fit_spline([*runs, empty], *BINS)[0]
     assert model.converged and len(model.effects) == 3
     assert "few counts" in model.effects[-1].flags

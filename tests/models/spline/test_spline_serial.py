@@ -14,7 +14,7 @@ FLAGS = [(), ("few counts",), ("few counts", 'a "quoted" one\nof two lines')]
 
 @pytest.fixture(scope="module")
 def model():
-    return fit_spline(simulate_runs(4, seed=1), EDGES, LON, LAT, SOLID_ANGLE, max_rounds=4)
+    return fit_spline(simulate_runs(4, seed=1), EDGES, LON, LAT, SOLID_ANGLE, max_rounds=4)[0]
 
 
 def with_effects(model, n):

@@ -45,7 +45,7 @@ def simulate(camera, n_run):
 @pytest.mark.parametrize("name", list(CAMERAS))
 def test_what_is_fitted_is_the_sum_over_the_pixels(name, n_run):
     runs = simulate(CAMERAS[name], n_run)
-    model = fit_spline(runs, EDGES, LON, LAT, SOLID)
+    model = fit_spline(runs, EDGES, LON, LAT, SOLID)[0]
     for run, effect in zip(runs, model.effects, strict=True):
         rate = SplineRate(model, effect, run.azimuth, {}).integral_grid(EDGES, LON, LAT, run.cos_zenith)
         slow = (rate * run.exposure * SOLID).sum()

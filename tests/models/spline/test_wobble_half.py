@@ -23,7 +23,7 @@ def test_the_half_that_is_not_seen_is_predicted():
         mu = true_rate(CENTERS, LON, LAT, run.cos_zenith, run.norm, run.shift) * volume
         counts = csr_array(rng.poisson(mu * exposure).astype(float))
         halves.append((replace(run, counts=counts, exposure=exposure), 1700.0 * mu))
-    model = fit_spline([run for run, _ in halves], EDGES, LON, LAT, SOLID_ANGLE)
+    model = fit_spline([run for run, _ in halves], EDGES, LON, LAT, SOLID_ANGLE)[0]
     sums = np.zeros((2, 2))
     for run, mu in halves:
         rate = SplineRate(model, fit_run(model, run), run.azimuth, run.covariates)

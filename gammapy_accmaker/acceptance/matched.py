@@ -68,7 +68,9 @@ def fit_matched(
     bins = reduction.bins
     say_without_exclusion(config, reduction.exclusion, reduction.sources)
     matches = (
-        _match(on, off, config.matching or MatchingOptions(), config) if matches is None else _checked(matches, on)
+        match_observations(on, off, location=config.observatory_location, **dict(config.matching or MatchingOptions()))
+        if matches is None
+        else _checked(matches, on)
     )
     pairs, left_out = _pairs(matches, on, off)
     if not pairs:
@@ -176,19 +178,6 @@ def _places(matches, side, observations):
                 )
         found.append(candidates[0] if candidates else -1)
     return found
-
-
-def _match(on, off, options, config):
-    return match_observations(
-        on,
-        off,
-        limits=options.limits,
-        weights=options.weights,
-        hours=options.hours,
-        n_runs=options.n_runs,
-        same=options.same,
-        location=config.observatory_location,
-    )
 
 
 def _checked(matches, on):

@@ -114,6 +114,7 @@ def _from_table(argument, table, names, columns):
                 f"{argument}: its table has no column {' or '.join(alternatives or (name,))!r}; it has "
                 f"{', '.join(table.colnames)}"
             )
+    starts, hours = _starts(table), _seconds(table["ONTIME"]) / 3600
     values = {name: _plain(table[name]) for name in columns}
     units = {name: table[name].unit for name in columns if table[name].unit is not None}
     if "zenith" in needed:
@@ -122,11 +123,13 @@ def _from_table(argument, table, names, columns):
     if "azimuth" in needed:
         values["azimuth"] = _angle(table["AZ_PNT"])
     if "time" in needed:
-        values["time"] = _mjd(argument, table)
+        if np.isnan(starts).all():
+            raise InputError(f"{argument}: the times of its table have no reference (MJDREFI, MJDREFF in its header)")
+        values["time"] = starts + 0.5 * hours / 24
     labels = [run_label(label) for label in table["OBS_ID"].tolist()]
     names, places = run_names(labels), list(range(len(table)))
-    keys = [RunKey(label, start) for label, start in zip(labels, _starts(table), strict=True)]
-    return _RunConditions(keys, names, places, _seconds(table["ONTIME"]) / 3600, values, units, {})
+    keys = [RunKey(label, start) for label, start in zip(labels, starts, strict=True)]
+    return _RunConditions(keys, names, places, hours, values, units, {})
 
 
 def _starts(table):
@@ -153,17 +156,6 @@ def _angle(column):
 
 def _seconds(column):
     return _plain(column) * (column.unit or u.s).to("s")
-
-
-def _mjd(argument, table):
-    """MJD of the middle of each run."""
-    if isinstance(table["TSTART"], Time):
-        middle = table["TSTART"].mjd
-    elif {"MJDREFI", "MJDREFF"} <= set(table.meta):
-        middle = table.meta["MJDREFI"] + table.meta["MJDREFF"] + _seconds(table["TSTART"]) / 86400
-    else:
-        raise InputError(f"{argument}: the times of its table have no reference (MJDREFI, MJDREFF in its header)")
-    return middle + 0.5 * _seconds(table["ONTIME"]) / 86400
 
 
 def _from_observations(argument, observations, columns, same, location):

@@ -38,6 +38,7 @@ _ITERATIONS = 6  # of the nodes; enough for 1e-3, and few enough that noise from
 # in log energy: rings drift slowly, sides fast at the threshold
 _RING_STEP, _SIDE_STEP = 0.3 * np.log(10), 0.15 * np.log(10)
 _ALIGNING_ROUNDS = 2  # of profiles at the energies of the mean run
+_NORMS_CONVERGED = 1e-10  # largest relative change of a norm of a run
 _SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
 _GROUP_RINGS, _GROUP_SECTORS = 8, 8  # bins of a grid that errors of sums are found in
 _LEADING_GROUPS = 150
@@ -281,7 +282,7 @@ def sum_runs(
     return SummedRuns(add_up(runs), norms @ exposure, displacement, scatter, aligned)
 
 
-def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float = 1e-10):
+def fit_run_norms(counts: np.ndarray, exposure: np.ndarray) -> np.ndarray:
     """Field-of-view rates that all runs share, up to a norm a run, by maximum likelihood.
 
     Parameters
@@ -306,7 +307,7 @@ def fit_run_norms(counts: np.ndarray, exposure: np.ndarray, *, tolerance: float 
         new[used] /= np.exp(np.log(new[used]).mean())
         change = np.abs(new / norm - 1).max()
         norm = new
-        if change < tolerance:
+        if change < _NORMS_CONVERGED:
             return norm
     raise FitError(
         f"run norms: changed by {change:.1e} in the last of 200 rounds; "

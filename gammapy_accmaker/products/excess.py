@@ -193,7 +193,7 @@ def significance_map(
     radius : float
         Of the discs, in deg.
     """
-    n, mu = (disc_sums(np.where(searched, a, 0), SKY_PIXEL, radius) for a in (counts, expected))
+    n, mu = (disc_sums(np.where(searched, a, 0), radius) for a in (counts, expected))
     enough = searched & (mu > _MIN_EXPECTED)
     mu = np.where(enough, mu, 1.0)
     significance = np.where(enough, CashCountsStatistic(np.maximum(np.round(n), 0), mu).sqrt_ts, 0.0)
@@ -271,7 +271,7 @@ def _stand_out(field, kept, before, threshold, correlation_radius, radial):
             smallest = spread if smallest is None or radial else smallest
             significance = significance / smallest
             if known.any():  # a source is never known so well that it leaves nothing
-                bright, mu = (disc_sums(np.where(searched, a, 0), SKY_PIXEL, radius) for a in (known, expected))
+                bright, mu = (disc_sums(np.where(searched, a, 0), radius) for a in (known, expected))
                 significance /= np.sqrt(1 + (_KNOWN_PRECISION * bright) ** 2 / np.maximum(mu, _MIN_EXPECTED))
             peak = np.maximum(peak, significance)
             labels, n = label(significance > _FOLLOWED, np.ones((3, 3)))

@@ -20,9 +20,10 @@ from gammapy.maps import WcsGeom, WcsNDMap
 from gammapy.modeling.models import SkyModel, TemplateSpatialModel, TemplateSpectralModel
 from scipy.ndimage import gaussian_filter
 
+from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.sky_counts import SKY_PIXEL
 from gammapy_accmaker.products.background import icrs_vectors
-from gammapy_accmaker.products.excess import ExcessField
+from gammapy_accmaker.products.excess import ExcessField, excess_regions
 
 _SMOOTHING = 0.1  # deg, Gaussian
 _FLUX_UNIT = "TeV-1 cm-2 s-1"
@@ -145,7 +146,8 @@ def measure_sources(
     sources = []
     for rows in group_circles(found):
         circles = found[rows]
-        inside = [_within(field, circles) for field in fields]
+        within = Exclusion(excess_regions(circles))
+        inside = [within.contains(icrs_vectors(f.geom)).reshape(f.covered.shape) & f.covered for f in fields]
         seen = [field.counts[:, here].sum() for field, here in zip(fields, inside, strict=True)]
         field, here = fields[int(np.argmax(seen))], inside[int(np.argmax(seen))]
         if max(seen) == 0:
@@ -169,15 +171,6 @@ def measure_sources(
         spectrum = energy_edges, counts - background, background, flux, error
         sources.append(FoundSource(name, *at, header, cut, *spectrum, peak))
     return sources
-
-
-def _within(field, circles):
-    xyz = icrs_vectors(field.geom)
-    here = np.zeros(len(xyz), dtype=bool)
-    for row in circles:
-        center = SkyCoord(row["RA"], row["DEC"], unit="deg").cartesian.xyz.value
-        here |= xyz @ center > np.cos(np.radians(row["RADIUS"]))
-    return here.reshape(field.covered.shape) & field.covered
 
 
 def _cut_out(geom, image, here):

@@ -91,9 +91,5 @@ def _circle(center, radius):
     whole = 1 - np.cos(np.radians(radius))
     separation = np.arccos(1 - whole * (np.arange(_RINGS) + 0.5) / _RINGS)
     angle = 2 * np.pi * (np.arange(_ANGLES)[:, None] + 0.5 * (np.arange(_RINGS) % 2)) / _ANGLES
-    lon, lat = center.ra.rad, center.dec.rad
-    there = unit_vectors(np.array(lon), np.array(lat))
-    east = np.array([-np.sin(lon), np.cos(lon), 0.0])
-    around = np.cos(angle)[..., None] * np.cross(there, east) + np.sin(angle)[..., None] * east
-    xyz = np.cos(separation)[:, None] * there + np.sin(separation)[:, None] * around
-    return xyz.reshape(-1, 3), 2 * np.pi * whole / (_RINGS * _ANGLES)
+    positions = center.directional_offset_by(angle * u.rad, separation * u.rad)
+    return unit_vectors(positions.ra.rad.ravel(), positions.dec.rad.ravel()), 2 * np.pi * whole / (_RINGS * _ANGLES)

@@ -13,6 +13,7 @@ from scipy.signal import fftconvolve
 from gammapy_accmaker.data.counts import in_good_time, observation_track
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.observations import pointing_icrs
+from gammapy_accmaker.data.sky_counts import SKY_PIXEL
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 
@@ -27,8 +28,8 @@ class SkyField:
     ----------
     counts, expected : `~gammapy.maps.Map`
         0 where excluded.
-    kept, covered : `~numpy.ndarray`
-        Whether a pixel lies outside of the exclusion, and in the field of view of some run, shape of the image.
+    kept : `~numpy.ndarray`
+        Whether a pixel lies outside of the exclusion, shape of the image.
     numbers : list of int
         Which runs belong to the field.
     """
@@ -36,7 +37,6 @@ class SkyField:
     counts: Map
     expected: Map
     kept: np.ndarray
-    covered: np.ndarray
     numbers: list[int]
 
 
@@ -53,8 +53,6 @@ class SkyStack:
         Largest offset in deg of an event.
     exclusion : `Exclusion`
         Its positions are left empty.
-    pixel : float
-        Side of a pixel in deg.
     alignment : {"altaz", "radec"}
         Of the models.
     location : `~astropy.coordinates.EarthLocation` or None
@@ -74,12 +72,10 @@ class SkyStack:
         offset_max: float,
         exclusion: Exclusion,
         *,
-        pixel: float,
         alignment: str,
         location: EarthLocation | None,
         time_step: float | None,
     ):
-        self.pixel = pixel
         self._observations, self._offset_max = observations, offset_max
         self._alignment, self._location, self._time_step = alignment, location, time_step
         axis = MapAxis.from_energy_edges(energy_edges, unit="TeV")
@@ -92,14 +88,14 @@ class SkyStack:
             if not near:
                 centers.append(SkyCoord(pointing.ra, pointing.dec))
         width = 2 * (offset_max + _FIELD_RADIUS) * u.deg
-        geoms = [WcsGeom.create(skydir=c, width=width, binsz=pixel, proj="TAN", axes=[axis]) for c in centers]
+        geoms = [WcsGeom.create(skydir=c, width=width, binsz=SKY_PIXEL, proj="TAN", axes=[axis]) for c in centers]
         self.fields = [self._empty_field(geom, exclusion, k) for k, geom in enumerate(geoms)]
 
     def _empty_field(self, geom, exclusion, number):
         image = geom.to_image()
         kept = ~exclusion.contains(icrs_vectors(image)).reshape(image.data_shape)
         runs = [run for run, field in self._field.items() if field == number]
-        return SkyField(Map.from_geom(geom), Map.from_geom(geom), kept, np.zeros(image.data_shape, dtype=bool), runs)
+        return SkyField(Map.from_geom(geom), Map.from_geom(geom), kept, runs)
 
     def field_of(self, number: int) -> SkyField:
         """The field of a run."""
@@ -117,9 +113,6 @@ class SkyStack:
         field = self.field_of(number)
         field.counts.data += counts * field.kept
         field.expected.data += expected * field.kept
-        field.covered[:] |= _seen(
-            pointing_icrs(self._observations[number], self._location), field.counts.geom, self._offset_max
-        )
 
 
 def fill_sky(
@@ -146,26 +139,13 @@ def fill_sky(
     counts = Map.from_geom(geom)
     events = observation.events
     counts.fill_events(events.select_row_subset(in_good_time(events, track)))
-    near = _seen(pointing_icrs(observation, location), geom, offset_max)
+    near = geom.to_image().separation(pointing_icrs(observation, location)).deg < offset_max
     return counts.data * near, make_background_map(model, track, geom, time_step).data * near
 
 
-def _seen(pointing, geom, offset_max):
-    """Whether each pixel of the image lies within the largest offset of a pointing."""
-    return geom.to_image().separation(pointing).deg < offset_max
-
-
-def disc_sums(image: np.ndarray, pixel: float, radius: float) -> np.ndarray:
-    """Sums of images over a disc around each pixel.
-
-    Parameters
-    ----------
-    image : `~numpy.ndarray`
-        Shape (..., nx, ny).
-    pixel, radius : float
-        Side of a pixel and radius of the disc, in deg.
-    """
-    n = int(np.ceil(radius / pixel))
-    x = np.arange(-n, n + 1) * pixel
+def disc_sums(image: np.ndarray, radius: float) -> np.ndarray:
+    """Sums of images of `SKY_PIXEL`, shape (..., nx, ny), over a disc around each pixel; its radius in deg."""
+    n = int(np.ceil(radius / SKY_PIXEL))
+    x = np.arange(-n, n + 1) * SKY_PIXEL
     disc = (np.hypot(*np.meshgrid(x, x, indexing="ij")) <= radius + 1e-9).astype(float)
     return fftconvolve(image, disc.reshape(*[1] * (image.ndim - 2), *disc.shape), mode="same", axes=(-2, -1))

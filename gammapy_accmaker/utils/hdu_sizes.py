@@ -107,7 +107,7 @@ def _table_layout(cards):
     return np.dtype(fields), plain
 
 
-def read_tables(path: Path, names: set[str], max_bytes: int = _MAX_BYTES) -> dict[str, FitsTable]:
+def read_tables(path: Path, names: set[str]) -> dict[str, FitsTable]:
     """Tables of a file, by the names of their HDUs in capitals: the file is opened, and unpacked, once.
 
     What their headers claim is checked before it is read; what stands behind the last of them is not looked at.
@@ -117,8 +117,6 @@ def read_tables(path: Path, names: set[str], max_bytes: int = _MAX_BYTES) -> dic
     path : `~pathlib.Path`
     names : set of str
         One that is not there is an error, and of those of one name the first is taken.
-    max_bytes : int
-        Of the data of one HDU.
 
     Returns
     -------
@@ -129,7 +127,7 @@ def read_tables(path: Path, names: set[str], max_bytes: int = _MAX_BYTES) -> dic
     InputError
         As of `check_hdu_sizes`, and for an HDU that is missing or no table.
     """
-    return _walk(Path(path), max_bytes, names)
+    return _walk(Path(path), _MAX_BYTES, names)
 
 
 def _walk(path, max_bytes, names):

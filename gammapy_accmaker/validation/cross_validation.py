@@ -23,6 +23,7 @@ from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, as_numbe
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations, find_unreadable
+from gammapy_accmaker.data.sky_counts import SKY_PIXEL
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.arguments import check_whole
 from gammapy_accmaker.utils.describe import counted
@@ -33,7 +34,6 @@ from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_significance, m
 
 log = logging.getLogger(__name__)
 
-_PIXEL = 0.1  # deg, of the scores
 _FORMATS = {
     "SCORE": ".0f",
     "GAIN": "+.0f",
@@ -269,8 +269,8 @@ class _Scoring:
     """Bins of the score and of the significance."""
 
     def __init__(self, edges, bands, offset_max):
-        n = int(np.ceil(offset_max / _PIXEL))
-        self.fov = FovBins.grid(n * _PIXEL, 2 * n)
+        n = int(np.ceil(offset_max / SKY_PIXEL))
+        self.fov = FovBins.grid(n * SKY_PIXEL, 2 * n)
         # one set of fine bins serves both: every edge of the two is an edge here
         self.fine = np.unique(np.round(np.concatenate([edges, bands]), 12))
         self.offset_max = offset_max
@@ -352,10 +352,10 @@ class _HeldOut:
                 if sky is not None:
                     sky.add(k, adapted, norm)
             counted, expected = stack
-            pulls.append(disc_significance(counted, expected, scoring.fov.shape, _PIXEL, scoring.whole_discs))
+            pulls.append(disc_significance(counted, expected, scoring.fov.shape, scoring.whole_discs))
         significance = [("camera", k, *found) for k, found in enumerate(_summary(pulls))]
         if sky is not None:
-            significance += [("sky", k, *found) for k, found in enumerate(_summary(sky_significance(sky)))]
+            significance += [("sky", k, *found) for k, found in enumerate(_summary(sky_significance(sky.fields)))]
         return cls(scores, log_norms, significance, float(np.mean(seconds)))
 
 

@@ -614,21 +614,13 @@ def _exclusion(maker, residuals) -> str:
 def _configuration(maker) -> str:
     """Settings and versions."""
     versions = [("Python", platform.python_version())]
-    versions += [(name, importlib.metadata.version(name)) for name in _PACKAGES if _is_installed(name)]
+    versions += [(name, importlib.metadata.version(name)) for name in _PACKAGES]
     return _folded_section(
         "configuration",
         "Configuration and versions",
         _listing(maker.config.to_yaml()),
         table(["package", "version"], versions, "Versions"),
     )
-
-
-def _is_installed(name):
-    try:
-        importlib.metadata.version(name)
-        return True
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 # ---- Sections about runs ----

@@ -11,16 +11,16 @@ from regions import CircleSkyRegion
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, offset
 from gammapy_accmaker.data.observations import as_observations, find_unreadable, read_files
+from gammapy_accmaker.data.sky_counts import SKY_PIXEL
 from gammapy_accmaker.data.source_counts import model_extent
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, require_runs, run_label, run_names
-from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, whole_discs
+from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, sky_significance, whole_discs
 
-_PIXEL = 0.1  # deg
-PIXELS_IN_DISC = np.pi * (DISC_RADIUS / _PIXEL) ** 2
+PIXELS_IN_DISC = np.pi * (DISC_RADIUS / SKY_PIXEL) ** 2
 _POINT_SPREAD = 0.3  # deg, around a source that is left out
 _CHUNK = 64  # runs that are in memory at once
 
@@ -117,19 +117,13 @@ class Residuals:
         """Scores of discs in the camera frame, shape (n, n_lon, n_lat);
         NaN where a disc would reach beyond the field."""
         inside = offset(self.fov.fov_lon, self.fov.fov_lat) < self.offset_max - DISC_RADIUS
-        scores = disc_scores(self.counts, self.expected, self.fov.shape, _PIXEL, inside)
+        scores = disc_scores(self.counts, self.expected, self.fov.shape, inside)
         return scores.reshape(-1, *self.fov.shape)
 
-    def sky_scores(self, seed: int = 0) -> list[np.ndarray]:
+    def sky_scores(self) -> list[np.ndarray]:
         """Scores of all discs of all fields, by energy band."""
-        by_field = []
-        for field in self.fields:
-            counts, expected = (m.data.reshape(len(m.data), -1) for m in (field.counts, field.expected))
-            by_field.append(
-                disc_scores(counts, expected, field.kept.shape, _PIXEL, whole_discs(field).ravel(), seed=seed)
-            )
-        joined = np.concatenate(by_field, axis=1)
-        return [row[~np.isnan(row)] for row in joined]
+        by_field = ([scores for scores, _ in bands] for bands in sky_significance(self.fields))
+        return [np.concatenate(scores) for scores in zip(*by_field, strict=True)]
 
 
 def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, parallel_backend=None) -> Residuals:
@@ -159,12 +153,12 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     observations, execution = as_observations(observations), Execution.of(n_jobs, parallel_backend)
     bands, config = as_edges(bands, "TeV", "bands"), maker.config
     offset_max = config.offset_max.to_value("deg")
-    half = int(np.ceil(offset_max / _PIXEL - 1e-6))
+    half = int(np.ceil(offset_max / SKY_PIXEL - 1e-6))
     # each band in tenths of a decade: what is summed over them is what is stacked
     steps = [max(int(round(10 * np.log10(b / a))), 1) for a, b in zip(bands[:-1], bands[1:], strict=True)]
     pieces = [np.geomspace(a, b, n + 1)[:-1] for a, b, n in zip(bands[:-1], bands[1:], steps, strict=True)]
     edges, starts = np.append(np.concatenate(pieces), bands[-1]), np.cumsum([0, *steps[:-1]])
-    bins = CountsBins(edges, FovBins.grid(half * _PIXEL, 2 * half), config.fov_alignment, offset_max)
+    bins = CountsBins(edges, FovBins.grid(half * SKY_PIXEL, 2 * half), config.fov_alignment, offset_max)
     exclusion = maker.exclusion
     reduction = Reduction(config, bins, exclusion, maker.known_sources)
     unreadable = find_unreadable(observations, config.observatory_location)

@@ -22,21 +22,17 @@ from gammapy_accmaker.utils.statistics import poisson_pulls
 DISC_RADIUS = 0.2  # deg
 
 
-def disc_scores(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0) -> np.ndarray:
-    """Normal scores of the counts in discs around pixels, by energy band.
+def disc_scores(counts, mu, shape, inside, seed: int = 0) -> np.ndarray:
+    """Normal scores of the counts in discs of `DISC_RADIUS` around pixels, by energy band.
 
     Parameters
     ----------
     counts, mu : `~numpy.ndarray`
         Observed and expected counts, shape (band, number of pixels).
     shape : tuple of int
-        Of the grid of square pixels.
-    pixel : float
-        Side of a pixel in deg.
+        Of the grid of square pixels of `SKY_PIXEL`.
     inside : `~numpy.ndarray`
         Pixels around which a disc is taken, shape (number of pixels,).
-    radius : float
-        Of the discs in deg.
     seed : int
         The scores are exactly normal at few counts too, for which they are randomised within the step of a count.
 
@@ -46,7 +42,7 @@ def disc_scores(counts, mu, shape, pixel: float, inside, radius: float = DISC_RA
         Shape (band, number of pixels); NaN outside and where nothing is expected.
     """
     n, expected = (
-        disc_sums(np.asarray(a).reshape(len(counts), *shape), pixel, radius).reshape(len(counts), -1)
+        disc_sums(np.asarray(a).reshape(len(counts), *shape), DISC_RADIUS).reshape(len(counts), -1)
         for a in (counts, mu)
     )
     n = np.round(n)
@@ -58,7 +54,7 @@ def disc_scores(counts, mu, shape, pixel: float, inside, radius: float = DISC_RA
     return scores
 
 
-def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = DISC_RADIUS, seed: int = 0):
+def disc_significance(counts, mu, shape, inside, seed: int = 0):
     """The scores of `disc_scores` in a row, and the counts, by energy band.
 
     Returns
@@ -66,7 +62,7 @@ def disc_significance(counts, mu, shape, pixel: float, inside, radius: float = D
     bands : list of (`~numpy.ndarray`, int)
         The scores of all discs with an expectation, and the counts of the band.
     """
-    scores = disc_scores(counts, mu, shape, pixel, inside, radius, seed)
+    scores = disc_scores(counts, mu, shape, inside, seed)
     return [(row[~np.isnan(row)], int(n.sum())) for row, n in zip(scores, counts, strict=True)]
 
 
@@ -106,9 +102,6 @@ def expected_in_camera(model: RateModel, track: FovTrack, energy_edges: np.ndarr
     return model.expected_counts(slices, energy_edges, fov)
 
 
-_PIXEL = 0.1  # deg
-
-
 def make_sky_stack(observations, bands, offset_max: float, config: AcceptanceConfig, exclusion: Exclusion) -> SkyStack:
     """Empty stack of the runs, by their numbers, in energy bands (TeV)."""
     return SkyStack(
@@ -116,7 +109,6 @@ def make_sky_stack(observations, bands, offset_max: float, config: AcceptanceCon
         bands,
         offset_max,
         exclusion,
-        pixel=_PIXEL,
         alignment=config.fov_alignment,
         location=config.observatory_location,
         time_step=config.time_step_seconds,
@@ -133,14 +125,14 @@ def score_image(field: SkyField) -> Map:
     """Scores of discs, all bands together; NaN where they are not `whole_discs`."""
     image = field.counts.geom.to_image()
     counts, expected = (m.data.sum(0).reshape(1, -1) for m in (field.counts, field.expected))
-    scores = disc_scores(counts, expected, image.data_shape, _PIXEL, whole_discs(field).ravel())
+    scores = disc_scores(counts, expected, image.data_shape, whole_discs(field).ravel())
     return Map.from_geom(image, data=scores.reshape(image.data_shape))
 
 
-def sky_significance(stack: SkyStack):
+def sky_significance(fields: list[SkyField]):
     """Scores of discs and counts by band, for each field; see `disc_significance`."""
     found = []
-    for field in stack.fields:
+    for field in fields:
         counts, expected = (m.data.reshape(len(m.data), -1) for m in (field.counts, field.expected))
-        found.append(disc_significance(counts, expected, field.kept.shape, _PIXEL, whole_discs(field).ravel()))
+        found.append(disc_significance(counts, expected, field.kept.shape, whole_discs(field).ravel()))
     return found

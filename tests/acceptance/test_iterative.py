@@ -261,7 +261,7 @@ def test_what_is_expected_on_the_sky_is_the_map(pure, on_runs):
         for band, (one, other) in enumerate(zip(field.expected, of_map, strict=True)):
             assert one[inner].sum() == pytest.approx(other[inner].sum(), rel=2e-3), band
         # the pixels of the run do not fall on those of the image: discs do
-        one, other = (disc_sums(a.sum(0), 0.1, 0.5)[inner] for a in (field.expected, of_map))
+        one, other = (disc_sums(a.sum(0), 0.5)[inner] for a in (field.expected, of_map))
         assert np.abs(one / other - 1).max() < 0.1
 
 

@@ -114,7 +114,7 @@ def test_bands_beyond_the_energies_of_a_model_have_no_significance(observations)
 def test_disc_sums_equal_a_plain_sum():
     rng = np.random.default_rng(3)
     image = rng.random((2, 12, 9))
-    sums = disc_sums(image, 0.1, 0.2)
+    sums = disc_sums(image, 0.2)
     x, y = np.meshgrid(np.arange(12), np.arange(9), indexing="ij")
     near = np.hypot(x - 5, y - 4) <= 2 + 1e-9
     np.testing.assert_allclose(sums[:, 5, 4], image[:, near].sum(1), rtol=1e-12)
@@ -128,7 +128,7 @@ def test_significance_of_a_true_model_is_standard_normal_at_any_counts(level):
     means, widths = [], []
     for seed in range(8):
         counts = csr_array(rng.poisson(np.full((1, fov.size), level))).toarray()
-        ((values, total),) = disc_significance(counts, np.full((1, fov.size), level), fov.shape, 0.1, inside, seed=seed)
+        ((values, total),) = disc_significance(counts, np.full((1, fov.size), level), fov.shape, inside, seed=seed)
         assert total == counts.sum()
         means.append(values.mean())
         widths.append(values.std())

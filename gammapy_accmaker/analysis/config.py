@@ -12,7 +12,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from gammapy.analysis import AnalysisConfig
 from gammapy.analysis.config import (
     BackgroundConfig,
@@ -37,7 +36,7 @@ from pydantic import (
 )
 
 from gammapy_accmaker.config.config import AcceptanceConfig, without_retired_keys
-from gammapy_accmaker.config.errors import explain, find_key, naming_file, read_config_file
+from gammapy_accmaker.config.errors import explain, find_key, naming_file, parse_yaml, read_config_file
 from gammapy_accmaker.errors import InputError, InputTypeError
 from gammapy_accmaker.utils.describe import as_call, as_html
 
@@ -222,7 +221,7 @@ class ExtendedConfig(GammapyBaseConfig):
             raise InputError(find_key(type(self), data)) from error
 
     @classmethod
-    def from_options(cls, options: Mapping):
+    def from_options(cls, options: Mapping | None):
         """Configuration from nested options.
 
         Parameters
@@ -314,7 +313,7 @@ class ExtendedConfig(GammapyBaseConfig):
         >>> AcceptanceAnalysisConfig.from_yaml("datasets: {type: 1d}").datasets.type
         '1d'
         """
-        return cls.from_options(_options_of(config_str))
+        return cls.from_options(parse_yaml(config_str, "sections such as `datasets:`"))
 
     @classmethod
     def read(cls, path):
@@ -374,7 +373,7 @@ class ExtendedConfig(GammapyBaseConfig):
         '1d'
         """
         if isinstance(config, str):
-            changes = _options_of(config)
+            changes = parse_yaml(config, "sections such as `datasets:`")
         elif isinstance(config, BaseModel) and issubclass(type(self), type(config)):
             changes = config.model_dump(exclude_defaults=True)
         elif isinstance(config, Mapping):
@@ -514,22 +513,10 @@ class AcceptanceAnalysisConfig(ExtendedConfig, AnalysisConfig):
     datasets: Annotated[AcceptanceDatasetsConfig, as_options(AcceptanceDatasetsConfig)] = AcceptanceDatasetsConfig()
 
 
-def _options_of(text) -> Mapping:
-    if not isinstance(text, str):
-        raise InputError(f"config: got {type(text).__name__}, but YAML text is needed; `read` takes a path")
-    try:
-        options = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
-        raise InputError(f"config: the text is not YAML ({error})") from error
-    if not isinstance(options, Mapping):
-        raise InputError(f"config: got {text!r}, but YAML with sections such as `datasets:` is needed")
-    return options
-
-
 def _background_of(options):
-    datasets = options.get("datasets")
-    background = datasets.get("background") if isinstance(datasets, Mapping) else None
-    return background if isinstance(background, Mapping) else {}
+    for key in ("datasets", "background"):
+        options = options.get(key) if isinstance(options, Mapping) else None
+    return options if isinstance(options, Mapping) else {}
 
 
 def _merged(old, new):

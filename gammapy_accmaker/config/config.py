@@ -10,7 +10,7 @@ import astropy.units as u
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from gammapy_accmaker.config.errors import explain, naming_file, read_config_file
+from gammapy_accmaker.config.errors import explain, naming_file, parse_yaml, read_config_file
 from gammapy_accmaker.config.kinds import GridOptions, ParametricOptions, RadialOptions, SplineOptions
 from gammapy_accmaker.config.options import (
     AdaptiveEnergy,
@@ -300,17 +300,7 @@ class AcceptanceConfig(Options):
         """
         if isinstance(text, cls):  # what `AcceptanceModel.config` is, which was text in earlier versions
             return text
-        if not isinstance(text, str):
-            raise InputError(f"config: got {type(text).__name__}, but YAML text is needed; `read` takes a path")
-        try:
-            data = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
-            raise InputError(f"config: the text is not YAML ({error})") from error
-        if isinstance(data, str):
-            raise InputError(
-                f"config: got {data[:100]!r}, but YAML with keys such as `model:` is needed; `read` takes a path"
-            )
-        return cls.coerce(data)
+        return cls.coerce(parse_yaml(text, "keys such as `model:`"))
 
     @classmethod
     def read(cls, path) -> AcceptanceConfig:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from astropy.coordinates import Angle
 from astropy.time import Time
 from astropy.units import Quantity
@@ -48,6 +49,19 @@ def read_config_file(path: str | Path, name: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config: {path} cannot be read as text ({error})") from error
+
+
+def parse_yaml(text, needed: str) -> Mapping | None:
+    """The options of YAML text, None where it is empty; ``needed``: the kind of keys that they have."""
+    if not isinstance(text, str):
+        raise InputError(f"config: got {type(text).__name__}, but YAML text is needed; `read` takes a path")
+    try:
+        options = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
+        raise InputError(f"config: the text is not YAML ({error})") from error
+    if not isinstance(options, Mapping | None):
+        raise InputError(f"config: got {text[:100]!r}, but YAML with {needed} is needed; `read` takes a path")
+    return options
 
 
 @contextmanager

@@ -503,14 +503,6 @@ class FoundSources(IterativeOptions):
 
     Attributes
     ----------
-    threshold : float
-        Of a peak, in sigma; in widths of the significance over the field where that is wider than 1.
-    correlation_radius : angle
-        Of the smallest discs in which counts are summed; others are 2.5 and 5 times as large.
-    dilation : angle
-        Added to the radius of what is found.
-    max_iterations : int
-        Searches, after which a warning comes where the last one still found something.
     bands : int
         Of those sources that are given as an argument besides: see ``sources: {type: models}``.
     """

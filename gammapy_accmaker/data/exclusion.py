@@ -82,18 +82,9 @@ LABELS = ("text", "label", "comment")  # that are kept of what a region is calle
 _MAX_PIXELS = 2**30  # of a mask; a file that claims more is not believed
 
 
-def _region_to_text(region: SkyRegion) -> str:
-    """A sky region as one line of text, numbers to the last digit.
-
-    Raises
-    ------
-    InputError
-        For a region of an unknown kind, one that excludes the sky outside of it, or one that is not finite.
-    """
-    return json.dumps(_region_to_dict(region), allow_nan=False)
-
-
-def _region_to_dict(region):
+def _region_to_dict(region: SkyRegion) -> dict[str, Any]:
+    """A sky region as data, numbers to the last digit; an `InputError` for one of an unknown kind, one that excludes
+    the sky outside of it, or one that is not finite."""
     if not region.meta.get("include", True):
         raise InputError(
             f"exclusion: {region} has a minus sign (all but the region); list the excluded regions without it"
@@ -155,12 +146,8 @@ def _position_to_dict(position):
     return data, turn
 
 
-def _region_from_text(text: str) -> SkyRegion:
-    """The sky region of a line of text that `_region_to_text` made."""
-    return _region_from_dict(json.loads(text))
-
-
-def _region_from_dict(data):
+def _region_from_dict(data: dict[str, Any]) -> SkyRegion:
+    """The sky region of what `_region_to_dict` made."""
     meta = RegionMeta({key: data[key] for key in LABELS if key in data})
     if data["kind"] == "compound":
         first, second = (_region_from_dict(part) for part in data["regions"])
@@ -368,7 +355,7 @@ def _make_part(data: str | _MaskData, margin: float):
     """The part that the data of a sky region or of a mask make, widened by a margin (deg)."""
     if isinstance(data, _MaskData):
         return _mask_part(data, margin)
-    return _region_part(_region_from_text(data), margin)
+    return _region_part(_region_from_dict(json.loads(data)), margin)
 
 
 def _region_part(item, margin):
@@ -505,7 +492,7 @@ class _Excluded:
 
     @classmethod
     def of(cls, item, margin: float, origin: str) -> _Excluded:
-        data = _mask_to_data(item) if isinstance(item, Map) else _region_to_text(item)
+        data = _mask_to_data(item) if isinstance(item, Map) else json.dumps(_region_to_dict(item))
         return cls(data, margin, origin, _make_part(data, margin))
 
     @property
@@ -551,7 +538,7 @@ class Exclusion(Sequence):
     # one at a time
     def __getitem__(self, number: int) -> SkyRegion | Map:  # type: ignore[override]
         data = self._items[number].data
-        return data.to_map() if isinstance(data, _MaskData) else _region_from_text(data)
+        return data.to_map() if isinstance(data, _MaskData) else _region_from_dict(json.loads(data))
 
     @property
     def margins(self) -> u.Quantity:
@@ -629,7 +616,7 @@ class Exclusion(Sequence):
                     shape = tuple(int(n) for n in entry["shape"])
                     data = _MaskData(str(entry["header"]), shape, arrays[entry["mask"]].astype(np.uint8).tobytes())
                 else:
-                    data = _region_to_text(_region_from_text(json.dumps(entry["region"])))
+                    data = json.dumps(_region_to_dict(_region_from_dict(entry["region"])))
                 margin = float(entry["margin"])
                 if not 0 <= margin < 360:
                     raise ValueError(f"margin of {margin} deg")

@@ -19,6 +19,7 @@ from gammapy.data import DataStore, Observation
 from gammapy.irf import Background2D, FoVAlignment
 from gammapy.maps import MapAxis
 
+from gammapy_accmaker.acceptance.fit import warn_outside_zenith
 from gammapy_accmaker.data.observations import read_files
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
@@ -105,7 +106,7 @@ def attach_background(
         reasons[obs_id] = reason
         if cos_zenith is not None:
             zenith[obs_id] = cos_zenith
-    maker.warn_of_zenith(zenith)
+    warn_outside_zenith(maker.model.rate_model, zenith)
     _warn(missing, {obs_id: reason for obs_id, reason in reasons.items() if reason})
     if not index:
         raise InputError(f"data_store: no file of its {len(obs_ids)} runs was found in it; is it complete?")

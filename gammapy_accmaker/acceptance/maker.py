@@ -366,9 +366,9 @@ class AcceptanceBackgroundMaker(Maker):
         --------
         >>> maker.make_irf(observation).peek()  # doctest: +SKIP
         """
-        irf, cos_zenith = self.make_irf_with_zenith(observation, fov_alignment)
-        self.warn_of_zenith({run_label(observation.obs_id): cos_zenith})
-        return irf
+        applied = self._apply(observation)
+        self._warn_of_zenith(applied)
+        return applied.irf(self.config.fov_alignment, fov_alignment)
 
     def make_irf_with_zenith(self, observation, fov_alignment=None):
         """`make_irf` and the mean cos zenith of the run, without a warning: for loops that warn once for all runs.
@@ -382,7 +382,7 @@ class AcceptanceBackgroundMaker(Maker):
         -------
         irf : `~gammapy.irf.Background2D` or `~gammapy.irf.Background3D`
         cos_zenith : float
-            For `warn_of_zenith`; NaN where it is not known.
+            NaN where it is not known.
 
         Raises
         ------
@@ -397,20 +397,6 @@ class AcceptanceBackgroundMaker(Maker):
         """
         applied = self._apply(observation)
         return applied.irf(self.config.fov_alignment, fov_alignment), applied.track.mean_cos_zenith
-
-    def warn_of_zenith(self, cos_zenith: dict[int | str, float]) -> None:
-        """One warning for runs whose mean cos zenith, by their numbers, is outside of what the model was trained for.
-
-        Parameters
-        ----------
-        cos_zenith : dict
-            Mean cos zenith by the number or label of the run.
-
-        Examples
-        --------
-        >>> maker.warn_of_zenith({23523: 0.7})  # doctest: +SKIP
-        """
-        warn_outside_zenith(self.model.rate_model, cos_zenith)
 
     def make_background(self, geom, observation) -> Map:
         """Expected background counts of a run.
@@ -437,11 +423,12 @@ class AcceptanceBackgroundMaker(Maker):
         >>> background = maker.make_background(dataset.counts.geom, observation)  # doctest: +SKIP
         """
         applied = self._apply(observation)
-        self._warn_of_zenith_of(applied)
+        self._warn_of_zenith(applied)
         return applied.background(geom)
 
-    def _warn_of_zenith_of(self, applied):
-        self.warn_of_zenith({run_label(applied.observation.obs_id): applied.track.mean_cos_zenith})
+    def _warn_of_zenith(self, applied):
+        of_run = {run_label(applied.observation.obs_id): applied.track.mean_cos_zenith}
+        warn_outside_zenith(self.model.rate_model, of_run)
 
     def make_background_error(self, geom, observation) -> Map:
         """Standard deviation of each bin of `make_background`, from the fit and from the effects of the run.
@@ -557,7 +544,7 @@ class AcceptanceBackgroundMaker(Maker):
         applied = None
         try:
             applied = self._apply(observation)
-            self._warn_of_zenith_of(applied)
+            self._warn_of_zenith(applied)
             dataset.background = applied.background(geom)
             self._warn_of_new_run(applied)
         except ObservationError as error:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from astropy.io import fits
 from gammapy.analysis import Analysis, AnalysisConfig
-from gammapy.data import Observations
+from gammapy.data import DataStore, Observations
 from gammapy.maps import Map
 
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.acceptance.model import AcceptanceModel
-from gammapy_accmaker.analysis.config import BACKGROUND, AcceptanceAnalysisConfig, check_file
+from gammapy_accmaker.analysis.config import BACKGROUND, AcceptanceAnalysisConfig, ExtendedConfig, check_file
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.describe import as_html, as_text
@@ -62,6 +62,14 @@ def select_off_observations(config) -> Observations | None:
     if len(observations) == 0:
         raise InputError(f"{key}: it selects none of the runs in {settings.datastore}; widen the selection")
     return observations
+
+
+def select_runs(config) -> tuple[DataStore, Observations, Observations | None]:
+    """Data store, runs and OFF runs that a configuration names, once it is checked."""
+    config.check()
+    make_maker(config)  # its files can be wrong as well
+    selection = select_observations(config, config.observations, "observations")
+    return selection.datastore, selection.observations, select_off_observations(config)
 
 
 def make_fitted_maker(config, observations, off_observations=None) -> AcceptanceBackgroundMaker:
@@ -137,10 +145,10 @@ def _holds_regions(path):
         raise InputError(f"{BACKGROUND}.exclusion: {path} cannot be read ({error})") from error
 
 
-_REDUCTION: Any = object  # gammapy's class, which only the child of both names
+_GAMMAPYS: Any = object  # gammapy's class, which only the child of both names
 
 
-class AcceptanceReduction(ABC, _REDUCTION):
+class AcceptanceReduction(ABC, _GAMMAPYS):
     """Goes before gammapy's class that makes datasets: the acceptance stands in the place of a background maker.
 
     That class has ``config``; the child of both says how the maker is made.
@@ -191,15 +199,27 @@ class AcceptanceReduction(ABC, _REDUCTION):
             super()._spectrum_extraction()
 
 
-class Described:
+class Described(_GAMMAPYS):
     """What an analysis or a workflow has by now, in print and in notebooks; goes before gammapy's class."""
 
-    config: Any
+    config_class: ClassVar[type[ExtendedConfig]]
     observations: Observations | None
-    off_observations: Observations | None
-    acceptance_maker: AcceptanceBackgroundMaker | None
     datasets: Any
     fit_result: Any
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.off_observations: Observations | None = None
+        self.acceptance_maker: AcceptanceBackgroundMaker | None = None
+
+    @property
+    def config(self) -> Any:
+        """Options; a dict or gammapy's own configuration becomes one with the acceptance among its methods."""
+        return self._config
+
+    @config.setter
+    def config(self, value):
+        self._config = self.config_class.coerce(value)
 
     def _facts(self):
         off, maker, method = self.off_observations, self.acceptance_maker, self.config.datasets.background.method
@@ -257,19 +277,7 @@ class AcceptanceAnalysis(Described, AcceptanceReduction, Analysis):
     >>> analysis.acceptance_maker.model.write("model.fits")  # doctest: +SKIP
     """
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.off_observations = None
-        self.acceptance_maker = None
-
-    @property
-    def config(self) -> AcceptanceAnalysisConfig:
-        """Options; a dict or gammapy's `~gammapy.analysis.AnalysisConfig` becomes an `AcceptanceAnalysisConfig`."""
-        return self._config
-
-    @config.setter
-    def config(self, value):
-        self._config = AcceptanceAnalysisConfig.coerce(value)
+    config_class = AcceptanceAnalysisConfig
 
     def get_observations(self):
         """Fetch observations, and OFF observations, from the data store.
@@ -289,11 +297,7 @@ class AcceptanceAnalysis(Described, AcceptanceReduction, Analysis):
         if not self.uses_acceptance:
             super().get_observations()
             return
-        self.config.check()
-        make_maker(self.config)  # its files can be wrong as well
-        selection = select_observations(self.config, self.config.observations, "observations")
-        self.datastore, self.observations = selection.datastore, selection.observations
-        self.off_observations = select_off_observations(self.config)
+        self.datastore, self.observations, self.off_observations = select_runs(self.config)
 
     def get_acceptance(self) -> AcceptanceBackgroundMaker:
         """Fit the acceptance, or read the model file.

@@ -16,14 +16,7 @@ from gammapy.workflow.steps import (
 )
 
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
-from gammapy_accmaker.analysis.analysis import (
-    AcceptanceReduction,
-    Described,
-    make_fitted_maker,
-    make_maker,
-    select_observations,
-    select_off_observations,
-)
+from gammapy_accmaker.analysis.analysis import AcceptanceReduction, Described, make_fitted_maker, select_runs
 from gammapy_accmaker.analysis.config import AcceptanceBackground, ExtendedConfig, as_options
 from gammapy_accmaker.errors import AcceptanceError, InputError
 
@@ -93,11 +86,8 @@ class AcceptanceObservationsStep(ObservationsWorkflowStep):
         if self.config.datasets.background.method != "acceptance":
             super()._run()
             return
-        self.config.check()
-        make_maker(self.config)  # its files can be wrong as well
-        selection = select_observations(self.config, self.config.observations, "observations")
-        self.inputs.datastore, self.inputs.observations = selection.datastore, selection.observations
-        self.inputs.off_observations = select_off_observations(self.config)
+        inputs = self.inputs
+        inputs.datastore, inputs.observations, inputs.off_observations = select_runs(self.config)
 
 
 class AcceptanceDatasetsStep(AcceptanceReduction, DatasetsWorkflowStep):
@@ -179,6 +169,8 @@ class AcceptanceWorkflow(Described, Workflow):
     >>> workflow.acceptance_maker.run_table  # doctest: +SKIP
     """
 
+    config_class = AcceptanceWorkflowConfig
+
     def __init__(self, config):
         if not SUPPORTED:
             raise AcceptanceError(
@@ -186,17 +178,6 @@ class AcceptanceWorkflow(Described, Workflow):
                 "upgrade gammapy, or use AcceptanceAnalysis"
             )
         super().__init__(config)
-        self.off_observations = None
-        self.acceptance_maker = None
-
-    @property
-    def config(self) -> AcceptanceWorkflowConfig:
-        """Options; a dict or gammapy's `~gammapy.workflow.WorkflowConfig` becomes an `AcceptanceWorkflowConfig`."""
-        return self._config
-
-    @config.setter
-    def config(self, value):
-        self._config = AcceptanceWorkflowConfig.coerce(value)
 
     def run(self, steps=None, overwrite=None, name=None):
         """Run steps.

@@ -9,6 +9,7 @@ import astropy.units as u
 import erfa
 import numpy as np
 from gammapy.maps import MapAxis
+from scipy.sparse import csr_array
 
 from gammapy_accmaker.errors import InputError
 
@@ -197,6 +198,44 @@ class FovBins:
             return float(self.edges[0][-1])
         lon, lat = (np.radians(np.abs(e).max()) for e in self.edges)
         return float(np.degrees(np.arccos(np.cos(lon) * np.cos(lat))))
+
+    @cached_property
+    def continued(self) -> np.ndarray:
+        """First and last value of each axis in deg, one bin beyond the edges, shape (axis, 2)."""
+        return np.array([(2 * e[0] - e[1], 2 * e[-1] - e[-2]) for e in self.edges])
+
+    def within(self, fov_lon: np.ndarray, fov_lat: np.ndarray, ranges) -> np.ndarray:
+        """Whether positions (deg) lie within a range of each axis, of which the end does not count."""
+        axes = np.moveaxis(self.positions(fov_lon, fov_lat), -1, 0)
+        return np.all([(x >= low) & (x < high) for x, (low, high) in zip(axes, ranges, strict=True)], axis=0)
+
+    def weights_at(self, fov_lon: np.ndarray, fov_lat: np.ndarray, ends) -> csr_array:
+        """Linear interpolation from the bin centres to n positions (deg) as a matrix, shape (n, size).
+
+        ``ends``: of each axis, a range that positions are moved into; beyond the outer centres a line goes on.
+        """
+        n = len(fov_lon)
+        columns, weights = np.zeros((n, 1), dtype=int), np.ones((n, 1))
+        for x, c, (low, high) in zip(self.positions(fov_lon, fov_lat).T, self.centers, ends, strict=True):
+            if len(c) == 1:
+                continue
+            x = np.clip(x, low, high)
+            left = np.clip(np.searchsorted(c, x, side="right") - 1, 0, len(c) - 2)
+            share = (x - c[left]) / (c[left + 1] - c[left])
+            pair, shares = np.stack([left, left + 1], axis=1), np.stack([1 - share, share], axis=1)
+            columns = (columns[:, :, None] * len(c) + pair[:, None, :]).reshape(n, -1)
+            weights = (weights[:, :, None] * shares[:, None, :]).reshape(n, -1)
+        rows = np.repeat(np.arange(n), columns.shape[1])
+        return csr_array((weights.ravel(), (rows, columns.ravel())), shape=(n, self.size))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Serial form, for a model that has these bins."""
+        return {f"fov_edges_{k}": edges for k, edges in enumerate(self.edges)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> FovBins:
+        """The inverse of `to_arrays`."""
+        return cls(tuple(arrays[k] for k in ("fov_edges_0", "fov_edges_1") if k in arrays))
 
     def index(self, fov_lon: np.ndarray, fov_lat: np.ndarray) -> np.ndarray:
         """Number of the bin that holds each position (deg), -1 outside; the last edge belongs to no bin."""

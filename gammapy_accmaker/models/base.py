@@ -547,6 +547,26 @@ class ScalableModel(RateModel):
         return self.shifted(shift, reach), shift, error, slope
 
 
+class ModelOnBins(ScalableModel):
+    """A model that is read in bins of the field of view, and for one bin beyond them, as gammapy continues a
+    Background2D: datasets are cut out as squares that the field turns in, and the rim would be lost without."""
+
+    fov: FovBins
+
+    @property
+    def is_radial(self) -> bool:
+        return self.fov.is_radial
+
+    @property
+    def half_width(self) -> float:
+        return float(self.fov.continued[0, 1] if self.is_radial else np.abs(self.fov.continued).max())
+
+    @property
+    def offset_max(self) -> float:
+        corner = np.radians(self.half_width)
+        return self.half_width if self.is_radial else float(np.degrees(np.arccos(np.cos(corner) ** 2)))
+
+
 class ScaledModel(RateModel):
     """A model with the norm, and the shift in energy, of one run.
 

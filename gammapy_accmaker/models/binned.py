@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, moved_weights, offset
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.alignment import AlignedRuns, ZenithScaling, align_runs, fit_spectra
-from gammapy_accmaker.models.base import TEV_IN_MEV, EffectSettings, ScalableModel
+from gammapy_accmaker.models.base import TEV_IN_MEV, EffectSettings, ModelOnBins
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
 from gammapy_accmaker.models.fit_counts import add_up, mean_displacement
 from gammapy_accmaker.models.goodness import GoodnessOfFit, goodness_of_model
@@ -46,7 +46,7 @@ _SUBPOINTS = 4  # along each side of a bin, to average the surface over it
 
 
 @dataclass(frozen=True)
-class BinnedModel(ScalableModel):
+class BinnedModel(ModelOnBins):
     """Acceptance from counts in bins.
 
     Attributes
@@ -88,28 +88,6 @@ class BinnedModel(ScalableModel):
     kind = "binned"
     zenith_range = None
 
-    @property
-    def is_radial(self) -> bool:
-        return self.fov.is_radial
-
-    @cached_property
-    def _coverage(self):
-        """First and last value of each axis in deg, shape (axis, 2).
-
-        The last value goes on for one bin, as gammapy continues a Background2D: datasets are cut out as squares that
-        the field turns in, and events on their rim would be lost without.
-        """
-        return np.array([(2 * e[0] - e[1], 2 * e[-1] - e[-2]) for e in self.fov.edges])
-
-    @property
-    def half_width(self) -> float:
-        return float(self._coverage[0, 1] if self.is_radial else np.abs(self._coverage).max())
-
-    @property
-    def offset_max(self) -> float:
-        corner = np.radians(self.half_width)
-        return self.half_width if self.is_radial else float(np.degrees(np.arccos(np.cos(corner) ** 2)))
-
     @cached_property
     def filled(self) -> np.ndarray:
         """Field-of-view bins without exposure, whose rate comes from their neighbours, shape (fov.size,)."""
@@ -133,10 +111,7 @@ class BinnedModel(ScalableModel):
         return self._over_fov(density, fov_lon, fov_lat)
 
     def _over_fov(self, values, fov_lon, fov_lat):
-        position = [offset(fov_lon, fov_lat)] if self.is_radial else [fov_lon, fov_lat]
-        inside = np.all(
-            [(x >= low) & (x < high) for x, (low, high) in zip(position, self._coverage, strict=True)], axis=0
-        )
+        inside = self.fov.within(fov_lon, fov_lat, self.fov.continued)
         return np.where(inside, (_fov_weights(self.fov, fov_lon, fov_lat) @ values.T).T, 0.0)
 
     @property
@@ -196,20 +171,19 @@ class BinnedModel(ScalableModel):
         return _merged(self.counts, self.bin_edges, edges)
 
     def to_arrays(self):
-        arrays = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
-        arrays |= {name: getattr(self, name) for name in ("bin_edges", "counts", "exposure", "energy_edges", "profile")}
+        own = {name: getattr(self, name) for name in ("bin_edges", "counts", "exposure", "energy_edges", "profile")}
+        arrays = self.fov.to_arrays() | own
         arrays |= {} if self.run_scatter is None else {"run_scatter": self.run_scatter.to_array()}
         arrays |= {} if self.goodness_of_fit is None else self.goodness_of_fit.to_arrays()
         return arrays | self.spectrum.to_arrays()
 
     @classmethod
     def from_arrays(cls, arrays):
-        fov = FovBins(tuple(arrays[k] for k in ("fov_edges_0", "fov_edges_1") if k in arrays))
         names = ("bin_edges", "counts", "exposure", "energy_edges", "profile")
         spectrum = SmoothSpectrum.from_arrays(arrays)
         run_scatter = RunScatter.from_array(arrays["run_scatter"]) if "run_scatter" in arrays else None
         given = {name: arrays[name] for name in names} | {"goodness_of_fit": GoodnessOfFit.from_arrays(arrays)}
-        return cls(fov=fov, spectrum=spectrum, run_scatter=run_scatter, **given)
+        return cls(fov=FovBins.from_arrays(arrays), spectrum=spectrum, run_scatter=run_scatter, **given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -501,24 +475,6 @@ def _block_sum(rows, weights):
     return block @ rows
 
 
-def _axis_weights(centers, x):
-    """Left neighbour of each x among the centres and the weight of the right one; flat beyond the ends."""
-    left = np.clip(np.searchsorted(centers, x, side="right") - 1, 0, max(len(centers) - 2, 0))
-    right = np.minimum(left + 1, len(centers) - 1)
-    width = np.where(right > left, centers[right] - centers[left], 1.0)
-    return left, right, np.clip((x - centers[left]) / width, 0, 1)
-
-
 def _fov_weights(fov, fov_lon, fov_lat):
-    """Linear interpolation from the bin centres to positions as a sparse matrix, shape (n, fov.size)."""
-    rows = np.arange(len(fov_lon))
-    if fov.is_radial:
-        left, right, w = _axis_weights(fov.centers[0], offset(fov_lon, fov_lat))
-        columns, values = [left, right], [1 - w, w]
-    else:
-        (i, i2, w), (j, j2, v) = (_axis_weights(c, x) for c, x in zip(fov.centers, (fov_lon, fov_lat), strict=True))
-        n = fov.shape[1]
-        columns = [i * n + j, i * n + j2, i2 * n + j, i2 * n + j2]
-        values = [(1 - w) * (1 - v), (1 - w) * v, w * (1 - v), w * v]
-    shape = (len(rows), fov.size)
-    return csr_array((np.concatenate(values), (np.tile(rows, len(values)), np.concatenate(columns))), shape=shape)
+    """Linear interpolation from the bin centres to positions, flat beyond them."""
+    return fov.weights_at(fov_lon, fov_lat, [centers[[0, -1]] for centers in fov.centers])

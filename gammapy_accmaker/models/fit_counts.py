@@ -57,13 +57,12 @@ class FitCounts:
         return max(1 - float(np.average(self.exposure[inside], weights=self.fov.solid_angle[inside])) / ontime, 0.0)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        edges = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
-        return edges | {"energy_edges": self.energy_edges, "counts": self.counts, "exposure": self.exposure}
+        own = {"energy_edges": self.energy_edges, "counts": self.counts, "exposure": self.exposure}
+        return self.fov.to_arrays() | own
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> FitCounts:
-        fov = FovBins(tuple(arrays[k] for k in ("fov_edges_0", "fov_edges_1") if k in arrays))
-        return cls(arrays["energy_edges"], fov, arrays["counts"], arrays["exposure"])
+        return cls(arrays["energy_edges"], FovBins.from_arrays(arrays), arrays["counts"], arrays["exposure"])
 
 
 def add_up(parts) -> np.ndarray:

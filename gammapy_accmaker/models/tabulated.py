@@ -16,7 +16,7 @@ import numpy as np
 from scipy.interpolate import BSpline, make_interp_spline
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.camera.bins import check_edges, offset
+from gammapy_accmaker.camera.bins import FovBins, check_edges
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import TEV_IN_MEV, ScalableModel
 
@@ -101,25 +101,21 @@ class TabulatedModel(ScalableModel):
     ----------
     energy_edges : `~numpy.ndarray`
         In TeV, > 0, shape (n + 1,).
-    fov_edges : tuple of `~numpy.ndarray`
-        Edges in deg: ``(offset,)``, or ``(fov_lon, fov_lat)``.
+    fov : `FovBins`
     values : `~numpy.ndarray`
         Rate in s-1 MeV-1 sr-1 at the centre of each bin, >= 0, shape (n, m) or (n, m_lon, m_lat).
     """
 
     energy_edges: np.ndarray
-    fov_edges: tuple[np.ndarray, ...]
+    fov: FovBins
     values: np.ndarray
 
     kind = "tabulated"
     zenith_range = None
 
     def __post_init__(self):
-        names = ("offset edges",) if self.is_radial else ("fov_lon edges", "fov_lat edges")
         object.__setattr__(self, "energy_edges", check_edges("energy edges", self.energy_edges))
-        edges = tuple(check_edges(n, e) for n, e in zip(names, self.fov_edges, strict=True))
-        object.__setattr__(self, "fov_edges", edges)
-        shape = tuple(len(e) - 1 for e in (self.energy_edges, *edges))
+        shape = (len(self.energy_edges) - 1, *self.fov.shape)
         if self.energy_edges[0] <= 0:
             raise InputError(f"energy edges: got {self.energy_edges[0]} TeV, but energies > 0 are needed")
         if self.values.shape != shape:
@@ -129,18 +125,15 @@ class TabulatedModel(ScalableModel):
 
     @property
     def is_radial(self) -> bool:
-        return len(self.fov_edges) == 1
+        return self.fov.is_radial
 
     @property
     def half_width(self) -> float:
-        return float(max(np.abs(e).max() for e in self.fov_edges))
+        return float(max(np.abs(e).max() for e in self.fov.edges))
 
     @property
     def offset_max(self) -> float:
-        if self.is_radial:
-            return self.half_width
-        lon, lat = (np.cos(np.radians(np.abs(e).max())) for e in self.fov_edges)
-        return float(np.degrees(np.arccos(lon * lat)))
+        return self.fov.offset_max
 
     @cached_property
     def _log_energy(self):
@@ -154,15 +147,15 @@ class TabulatedModel(ScalableModel):
 
     def _at_positions(self, fov_lon, fov_lat):
         """Rate at the energies of the table and at positions, shape (n, len(fov_lon))."""
-        position = [offset(fov_lon, fov_lat)] if self.is_radial else [np.asarray(fov_lon), np.asarray(fov_lat)]
-        weights = _corner_weights(self.fov_edges, position)
+        # there is no rate beyond, and an exponential must not overflow
+        ends = [edges[[0, -1]] for edges in self.fov.edges]
+        weights = self.fov.weights_at(fov_lon, fov_lat, ends)
         rate, log_rate, empty = self._flat
         out = np.exp((weights @ log_rate.T).T)
         beside = (abs(weights) @ empty.T).T > 0
         if beside.any():
             out = np.where(beside, np.maximum((weights @ rate.T).T, 0), out)
-        inside = np.all([(x >= e[0]) & (x < e[-1]) for x, e in zip(position, self.fov_edges, strict=True)], axis=0)
-        return np.where(inside, out, 0.0)
+        return np.where(self.fov.within(fov_lon, fov_lat, ends), out, 0.0)
 
     def rate_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         return self._at_energies(self._at_positions(fov_lon, fov_lat), np.asarray(energy, dtype=float))
@@ -207,13 +200,11 @@ class TabulatedModel(ScalableModel):
         return replace(self, energy_edges=self.energy_edges * np.exp(-shift), values=self.values * np.exp(shift))
 
     def to_arrays(self):
-        edges = {f"fov_edges_{k}": e for k, e in enumerate(self.fov_edges)}
-        return edges | {"energy_edges": self.energy_edges, "values": self.values}
+        return self.fov.to_arrays() | {"energy_edges": self.energy_edges, "values": self.values}
 
     @classmethod
     def from_arrays(cls, arrays):
-        fov_edges = tuple(arrays[k] for k in ("fov_edges_0", "fov_edges_1") if k in arrays)
-        return cls(arrays["energy_edges"], fov_edges, arrays["values"])
+        return cls(arrays["energy_edges"], FovBins.from_arrays(arrays), arrays["values"])
 
 
 def _between_nodes(energy, rate, is_power_law):
@@ -227,24 +218,3 @@ def _between_nodes(energy, rate, is_power_law):
     step = np.diff(energy)[:, None]
     line = last - first - (rate[1:] - rate[:-1]) / np.where(width > 0, width, np.inf) * step
     return np.where(is_power_law, first * width * growth, np.maximum(line, 0))
-
-
-def _corner_weights(edges, position):
-    """Weights of linear interpolation between bin centres, continued beyond the outer ones, shape (position, bin)."""
-    number = len(position[0])
-    columns, weights = np.zeros((number, 1), dtype=int), np.ones((number, 1))
-    for x, e in zip(position, edges, strict=True):
-        centers = 0.5 * (e[1:] + e[:-1])
-        if len(centers) == 1:
-            continue
-        # no further than the outer edges: there is no rate beyond, and an exponential must not overflow
-        x = np.clip(x, e[0], e[-1])
-        left = np.clip(np.searchsorted(centers, x) - 1, 0, len(centers) - 2)
-        share = (x - centers[left]) / (centers[left + 1] - centers[left])
-        columns = (columns[:, :, None] * len(centers) + np.stack([left, left + 1], axis=1)[:, None, :]).reshape(
-            number, -1
-        )
-        weights = (weights[:, :, None] * np.stack([1 - share, share], axis=1)[:, None, :]).reshape(number, -1)
-    rows = np.repeat(np.arange(number), columns.shape[1])
-    shape = (number, int(np.prod([len(e) - 1 for e in edges])))
-    return csr_array((weights.ravel(), (rows, columns.ravel())), shape=shape)

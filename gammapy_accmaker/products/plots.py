@@ -197,18 +197,23 @@ def plot_spectrum(model: RateModel, ax=None, offsets=None, cos_zeniths=None, vie
     return ax
 
 
-def _energy_labels(energies):
-    return [f"{energy:.2g} TeV" for energy in energies]
+def _draw_profiles(ax, model, energies, view, cos_zenith, relative, **axes):
+    """Rate against offset at energies, the mean over each ring, with the error of the fit; and the curves."""
+    offsets = np.linspace(0, view.offset_max, 121)
+    rates = _ring_means(model, energies, offsets, cos_zenith)
+    if relative:
+        rates = rates / np.where(rates[:, :1] > 0, rates[:, :1], np.nan)
+    errors = list(model.fit_error_grid(energies, offsets, np.zeros_like(offsets), cos_zenith))
+    axes |= {"xlabel": "offset [deg]", "xlim": (0, view.offset_max), "title": _at_zenith(model, cos_zenith)}
+    labels = [f"{energy:.2g} TeV" for energy in energies]
+    return _draw(ax, offsets, rates, labels, None, errors, **axes), rates
 
 
-def plot_radial(model: RateModel, energies, ax=None, view: View | None = None, *, cos_zenith: float = np.nan):
+def plot_radial(model: RateModel, energies, ax=None, view: View | None = None):
     """Rate against offset at energies in TeV, the mean over each ring, with the error of the fit."""
     view = View.of(model) if view is None else view
-    energies, offsets = np.atleast_1d(energies), np.linspace(0, view.offset_max, 121)
-    rates = _ring_means(model, energies, offsets, cos_zenith)
-    errors = list(model.fit_error_grid(energies, offsets, np.zeros_like(offsets), cos_zenith))
-    axes = {"yscale": "log", "xlabel": "offset [deg]", "ylabel": _RATE_LABEL, "xlim": (0, view.offset_max)}
-    ax = _draw(ax, offsets, rates, _energy_labels(energies), None, errors, title=_at_zenith(model, cos_zenith), **axes)
+    scale = {"yscale": "log", "ylabel": _RATE_LABEL}
+    ax, rates = _draw_profiles(ax, model, np.atleast_1d(energies), view, np.nan, False, **scale)
     if np.any(rates > 0):
         ax.set_ylim(np.min(rates[rates > 0]) / 2, np.max(rates) * 2)
     return ax
@@ -218,15 +223,8 @@ def plot_profile(model: RateModel, energies=None, ax=None, view: View | None = N
     """Rate over its value at the centre against offset, the mean over each ring, with the error of the fit."""
     view = View.of(model) if view is None else view
     energies = view.at(model, [cos_zenith]).energies(3) if energies is None else np.atleast_1d(energies)
-    offsets = np.linspace(0, view.offset_max, 121)
-    rates = _ring_means(model, energies, offsets, cos_zenith)
-    centre = rates[:, :1]
-    curves = rates / np.where(centre > 0, centre, np.nan)
-    errors = list(model.fit_error_grid(energies, offsets, np.zeros_like(offsets), cos_zenith))
-    axes = {"xlabel": "offset [deg]", "ylabel": _RELATIVE_LABEL, "xlim": (0, view.offset_max)}
-    ax = _draw(ax, offsets, curves, _energy_labels(energies), None, errors, title=_at_zenith(model, cos_zenith), **axes)
-    largest = np.nanmax(curves, initial=1.0)
-    ax.set_ylim(0, 1.15 * largest)
+    ax, curves = _draw_profiles(ax, model, energies, view, cos_zenith, True, ylabel=_RELATIVE_LABEL)
+    ax.set_ylim(0, 1.15 * np.nanmax(curves, initial=1.0))
     return ax
 
 

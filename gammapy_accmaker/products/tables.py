@@ -8,6 +8,7 @@ import astropy.units as u
 import numpy as np
 from gammapy.irf import Background2D, Background3D, FoVAlignment
 
+from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.pooled import ZenithInterpolated
@@ -72,4 +73,4 @@ def _table_from_irf(irf, fov_alignment: str | None = None) -> tuple[TabulatedMod
     if alignment == FoVAlignment.REVERSE_LON_RADEC and len(names) == 3:
         values, edges[1] = values[:, ::-1], -edges[1][::-1]
     frame = "altaz" if alignment == FoVAlignment.ALTAZ else "radec"
-    return TabulatedModel(edges[0], tuple(edges[1:]), values.copy()), frame
+    return TabulatedModel(edges[0], FovBins(tuple(edges[1:])), values.copy()), frame

@@ -208,7 +208,7 @@ def _verdict(residuals, run_table, validation) -> list[str]:
     found = significances(residuals) if validation is None else held_out(validation, residuals)
     whole = {frame: together(bands) for frame, bands in found.items()}
     told = {frame: one for frame, one in whole.items() if one is not None}
-    whose = _trained_note(residuals, run_table) if validation is None else _HELD_OUT_NOTE
+    kind, whose = _seen_by_fit(residuals, run_table) if validation is None else ("Held-out runs", _HELD_OUT_NOTE)
     if not told:
         text = "No verdict: in no energy band are there counts enough for one."
         return [_paragraph(text, "warn"), _paragraph(whose, "note"), _paragraph(_SIGNIFICANCE)]
@@ -219,7 +219,6 @@ def _verdict(residuals, run_table, validation) -> list[str]:
         for k in _bands_that_tell(bands)
         if not bands[k].is_good
     ]
-    kind = "Held-out runs" if validation is not None else _kind_of_runs(residuals, run_table)
     numbers = "; ".join(
         f"in the {frame} ({_range_that_tells(residuals, found[frame])}) mean {one.in_words()[0]}, width "
         f"{one.in_words()[1]}"
@@ -428,27 +427,18 @@ def _n_trained(residuals, run_table) -> int:
     return sum(len(found) > 0 for found in find_runs([run.key for run in residuals.runs], trained))
 
 
-def _kind_of_runs(residuals, run_table):
-    seen, n = _n_trained(residuals, run_table), len(residuals.runs)
-    return (
-        "Runs of the fit"
-        if seen == n
-        else "Runs that the fit has not seen"
-        if not seen
-        else "Runs of the fit and others"
-    )
-
-
-def _trained_note(residuals, run_table):
-    """What the widths mean depends on whether the fit has seen the events."""
+def _seen_by_fit(residuals, run_table) -> tuple[str, str]:
+    """What the runs are to the fit, and what that says of the widths."""
     seen, n = _n_trained(residuals, run_table), len(residuals.runs)
     if seen:
-        return (
+        return "Runs of the fit" if seen == n else "Runs of the fit and others", (
             f"Trained: {seen} of these {n} runs have trained the model, which makes the stacked residuals narrower "
             "than those of unseen runs. A cross-validation (--cross-validate, with_cross_validation) shows how well "
             "unseen runs are predicted."
         )
-    return f"Unseen: none of these {n} runs has trained the model; their own events have adapted it to them."
+    return "Runs that the fit has not seen", (
+        f"Unseen: none of these {n} runs has trained the model; their own events have adapted it to them."
+    )
 
 
 def _camera(residuals) -> str:

@@ -13,6 +13,7 @@ from scipy.integrate import quad
 from stores import observations, plain_store, sky_geom
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel
+from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.tabulated import TabulatedModel
 
@@ -123,7 +124,7 @@ def test_dr1_the_shipped_background():
 
 
 def test_integrals_are_those_of_the_interpolation():
-    table = TabulatedModel(ENERGY.edges.to_value("TeV"), (np.array([0, 1, 2.0, 3.0]),), _ragged())
+    table = TabulatedModel(ENERGY.edges.to_value("TeV"), FovBins((np.array([0, 1, 2.0, 3.0]),)), _ragged())
     edges = np.array([0.05, 0.13, 0.9, 4, 77, 200])
     got = table.integral_grid(edges, np.array([0.7, 1.9]), np.zeros(2))
     for k in range(2):
@@ -163,7 +164,7 @@ def test_trap_empty_bins_and_nan_stay_between_their_neighbours(caplog):
 def test_a_table_ends_at_its_edges():
     """It is continued from the outer centres to the outer edges, in energy and field of view, and is 0 beyond."""
     edges = np.array([1.0, 2.0, 4.0]), (np.array([-1.0, 0.0, 1.0]), np.array([-2.0, 0.0, 2.0]))
-    model = TabulatedModel(*edges, np.full((2, 2, 2), 3.0))
+    model = TabulatedModel(edges[0], FovBins(edges[1]), np.full((2, 2, 2), 3.0))
     at = np.array([0.9, 1.0, 1.5, 4.0, 4.1, 4.9])
     assert model.rate_grid(at, np.zeros(1), np.zeros(1))[:, 0] == pytest.approx([0, 3, 3, 3, 0, 0])
     lon, lat = np.array([-1.01, -1.0, -0.9, 0.99, 1.0, 0, 0]), np.array([0, 0, 0, 0, 0, -2.01, -2.0])
@@ -173,7 +174,7 @@ def test_a_table_ends_at_its_edges():
 
 
 def test_a_table_of_one_bin_is_flat():
-    model = TabulatedModel(np.array([1.0, 4.0]), (np.array([0.0, 2.0]),), np.array([[3.0]]))
+    model = TabulatedModel(np.array([1.0, 4.0]), FovBins((np.array([0.0, 2.0]),)), np.array([[3.0]]))
     assert model.rate_grid([1.0, 2.5, 4.0], np.array([0.3]), np.array([1.0]))[:, 0] == pytest.approx([3, 3, 3])
     assert model.integral_grid([1.0, 2.0, 4.0], np.array([0.3]), np.array([1.0]))[:, 0] == pytest.approx([3e6, 6e6])
 
@@ -183,9 +184,9 @@ def test_rates_that_are_none_are_refused(bad):
     values = np.ones((2, 2))
     values[1, 0] = bad
     with pytest.raises(InputError, match="rates"):
-        TabulatedModel(np.array([1.0, 2.0, 4.0]), (np.array([0.0, 1.0, 2.0]),), values)
+        TabulatedModel(np.array([1.0, 2.0, 4.0]), FovBins((np.array([0.0, 1.0, 2.0]),)), values)
     with pytest.raises(InputError, match="energies > 0"):
-        TabulatedModel(np.array([0.0, 2.0, 4.0]), (np.array([0.0, 1.0, 2.0]),), np.ones((2, 2)))
+        TabulatedModel(np.array([0.0, 2.0, 4.0]), FovBins((np.array([0.0, 1.0, 2.0]),)), np.ones((2, 2)))
 
 
 def test_alignment_that_the_header_lacks_is_named(caplog):

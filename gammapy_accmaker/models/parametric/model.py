@@ -10,7 +10,7 @@ import numpy as np
 from scipy.interpolate import RegularGridInterpolator
 
 from gammapy_accmaker.camera.bins import FovBins
-from gammapy_accmaker.models.base import TEV_IN_MEV, ScalableModel
+from gammapy_accmaker.models.base import TEV_IN_MEV, ModelOnBins
 from gammapy_accmaker.models.goodness import GoodnessOfFit
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.parametric.function import PYTHON, RateFunction, rate_function
@@ -79,7 +79,7 @@ class ParametricResult:
 
 
 @dataclass(frozen=True, eq=False)
-class ParametricModel(ScalableModel):
+class ParametricModel(ModelOnBins):
     """Acceptance from a fitted function.
 
     It holds no code. A ready function is kept by its name and values. A function that was given in Python is kept as
@@ -127,20 +127,6 @@ class ParametricModel(ScalableModel):
 
     kind = "parametric"
     zenith_range = None
-    is_radial = False
-
-    @cached_property
-    def _coverage(self):
-        """First and last value of each axis in deg, one bin beyond the fit, shape (2, 2)."""
-        return np.array([(2 * e[0] - e[1], 2 * e[-1] - e[-2]) for e in self.fov.edges])
-
-    @property
-    def half_width(self) -> float:
-        return float(np.abs(self._coverage).max())
-
-    @property
-    def offset_max(self) -> float:
-        return float(np.degrees(np.arccos(np.cos(np.radians(self.half_width)) ** 2)))
 
     @cached_property
     def _function(self):
@@ -155,7 +141,7 @@ class ParametricModel(ScalableModel):
         else:
             shares = linear_weights(np.log(self.group_energy), np.log(energy))
             rate = (self.spectrum(energy) / TEV_IN_MEV)[:, None] * (shares @ self.profiles(fov_lon, fov_lat))
-        return np.where(self._covers(fov_lon, fov_lat), rate, 0)
+        return np.where(self.fov.within(fov_lon, fov_lat, self.fov.continued), rate, 0)
 
     def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith=np.nan):
         edges = np.asarray(energy_edges, dtype=float)
@@ -166,7 +152,7 @@ class ParametricModel(ScalableModel):
             total = np.einsum("ek,ekp->ep", weight, rate.reshape(*energy.shape, -1))
         else:
             total = self.spectrum.bin_weights(edges, self.group_energy) @ self.profiles(fov_lon, fov_lat)
-        return np.where(self._covers(fov_lon, fov_lat), total, 0)
+        return np.where(self.fov.within(fov_lon, fov_lat, self.fov.continued), total, 0)
 
     def shifted(self, shift, reach):
         scale = np.exp(-shift)
@@ -195,11 +181,6 @@ class ParametricModel(ScalableModel):
         points = np.stack([np.repeat(x, len(lon)), np.tile(lon, len(x)), np.tile(lat, len(x))], axis=1)
         return RegularGridInterpolator(nodes, self.relative_error)(points).reshape(len(x), len(lon))
 
-    def _covers(self, fov_lon, fov_lat):
-        return np.all(
-            [(x >= a) & (x < b) for x, (a, b) in zip((fov_lon, fov_lat), self._coverage, strict=True)], axis=0
-        )
-
     def _clipped(self, fov_lon, fov_lat):
         return [np.clip(x, *e[[0, -1]]) for x, e in zip((fov_lon, fov_lat), self.fov.edges, strict=True)]
 
@@ -217,9 +198,8 @@ class ParametricModel(ScalableModel):
         return np.array(shapes) / self.group_counts[:, None]
 
     def to_arrays(self):
-        arrays = {f"fov_edges_{k}": e for k, e in enumerate(self.fov.edges)}
-        arrays |= {name: getattr(self, name) for name in ("bin_edges", "energy_edges", "relative_error")}
-        arrays |= {"description": np.array(self.description), **self.result.to_arrays()}
+        own = {name: getattr(self, name) for name in ("bin_edges", "energy_edges", "relative_error")}
+        arrays = self.fov.to_arrays() | own | {"description": np.array(self.description), **self.result.to_arrays()}
         if self.run_scatter is not None:
             arrays["run_scatter"] = self.run_scatter.to_array()
         if self.spectrum is not None:
@@ -236,7 +216,6 @@ class ParametricModel(ScalableModel):
 
     @classmethod
     def from_arrays(cls, arrays):
-        fov = FovBins((arrays["fov_edges_0"], arrays["fov_edges_1"]))
         given = {name: arrays[name] for name in ("bin_edges", "energy_edges", "relative_error")}
         if "run_scatter" in arrays:
             given["run_scatter"] = RunScatter.from_array(arrays["run_scatter"])
@@ -255,7 +234,8 @@ class ParametricModel(ScalableModel):
         result = ParametricResult.from_arrays(arrays)
         if not result.valid:
             log.warning(f"the parametric model {arrays['description']} comes from a fit that failed: {result.message}")
-        return cls(fov=fov, description=str(arrays["description"]), shapes=shapes, result=result, **given)
+        given |= {"fov": FovBins.from_arrays(arrays), "description": str(arrays["description"])}
+        return cls(shapes=shapes, result=result, **given)
 
 
 def _table_product(tables, energy, lon, lat):

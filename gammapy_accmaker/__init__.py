@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; HOMES says the same when the names are asked for
     from gammapy_accmaker.acceptance.dl3 import attach_background
-    from gammapy_accmaker.acceptance.fit import fit_acceptance
+    from gammapy_accmaker.acceptance.fit import fit_acceptance, plan_groups
     from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
     from gammapy_accmaker.acceptance.model import AcceptanceModel
-    from gammapy_accmaker.acceptance.plan import plan_groups
     from gammapy_accmaker.acceptance.sums import background_sum_error
     from gammapy_accmaker.analysis.analysis import AcceptanceAnalysis
     from gammapy_accmaker.analysis.config import AcceptanceAnalysisConfig
@@ -53,7 +52,7 @@ HOMES = {
     "cross_validate": "validation.cross_validation",
     "fit_acceptance": "acceptance.fit",
     "match_observations": "data.matching",
-    "plan_groups": "acceptance.plan",
+    "plan_groups": "acceptance.fit",
 }
 
 

@@ -1,7 +1,7 @@
 """Reduced runs -> `AcceptanceModel`: the fit of all runs together, or of a model for each group of a plan.
 
-From the top: the groups of a plan, put together to one model that follows zenith and azimuth; `fit_acceptance`, the
-public door, and `fit_runs` below it; and the run table, in which every run has a row.
+From the top: the groups of a plan, put together to one model that follows zenith and azimuth; `plan_groups` and
+`fit_acceptance`, the public doors, and `fit_runs` below them; and the run table, in which every run has a row.
 """
 
 from __future__ import annotations
@@ -118,6 +118,48 @@ def _seen_range(group):
     """Smallest and largest cos zenith in runs."""
     low, high = np.array([run.cos_zenith_range for run in group]).T
     return float(low.min()), float(high.max())
+
+
+def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None) -> GroupPlan:
+    """Plan which runs are pooled in a fit.
+
+    Parameters
+    ----------
+    observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
+        Those that are to be fitted.
+    config : `AcceptanceConfig` or dict, optional
+        Its ``zenith`` and ``azimuth`` say how runs are pooled; the model ``spline``, which follows the zenith angle
+        without bins, has one group.
+    exclusion : sky region, region file, mask map, or a list of these, optional
+        As for `fit_acceptance`: counts in it are not counted.
+    n_jobs, parallel_backend : int and str, optional
+        As for `fit_acceptance`.
+
+    Returns
+    -------
+    plan : `GroupPlan`
+        To look at, to plot, and for `fit_acceptance`.
+
+    Raises
+    ------
+    InputError
+        Where no observation can be used.
+
+    Examples
+    --------
+    >>> config = AcceptanceConfig(model={"type": "radial"})
+    >>> plan = plan_groups(observations, config)  # doctest: +SKIP
+    >>> print(plan)  # doctest: +SKIP
+    >>> model = fit_acceptance(observations, config, plan=plan)  # doctest: +SKIP
+    """
+    config = AcceptanceConfig.coerce(config)
+    observations = as_observations(observations)
+    runs, failures = Reduction.of(config, exclusion).reduce_all(observations, Execution.of(n_jobs, parallel_backend))
+    warn_of_notes(runs, config.offset_max.deg)
+    require_runs(runs, failures.values())
+    plan = make_plan(runs, config)
+    warn_missed(plan, config)
+    return plan
 
 
 @one_thread()

@@ -10,17 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from astropy.table import Table
 
-from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.camera.bins import azimuth_sector
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.grouping import BinMinimum, grow_zenith_bins, wobble_positions
-from gammapy_accmaker.data.notes import warn_of_notes
-from gammapy_accmaker.data.observations import as_observations
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice, in_own_order
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.utils.describe import counted
-from gammapy_accmaker.utils.parallel import Execution
-from gammapy_accmaker.utils.run_key import label_array, require_runs
+from gammapy_accmaker.utils.run_key import label_array
 
 log = logging.getLogger(__name__)
 
@@ -279,48 +275,6 @@ class GroupPlan:
             + "\n".join(self.table["GROUP", "AZIMUTH_MIN", "AZIMUTH_MAX", "COS_ZENITH_MIN", "COS_ZENITH_MAX", "N_RUNS",
                                    "LIVETIME", "COUNTS", "WOBBLES"].pformat(max_lines=-1, max_width=-1))
         )  # fmt: skip
-
-
-def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None) -> GroupPlan:
-    """Plan which runs are pooled in a fit.
-
-    Parameters
-    ----------
-    observations : `~gammapy.data.Observations` or list of `~gammapy.data.Observation`
-        Those that are to be fitted.
-    config : `AcceptanceConfig` or dict, optional
-        Its ``zenith`` and ``azimuth`` say how runs are pooled; the model ``spline``, which follows the zenith angle
-        without bins, has one group.
-    exclusion : sky region, region file, mask map, or a list of these, optional
-        As for `fit_acceptance`: counts in it are not counted.
-    n_jobs, parallel_backend : int and str, optional
-        As for `fit_acceptance`.
-
-    Returns
-    -------
-    plan : `GroupPlan`
-        To look at, to plot, and for `fit_acceptance`.
-
-    Raises
-    ------
-    InputError
-        Where no observation can be used.
-
-    Examples
-    --------
-    >>> config = AcceptanceConfig(model={"type": "radial"})
-    >>> plan = plan_groups(observations, config)  # doctest: +SKIP
-    >>> print(plan)  # doctest: +SKIP
-    >>> model = fit_acceptance(observations, config, plan=plan)  # doctest: +SKIP
-    """
-    config = AcceptanceConfig.coerce(config)
-    observations = as_observations(observations)
-    runs, failures = Reduction.of(config, exclusion).reduce_all(observations, Execution.of(n_jobs, parallel_backend))
-    warn_of_notes(runs, config.offset_max.deg)
-    require_runs(runs, failures.values())
-    plan = make_plan(runs, config)
-    warn_missed(plan, config)
-    return plan
 
 
 def warn_missed(plan: GroupPlan, config: AcceptanceConfig) -> None:

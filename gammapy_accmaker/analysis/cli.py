@@ -162,7 +162,7 @@ def plan(config, output, n_jobs, overwrite):
     """Print which runs are pooled in a fit: one group, or several where the fit has bins of zenith angle or azimuth."""
     from matplotlib.figure import Figure
 
-    from gammapy_accmaker.acceptance.plan import plan_groups
+    from gammapy_accmaker.acceptance.fit import plan_groups
     from gammapy_accmaker.analysis.analysis import make_maker
     from gammapy_accmaker.utils.files import check_free, write_atomically
 

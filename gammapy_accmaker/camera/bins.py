@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from gammapy_accmaker.errors import InputError
 
+TEV_IN_MEV = 1e6
 FINE = 0.1  # deg; a bin that is no wider is one place
 _FARTHEST = 0.9  # of the half width of a bin, that a part of it may be from its middle
 _TILT_STEPS = 25

@@ -30,7 +30,6 @@ from gammapy_accmaker.models.run_shape import RunShape
 from gammapy_accmaker.models.source_terms import add_patches, norm_beside
 from gammapy_accmaker.utils.run_key import RunKey
 
-TEV_IN_MEV = 1e6
 _SHIFT_STEP = 0.02  # in log energy, of a derivative
 NOT_CONVERGED = "not converged"  # flag of a run whose effects are not at their maximum
 

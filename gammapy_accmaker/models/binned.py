@@ -17,10 +17,10 @@ from scipy.interpolate import griddata
 from scipy.ndimage import uniform_filter1d
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.camera.bins import CountsBins, FovBins, moved_weights, offset
+from gammapy_accmaker.camera.bins import TEV_IN_MEV, CountsBins, FovBins, moved_weights, offset
 from gammapy_accmaker.errors import FitError
 from gammapy_accmaker.models.alignment import AlignedRuns, ZenithScaling, align_runs, fit_spectra
-from gammapy_accmaker.models.base import TEV_IN_MEV, EffectSettings, ModelOnBins
+from gammapy_accmaker.models.base import EffectSettings, ModelOnBins
 from gammapy_accmaker.models.energy_drift import fit_drift, orthonormal_modes
 from gammapy_accmaker.models.fit_counts import add_up, mean_displacement
 from gammapy_accmaker.models.goodness import GoodnessOfFit, goodness_of_model

@@ -16,9 +16,9 @@ import numpy as np
 from scipy.interpolate import BSpline, make_interp_spline
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.camera.bins import FovBins, check_edges
+from gammapy_accmaker.camera.bins import TEV_IN_MEV, FovBins, check_edges
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import TEV_IN_MEV, ScalableModel
+from gammapy_accmaker.models.base import ScalableModel
 
 _FLOOR = 1e-30  # of the largest value: what stands for 0
 

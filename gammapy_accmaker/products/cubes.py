@@ -11,9 +11,9 @@ import numpy as np
 from gammapy.maps import Map, MapAxis, WcsGeom
 from scipy.ndimage import gaussian_filter
 
-from gammapy_accmaker.camera.bins import offset
+from gammapy_accmaker.camera.bins import TEV_IN_MEV, offset
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.models.fit_counts import FitCounts
 from gammapy_accmaker.products.irf import RATE_UNIT
 

@@ -18,10 +18,10 @@ import numpy as np
 from gammapy.irf import Background2D, Background3D, FoVAlignment
 from gammapy.maps import MapAxis
 
-from gammapy_accmaker.camera.bins import offset
+from gammapy_accmaker.camera.bins import TEV_IN_MEV, offset
 from gammapy_accmaker.camera.track import FovTrack, unit_vectors
 from gammapy_accmaker.errors import ObservationError
-from gammapy_accmaker.models.base import TEV_IN_MEV, RateModel
+from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import polar_average, rate_nodes, read_polar
 from gammapy_accmaker.utils.arguments import check_choice
 from gammapy_accmaker.utils.threads import one_thread

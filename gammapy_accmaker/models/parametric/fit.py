@@ -12,10 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.camera.bins import TEV_IN_MEV, FovBins
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.alignment import AlignedRuns
-from gammapy_accmaker.models.base import TEV_IN_MEV
 from gammapy_accmaker.models.goodness import goodness_of_model
 from gammapy_accmaker.models.parametric.function import check_shared, rate_function
 from gammapy_accmaker.models.parametric.likelihood import BinNodes, Likelihood, fit_likelihoods

@@ -14,9 +14,8 @@ import numpy as np
 from iminuit import Minuit
 from iminuit.util import IMinuitWarning
 
-from gammapy_accmaker.camera.bins import FovBins, moved_weights
+from gammapy_accmaker.camera.bins import TEV_IN_MEV, FovBins, moved_weights
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.base import TEV_IN_MEV
 from gammapy_accmaker.models.parametric.function import RateFunction
 from gammapy_accmaker.utils.statistics import poisson_deviance
 

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from scipy.interpolate import RegularGridInterpolator
 
-from gammapy_accmaker.camera.bins import FovBins
-from gammapy_accmaker.models.base import TEV_IN_MEV, ModelOnBins
+from gammapy_accmaker.camera.bins import TEV_IN_MEV, FovBins
+from gammapy_accmaker.models.base import ModelOnBins
 from gammapy_accmaker.models.goodness import GoodnessOfFit
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.parametric.function import PYTHON, RateFunction, rate_function

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gammapy_accmaker.models.base import TEV_IN_MEV
+from gammapy_accmaker.camera.bins import TEV_IN_MEV
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
 from gammapy_accmaker.models.source_terms import TINY, CountsPatch, SourceBands, background_weights
 from gammapy_accmaker.models.spline.cells import FovCells, RunCells

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gammapy_accmaker.models.base import TEV_IN_MEV, AdaptedRun, RateModel
+from gammapy_accmaker.camera.bins import TEV_IN_MEV
+from gammapy_accmaker.models.base import AdaptedRun, RateModel
 from gammapy_accmaker.models.spline.adapt import fit_run
 from gammapy_accmaker.models.spline.cells import in_pixels
 from gammapy_accmaker.models.spline.effects import RunEffect

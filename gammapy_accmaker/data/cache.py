@@ -31,6 +31,7 @@ from gammapy_accmaker.data.observations import event_locations
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
 from gammapy_accmaker.data.sky_counts import SkyCounts
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.fit_counts import in_few_bytes
 from gammapy_accmaker.models.source_terms import CountsPatch
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
@@ -313,8 +314,8 @@ def _sky_of(arrays, n_energy):
     nodes, side = np.array(nodes), int(first[0])
     ((signal, sources),) = _read_patches(arrays, 1, (n_energy, side**2), "SKY")
     return SkyCounts(
-        index=arrays["SKYINDEX"].astype(np.int32),
-        counts=arrays["SKYCOUNT"].astype(np.uint16),
+        index=in_few_bytes(arrays["SKYINDEX"]),
+        counts=in_few_bytes(arrays["SKYCOUNT"]),
         side=side,
         matrix=first[2:].reshape(3, 3),
         slices=nodes[:, 0].astype(np.int8),

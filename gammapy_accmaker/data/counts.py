@@ -225,7 +225,8 @@ def reduce_observation(
         seen = here & (fraction > 0)[fov_bin]
         dropped["unexposed bin"] += int((here & ~seen).sum())
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
-        counts = csr_array((np.ones(seen.sum(), dtype=np.int32), (energy_bin[seen], fov_bin[seen])), shape=shape)
+        at = energy_bin[seen].astype(np.int32), fov_bin[seen].astype(np.int32)
+        counts = csr_array((np.ones(seen.sum(), dtype=np.int32), at), shape=shape)
         counts.sum_duplicates()
         one = _run_slice(key, part, counts, fraction, displacement, live, numbers)
         slices.append(of_sources.added_to(one, part, exclusion, time_step))

@@ -12,6 +12,7 @@ import numpy as np
 
 from gammapy_accmaker.camera.bins import axis_index
 from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.models.fit_counts import in_few_bytes
 from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch
 
 SKY_PIXEL = 0.1  # deg
@@ -33,9 +34,8 @@ class SkyCounts:
 
     Attributes
     ----------
-    index : `~numpy.ndarray`, int32, shape (n,)
-        Band and pixel with counts: ``(band * side + row) * side + column``.
-    counts : `~numpy.ndarray`, uint16, shape (n,)
+    index, counts : `~numpy.ndarray`, shape (n,)
+        Band and pixel with counts, ``(band * side + row) * side + column``, and its counts, in few bytes.
     side : int
         Pixels along each side of the grid, see `pixels`.
     matrix : `~numpy.ndarray`, shape (3, 3)
@@ -99,8 +99,8 @@ class SkyCounts:
             seconds.append(weights)
             turns.append(part.matrices_at(nodes) @ matrix.T)
         return cls(
-            index=index.astype(np.int32),
-            counts=np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16),
+            index=in_few_bytes(index),
+            counts=in_few_bytes(counts),
             side=side,
             matrix=matrix,
             slices=np.concatenate(number).astype(np.int8),

@@ -16,7 +16,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -33,6 +32,8 @@ from gammapy_accmaker import AcceptanceConfig, fit_acceptance  # noqa: E402
 from gammapy_accmaker.acceptance.fit import fit_runs, make_run_table  # noqa: E402
 from gammapy_accmaker.acceptance.reduction import make_bins  # noqa: E402
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice  # noqa: E402
+from gammapy_accmaker.data.sky_counts import SKY_PIXEL, SkyCounts, sky_bands  # noqa: E402
+from gammapy_accmaker.models.fit_counts import in_few_bytes  # noqa: E402
 from gammapy_accmaker.simulation.irfs import BackgroundTruth  # noqa: E402
 from gammapy_accmaker.utils.parallel import Execution  # noqa: E402
 from gammapy_accmaker.utils.run_key import RunKey
@@ -61,14 +62,29 @@ def draw_runs(bins, number, events):
         z = rng.integers(0, ZENITHS)
         n = rng.poisson(events * np.exp(0.1 * rng.normal()))
         at = np.searchsorted(cumulative[z], rng.uniform(0, cumulative[z][-1], n))
-        counts = csr_array((np.ones(n, dtype=np.int32), np.divmod(at, shape[1])), shape=shape)
+        counts = csr_array((np.ones(n, dtype=np.int32), np.divmod(at.astype(np.int32), shape[1])), shape=shape)
         counts.sum_duplicates()
         exposure = np.full(shape[1], ONTIME)
         dropped = {"not finite": 0, "outside GTI": 0}
         times = {"ontime": ONTIME, "livetime": 0.94 * ONTIME, "mjd": 59000.0 + k}
         where = {"cos_zenith": cos_zenith[z], "azimuth": rng.uniform(0, 360), "cos_zenith_range": (cos_zenith[z],) * 2}
         part = RunSlice(key=RunKey(k + 1), counts=counts, exposure=exposure, **times, **where)
-        yield ReducedRun(part.key, (part,), dropped=dropped, place=k)
+        sky = sky_counts(np.divmod(at, shape[1]), bins, rng)
+        yield ReducedRun(part.key, (part,), dropped=dropped, place=k, sky=sky)
+
+
+def sky_counts(at, bins, rng):
+    """The same events on the sky, as much as a reduced run keeps of them; ``at``: their bins of energy and field."""
+    energy, pixel = at
+    lon, lat = (rng.normal(a[pixel], 0.02) for a in (bins.fov.fov_lon, bins.fov.fov_lat))
+    side = 2 * int(np.ceil(bins.fov.offset_max / SKY_PIXEL))
+    column, row = (np.clip(np.floor(a / SKY_PIXEL).astype(int) + side // 2, 0, side - 1) for a in (lon, lat))
+    band = np.searchsorted(sky_bands(bins.energy_edges), bins.energy_edges[energy], side="right") - 1
+    index, counts = np.unique((band * side + row) * side + column, return_counts=True)
+    turns = np.repeat(np.eye(3)[None], 6, axis=0)
+    return SkyCounts(
+        in_few_bytes(index), in_few_bytes(counts), side, np.eye(3), np.zeros(6, np.int8), np.full(6, ONTIME / 6), turns
+    )
 
 
 def repeated_observations(number):
@@ -106,9 +122,13 @@ def measure(options):
 
 
 def processor_time():
-    """Of this process and of its children that have ended, in s."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    """Of this process, of its children, and of theirs that have ended, in s."""
+    pids = [
+        os.getpid(),
+        *(pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()),
+    ]
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(float(ticks) for stat in stats for ticks in stat[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
 class PeakMemory(threading.Thread):

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.fit_counts import in_few_bytes
 from gammapy_accmaker.models.source_terms import CountsPatch, SourceBands
 from gammapy_accmaker.utils.run_key import RunKey
 
@@ -323,15 +324,14 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
             f"the model, ({n_energy}, {n_fov}) and ({n_fov},); reduce the run with the bins of the fit"
         )
     counts = (run.counts @ cells.membership).tocoo()
-    # of many runs this is what takes the memory: numbers of bins, and counts, fit into four bytes
-    index = (counts.coords[0] * cells.n_cell + counts.coords[1]).astype(np.int32)
+    index = counts.coords[0].astype(np.int64) * cells.n_cell + counts.coords[1]
     order = np.argsort(index)
     order = order[counts.data[order] > 0]
     exposure = cells.membership.T @ (run.exposure * cells.solid_angle)
     signal, sources = getattr(run, "signal", None), getattr(run, "sources", ())
     return CellCounts(
-        run.key, index[order], counts.data[order].astype(np.float32), exposure, cells.displacement(run.exposure),
-        run.cos_zenith, run.azimuth, run.cos_zenith_range, run.covariates,
+        run.key, in_few_bytes(index[order]), in_few_bytes(counts.data[order]),
+        exposure, cells.displacement(run.exposure), run.cos_zenith, run.azimuth, run.cos_zenith_range, run.covariates,
         None if signal is None else signal.gathered(cells.membership),
         tuple(source.gathered(cells.membership) for source in sources),
     )  # fmt: skip
@@ -395,7 +395,7 @@ class RunCells:
         index, first = np.unique(self.index // n_sector, return_index=True)
         return RunCells(
             index,
-            np.add.reduceat(self.counts, first) if len(first) else self.counts,
+            np.add.reduceat(self.counts, first, dtype=float) if len(first) else self.counts,
             self.exposure.reshape(-1, n_sector).sum(axis=1),
             self.zenith_basis,
             self.scaled_energy,

@@ -369,7 +369,7 @@ def test_runs_are_let_go_before_the_rounds_of_the_fit():
 def test_what_is_kept_of_a_run_is_small(runs):
     cells = FovCells(LON, LAT, SOLID_ANGLE)
     kept = gather_counts(cells, len(EDGES) - 1, runs[0])
-    assert kept.index.nbytes + kept.counts.nbytes == 8 * len(kept.index) <= 8 * runs[0].counts.nnz
+    assert kept.index.nbytes + kept.counts.nbytes == 3 * len(kept.index) <= 3 * runs[0].counts.nnz
     assert kept.counts.sum() == runs[0].counts.sum()
     assert kept.exposure.sum() == pytest.approx((runs[0].exposure * SOLID_ANGLE).sum())
     assert np.array_equal(kept.spectrum(len(EDGES) - 1), runs[0].counts.sum(axis=1))

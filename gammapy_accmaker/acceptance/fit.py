@@ -474,8 +474,8 @@ def make_run_table(
     if off:
         named = some_names([f"{name} ({ratio:.2f})" for name, ratio in off.items()])
         log.warning(
-            f"the counts of {len(off)} of {len(runs)} runs (over what is expected: {named}) are more than "
-            f"{100 * _OFF_SHARE:.0f} % and {_OFF_SIGMA:.0f} standard deviations off: {_remedy_for_off(config)}"
+            f"the counts of {len(off)} of {len(runs)} runs are more than {100 * _OFF_SHARE:.0f} % and {_OFF_SIGMA:.0f} "
+            f"standard deviations off (counts over what is expected: {named}): {_remedy_for_off(config)}"
         )
     swinging = [str(names[place]) for place, row in rows.items() if NOT_CONVERGED in row["FLAG"]]
     if swinging:

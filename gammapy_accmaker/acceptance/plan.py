@@ -242,7 +242,7 @@ class GroupPlan:
         colors = [f"C{k % 10}" for k in self.group]
         ax.scatter(self.azimuth if by_azimuth else self.livetime / _HOUR, _zenith(self.cos_zenith), c=colors, s=12)
         n_runs, n_parts = len(np.unique(self.run)), len(self.run)
-        of_run = "a run" if n_runs == n_parts else f"a part of a run ({n_parts} of {n_runs} runs)"
+        of_run = "a run" if n_runs == n_parts else f"a part of a run ({n_parts} parts of {n_runs} runs)"
         ax.scatter([], [], c="0.4", s=12, label=of_run)
         ax.set(
             xlabel="azimuth [deg]" if by_azimuth else f"livetime of a group, and of {of_run.split(' (')[0]} [h]",

@@ -85,7 +85,9 @@ def describe_goodness(fits: Sequence[GoodnessOfFit]) -> str:
     if len(fits) == 1:
         return str(worst)
     return (
-        f"{poor} of {len(fits)} fits are poor; the worst: {worst}" if poor else f"{len(fits)} fits; the worst: {worst}"
+        f"{poor} of {len(fits)} fits {'is' if poor == 1 else 'are'} poor; the worst: {worst}"
+        if poor
+        else f"{len(fits)} fits; the worst: {worst}"
     )
 
 

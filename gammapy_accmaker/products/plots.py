@@ -255,7 +255,8 @@ def _pixels(view):
 def _image(ax, model, energy, x, values, label, cos_zenith, title, view, **scale):
     ax = plt.gca() if ax is None else ax
     image = ax.pcolormesh(x, x, values.T, shading="nearest", rasterized=True, **scale)
-    ax.figure.colorbar(image, ax=ax, label=label)
+    bar = ax.figure.colorbar(image, ax=ax, label=label)
+    bar.formatter.set_powerlimits((-2, 3))  # rates are small
     coarse = x[::4]
     lon, lat = np.meshgrid(coarse, coarse, indexing="ij")
     error = model.fit_error_grid(np.array([energy]), lon.ravel(), lat.ravel(), cos_zenith)[0].reshape(lon.shape)
@@ -298,19 +299,26 @@ def plot_rate_image(
     return _image(ax, model, energy, x, values, label, cos_zenith, title, view, cmap=_RATE_MAP, vmin=0)
 
 
-def plot_asymmetry(model: RateModel, energy: float, ax=None, *, cos_zenith: float = np.nan, view: View | None = None):
-    """Image of how far the rate lies above or below the mean of its ring, in %, at an energy in TeV."""
+def plot_asymmetry(
+    model: RateModel, energy: float, ax=None, *, cos_zenith: float = np.nan, view: View | None = None, beside=()
+):
+    """Image of how far the rate lies above or below the mean of its ring, in %, at an energy in TeV.
+
+    ``beside``: energies in TeV that are drawn in other images, with the same colours.
+    """
     view = View.of(model) if view is None else view
+    energies = np.array([energy, *beside])
     x, lon, lat = _pixels(view)
-    rate = model.rate_grid(np.array([energy]), lon.ravel(), lat.ravel(), cos_zenith)[0].reshape(lon.shape)
+    rate = model.rate_grid(energies, lon.ravel(), lat.ravel(), cos_zenith).reshape(-1, *lon.shape)
     offsets = np.linspace(0, np.hypot(lon, lat).max(), 4 * _N_PIXELS)
-    mean = np.interp(np.hypot(lon, lat), offsets, _ring_means(model, np.array([energy]), offsets, cos_zenith)[0])
+    of_rings = _ring_means(model, energies, offsets, cos_zenith)
+    mean = np.array([np.interp(np.hypot(lon, lat), offsets, ring) for ring in of_rings])
     shown = (rate > 0) & (mean > 0) & view.inside(lon, lat) & (np.hypot(lon, lat) <= model.half_width)
     values = np.where(shown, 100 * (rate / np.where(mean > 0, mean, 1) - 1), np.nan)
     limit = max(np.nanquantile(np.abs(values), 0.995) if shown.any() else 0.0, _LEAST_ASYMMETRY)
     label, title = "rate over the mean of its ring - 1 [%]", _title(model, energy, cos_zenith)
     scale = {"cmap": _DIFFERENCE_MAP, "vmin": -limit, "vmax": limit}
-    return _image(ax, model, energy, x, values, label, cos_zenith, title, view, **scale)
+    return _image(ax, model, energy, x, values[0], label, cos_zenith, title, view, **scale)
 
 
 def plot_model(model: RateModel, figsize=(12, 9), view: View | None = None, title: str = ""):

@@ -394,15 +394,16 @@ def _model(model: AcceptanceModel, residuals, run_table) -> str:
         )
     ]
     if not rate_model.is_radial:
+        shown = energies[[0, -1]]
         images += [
             _picture(
-                lambda ax, energy=energy: plot_asymmetry(rate_model, float(energy), ax, **at),
+                lambda ax, energy=energy: plot_asymmetry(rate_model, float(energy), ax, beside=shown, **at),
                 "How far the rate lies above or below the mean of its ring.",
                 f"Asymmetry of the background rate in the camera at {energy:.2g} TeV",
                 has_colorbar=True,
                 has_title=True,
             )
-            for energy in energies[[0, -1]]
+            for energy in shown
         ]
     text = "FOV_LON grows with decreasing azimuth. Pictures end where the fit has no events."
     return _folded_section("model", "Model", _paragraph(text), _gallery([*curves, *images]))

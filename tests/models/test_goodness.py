@@ -54,7 +54,7 @@ def test_a_wrong_shape_is_poor_and_its_place_is_named(kind):
     assert goodness_of_fit(counts, tilted, EDGES, fov).is_poor
     good = goodness_of_fit(counts, mu, EDGES, fov)
     assert not good.is_poor and not str(good).startswith("poor")
-    assert describe_goodness([good, fit, good]).startswith("1 of 3 fits are poor; the worst: poor")
+    assert describe_goodness([good, fit, good]).startswith("1 of 3 fits is poor; the worst: poor")
     assert describe_goodness([good, good]).startswith("2 fits; the worst: deviance")
 
 

@@ -118,6 +118,9 @@ def test_asymmetry_is_the_deviation_from_the_ring(model):
     assert values[j, i] == pytest.approx(expected, abs=1.0)
     if model.rate_model.is_radial:
         assert np.nanmax(np.abs(values)) < 1
+    pair = [(2.0, 20.0), (20.0, 2.0)]
+    both = [plots.plot_asymmetry(model.rate_model, a, plt.figure().add_subplot(), beside=[b]) for a, b in pair]
+    assert both[0].collections[0].norm.vmax == both[1].collections[0].norm.vmax
 
 
 def test_unsure_parts_of_an_image_are_hatched_or_said(model):

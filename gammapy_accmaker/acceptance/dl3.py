@@ -24,6 +24,7 @@ from gammapy_accmaker.data.observations import read_files
 from gammapy_accmaker.errors import AcceptanceError, InputError
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
+from gammapy_accmaker.utils.run_key import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ def _attach_to_run(data_store, maker, path, obs_id, rows, copy):
     try:
         hdu, cos_zenith = _background_hdu(data_store, maker, obs_id)
     except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = reason_of(error, obs_id)
     if copy:
         return _copied(path, obs_id, rows, hdu), reason, cos_zenith
     return _linked(data_store, path, obs_id, rows, hdu), reason, cos_zenith

@@ -29,7 +29,7 @@ from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
 from gammapy_accmaker.utils.arguments import check_choice
 from gammapy_accmaker.utils.parallel import SERIAL, Execution, ProcessDiedError
-from gammapy_accmaker.utils.run_key import LeftOut, RunKey, run_label, run_names
+from gammapy_accmaker.utils.run_key import LeftOut, RunKey, reason_of, run_label, run_names
 
 log = logging.getLogger(__name__)
 
@@ -230,4 +230,4 @@ def _reduce_or_explain(reduction, observation, cache):
                 cache.put(observation, run, held)
         return run
     except Exception as error:  # of whatever kind, it costs this run, not the fit
-        return f"{type(error).__name__}: {error}"
+        return reason_of(error, observation.obs_id)

@@ -83,7 +83,7 @@ class AcceptanceConfig(Options):
     fov_alignment : str
         Axes of the camera frame: along altitude and azimuth, or declination and right ascension.
     time_step : time
-        Resolution inside a run; null: one step a run.
+        Steps in which the zenith angle and the place of the exclusion are followed inside a run; null: one step a run.
     zenith : mapping
         How the rate follows the zenith angle. A spline model is a smooth function of it (continuous); any other is
         interpolated between bins of cos zenith, or has one where the runs are alike.
@@ -92,17 +92,18 @@ class AcceptanceConfig(Options):
     run_effects : mapping
         What is fitted to each run: none, its norm, norm and tilt, or norm, energy shift and smooth residuals (shift).
     renormalization : mapping
-        What the maker scales the background of a dataset by: none, fov, ring or adaptive_ring.
+        How the maker scales the background that it has filled into a dataset: not at all (none), or as one of gammapy's
+        makers does (fov, ring, adaptive_ring).
     exclusion : mapping
         Parts of the sky that the fit leaves out.
     sources : mapping
         Gamma-ray sources: none, models of a file that stand in the likelihood of the fit beside the background, or
         found, for those that are looked for in the data and left out.
     matching : mapping
-        For a fit with OFF runs, a model for each ON run from the OFF runs like it: limits, weights, hours, n_runs,
-        same.
+        For a fit with OFF runs: a model for each ON run, from those OFF runs that are most like it. Its options are
+        limits, weights, hours, n_runs and same.
     observatory_location : str or mapping
-        Name, or lon, lat and height; where it is given, it wins over that of the DL3.
+        Name of the observatory, or its lon, lat and height; it is used in place of what the DL3 files say.
 
     Examples
     --------

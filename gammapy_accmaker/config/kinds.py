@@ -133,8 +133,11 @@ class ModelOptions(Options):
 class SplineOptions(ModelOptions):
     """Smooth rate over energy, offset and zenith angle with an asymmetry: the joint model, adapted to each run.
 
-    ``covariates``: keywords of the event header, such as MUONEFF, that norm and energy scale may follow: any with a
-    number that differs from run to run. A run that lacks one counts as the mean of the others.
+    Attributes
+    ----------
+    covariates : list of str
+        Keywords of the event header, such as MUONEFF, that norm and energy scale of the runs may follow: any that are
+        numbers and differ from run to run. A run that lacks one counts as the mean of the others.
     """
 
     takes: ClassVar[dict[str, tuple[str, ...]]] = {"zenith": ("none", "continuous"), "azimuth": ("none",)}

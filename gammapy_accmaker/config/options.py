@@ -35,9 +35,10 @@ class EnergyOptions(Options):
     Attributes
     ----------
     min, max : energy
-        Its ends. Outside of them no background is expected.
+        Ends of the axis. Outside of them no background is expected.
     nbins_per_decade : int
-        Of radial, grid and parametric models. The spline is fitted to 50 bins per decade whatever stands here.
+        Energy bins of radial, grid and parametric models. The spline is fitted to 50 bins per decade whatever stands
+        here.
     """
 
     min: OneEnergy = u.Quantity("0.1 TeV")
@@ -59,7 +60,7 @@ class AdaptiveEnergy(Options):
     Attributes
     ----------
     min_counts : float
-        Unexcluded events of all runs that each bin is to hold.
+        Unexcluded events that each bin is to hold, of all runs together.
     max_width : float
         Largest width of a merged bin, in decades.
     """
@@ -211,13 +212,13 @@ class CatalogOptions(Options):
     ra, dec : str
         Its columns of ICRS coordinates; in deg where they have no unit.
     radius : angle
-        Of all circles.
+        Radius of all circles.
     radius_column : str
         Column with the radius of each, in place of ``radius``.
     magnitude : str
         Column of which only values up to ``magnitude_max`` are taken.
     magnitude_max : float
-        Of the faintest star.
+        Magnitude of the faintest star that is taken.
     """
 
     path: OnePath
@@ -246,13 +247,14 @@ class IterativeOptions(Options):
     Attributes
     ----------
     threshold : float
-        Of a peak, in sigma; in widths of the significance over the field where that is wider than 1.
+        Significance above which a peak counts as a source, in sigma; where the significance off the sources is wider
+        than 1, in units of that width.
     correlation_radius : angle
-        Of the smallest discs in which counts are summed; others are 2.5 and 5 times as large.
+        Radius of the smallest discs in which counts are summed; others are 2.5 and 5 times as large.
     dilation : angle
         Added to the radius of what is found.
     max_iterations : int
-        Searches, after which a warning comes where the last one still found something.
+        Largest number of searches; a warning tells where the last one still found something.
     """
 
     threshold: Annotated[float, Field(gt=0)] = 5.0
@@ -280,18 +282,15 @@ class ExclusionOptions(Options):
     mask : path
         Map that is False where excluded.
     margin : angle
-        Around regions, mask and catalog.
+        Width of what is excluded around regions, mask and catalog besides.
     catalog : mapping
         Circles around the stars or sources of a table: path, ra, dec, radius or radius_column, magnitude,
         magnitude_max.
     wobble_half : bool or mapping
-        Of a run with the source in its field of view, use the half of the camera opposite to it (not for rings); true:
-        the source is the target in the header of each run; else its lon, lat and frame. Norms and a gradient over the
-        camera are told apart only by runs with several wobble positions: expect 1 to 3 % in the half with the source,
-        beyond the noise of half of the events. Measured: H.E.S.S. DR1, PKS 2155-304, with 0.9 deg around it left out
-        and the halves turned by 0, 90, 180 and 270 deg: -1.7, -0.6, +0.6, +2.7 % (0.3 % in the mean: what is left is
-        a gradient over the camera); MAGIC, 2 runs on the Crab, outside of 0.4 deg: +3.1 % (spline), +0.4 % (radial),
-        with 2.2 % from the counts. A circle around the source is more accurate where the source fits into one.
+        Use only the half of the camera opposite to the source, of each run with the source in its field of view (not
+        for rings). True: the source is the target in the header of each run; else its lon, lat and frame. The
+        background in the other half is then off by 1 to 3 %, since few wobble positions do not tell a norm from a
+        gradient over the camera; a circle around the source is more accurate where the source fits into one.
     iterative : mapping
         Leave out what is found in the data as well, and fit again: threshold, correlation_radius, dilation,
         max_iterations.
@@ -325,18 +324,19 @@ class RunEffectsOptions(Options):
     Attributes
     ----------
     type : str
-        norm: a factor; tilt: and a power law, for the spline model; shift: a factor and an energy shift, and for the
-        spline model a smooth spectral residual and, with ``gradient``, gradients over the field of view.
+        norm: a factor; tilt: a factor and a power law, for the spline model; shift: a factor and an energy shift, and
+        for the spline model a smooth spectral residual and, with ``gradient``, gradients over the field of view.
     gradient : bool
         Whether shift has gradients over the field of view.
     min_counts : int
-        A run is adapted to by the energies (in groups of 0.1 dex) in which it has so many unexcluded events.
+        The model is adapted to a run by those energies (in groups of 0.1 dex) in which the run has at least so many
+        unexcluded events.
     norm_limits : two numbers
-        Such as [0.5, 2]: a run whose norm lies outside is flagged in the run table, and keeps its norm.
+        A run whose norm lies outside of these, such as [0.5, 2], is flagged in the run table, and keeps its norm.
     norm_energy : energies
-        For ``norm`` and ``tilt``: range over which they are fitted, such as [0.5 TeV, 20 TeV]. The threshold differs
-        from run to run, which a norm cannot follow; so null stands for the energies where the runs agree in shape,
-        above the thresholds. The run table has them.
+        For ``norm`` and ``tilt``: the range over which they are fitted, such as [0.5 TeV, 20 TeV]. The threshold
+        differs from run to run, and a norm cannot follow it; null stands for the energies above the thresholds, where
+        the spectra of the runs agree in shape. The run table has the range.
     """
 
     type: Literal["none", "norm", "tilt", "shift"] = "shift"
@@ -390,10 +390,10 @@ class FovRenormalization(Options):
     min_counts, min_npred_background : float
         What a run must have to be scaled; else it is masked, as gammapy does.
     fit_options : mapping
-        They go to `~gammapy.modeling.Fit`.
+        Arguments of `~gammapy.modeling.Fit`.
     prior : bool
-        A Gaussian prior on norm and tilt of the model that stays on the dataset: what is known of them without the
-        events that they are fitted to.
+        Whether norm and tilt of the model that stays on the dataset have a Gaussian prior: what is known of them
+        without the events that they are fitted to.
     """
 
     type: Literal["fov"] = "fov"
@@ -414,7 +414,7 @@ class RingRenormalization(Options):
     r_in : angle
         Inner radius of the ring.
     width : angle
-        Of the ring.
+        Width of the ring.
     """
 
     type: Literal["ring"] = "ring"
@@ -504,7 +504,7 @@ class FoundSources(IterativeOptions):
     Attributes
     ----------
     bands : int
-        Of those sources that are given as an argument besides: see ``sources: {type: models}``.
+        Bands of energy of those sources that are given as an argument besides: see ``sources: {type: models}``.
     """
 
     type: Literal["found"] = "found"

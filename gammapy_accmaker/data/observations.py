@@ -24,6 +24,7 @@ from gammapy.utils.time import time_ref_from_dict
 
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.hdu_sizes import FitsTable, read_tables
+from gammapy_accmaker.utils.run_key import reason_of
 
 SITE_REMEDY = "give the site as `observatory_location: {lon, lat, height}` in the configuration"
 
@@ -225,7 +226,7 @@ def find_unreadable(observations, location=None) -> dict[int, str]:
         try:
             pointing_icrs(read_files(observation), location)
         except Exception as error:  # whatever a broken file makes the readers raise
-            reasons[position] = f"{type(error).__name__}: {error}"
+            reasons[position] = reason_of(error, observation.obs_id)
     return reasons
 
 

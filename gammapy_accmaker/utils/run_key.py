@@ -10,7 +10,7 @@ from numbers import Integral
 import numpy as np
 from astropy.coordinates import angular_separation
 
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import AcceptanceError, InputError
 
 _START_TOLERANCE = 0.1  # s; a time that was written to a file and read again is rounded
 _POINTING_TOLERANCE = 0.01  # deg
@@ -114,8 +114,16 @@ class LeftOut:
         return f"{self.name}: {self.reason}"
 
 
+def reason_of(error: Exception, obs_id) -> str:
+    """Why a run is left out, for those who name the run themselves: an error of ours is a sentence, others need their
+    kind."""
+    text = str(error).removeprefix(f"observation {obs_id}: ")
+    return text if isinstance(error, AcceptanceError) else f"{type(error).__name__}: {text}"
+
+
 def require_runs(runs: Sequence, failures: Collection, argument: str = "observations") -> None:
     """Raise an `InputError` with the first of the failures (`LeftOut`, or texts) where there are no runs."""
     if not runs:
-        reasons = "; ".join(map(str, list(failures)[:5]))
-        raise InputError(f"{argument}: none of the {len(failures)} can be used ({reasons})")
+        first, *others = map(str, failures)
+        more = f"; and {len(others)} more" if others else ""
+        raise InputError(f"{argument}: none of the {len(failures)} can be used ({first}{more})")

@@ -893,6 +893,8 @@ def write_report(
     if with_cross_validation and maker.config.matching is not None:
         raise InputError("with_cross_validation: models of matched OFF runs are not scored; leave it out")
     observations = as_observations(observations)
+    if with_cross_validation and len(observations) < 2:
+        raise InputError("with_cross_validation: one run has no others that predict it; leave it out")
     bands = (
         half_decades(maker.model.rate_model.energy_edges)
         if band_edges is None

@@ -17,7 +17,7 @@ from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import SkyField, fill_sky
 from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
-from gammapy_accmaker.utils.run_key import LeftOut, RunKey, require_runs, run_label, run_names
+from gammapy_accmaker.utils.run_key import LeftOut, RunKey, reason_of, require_runs, run_label, run_names
 from gammapy_accmaker.validation.stacks import DISC_RADIUS, disc_scores, make_sky_stack, sky_significance, whole_discs
 
 PIXELS_IN_DISC = np.pi * (DISC_RADIUS / SKY_PIXEL) ** 2
@@ -213,7 +213,7 @@ def _residuals_of_run(observation, maker, reduction, geom):
             config.observatory_location,
         )
     except (AcceptanceError, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+        return reason_of(error, observation.obs_id)
     if maker.config.exclusion.wobble_half is not False:  # what is left out of this run alone
         excluded = reduction.run_exclusion(observation).contains(icrs_vectors(geom.to_image()))
         in_sky = tuple(values * ~excluded.reshape(geom.to_image().data_shape) for values in in_sky)

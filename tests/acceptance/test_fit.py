@@ -111,8 +111,11 @@ def test_no_observations(given):
 
 
 def test_no_events_in_range(runs, caplog):
-    with pytest.raises(InputError, match="none of the 4 can be used.*no events"):
+    with pytest.raises(InputError, match=r"none of the 4 can be used \(.*no events.*; and 3 more\)$"):
         fit_acceptance(runs, options("radial", energy={"min": "200 TeV", "max": "300 TeV"}))
+    # each run by its name, once, and a sentence without the kind of the error
+    assert [caplog.text.count(f"  {run.obs_id}: ") for run in runs] == [1, 1, 1, 1]
+    assert "Error" not in caplog.text and "observation 1" not in caplog.text
 
 
 def test_no_location(runs):

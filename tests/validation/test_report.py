@@ -162,7 +162,7 @@ def test_verdict_comes_first_and_says_of_which_runs(report, maker):
     first = text[text.index("<section") :]
     assert first.startswith('<section id="verdict"><h2>Verdict</h2><p class="good">Runs of the fit: ')
     assert "Trained: 4 of these 4 runs" in first and "Held-out" not in first
-    assert "normal score" in first
+    assert "number of standard deviations" in first
     numbers = re.findall(r"mean ([+-][\d.]+) ± ([\d.]+), width ([\d.]+) ± (\d\.\d+)", first.split("</p>")[0])
     assert len(numbers) == 2  # camera and sky
     residuals = stack_residuals(maker, stores.observations(stores.full_store())[2:6], BANDS)
@@ -340,6 +340,10 @@ def test_matched_models_are_not_cross_validated(tmp_path, maker):
     matched = AcceptanceBackgroundMaker({"matching": {}}, model=maker.model)
     with pytest.raises(InputError, match="with_cross_validation"):
         write_report(matched, [1], tmp_path / "a.html", with_cross_validation=True)
+    with pytest.raises(InputError, match="with_cross_validation: one run"):
+        write_report(
+            maker, stores.observations(stores.full_store())[:1], tmp_path / "a.html", with_cross_validation=True
+        )
 
 
 def effects_table(n=30):

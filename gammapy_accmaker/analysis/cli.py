@@ -167,17 +167,19 @@ def plan(config, output, n_jobs, overwrite):
     from gammapy_accmaker.utils.files import check_free, write_atomically
 
     analysis = _read_analysis(config, n_jobs)
+    figure, kind = Figure(figsize=(7, 5), layout="constrained"), "png"
     if output is not None:
         check_free(output, overwrite)
+        kind = output.suffix.lstrip(".").lower() or kind
+        if kind not in figure.canvas.get_supported_filetypes():
+            raise InputError(f"output: {output} is no kind of picture; give a .png, .pdf or .svg")
     maker = make_maker(analysis.config)
     _select(analysis)
     observations = analysis.observations if analysis.off_observations is None else analysis.off_observations
     groups = plan_groups(observations, maker.config, exclusion=maker.exclusion, n_jobs=analysis.config.general.n_jobs)
     click.echo(str(groups))
     if output is not None:
-        figure = Figure(figsize=(7, 5), layout="constrained")
         groups.plot(figure.add_subplot())
-        kind = output.suffix.lstrip(".") or "png"
         write_atomically(output, lambda path: figure.savefig(path, format=kind, dpi=150), overwrite)
         click.echo(f"{output} written")
 
@@ -313,7 +315,10 @@ def _output(analysis, output, name, overwrite, *, holds=None, may_exist=False):
 
     if output is None:
         folder = as_path(analysis.config.general.outdir, "general.outdir")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"general.outdir: the folder {folder} cannot be made ({error.strerror})") from error
         output = folder / name
     if not may_exist or (output / holds).exists():
         check_free(output, overwrite, holds)

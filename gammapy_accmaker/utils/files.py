@@ -55,6 +55,8 @@ def check_free(path: Path, overwrite: bool, holds: str | None = None) -> None:
         raise InputError(f"{path} exists and is no earlier output; give another output")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"{path}: the folder {path.absolute().parent} cannot be written to; give another output")
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object], overwrite: bool, holds: str) -> None:

@@ -270,6 +270,16 @@ def test_run_gives_what_the_analysis_gives(config, tmp_path):
     assert invoke("fit", tmp_path / "applied.yaml", "--output", tmp_path / "m.fits").exit_code == 1
 
 
+def test_datasets_of_runs_have_the_names_of_their_runs(config, tmp_path):
+    options = settings(tmp_path)
+    options["datasets"]["stack"] = False
+    config.write_text(yaml.safe_dump(options))
+    assert invoke("run", config, "--output", tmp_path / "results").exit_code == 0
+    names = [f"run-{number}" for number in stores.full_store().on_obs_ids[:3]]
+    assert Datasets.read(tmp_path / "results" / "datasets.yaml").names == names
+    assert {path.stem for path in (tmp_path / "results").glob("run-*.fits")} == {*names}
+
+
 def test_run_replaces_results_only(config, tmp_path):
     folder = tmp_path / "home"
     folder.mkdir()
@@ -328,6 +338,8 @@ def test_plan_of_the_default_model_is_one_group_that_says_why(tmp_path):
     result = invoke("plan", path, "--output", tmp_path / "plan.png")
     assert result.exit_code == 0, result.output
     assert "1 group, 3 runs" in result.output and "smooth function of the zenith angle" in result.output
+    result = invoke("plan", path, "--output", tmp_path / "plan.xyz")
+    assert result.exit_code == 1 and "plan.xyz is no kind of picture" in result.output
 
 
 def test_outputs_go_where_the_configuration_says(config, tmp_path, monkeypatch):
@@ -339,6 +351,10 @@ def test_outputs_go_where_the_configuration_says(config, tmp_path, monkeypatch):
     assert AcceptanceModel.read(tmp_path / "results" / "today" / "model.fits").run_table["USED"].all()
     assert invoke("fit", config, "--output", "here.fits").exit_code == 0
     assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "sources.reg", "results", "here.fits"}
+    config.write_text(yaml.safe_dump(options | {"general": {"outdir": str(tmp_path / "here.fits" / "below")}}))
+    assert "general.outdir: the folder" in invoke("fit", config).output
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
+    assert "cannot be written to" in invoke("fit", config, "--output", "there.fits").output
 
 
 @pytest.mark.parametrize("command", ["fit", "run", "report", "attach"])

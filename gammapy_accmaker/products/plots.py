@@ -28,6 +28,7 @@ _LARGEST_ERROR = 2.0  # of a logarithm, that is drawn
 _BELOW_THRESHOLD = 1e-4  # of the largest rate times energy; what lies below it at low energies is not drawn
 _TYPICAL = (0.05, 0.99)  # shares of the events below the lowest and the highest energy that pictures choose
 _LEAST_ASYMMETRY = 5.0  # %, of the colour scale
+_FRAME = {"edgecolor": "none", "framealpha": 0.8}  # of a legend: grey is seen on it where the axes are grey
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def plot_spectrum(model: RateModel, ax=None, offsets=None, cos_zeniths=None, vie
         labels, legend, title = [f"{theta:.2g} deg" for theta in offsets], "offset", _at_zenith(model)
     ax = _draw(ax, energy, rates, labels, legend, errors, title=title, **axes)
     _on_energies(ax, view, rates)
-    ax.legend(title=legend, frameon=False, loc="upper right", fontsize="small")
+    ax.legend(title=legend, loc="upper right", fontsize="small", **_FRAME)
     return ax
 
 
@@ -242,7 +243,7 @@ def plot_error(model: RateModel, cos_zenith: float = np.nan, ax=None, view: View
     # at the ends of the energies errors may be many times as large as elsewhere
     usual = np.nanquantile(error, 0.8) if np.isfinite(error).any() else 1.0
     ax.set_ylim(0, max(min(np.nanmax(error, initial=0.0), 4 * usual) * 1.05, 1.0))
-    ax.legend(title="offset", frameon=False, fontsize="small")
+    ax.legend(title="offset", fontsize="small", **_FRAME)
     return ax
 
 

@@ -196,10 +196,12 @@ def _gallery(pictures: Iterable[str]) -> str:
 
 _MOST_FLAGGED = 8  # that are listed first
 _SIGNIFICANCE = (
-    f"Significance: of the counts in discs of {DISC_RADIUS:g} deg radius around each pixel, the normal score of their "
-    "Poisson probability, drawn at random within the step of the count. For a true model it has mean 0 and width 1 "
-    f"however few the counts are. With fewer than {LEAST_IN_DISC:g} counts expected in a disc it tells next to nothing "
-    "of the model, and is not shown. Discs overlap; the errors are those of as many as fit side by side."
+    f"The counts in a disc of {DISC_RADIUS:g} deg radius around each pixel are held against what the model expects "
+    "there: the Poisson probability of at most so many counts, as a number of standard deviations of a normal "
+    "distribution. Since counts are whole numbers, the probability is drawn at random between that of one count less "
+    "and that of the count; for a true model the significance then has mean 0 and width 1, however few the counts are. "
+    f"With fewer than {LEAST_IN_DISC:g} counts expected in a disc it tells next to nothing of the model, and is not "
+    "shown. Discs overlap; the errors are those of as many as fit side by side."
 )
 
 

@@ -55,11 +55,12 @@ class _Commands(click.Group):
 
 def _once():
     """A filter of records: gammapy warns of each file anew, and what is told of a hundred files hides the rest."""
-    told = set()
+    told: set[str] = set()
 
     def is_new(record):
-        text = record.levelno, record.getMessage()
-        return record.levelno != logging.WARNING or not (text in told or told.add(text))
+        known = record.levelno == logging.WARNING and record.getMessage() in told
+        told.add(record.getMessage())
+        return not known
 
     return is_new
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.interpolate import BSpline
 from scipy.linalg import cho_factor, cho_solve
 
+_LEAST_DAMPING = 0.05
 _SMOOTHING_RANGE = (1e-4, 1e8)
 _SMOOTHING_STEP = 30.0  # largest factor in one update
 _NEIGHBOURS = 2.0  # splines, over which coefficients go together
@@ -290,14 +291,17 @@ def fit_penalised(
         New smoothing parameters, from those before, coefficients and the Cholesky factor of the penalised information.
     steps : `NewtonSteps`
     """
-    c, converged = start.copy(), False
+    c, converged, damping, last = start.copy(), False, 1.0, np.zeros(len(start))
     for k in range(steps.max_rounds):
         gradient, information = equations(c)
         matrix = penalty(smoothing)
         factor = cho_factor(information + matrix)
         step = cho_solve(factor, gradient - matrix @ c)
         size = np.abs(step).max()
-        c = c + step * min(1, steps.max_step / max(size, 1e-300))
+        if k > steps.learn_rounds and step @ last < 0:
+            # the information is that of what is expected, not the curvature: steps may swing for ever
+            damping = max(0.5 * damping, _LEAST_DAMPING)
+        c, last = c + damping * step * min(1, steps.max_step / max(size, 1e-300)), step
         drift = 0.0
         if size < steps.learn_below and k < steps.learn_rounds:
             new = update(smoothing, c, factor)

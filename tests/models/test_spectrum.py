@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from gammapy_accmaker.models.spectrum import SmoothSpectrum, fit_spectrum, linear_weights
+from gammapy_accmaker.models.spectrum import MixedSpectrum, SmoothSpectrum, fit_spectrum, linear_weights
 from gammapy_accmaker.simulation.store import BackgroundTruth
 
 EDGES = np.geomspace(0.1, 100, 31)
@@ -175,6 +175,27 @@ def test_a_spectrum_below_all_thresholds_converges():
     edges = np.geomspace(0.15, 25, 24)
     spectrum = fit_spectrum(np.array(SHIFTED_COUNTS), edges, np.array(SHIFTS), np.array(WEIGHTS) / np.sum(WEIGHTS))
     assert np.all(np.isfinite(spectrum(np.sqrt(edges[1:] * edges[:-1]))))
+
+
+# steps at the first of their bins would swing by 0.13 in log-likelihood for ever
+SWINGING_COUNTS = [
+    [1, 109, 1653, 1769, 994, 554, 352, 260, 204, 159, 152, 106, 85, 75, 64, 43, 39, 26, 25, 13, 20, 13],
+    [614, 2877, 1980, 1024, 625, 429, 300, 219, 166, 150, 107, 94, 82, 65, 54, 39, 32, 29, 18, 16, 9, 12],
+    [393, 2988, 2361, 1152, 726, 455, 347, 222, 204, 170, 123, 79, 104, 76, 68, 48, 34, 24, 23, 17, 8, 7],
+    [3, 725, 2233, 1316, 695, 459, 313, 242, 184, 129, 100, 84, 70, 61, 45, 48, 33, 30, 32, 17, 7, 7],
+    [118, 3639, 4394, 2246, 1279, 809, 592, 458, 351, 263, 243, 181, 149, 137, 115, 75, 84, 76, 50, 28, 21, 18],
+    [390, 2908, 2014, 1078, 646, 444, 313, 223, 172, 108, 137, 97, 100, 63, 56, 41, 27, 17, 10, 14, 15, 6],
+]
+
+
+def test_steps_that_swing_are_shortened():
+    edges, weight = np.geomspace(0.18736712, 25, 23), np.array([0.13956, 0.14258, 0.1468, 0.14515, 0.29814, 0.12776])
+    shift = np.array([-0.08, -0.04, 0.0, 0.01, 0.03, 0.04])
+    spectrum = fit_spectrum(np.array(SWINGING_COUNTS), edges, shift, weight / weight.sum())
+    mixed = MixedSpectrum(spectrum, shift, weight)
+    expected = mixed.bin_weights(edges, np.ones(1)).ravel()
+    counts = np.sum(SWINGING_COUNTS, axis=0)
+    assert np.all(np.abs(counts - expected)[2:] < 4 * np.sqrt(counts)[2:])
 
 
 def test_spectra_of_runs_with_shifts_converge():

@@ -511,15 +511,6 @@ def _remedy_for_off(config):
     )
 
 
-def run_keys(run_table: Table) -> list[RunKey]:
-    """What the runs of a table are recognised by; tables of older files have the numbers alone."""
-    labels = run_table["OBS_ID"].tolist()
-    if not {"START", "RA", "DEC"} <= set(run_table.colnames):
-        return [RunKey(label) for label in labels]
-    start, ra, dec = (run_table[name].tolist() for name in ("START", "RA", "DEC"))
-    return [RunKey(label, s, (a, d)) for label, s, a, d in zip(labels, start, ra, dec, strict=True)]
-
-
 def stack_run_tables(tables: list[Table]) -> Table:
     """Run tables one below the other; the labels of their runs are text where one of them has text."""
     labels = label_array(label for table in tables for label in table["OBS_ID"].tolist())

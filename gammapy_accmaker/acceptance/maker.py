@@ -21,7 +21,6 @@ from regions import PointSkyRegion
 from gammapy_accmaker.acceptance.fit import (
     fit_acceptance,
     make_run_table,
-    run_keys,
     stack_run_tables,
     warn_of_covariates,
     warn_outside_zenith,
@@ -50,7 +49,7 @@ from gammapy_accmaker.products.rad_max import make_rad_max_background
 from gammapy_accmaker.utils.arguments import check_whole
 from gammapy_accmaker.utils.describe import as_html, as_text
 from gammapy_accmaker.utils.parallel import Execution
-from gammapy_accmaker.utils.run_key import find_runs, run_label
+from gammapy_accmaker.utils.run_key import find_runs, run_keys, run_label
 from gammapy_accmaker.utils.threads import one_thread
 
 log = logging.getLogger(__name__)
@@ -330,7 +329,9 @@ class AcceptanceBackgroundMaker(Maker):
         if not rate_model.depends_on_run(effects):
             shape = rate_model.at_azimuth(track.mean_azimuth).run_shape_at(track.mean_cos_zenith)
             scaled = ScaledModel(rate_model, 1.0, shape=shape)
-            return _AppliedModel(observation, scaled, track, config.time_step_seconds, number=number)
+            return _AppliedModel(
+                observation, scaled, track, config.time_step_seconds, number=number, rate_model=rate_model
+            )
         run = reduction.reduce(observation, track)
         adapted = rate_model.adapt(run, reduction.bins, effects)
         if NOT_CONVERGED in adapted.flags:
@@ -619,14 +620,16 @@ class AcceptanceBackgroundMaker(Maker):
     def _prior_errors(self, dataset, applied) -> PriorErrors:
         """Errors of the background of a run without the events that the dataset holds."""
         geom, reduction, removed = dataset.counts.geom, self._reduction(), None
-        if applied.adapted is not None:
-            exclusion = reduction.run_exclusion(applied.observation)
-            held = held_by(
-                dataset, applied.rate_model, applied.track, reduction.bins, exclusion, self.config.time_step_seconds
-            )
-            without, removed = applied.rate_model.without(
-                applied.adapted, applied.run, reduction.bins, self.config.run_effects.settings, held
-            )
+        observation, track, rate_model = applied.observation, applied.track, applied.rate_model
+        effects, of_fit = self.config.run_effects.settings, self.model.is_fitted_to(run_key(observation, track))
+        run, adapted = applied.run, applied.adapted
+        if adapted is None and of_fit:  # nothing is fitted to it, but the rate was
+            run = reduction.reduce(observation, track)
+            adapted = rate_model.adapt(run, reduction.bins, effects)
+        if adapted is not None:
+            exclusion = reduction.run_exclusion(observation)
+            held = held_by(dataset, rate_model, track, reduction.bins, exclusion, self.config.time_step_seconds)
+            without, removed = rate_model.without(adapted, run, reduction.bins, effects, held, of_fit=of_fit)
             applied = replace(applied, model=without)
         return PriorErrors(applied.errors(geom), removed)
 
@@ -747,7 +750,7 @@ class _AppliedModel:
     run: ReducedRun | None = None  # where its events were not read
     number: int = 0  # of the model, where runs have different ones
     adapted: AdaptedRun | None = None  # from the model of all runs, where the run was read
-    rate_model: RateModel | None = None
+    rate_model: RateModel | None = None  # of all runs
 
     def background(self, geom) -> Map:
         if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):

@@ -40,6 +40,7 @@ from gammapy_accmaker.products.tables import model_from_irfs
 from gammapy_accmaker.utils.describe import as_html, as_text, counted, in_thousands
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
+from gammapy_accmaker.utils.run_key import RunKey, find_runs, run_keys
 
 log = logging.getLogger(__name__)
 
@@ -503,6 +504,10 @@ class AcceptanceModel:
         """Of the runs of the fit; 0 in a table that does not have it."""
         fitted = self._used_runs("fit")
         return float(np.sum(fitted[column])) if column in fitted.colnames else 0.0
+
+    def is_fitted_to(self, key: RunKey) -> bool:
+        """Whether a run, recognised by its key, is one of those of the fit."""
+        return bool(find_runs([key], run_keys(self._used_runs("fit")))[0])
 
     def _used_runs(self, role):
         runs = self.run_table

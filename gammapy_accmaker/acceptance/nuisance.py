@@ -15,6 +15,7 @@ from gammapy.datasets import MapDataset
 from gammapy.maps import Map, RegionGeom
 from gammapy.modeling.models import GaussianPrior, Models, PowerLawNormSpectralModel, TemplateNPredModel
 from regions import PointSkyRegion
+from scipy.optimize import nnls
 
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.data.counts import CountsBins, unexcluded_exposure
@@ -25,6 +26,7 @@ from gammapy_accmaker.products.modes import BackgroundErrors
 # Least of the information on a direction of the rate that is left without the events of the datasets: a prior is at
 # most ten times as wide as the errors with them.
 _LEFT = 1e-2
+_ALIKE = 1e-9  # of the sum of squares of the backgrounds of runs
 _NEGLIGIBLE = 1e-3  # variance of the counts along a direction, in units of that of Poisson
 
 
@@ -167,14 +169,16 @@ class _DatasetErrors:
         mask = (
             np.ones(geom.data_shape, dtype=bool) if self.dataset.mask is None else self.dataset.mask.data.astype(bool)
         )
-        made = sum(run.errors.background.data for run in self.runs)
-        # what a stack has left out of the runs, or a renormalisation has changed
-        scale = np.divide(background, made, out=np.zeros_like(made), where=made > 0)
+        scales = self._scales()
         for k, found in enumerate(zip(*(run.errors.along_leading() for run in self.runs), strict=True)):
+            scaled = [
+                (shared * scale[k, :, None], own * scale[k, :, None])
+                for (shared, own), scale in zip(found, scales, strict=True)
+            ]
             columns = [
                 sum(
                     shared
-                    for (shared, _), run in zip(found, self.runs, strict=True)
+                    for (shared, _), run in zip(scaled, self.runs, strict=True)
                     if run.errors.model_number == number
                 )
                 @ root
@@ -182,8 +186,34 @@ class _DatasetErrors:
                 else np.zeros((mask[k].size, root.shape[1]))
                 for number, root in self.prior.items()
             ]
-            changes = np.concatenate([*columns, *(own for _, own in found)], axis=1) * scale[k].reshape(-1, 1)
-            yield background[k].ravel(), mask[k].ravel(), changes
+            yield (
+                background[k].ravel(),
+                mask[k].ravel(),
+                np.concatenate([*columns, *(own for _, own in scaled)], axis=1),
+            )
+
+    def _scales(self) -> np.ndarray:
+        """Part of the background of each run that the dataset has, shape (run, energy, bin).
+
+        Above the threshold of one run a stack has all of it, and below nothing. What share of each there is at an
+        energy is read from the background itself, which is the sum of those of the runs; what is left in a bin, by what
+        a mask has left out of all or a renormalisation has changed, goes to all of them.
+        """
+        of_runs = np.array([run.errors.background.data for run in self.runs])
+        of_runs = of_runs.reshape(*of_runs.shape[:2], -1)
+        background = np.reshape(self.dataset.background.data, of_runs.shape[1:])
+        shares = np.ones(of_runs.shape[:2])
+        for k, (parts, total) in enumerate(zip(of_runs.transpose(1, 0, 2), background, strict=True)):
+            if len(parts) > 1 and parts.any() and total.any():
+                gram, together = parts @ parts.T, parts @ total
+                # runs that are alike share what cannot be told
+                least = _ALIKE * np.trace(gram)
+                root = np.linalg.cholesky(gram + least * np.eye(len(parts)))
+                alike = least * total.sum() / parts.sum()
+                shares[:, k] = nnls(root.T, np.linalg.solve(root, together + alike))[0]
+        made = np.einsum("rk,rkm->km", shares, of_runs)
+        left = np.divide(background, made, out=np.zeros_like(made), where=made > 0)
+        return shares[:, :, None] * left
 
     def information(self) -> np.ndarray:
         """Of the dataset on the directions, by its counts."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, moved_weights
 from gammapy_accmaker.models.alignment import fit_shift
@@ -439,7 +440,7 @@ class RateModel(ABC):
         return norm, error, energies, flags, used
 
     def without(
-        self, adapted: AdaptedRun, run, bins: CountsBins, effects: EffectSettings, held
+        self, adapted: AdaptedRun, run, bins: CountsBins, effects: EffectSettings, held, *, of_fit: bool
     ) -> tuple[RateModel, np.ndarray | None]:
         """The model of a run with the errors that it has without some of the run's counts.
 
@@ -451,6 +452,8 @@ class RateModel(ABC):
             As for `adapt`.
         held : sequence of tuple of `~numpy.ndarray`, shapes (fov.size,) and (n_energy,)
             Exposure and energies, from 0 to 1, of the counts of each slice that are left out.
+        of_fit : bool
+            Whether the model was fitted to the run.
 
         Returns
         -------
@@ -460,29 +463,56 @@ class RateModel(ABC):
             What these counts tell of the leading directions of `error_factor`, by whose errors, one standard deviation
             with all counts, they are counted; None where the model was fitted without the run.
         """
-        if effects.kind not in ("norm", "shift"):
-            return adapted.model, None
-        used, of_run = np.ones(len(bins.energy_edges) - 1, dtype=bool), adapted.model
+        of_run = adapted.model
+        used, fits_norm = np.ones(len(bins.energy_edges) - 1, dtype=bool), effects.kind in ("norm", "shift")
         if effects.kind == "norm":
             used = energies_between(bins.energy_edges, adapted.norm_energy)
         model = of_run.model if isinstance(of_run, ScaledModel) else self
-        left = total = 0.0
+        counts, gone = [], []
         for part, (exposure, energies) in zip(run.slices, held, strict=True):
-            everything, gone = (
-                model.expected_counts([replace(part, exposure=of)], bins.energy_edges, bins.fov).sum(1)
+            everything, seen = (
+                adapted.norm * model.expected_counts([replace(part, exposure=of)], bins.energy_edges, bins.fov)
                 for of in (part.exposure, np.minimum(exposure, part.exposure))
             )
-            total, left = total + everything @ used, left + everything @ used - gone @ (used * energies)
-        scatter, left = self._scatter_of(run), max(left, 0.0)
-        spread = max((s.norm_spread for s in scatter), default=SD_NORM)
-        error, shift_error = adapted.norm / np.sqrt(1 / spread**2 + adapted.norm * left), 0.0
+            counts.append(everything)
+            gone.append(seen * energies[:, None])
+        kept = [np.maximum(a - b, 0) for a, b in zip(counts, gone, strict=True)]
+        scatter = self._scatter_of(run)
+        spread = max((s.norm_spread for s in scatter), default=SD_NORM) if fits_norm else 0.0
+        removed = None
+        if of_fit:
+            told, of_rest = (model._told_of_rate(run.slices, bins, mu, spread, used) for mu in (counts, kept))
+            removed = told - of_rest
+        if not fits_norm:
+            return of_run, removed
+        total, left = (sum(mu[used].sum() for mu in part) for part in (counts, kept))
+        error, shift_error = adapted.norm / np.sqrt(1 / spread**2 + left), 0.0
         if adapted.shift_error > 0:
             # what the counts tell of the shift goes with their number
             prior = 1 / max((s.spread for s in scatter), default=SD_SHIFT) ** 2
             told = max(1 / adapted.shift_error**2 - prior, 0.0) * left / max(total, 1e-300)
             shift_error = 1 / np.sqrt(prior + told)
         own = (of_run.slope, of_run.shape, of_run.shape_in_norm) if isinstance(of_run, ScaledModel) else ()
-        return ScaledModel(model, adapted.norm, error, shift_error, *own), None
+        return ScaledModel(model, adapted.norm, error, shift_error, *own), removed
+
+    def _told_of_rate(self, slices, bins: CountsBins, counts, norm_spread: float, used: np.ndarray) -> np.ndarray:
+        """What counts that are expected, shape (energy, fov.size) of each slice, tell of the leading directions of
+        `error_factor` beside a norm that is fitted to some energies of them."""
+        energy = np.sqrt(bins.energy_edges[1:] * bins.energy_edges[:-1])
+        information, cross, of_norm = np.zeros(()), np.zeros(()), 0.0
+        for part, mu in zip(slices, counts, strict=True):
+            here = self.at_azimuth(part.azimuth)
+            factor = csr_array(self.error_factor(part.cos_zenith, part.azimuth, leading=True).T)
+            for k in np.flatnonzero(mu.sum(1)):
+                seen = np.flatnonzero(mu[k])
+                rows, _ = here.error_rows(energy[[k]], bins.fov.fov_lon[seen], bins.fov.fov_lat[seen], part.cos_zenith)
+                along = factor @ rows[:, 0]
+                weighted = along * mu[k, seen]
+                information = information + weighted @ along.T
+                cross, of_norm = cross + used[k] * weighted.sum(1), of_norm + used[k] * mu[k].sum()
+        if norm_spread > 0 and of_norm > 0:
+            information = information - np.outer(cross, cross) / (of_norm + 1 / norm_spread**2)
+        return information
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:
         """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""

@@ -123,26 +123,38 @@ class BinnedModel(ModelOnBins):
         return replace(self, bin_edges=bin_edges, counts=_merged(self.counts, self.bin_edges, bin_edges))
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
-        scaled = np.exp(self.shift) * np.asarray(energy)
-        i = np.clip(np.searchsorted(self.energy_edges, scaled, side="right") - 1, 0, len(self.energy_edges) - 2)
-        j = self.fov.index(fov_lon, fov_lat)  # -1 beyond the last ring: the last ring
+        i, j = self._number(energy), self.fov.index(fov_lon, fov_lat)  # -1 beyond the last ring: the last ring
         # a filled bin knows no more than the least of its peers
         counts = np.where(self.filled, 0, self._profile_counts)
         return 1 / np.sqrt(counts[np.ix_(i, j)] + 1)
 
     def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         # 1 for the group that a bin lies in: counts of each were fitted apart
-        i = np.clip(np.searchsorted(self.energy_edges, energy, side="right") - 1, 0, len(self.energy_edges) - 2)
-        j, n = self._fov_groups[self.fov.index(fov_lon, fov_lat)], self._group_counts.shape
+        i, n = self._number(energy), self._group_counts.shape
+        j = self._fov_groups[self.fov.index(fov_lon, fov_lat)]
         shared = np.zeros((*n, len(i), len(j)))
         shared[i[:, None], j, np.arange(len(i))[:, None], np.arange(len(j))] = 1
         return shared.reshape(-1, len(i), len(j)), np.zeros((0, len(i), len(j)))
 
     def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
-        counts = self._group_counts.ravel()
-        factor = np.diag(1 / np.sqrt(counts + 1))
-        # the groups with most counts change sums most
-        return factor[:, np.argsort(-counts, kind="stable")[:_LEADING_GROUPS]] if leading else factor
+        counts = self._group_counts
+        error = 1 / np.sqrt(counts.ravel() + 1)
+        if not leading:
+            return np.diag(error)
+        # the groups with most counts change sums most; of the others, those at one place are taken together, as their
+        # sum changes
+        order = np.argsort(-counts.ravel(), kind="stable")
+        first, others = np.split(order, [max(_LEADING_GROUPS - counts.shape[1], 0)])
+        place, at = np.unique(others % counts.shape[1], return_inverse=True)
+        along = np.zeros((counts.size, len(first) + len(place)))
+        along[first, np.arange(len(first))] = 1
+        along[others, len(first) + at] = np.sqrt(counts.ravel()[others] + 1)
+        return error[:, None] * along / np.sqrt((along**2).sum(0))
+
+    def _number(self, energy):
+        """Numbers of the bins between the energy edges that energies in TeV lie in."""
+        scaled = np.exp(self.shift) * np.asarray(energy)
+        return np.clip(np.searchsorted(self.energy_edges, scaled, side="right") - 1, 0, len(self.energy_edges) - 2)
 
     @cached_property
     def _fov_groups(self):

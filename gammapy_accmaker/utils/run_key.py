@@ -9,6 +9,7 @@ from numbers import Integral
 
 import numpy as np
 from astropy.coordinates import angular_separation
+from astropy.table import Table
 
 from gammapy_accmaker.errors import AcceptanceError, InputError
 
@@ -57,6 +58,15 @@ def find_run(key: RunKey, among: Iterable[RunKey]) -> int | None:
     """Place of the one run with a key; None where there is none, or where several cannot be told apart by it."""
     (found,) = find_runs([key], among)
     return found[0] if len(found) == 1 else None
+
+
+def run_keys(run_table: Table) -> list[RunKey]:
+    """What the runs of a table are recognised by; tables of older files have the numbers alone."""
+    labels = run_table["OBS_ID"].tolist()
+    if not {"START", "RA", "DEC"} <= set(run_table.colnames):
+        return [RunKey(label) for label in labels]
+    start, ra, dec = (run_table[name].tolist() for name in ("START", "RA", "DEC"))
+    return [RunKey(label, s, (a, d)) for label, s, a, d in zip(labels, start, ra, dec, strict=True)]
 
 
 def run_label(obs_id) -> int | str:

@@ -28,7 +28,6 @@ import numpy as np
 from astropy.table import Table
 from matplotlib.figure import Figure
 
-from gammapy_accmaker.acceptance.fit import run_keys
 from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.acceptance.model import WITHOUT_EXCLUSION, AcceptanceModel
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
@@ -43,7 +42,7 @@ from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.products.plots import plot_asymmetry, plot_error, plot_profile, plot_rate_image, plot_spectrum
 from gammapy_accmaker.utils.describe import counted, in_thousands
 from gammapy_accmaker.utils.files import as_path, write_atomically
-from gammapy_accmaker.utils.run_key import find_runs
+from gammapy_accmaker.utils.run_key import find_runs, run_keys
 from gammapy_accmaker.validation.cross_validation import cross_validate
 from gammapy_accmaker.validation.pictures import (
     LABELS,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from gammapy_accmaker.models.base import NOT_CONVERGED
 from gammapy_accmaker.models.goodness import POOR_FIT
@@ -16,7 +17,7 @@ from gammapy_accmaker.models.norm_energy import (
     given_energies,
     late_flags,
 )
-from gammapy_accmaker.models.spline.cells import CellCounts, RunCells, gather_counts
+from gammapy_accmaker.models.spline.cells import AsymmetryCells, CellCounts, RunCells, gather_counts
 from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EFFECT_KINDS, NormTails, RunEffect, RunPopulation, norm_row
 from gammapy_accmaker.models.spline.likelihood import (
@@ -114,7 +115,7 @@ def fit_run(
         in shape, see `~gammapy_accmaker.models.norm_energy`.
     held : sequence of tuple of `~numpy.ndarray`, shapes (n_fov,) and (n_energy,), optional
         Exposure and energies, from 0 to 1, of each slice that are counted elsewhere too: covariance and response of the
-        effects are those without these counts, and ``removed`` is what they tell of the rate.
+        effects are those without these counts, and ``removed`` is what they tell of rate and asymmetry.
 
     Returns
     -------
@@ -200,7 +201,10 @@ def fit_run(
     information, cross = shift_within_rate(design, left, model.coefficients @ zenith_basis)
     covariance = free @ np.linalg.inv(free.T @ information @ free + precision) @ free.T
     response = cross @ covariance
-    removed = known - (left.rate_information - response @ cross.T)
+    of_asymmetry = AsymmetryCells(
+        design.cells, design.log_energy, model.asymmetry_energy_axis, model.asymmetry_offset_axis
+    ).information(sums.expected - left.expected)
+    removed = block_diag(known - (left.rate_information - response @ cross.T), of_asymmetry)
     return replace(effect, covariance=covariance, response=response.astype(np.float32), removed=removed)
 
 

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 import numpy as np
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.models.bsplines import BSplineAxis
+from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor, tensor_information
 from gammapy_accmaker.models.fit_counts import in_few_bytes
 from gammapy_accmaker.models.source_terms import CountsPatch, SourceBands
 from gammapy_accmaker.utils.run_key import RunKey
@@ -239,6 +239,10 @@ class AsymmetryCells:
     def mean_log(self, coefficients: np.ndarray) -> np.ndarray:
         """Mean over each cell of the log asymmetry of coefficients of shape (n_a, n_b), shape (n_energy, n_cell)."""
         return self.at_energy @ coefficients @ self.space[0].T
+
+    def information(self, expected: np.ndarray) -> np.ndarray:
+        """What expected counts, shape (n_energy, n_cell), tell of the coefficients, shape (n_a n_b, n_a n_b)."""
+        return tensor_information(expected, [row_tensor(self.at_energy), row_tensor(self.space[0])])
 
     def log_mean(self, coefficients: np.ndarray) -> np.ndarray:
         """Log of the mean asymmetry of each cell, and its derivatives as in `FovCells.expansion`,

@@ -370,7 +370,7 @@ class RunEffect:
         their means over the runs of the fit.
     removed : `~numpy.ndarray`, shape (n_coefficient, n_coefficient)
         What counts that were left out of covariance and response tell of the coefficients of the rate at the run's
-        zenith angle; empty where none were.
+        zenith angle, and of those of the asymmetry; empty where none were.
     shape_response : `~numpy.ndarray`, shape (k, basis.n)
         By how much each effect rises with each coefficient of the shape that the effects leave out, see `RunShape`;
         empty where they leave out none.

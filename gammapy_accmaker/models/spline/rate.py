@@ -13,7 +13,6 @@ from gammapy_accmaker.models.spline.adapt import fit_run
 from gammapy_accmaker.models.spline.cells import in_pixels
 from gammapy_accmaker.models.spline.effects import RunEffect
 from gammapy_accmaker.models.spline.model import SplineModel
-from gammapy_accmaker.utils.run_key import find_run
 
 _FINE_STEP = 0.02  # in log10 energy, of the bins of an integral
 _TILT_RANGE = (0.5, 10.0)  # TeV
@@ -152,7 +151,7 @@ class SplineRate(RateModel):
             effect.shift_error,
         )
 
-    def without(self, adapted, run, bins, effects, held):
+    def without(self, adapted, run, bins, effects, held, *, of_fit):
         effect = fit_run(
             self.spline,
             in_pixels(run, bins.inside),
@@ -163,10 +162,9 @@ class SplineRate(RateModel):
         )
         first = run.slices[0]
         model = SplineRate(self.spline, effect, first.azimuth, first.covariates)
-        known = find_run(run.key, (other.key for other in self.spline.effects))
-        if known is None or not effect.removed.size:
+        if not of_fit or not effect.removed.size:
             return model, None
-        along = self.spline.error_factor(run.cos_zenith, leading=True)[: len(effect.removed)]
+        along = self.spline.error_factor(run.cos_zenith, leading=True)
         return model, along.T @ effect.removed @ along
 
     def fit_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):

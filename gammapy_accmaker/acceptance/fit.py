@@ -46,7 +46,7 @@ from gammapy_accmaker.models.source_terms import AmplitudeFit
 from gammapy_accmaker.utils.arguments import check_kind
 from gammapy_accmaker.utils.describe import counted, in_thousands
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
-from gammapy_accmaker.utils.run_key import LeftOut, RunKey, label_array, require_runs, run_names, some_names
+from gammapy_accmaker.utils.run_key import LeftOut, label_array, require_runs, run_names, some_names
 from gammapy_accmaker.utils.threads import one_thread
 
 log = logging.getLogger(__name__)

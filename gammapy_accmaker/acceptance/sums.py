@@ -42,12 +42,18 @@ def background_sum_error(
     Raises
     ------
     InputError
-        For geometries that are not as many as the runs, or differ in their energies, and a region without pixels.
+        For something else than a maker, geometries that are not as many as the runs or differ in their energies, and a
+        region without pixels.
 
     Examples
     --------
     >>> error = background_sum_error(maker, stacked.counts.geom, observations, region=circle)  # doctest: +SKIP
     """
+    if not isinstance(maker, AcceptanceBackgroundMaker):
+        raise InputError(
+            f"maker: got {type(maker).__name__}, but an AcceptanceBackgroundMaker is needed; make one of a model by "
+            "AcceptanceBackgroundMaker(model=model)"
+        )
     observations = [observations] if isinstance(observations, Observation) else list(as_observations(observations))
     given = list(geoms) if isinstance(geoms, Sequence) else [geoms] * len(observations)
     if len(given) != len(observations):

@@ -502,11 +502,11 @@ class RateModel(ABC):
         information, cross, of_norm = np.zeros(()), np.zeros(()), 0.0
         for part, mu in zip(slices, counts, strict=True):
             here = self.at_azimuth(part.azimuth)
-            factor = csr_array(self.error_factor(part.cos_zenith, part.azimuth, leading=True).T)
+            factor = self.error_factor(part.cos_zenith, part.azimuth, leading=True)
             for k in np.flatnonzero(mu.sum(1)):
                 seen = np.flatnonzero(mu[k])
                 rows, _ = here.error_rows(energy[[k]], bins.fov.fov_lon[seen], bins.fov.fov_lat[seen], part.cos_zenith)
-                along = factor @ rows[:, 0]
+                along = (csr_array(rows[:, 0]).T @ factor).T  # of groups of bins, most are 0
                 weighted = along * mu[k, seen]
                 information = information + weighted @ along.T
                 cross, of_norm = cross + used[k] * weighted.sum(1), of_norm + used[k] * mu[k].sum()

@@ -14,6 +14,7 @@ from functools import cached_property, partial
 
 import numpy as np
 from scipy.interpolate import griddata
+from scipy.linalg import orth
 from scipy.ndimage import uniform_filter1d
 from scipy.sparse import csr_array
 
@@ -41,7 +42,7 @@ _ALIGNING_ROUNDS = 2  # of profiles at the energies of the mean run
 _NORMS_CONVERGED = 1e-10  # largest relative change of a norm of a run
 _SPREAD_ROUNDS = 6  # of the weights in the estimate of a spread
 _GROUP_RINGS, _GROUP_SECTORS = 8, 8  # bins of a grid that errors of sums are found in
-_LEADING_GROUPS = 150
+_LEADING_BANDS = 8  # of energy
 _SUBPOINTS = 4  # along each side of a bin, to average the surface over it
 
 
@@ -137,19 +138,26 @@ class BinnedModel(ModelOnBins):
         return shared.reshape(-1, len(i), len(j)), np.zeros((0, len(i), len(j)))
 
     def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
-        counts = self._group_counts
-        error = 1 / np.sqrt(counts.ravel() + 1)
-        if not leading:
-            return np.diag(error)
-        # the groups with most counts change sums most; of the others, those at one place are taken together, as their
-        # sum changes
-        order = np.argsort(-counts.ravel(), kind="stable")
-        first, others = np.split(order, [max(_LEADING_GROUPS - counts.shape[1], 0)])
-        place, at = np.unique(others % counts.shape[1], return_inverse=True)
-        along = np.zeros((counts.size, len(first) + len(place)))
-        along[first, np.arange(len(first))] = 1
-        along[others, len(first) + at] = np.sqrt(counts.ravel()[others] + 1)
-        return error[:, None] * along / np.sqrt((along**2).sum(0))
+        return self._leading_factor if leading else np.diag(self._group_errors)
+
+    @property
+    def _group_errors(self):
+        return 1 / np.sqrt(self._group_counts.ravel() + 1)
+
+    @cached_property
+    def _leading_factor(self):
+        """Directions that hold the errors of the sums over the field at each energy, over each ring in bands of energy,
+        and over each place.
+
+        Errors of single groups are as large as those of these sums, in units of Poisson, but average out in them.
+        """
+        (n_energy, n_place), n_band = self._group_counts.shape, min(_LEADING_BANDS, len(self._group_counts))
+        energy, place = (a.ravel() for a in np.indices((n_energy, n_place)))
+        ring = np.zeros(n_place, dtype=int)
+        ring[self._fov_groups] = np.arange(n_place) if self.is_radial else self._fov_rings
+        in_ring = np.eye(n_band * (ring.max() + 1))[ring[place] * n_band + energy * n_band // n_energy]
+        sums = np.hstack([np.eye(n_energy)[energy], in_ring, np.eye(n_place)[place]])
+        return self._group_errors[:, None] * orth(sums / self._group_errors[:, None])
 
     def _number(self, energy):
         """Numbers of the bins between the energy edges that energies in TeV lie in."""
@@ -161,10 +169,14 @@ class BinnedModel(ModelOnBins):
         """Number of the group of each bin of the field of view: rings, and in a grid parts of these."""
         if self.fov.is_radial:
             return np.arange(self.fov.size)
-        theta = offset(self.fov.fov_lon, self.fov.fov_lat)
-        ring = np.minimum((theta / theta.max() * _GROUP_RINGS).astype(int), _GROUP_RINGS - 1)
         turn = np.arctan2(self.fov.fov_lat, self.fov.fov_lon) / (2 * np.pi) % 1
-        return np.unique(ring * _GROUP_SECTORS + (turn * _GROUP_SECTORS).astype(int), return_inverse=True)[1]
+        sector = (turn * _GROUP_SECTORS).astype(int)
+        return np.unique(self._fov_rings * _GROUP_SECTORS + sector, return_inverse=True)[1]
+
+    @property
+    def _fov_rings(self):
+        theta = offset(self.fov.fov_lon, self.fov.fov_lat)
+        return np.minimum((theta / theta.max() * _GROUP_RINGS).astype(int), _GROUP_RINGS - 1)
 
     @cached_property
     def _group_counts(self):

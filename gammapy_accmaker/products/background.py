@@ -8,6 +8,7 @@ grid once. `expected_counts_directly` evaluates the model anew at every node and
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
@@ -79,30 +80,69 @@ def check_geom(model: RateModel, geom) -> None:
         )
 
 
-def coarse_factor(image) -> int:
-    """Into how many parts along each side the pixels of an image are divided; 1 for small ones."""
-    return max(int(np.ceil(np.max(image.pixel_scales.to_value("deg")) / _COARSE_PIXEL - 1e-6)), 1)
+@dataclass(frozen=True)
+class FieldPixels:
+    """The pixels of an image in the field of view of a run, where they are large divided into finer ones.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the image.
+    rows, columns : slice
+        Of the rectangle in it that holds the field.
+    factor : int
+        Into how many parts along each side its pixels are divided; 1 for small ones.
+    xyz : `~numpy.ndarray`, shape (n, 3)
+        ICRS unit vectors of the fine pixels.
+    solid_angle : `~numpy.ndarray`, shape (n,)
+        In sr.
+    """
+
+    shape: tuple[int, int]
+    rows: slice
+    columns: slice
+    factor: int
+    xyz: np.ndarray
+    solid_angle: np.ndarray
+
+    @classmethod
+    def of(cls, image: WcsGeom, model: RateModel, track: FovTrack) -> FieldPixels:
+        """Those of an image; a map of the whole sky is not divided where the run does not look."""
+        xyz, shape = icrs_vectors(image), image.data_shape
+        # the rate at the centre of a large pixel is not its mean
+        factor = max(int(np.ceil(np.max(image.pixel_scales.to_value("deg")) / _COARSE_PIXEL - 1e-6)), 1)
+        rows, columns = _rectangle(image, xyz, track.matrices[0, 0], _reach(model, track))
+        image = WcsGeom(image.wcs[rows, columns], npix=(columns.stop - columns.start, rows.stop - rows.start))
+        if factor > 1:
+            image = image.upsample(factor)
+            xyz = icrs_vectors(image)
+        else:
+            xyz = xyz.reshape(*shape, 3)[rows, columns].reshape(-1, 3)
+        solid_angle = pixel_solid_angles(image).ravel()
+        # at the rim of an all-sky map pixels have corners outside of the sky, and no size that gammapy knows
+        solid_angle = np.where(np.isfinite(solid_angle), solid_angle, np.nanmedian(solid_angle))
+        return cls(shape, rows, columns, factor, xyz, solid_angle)
+
+    @property
+    def places(self) -> np.ndarray:
+        """Numbers of the pixels of the rectangle in the raveled image."""
+        return np.arange(self.shape[0] * self.shape[1]).reshape(self.shape)[self.rows, self.columns].ravel()
+
+    @property
+    def member(self) -> csr_array:
+        """1 where a fine pixel, n of them, lies in a pixel of the rectangle, shape (m, n)."""
+        m, across = len(self.xyz) // self.factor**2, (self.columns.stop - self.columns.start) * self.factor
+        y, x = np.divmod(np.arange(len(self.xyz)), across)
+        number = (y // self.factor * across + x) // self.factor
+        return csr_array((np.ones(len(number)), (number, np.arange(len(number)))), shape=(m, len(number)))
 
 
 def _wcs_counts(model, track, geom, edges, time_step):
-    image = geom.to_image()
-    xyz, shape, factor = icrs_vectors(image), image.data_shape, coarse_factor(image)
-    rows, columns = _rectangle(image, xyz, track.matrices[0, 0], _reach(model, track))
-    # a map of the whole sky is not divided where the run does not look
-    image = WcsGeom(image.wcs[rows, columns], npix=(columns.stop - columns.start, rows.stop - rows.start))
-    ny, nx = image.data_shape
-    if factor > 1:
-        image = image.upsample(factor)
-        xyz = icrs_vectors(image)
-    else:
-        xyz = xyz.reshape(*shape, 3)[rows, columns].reshape(-1, 3)
-    solid_angle = pixel_solid_angles(image).ravel()
-    # at the rim of an all-sky map pixels have corners outside of the sky, and no size that gammapy knows
-    solid_angle = np.where(np.isfinite(solid_angle), solid_angle, np.nanmedian(solid_angle))
-    fine = expected_counts(model, track, xyz, solid_angle, edges, time_step)
-    counts = np.zeros((len(fine), *shape))
-    counts[:, rows, columns] = fine.reshape(len(fine), ny, factor, nx, factor).sum((2, 4))
-    return counts
+    pixels = FieldPixels.of(geom.to_image(), model, track)
+    fine = expected_counts(model, track, pixels.xyz, pixels.solid_angle, edges, time_step)
+    counts = np.zeros((len(fine), pixels.shape[0] * pixels.shape[1]))
+    counts[:, pixels.places] = fine if pixels.factor == 1 else (pixels.member @ fine.T).T
+    return counts.reshape(-1, *pixels.shape)
 
 
 def _reach(model, track):

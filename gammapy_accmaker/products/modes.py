@@ -26,10 +26,8 @@ from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import (
-    coarse_factor,
+    FieldPixels,
     expected_counts,
-    icrs_vectors,
-    pixel_solid_angles,
     polar_grid,
     polar_reading,
     region_pixels,
@@ -66,18 +64,18 @@ class BackgroundErrors:
     def error(self) -> Map:
         """Standard deviation of each bin."""
         data = np.zeros((len(self._edges) - 1, self._pixels.n_bin))
-        counts = self.background.data.reshape(data.shape)
         for k, parts in enumerate(self._at_energies()):
-            if self._pixels.n_bin == len(self._pixels.xyz):
+            if self._pixels.are_bins:
                 # a pixel is as small as a point: errors are read between the nodes, where those of parts of a run are
                 # nearly the same
-                data[k] = counts[k] * sum(
+                error = self._counts[k] * sum(
                     part.share * (part.nodes @ part.sd(covariance))
                     for part, covariance in zip(parts, self._covariances, strict=True)
                 )
             else:
                 shared, run = self._summed(parts, self._pixels.member * self._counts[k], leading=False)
-                data[k] = np.sqrt((shared**2).sum(1) + (run**2).sum(1))
+                error = np.sqrt((shared**2).sum(1) + (run**2).sum(1))
+            data[k] = self._pixels.in_all(error)
         return self._map(data)
 
     @one_thread()
@@ -97,7 +95,8 @@ class BackgroundErrors:
     def along_leading(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same energy by energy, in the bins of an image: shapes (n_bin, k) for the rate and (n_bin, j)."""
         for k, parts in enumerate(self._at_energies()):
-            yield self._summed(parts, self._pixels.member * self._counts[k], leading=True)
+            found = self._summed(parts, self._pixels.member * self._counts[k], leading=True)
+            yield tuple(self._pixels.in_all(changes) for changes in found)
 
     @property
     def n_leading(self) -> int:
@@ -118,7 +117,7 @@ class BackgroundErrors:
         shared, run : `~numpy.ndarray`, shapes (n_energy, k), (n_energy, j)
             Along all directions that runs share, the same for all of them, and along those of the run.
         """
-        member = csr_array(weights[None].astype(float)) @ self._pixels.member
+        member = csr_array(weights[None, self._pixels.places].astype(float)) @ self._pixels.member
         found = [
             self._summed(parts, member * self._counts[k], leading=False) for k, parts in enumerate(self._at_energies())
         ]
@@ -130,14 +129,14 @@ class BackgroundErrors:
 
     @cached_property
     def _pixels(self):
-        return _Pixels.of(self.background.geom)
+        return _Pixels.of(self.background.geom, self.model, self.track)
 
     @cached_property
     def _counts(self):
         """In the pixels, shape (n_energy, n_pixel)."""
         data = self.background.data.reshape(len(self._edges) - 1, -1)
-        if data.shape[1] == len(self._pixels.xyz):
-            return data
+        if self._pixels.are_bins:
+            return data[:, self._pixels.places]
         return expected_counts(
             self.model, self.track, self._pixels.xyz, self._pixels.solid_angle, self._edges, self.time_step
         )
@@ -216,26 +215,36 @@ class _PartErrors:
 
 @dataclass(frozen=True)
 class _Pixels:
-    """Positions that a geometry is counted at (ICRS unit vectors, solid angle in sr) and the bins that they are of."""
+    """Positions in the field of view that a geometry is counted at (ICRS unit vectors, solid angle in sr), the bins
+    that they are of, and the numbers of these among all of the geometry."""
 
     xyz: np.ndarray
     solid_angle: np.ndarray
     member: csr_array
+    places: np.ndarray
     n_bin: int
 
     @classmethod
-    def of(cls, geom) -> _Pixels:
+    def of(cls, geom, model, track) -> _Pixels:
         if isinstance(geom, RegionGeom):
             if isinstance(geom.region, PointSkyRegion):
                 center = geom.region.center.icrs
                 xyz, solid_angle = unit_vectors(center.ra.rad, center.dec.rad)[None], np.ones(1)
             else:
                 xyz, solid_angle = region_pixels(geom)
-            return cls(xyz, solid_angle, csr_array(np.ones((1, len(xyz)))), 1)
-        image = geom.to_image()
-        (ny, nx), factor = image.data_shape, coarse_factor(image)
-        fine = image.upsample(factor) if factor > 1 else image
-        y, x = np.divmod(np.arange(ny * factor * nx * factor), nx * factor)
-        bins = y // factor * nx + x // factor
-        member = csr_array((np.ones(len(bins)), (bins, np.arange(len(bins)))), shape=(ny * nx, len(bins)))
-        return cls(icrs_vectors(fine), pixel_solid_angles(fine).ravel(), member, ny * nx)
+            return cls(xyz, solid_angle, csr_array(np.ones((1, len(xyz)))), np.zeros(1, dtype=int), 1)
+        field = FieldPixels.of(geom.to_image(), model, track)
+        return cls(field.xyz, field.solid_angle, field.member, field.places, field.shape[0] * field.shape[1])
+
+    @property
+    def are_bins(self) -> bool:
+        """Whether each bin is counted at one position."""
+        return len(self.places) == len(self.xyz)
+
+    def in_all(self, values: np.ndarray) -> np.ndarray:
+        """Values of the bins in the field, in all bins of the geometry, along the first axis."""
+        if len(values) == self.n_bin:
+            return values
+        out = np.zeros((self.n_bin, *values.shape[1:]))
+        out[self.places] = values
+        return out

@@ -90,9 +90,25 @@ def test_errors_of_pixels_are_those_of_the_rate():
     np.testing.assert_allclose((error / background)[middle], sigma, rtol=0.15)
 
 
+def test_a_map_of_the_whole_sky_is_divided_where_the_run_looks(monkeypatch):
+    run, (fine, _, _) = runs()[0], geoms(2)
+    sky = WcsGeom.create(binsz=0.5, axes=fine.axes)
+    around = WcsGeom.create(skydir=run.pointing.fixed_icrs, binsz=0.5, width=10, axes=fine.axes)
+    upsample, sizes = WcsGeom.upsample, []
+    monkeypatch.setattr(WcsGeom, "upsample", lambda g, *a, **k: sizes.append(g.data_shape) or upsample(g, *a, **k))
+    error = maker().make_background_error(sky, run)
+    assert error.data.shape == sky.data_shape and np.max(sizes) < 60
+    separation = sky.to_image().separation(run.pointing.fixed_icrs).deg
+    assert separation[error.data[0] > 0].max() < 4
+    sums = [background_sum_error(maker(), geom, run) for geom in (sky, around)]
+    np.testing.assert_allclose(*sums, rtol=5e-3)
+    assert error.data.sum() == pytest.approx(maker().make_background_error(around, run).data.sum(), rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda g: {"maker": maker().model}, "maker: got AcceptanceModel"),
         (lambda g: {"geoms": [g[0]]}, "geoms: got 1 for 2"),
         (lambda g: {"geoms": [g[0], geoms(2)[0]]}, "energy axes differ"),
         (lambda g: {"geoms": "map"}, "geoms"),
@@ -107,6 +123,6 @@ def test_errors_of_pixels_are_those_of_the_rate():
 )
 def test_what_cannot_be_summed_is_named(change, message):
     given = geoms(3)
-    arguments = {"geoms": given[0], "observations": runs()} | change(given)
+    arguments = {"maker": maker(), "geoms": given[0], "observations": runs()} | change(given)
     with pytest.raises(InputError, match=message):
-        background_sum_error(maker(), **arguments)
+        background_sum_error(**arguments)

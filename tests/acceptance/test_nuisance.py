@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from gammapy.datasets import Datasets, MapDataset, SpectrumDataset
 from gammapy.makers import MapDatasetMaker
-from gammapy.maps import MapAxis, RegionGeom
+from gammapy.maps import MapAxis, RegionGeom, WcsGeom
 from gammapy.modeling import Fit
 from gammapy.modeling.models import Models
 from regions import CircleSkyRegion
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, simulate_runs, true_rate
-from stores import full_store, observations, sky_geom, source_region
+from stores import full_store, observations, options, plain_store, sky_geom, source_region
 from test_spline_maker import maker
 
 from gammapy_accmaker import AcceptanceBackgroundMaker
-from gammapy_accmaker.acceptance.nuisance import _leading
+from gammapy_accmaker.acceptance.nuisance import _leading, _priors_of_rate
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.spline.adapt import fit_run
 from gammapy_accmaker.models.spline.fit import fit_spline
@@ -87,6 +87,52 @@ def test_a_region_within_the_exclusion_holds_no_event_of_the_adaptation():
     np.testing.assert_allclose(
         np.sqrt((changes**2).sum(0)), maker().make_background_error(geom, run).data.ravel(), rtol=0.15
     )
+
+
+@pytest.mark.parametrize("effects", ["none", "norm"])
+@pytest.mark.parametrize(("kind", "number"), [("radial", 1), ("radial", 4), ("grid", 2), ("spline", 2)])
+def test_what_runs_of_the_fit_tell_of_the_rate_is_not_told_again(kind, number, effects):
+    """Runs that share one rate: without one of n it is known from n - 1 as many counts, from one run not at all."""
+    fitted = observations(plain_store())[:number]
+    with_rate = AcceptanceBackgroundMaker(options(kind, effects, energy={"min": "0.3 TeV", "max": "10 TeV"}))
+    run = with_rate.fit(fitted) and fitted[0]
+    axes = [MapAxis.from_energy_bounds("0.3 TeV", "10 TeV", nbin=4)]
+    geom = WcsGeom.create(skydir=run.pointing.fixed_icrs, binsz=0.2, width=7, axes=axes)
+    dataset = MapDataset.create(geom, name="run")
+    dataset = with_rate.run(MapDatasetMaker(selection=["counts", "exposure"]).run(dataset, run), run)
+    prior = with_rate._prior_errors(dataset, with_rate._apply(run))
+    before, after = rate_error(dataset, prior), rate_error(dataset, replace(prior, removed=None))
+    if effects == "none":
+        expected = np.sqrt(number / (number - 1)) if number > 1 else 10
+        assert before / after == pytest.approx(expected, rel=0.25 if number == 1 else 0.08)
+    else:  # what a free norm makes good the counts do not tell of the rate
+        assert before >= after
+
+
+def rate_error(dataset, prior):
+    """Standard deviation of the sum of the background by the rate alone."""
+    roots = _priors_of_rate([prior])
+    shared = np.concatenate([shared for shared, _ in prior.errors.along_leading()]).sum(0) @ roots[0]
+    return np.sqrt((shared**2).sum())
+
+
+def test_a_stack_has_of_each_run_what_lies_above_its_threshold():
+    some = runs(3)
+    geom = sky_geom(some[0].pointing.fixed_icrs, edges=(0.4, 0.8, 1.6, 5), binsz=0.2, width=4)
+    stacked = MapDataset.create(geom, name="stack")
+    for first, run in enumerate(some):
+        empty = MapDataset.create(geom, name="run")
+        dataset = maker().run(MapDatasetMaker(selection=["counts", "exposure"]).run(empty, run), run)
+        dataset.mask_safe.data[:first] = False
+        stacked.stack(dataset)
+    models = maker().make_nuisance_models(stacked, some, n=60)
+    of_run = [model.map.data for model in models]
+    # below the thresholds of the others it is that of the one run
+    alone = maker().make_nuisance_models(stacked, some[:1], n=60)
+    found, expected = (
+        np.sqrt(sum(changes[0].sum() ** 2 for changes in of)) for of in (of_run, [model.map.data for model in alone])
+    )
+    assert found == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(20, marks=pytest.mark.slow)])

@@ -95,7 +95,7 @@ def test_leading_directions_hold_the_errors_of_sums(radial):
     """Of the field and of a ring in each band, also where counts are few, and of a disc in all of them."""
     fov, edges = FovBins.rings(2.0, 8) if radial else FovBins.grid(2.0, 20), np.geomspace(0.3, 30, 41)
     theta, everything = np.hypot(fov.fov_lon, fov.fov_lat), np.arange(40)
-    expected = 1e4 / fov.size * np.exp(-theta) * np.geomspace(1, 1e-3, 40)[:, None]
+    expected = 1e5 / fov.size * np.exp(-theta) * np.geomspace(1, 1e-3, 40)[:, None]
     model = fit_binned(np.random.default_rng(0).poisson(expected), np.full(fov.size, 1e4), edges, fov)
     rows, _ = model.error_rows(np.sqrt(edges[1:] * edges[:-1]), fov.fov_lon, fov.fov_lat)
     full, leading = (model.error_factor(np.nan, leading=way) for way in (False, True))

@@ -249,18 +249,27 @@ class FovBins:
         """Positions (deg) of points that fill each bin evenly in solid angle, shapes (size, number of points).
 
         Grid bins get n x n points; rings get points at n offsets and, at each, as many angles as keep their
-        distance.
+        distance. They are not to be changed.
         """
-        if self.is_radial:
-            return self._ring_subpoints(n)
+        return _subpoints(n, *self._numbers)[:2]
+
+    def subpoint_vectors(self, n: int) -> np.ndarray:
+        """Unit vectors in the camera of `subpoints`, shape (size, number of points, 3)."""
+        return _subpoints(n, *self._numbers)[2]
+
+    def subpoint_positions(self, n: int) -> np.ndarray:
+        """`positions` of `subpoints`, shape (size, number of points, number of axes)."""
+        return _subpoints(n, *self._numbers)[3]
+
+    @cached_property
+    def _numbers(self):
+        return tuple(tuple(edges.tolist()) for edges in self.edges)
+
+    def _grid_subpoints(self, n):
         lon, lat = (_subdivide(e, n) for e in self.edges)
         shape = (*self.shape, n, n)
         lon = np.broadcast_to(lon[:, None, :, None], shape).reshape(self.size, -1)
         return lon, np.broadcast_to(lat[None, :, None, :], shape).reshape(self.size, -1)
-
-    def subpoint_vectors(self, n: int) -> np.ndarray:
-        """Unit vectors in the camera of `subpoints`, shape (size, number of points, 3); not to be changed."""
-        return _subpoint_vectors(n, *(tuple(edges.tolist()) for edges in self.edges))
 
     def _ring_subpoints(self, n):
         cos = np.cos(np.radians(self.edges[0]))
@@ -278,12 +287,15 @@ class FovBins:
         return np.stack([offset(fov_lon, fov_lat)] if self.is_radial else [fov_lon, fov_lat], axis=-1)
 
 
-@lru_cache(maxsize=4)
-def _subpoint_vectors(n, *edges):
+@lru_cache(maxsize=8)
+def _subpoints(n, *edges):
     """They are the same for all runs, and in all of the objects that are made of one configuration."""
-    vectors = erfa.s2c(*np.radians(FovBins(tuple(np.array(e) for e in edges)).subpoints(n)))
-    vectors.flags.writeable = False
-    return vectors
+    fov = FovBins(tuple(np.array(e) for e in edges))
+    lon, lat = fov._ring_subpoints(n) if fov.is_radial else fov._grid_subpoints(n)
+    found = lon, lat, erfa.s2c(np.radians(lon), np.radians(lat)), fov.positions(lon, lat)
+    for values in found:
+        values.flags.writeable = False
+    return found
 
 
 def moved_weights(weights: np.ndarray, positions: np.ndarray, displacement: np.ndarray) -> np.ndarray:

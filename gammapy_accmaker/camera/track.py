@@ -9,13 +9,15 @@ rotation is interpolated between them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-import astropy.units as u
 import erfa
 import numpy as np
-from astropy.coordinates import AltAz, EarthLocation
-from astropy.coordinates.erfa_astrom import ErfaAstromInterpolator
+from astropy.coordinates import EarthLocation
+from astropy.coordinates.builtin_frames.utils import get_dut1utc, get_polar_motion
 from astropy.time import Time, TimeDelta
+from astropy.utils import iers
+from scipy.interpolate import make_interp_spline
 from scipy.spatial.transform import Rotation, Slerp
 
 from gammapy_accmaker.errors import ObservationError
@@ -25,7 +27,7 @@ _MIN_STEP = 1.0  # s
 _MAX_SPAN = 86400.0  # s; times beyond it are damaged, and would take all memory
 _MIN_PART = 1.0  # s, of good time in a part of a run
 MAX_ZENITH_CHANGE = 0.05  # of cos zenith within a slice of a run
-_EARTH = ErfaAstromInterpolator(1800 * u.s)  # how the Earth turns is exact, how it nods is interpolated
+_EARTH_STEP = 1800.0  # s, between which the motion of the Earth is interpolated
 _MEAN_STEP = 60.0  # s, between the nodes over which the conditions of a run are averaged
 
 
@@ -39,11 +41,29 @@ def vectors_to_lonlat(xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.arctan2(xyz[..., 1], xyz[..., 0]), np.arcsin(np.clip(xyz[..., 2], -1, 1))
 
 
+def seconds_between(start: Time, times: Time) -> np.ndarray:
+    """Seconds from a start to times: as their difference, without the objects that astropy makes for it."""
+    start, times = start.tt, times.tt
+    return ((times.jd1 - start.jd1) + (times.jd2 - start.jd2)) * 86400.0
+
+
+def site_numbers(site: EarthLocation) -> tuple[float, float, float]:
+    """Longitude and latitude in deg, and height in m."""
+    return _geodetic(*(float(x.to_value("m")) for x in site.geocentric))
+
+
+@lru_cache(maxsize=64)
+def _geodetic(x, y, z):
+    # astropy computes all three whenever one is asked for, and the runs of a telescope ask for the same
+    lon, lat, height = EarthLocation.from_geocentric(x, y, z, unit="m").geodetic
+    return float(lon.deg), float(lat.deg), float(height.to_value("m"))
+
+
 def gti_seconds(time_start: Time, time_stop: Time) -> np.ndarray:
     """Good time intervals in s after the first start, shape (n, 2), sorted;
     empty ones are dropped, those that overlap are merged."""
     zero = time_start.min()
-    intervals = np.stack([(time_start - zero).to_value("s"), (time_stop - zero).to_value("s")], axis=-1)
+    intervals = np.stack([seconds_between(zero, time_start), seconds_between(zero, time_stop)], axis=-1)
     intervals = intervals[intervals[:, 1] > intervals[:, 0]]
     intervals = intervals[np.argsort(intervals[:, 0], kind="stable")]
     if len(intervals) == 0:
@@ -235,12 +255,12 @@ class FovTrack:
 
     def to_fov(self, xyz: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """FOV_LON and FOV_LAT in deg of ICRS unit vectors, shape (n, 3), each seen at its own time in s."""
-        if self.turns:
-            camera = self._turned(xyz, seconds)
-        else:
-            camera = xyz @ self.matrices[0].T
-        lon, lat = vectors_to_lonlat(camera)
+        lon, lat = vectors_to_lonlat(self.to_camera(xyz, seconds))
         return np.degrees(lon), np.degrees(lat)
+
+    def to_camera(self, xyz: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+        """The same as unit vectors in the camera, shape (n, 3)."""
+        return self._turned(xyz, seconds) if self.turns else xyz @ self.matrices[0].T
 
 
 def fov_track(
@@ -297,11 +317,10 @@ def fov_track(
 
 
 def _track_at(pointing, zero, intervals, seconds, location, alignment):
-    times = zero + TimeDelta(seconds, format="sec")
     if pointing.fixed_icrs is not None:
         lon, lat = (np.repeat(angle.rad, len(seconds)) for angle in (pointing.fixed_icrs.ra, pointing.fixed_icrs.dec))
     else:
-        icrs = pointing.get_icrs(times, location)
+        icrs = pointing.get_icrs(zero + TimeDelta(seconds, format="sec"), location)
         lon, lat = icrs.ra.rad, icrs.dec.rad
     # FoVICRS: x to the pointing, y to decreasing right ascension, z to the north
     to_icrs_offset = np.stack([unit_vectors(lon, lat), -_east(lon), _north(lon, lat)], axis=1)
@@ -317,7 +336,7 @@ def _track_at(pointing, zero, intervals, seconds, location, alignment):
         around = around[:1]
     sky = np.einsum("pi,nij->npj", around, to_icrs_offset)
     ra, dec = vectors_to_lonlat(sky)
-    az, alt = _altaz(ra, dec, AltAz(obstime=times, location=location))
+    az, alt = _altaz(ra, dec, zero, seconds, location)
     if alignment == "radec":
         matrices = to_icrs_offset
     else:
@@ -330,15 +349,32 @@ def _track_at(pointing, zero, intervals, seconds, location, alignment):
     return FovTrack(zero, intervals, seconds, matrices, np.sin(alt[:, 0]), azimuth)
 
 
-def _altaz(ra, dec, frame):
-    """Azimuth and altitude in rad of stars, shape (n, p), at the n times of a frame.
+def _altaz(ra, dec, start, seconds, location):
+    """Azimuth and altitude in rad of stars, shape (n, p), at n times in s, increasing, after a start.
 
-    As `~astropy.coordinates.SkyCoord.transform_to` does it, but the orientation of the Earth, and its motion, are
-    interpolated between times that lie EARTH_STEP apart: to 1e-6 arcsec.
+    As `~astropy.coordinates.SkyCoord.transform_to` does it, but the parameters of the transformation are interpolated
+    (by cubic splines) between times that lie at most _EARTH_STEP apart: to 1e-6 arcsec.
     """
-    astrom = _EARTH.apco(frame)[:, None]
+    nodes = np.linspace(seconds[0], seconds[-1], max(int(np.ceil((seconds[-1] - seconds[0]) / _EARTH_STEP)) + 1, 4))
+    utc = (start + TimeDelta(nodes, format="sec")).utc
+    day = np.floor(utc.jd1 - 0.5 + utc.jd2)
+    table = id(iers.earth_orientation_table.get())
+    first, last = np.array([_earth_orientation(k, table) for k in day]).transpose(1, 2, 0)
+    dut1, *pole = first + (utc.jd1 - 0.5 - day + utc.jd2) * (last - first)
+    lon, lat, height = site_numbers(location)
+    astrom, _ = erfa.apco13(utc.jd1, utc.jd2, dut1, np.radians(lon), np.radians(lat), height, *pole, 0, 0, 0, 1)
+    astrom["eral"] = np.unwrap(astrom["eral"])  # the angle that the Earth has turned by
+    parameters = make_interp_spline(nodes, astrom.view(float).reshape(len(nodes), -1))(seconds)
+    astrom = np.ascontiguousarray(parameters).view(astrom.dtype)
     azimuth, zenith, *_ = erfa.atioq(*erfa.atciqz(ra, dec, astrom), astrom)
     return azimuth, 0.5 * np.pi - zenith
+
+
+@lru_cache(maxsize=1024)
+def _earth_orientation(day, table):
+    """UT1 - UTC in s and the polar motion in rad at both ends of a day, between which astropy's table is linear."""
+    ends = Time(day + 0.5, [0, 1 - 1e-9], format="jd", scale="utc")
+    return np.transpose([get_dut1utc(ends), *get_polar_motion(ends)])
 
 
 def _east(lon):

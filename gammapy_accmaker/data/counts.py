@@ -11,13 +11,21 @@ from astropy.coordinates import EarthLocation
 from scipy.ndimage import binary_dilation, gaussian_filter1d
 from scipy.sparse import csr_array
 
-from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, axis_index, offset
-from gammapy_accmaker.camera.track import FovTrack, fov_track, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.camera.bins import FINE, CountsBins, FovBins, axis_index
+from gammapy_accmaker.camera.track import (
+    FovTrack,
+    fov_track,
+    seconds_between,
+    site_numbers,
+    time_nodes,
+    unit_vectors,
+    vectors_to_lonlat,
+)
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import RunNotes, find_reach
-from gammapy_accmaker.data.observations import SITE_REMEDY, event_columns, named_site, observation_site, site_numbers
+from gammapy_accmaker.data.observations import SITE_REMEDY, event_columns, named_site, observation_site
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
-from gammapy_accmaker.data.sky_counts import SkyCounts, sky_bands
+from gammapy_accmaker.data.sky_counts import SkyCounts
 from gammapy_accmaker.data.source_counts import SourceOnSky, expected_on_sky
 from gammapy_accmaker.data.sources import NO_SOURCES, SourceList
 from gammapy_accmaker.errors import ObservationError
@@ -185,8 +193,8 @@ def reduce_observation(
     if exclusion is None:
         exclusion = Exclusion()
     exclusion = exclusion.near(track.matrices[0, 0], bins.fov.offset_max + track.pointing_drift)
-    fov_lon, fov_lat = track.to_fov(xyz, seconds)
-    offsets = offset(fov_lon, fov_lat)
+    camera = track.to_camera(xyz, seconds)
+    offsets = np.degrees(np.arctan2(np.hypot(camera[:, 1], camera[:, 2]), camera[:, 0]))
     # of a square grid the half side: its corners are no part of a round field
     half_side = min(float(edges[-1]) for edges in bins.fov.edges)
     reach = find_reach(offsets, half_side)
@@ -196,22 +204,20 @@ def reduce_observation(
     edges = track.slice_edges(max_zenith_change, cos_zenith_edges, azimuth_edges)
     parts = [track.during(start, stop) for start, stop in itertools.pairwise(edges)]
     parts = [part for part in parts if part.ontime > 0]
-    bands = sky_bands(bins.energy_edges)
-    sky = SkyCounts.of(track, parts, xyz, energy, bands, min(bins.offset_max, half_side))
-    energies = energy  # of all events
+    energy_bin = axis_index(bins.energy_edges, energy)
+    sky = SkyCounts.of(track, parts, xyz, energy_bin, bins.energy_edges, min(bins.offset_max, half_side))
     keep = ~exclusion.contains(xyz)
     dropped["excluded"] = int((~keep).sum())
-    xyz, energy, seconds = xyz[keep], energy[keep], seconds[keep]
+    energy_bin, seconds = energy_bin[keep], seconds[keep]
     if bins.fov.is_radial:
         fov_bin = axis_index(bins.fov.edges[0], offsets[keep])
     else:
-        fov_bin = bins.fov.index(fov_lon[keep], fov_lat[keep])
-    energy_bin = axis_index(bins.energy_edges, energy)
+        fov_bin = bins.fov.index(*np.degrees(vectors_to_lonlat(camera[keep])))
     inside = (fov_bin >= 0) & (energy_bin >= 0) & bins.inside[fov_bin]
     dropped["out of range"] = int((~inside).sum())
     dropped["unexposed bin"] = 0
     live = _live_fraction(observation)
-    of_sources = _SourceCounts.of(observation, sources, track, bins, energies)
+    of_sources = _SourceCounts.of(observation, sources, track, bins, energy)
     if len(sources) and "psf" not in observation.available_irfs:
         notes = replace(notes, without_psf=True)
 
@@ -225,13 +231,19 @@ def reduce_observation(
         seen = here & (fraction > 0)[fov_bin]
         dropped["unexposed bin"] += int((here & ~seen).sum())
         shape = (len(bins.energy_edges) - 1, bins.fov.size)
-        at = energy_bin[seen].astype(np.int32), fov_bin[seen].astype(np.int32)
-        counts = csr_array((np.ones(seen.sum(), dtype=np.int32), at), shape=shape)
-        counts.sum_duplicates()
+        counts = _count(energy_bin[seen], fov_bin[seen], shape)
         one = _run_slice(key, part, counts, fraction, displacement, live, numbers)
         slices.append(of_sources.added_to(one, part, exclusion, time_step))
     sky = of_sources.added_to_sky(sky, sum(part.livetime for part in slices))
     return ReducedRun(key, tuple(slices), numbers, dropped, notes, sky=sky)
+
+
+def _count(row, column, shape):
+    """How often each bin comes, as a sparse matrix: sorted once."""
+    number, counts = np.unique(row * shape[1] + column, return_counts=True)
+    row, column = np.divmod(number, shape[1])
+    starts = np.searchsorted(row, np.arange(shape[0] + 1))
+    return csr_array((counts.astype(np.int32), column.astype(np.int32), starts.astype(np.int32)), shape=shape)
 
 
 def _run_slice(key, track, counts, fraction, displacement, live, covariates):
@@ -327,9 +339,7 @@ def _live_fraction(observation):
     """Livetime over ontime; 1 where the observation has no metadata that tell its dead time."""
     if observation.meta is None:
         return 1.0
-    # of gammapy's own sums, in which intervals that overlap count twice
-    ontime = observation.observation_time_duration.to_value("s")
-    return observation.observation_live_time_duration.to_value("s") / ontime if ontime > 0 else 1.0
+    return (1.0 - observation.observation_dead_time_fraction) * observation.obs_filter.livetime_fraction
 
 
 def _read_events(observation, track):
@@ -365,9 +375,7 @@ def in_good_time(events, track: FovTrack) -> np.ndarray:
 
 def _seconds_after_start(time, track):
     """NaN where the time is masked."""
-    # by the two parts of a Julian date: much faster than the difference of two `Time`
-    time, start = time.tt, track.start.tt
-    return _filled((time.jd1 - start.jd1) + (time.jd2 - start.jd2)) * 86400.0
+    return _filled(seconds_between(track.start, time))
 
 
 def _within(intervals, seconds):
@@ -390,7 +398,7 @@ def _filled(values):
 
 def _notes(observation, meta, track, location, n_events, outside_gti, reach):
     own, site = named_site(observation), observation_site(observation, location)
-    ontime = (observation.gti.time_stop - observation.gti.time_start).to_value("s")
+    ontime = seconds_between(observation.gti.time_start, observation.gti.time_stop)
     return RunNotes(
         instrument=" ".join(str(meta[key]).strip() for key in ("TELESCOP", "INSTRUME") if meta.get(key)),
         site=None if site is None else site_numbers(site),
@@ -430,23 +438,20 @@ def _unexcluded_part(fov, track, exclusion, time_step):
     if fov.is_radial and not _drifts(track.matrices):
         # rings do not notice that the field turns
         seconds, weights = seconds[:1], weights.sum(keepdims=True)
-    lon, lat = fov.subpoints(_SUBPOINTS)
     camera = fov.subpoint_vectors(_SUBPOINTS)
     matrices = track.matrices_at(seconds)
     touched = _touched_bins(fov, camera, matrices, exclusion)
-    positions = fov.positions(lon[touched], lat[touched])
+    points, excluded = camera[touched].reshape(-1, 3), np.zeros((len(touched), camera.shape[1]))
+    for matrix, weight in zip(matrices, weights / weights.sum(), strict=True):
+        excluded += weight * exclusion.contains(points @ matrix).reshape(excluded.shape)
+    fraction[touched] -= excluded.mean(1)
+    fraction[fraction < _MIN_EXPOSURE * (1 - 1e-9)] = 0  # but for rounding: one of the points, half of the time
+    positions = fov.subpoint_positions(_SUBPOINTS)[touched]
     positions -= positions.mean(axis=1, keepdims=True)
-    excluded, moment = np.zeros(len(touched)), np.zeros((len(touched), positions.shape[2]))
-    for matrix, weight in zip(matrices, weights, strict=True):
-        inside = exclusion.contains(camera[touched].reshape(-1, 3) @ matrix).reshape(len(touched), camera.shape[1])
-        excluded += weight * inside.mean(1)
-        moment += weight * np.einsum("bp,bpa->ba", inside, positions) / camera.shape[1]
-    fraction[touched] -= excluded / weights.sum()
-    fraction[fraction < _MIN_EXPOSURE] = 0
     displacement = np.zeros((fov.size, positions.shape[2]), dtype=np.float32)
     if fov.step > FINE * (1 + 1e-6):
         part = np.where(fraction > 0, fraction, np.inf)[touched, None]
-        displacement[touched] = -moment / weights.sum() / part
+        displacement[touched] = -np.einsum("bp,bpa->ba", excluded, positions) / camera.shape[1] / part
         displacement[np.abs(displacement) < _EVEN] = 0
     return fraction, displacement if displacement.any() else None
 
@@ -458,11 +463,13 @@ def _touched_bins(fov, camera, matrices, exclusion):
     if _drifts(matrices):
         return np.arange(fov.size)  # the sky itself moves through the camera
     # the excluded sky within the circle around the grid, found at the first node, turns with the field
-    circle = FovBins.grid(fov.offset_max, int(np.ceil(2 * fov.offset_max / min(np.diff(e).min() for e in fov.edges))))
-    points = circle.subpoint_vectors(_SUBPOINTS).reshape(-1, 3) @ matrices[0]
-    points = points[exclusion.contains(points)]
+    step = min(np.diff(e).min() for e in fov.edges)
+    circle = FovBins.grid(fov.offset_max, int(np.ceil(2 * fov.offset_max / step)))
+    points = exclusion.inside(circle.subpoint_vectors(_SUBPOINTS).reshape(-1, 3), matrices[0])
     touched = np.zeros(fov.shape, dtype=bool)
-    for matrix in matrices:
+    # from node to node it moves by less than a bin
+    moved = fov.offset_max * np.linalg.norm(np.diff(matrices, axis=0), axis=(1, 2)).max()
+    for matrix in matrices[:: max(int(0.5 * step / max(moved, 1e-9)), 1)]:
         lon, lat = vectors_to_lonlat(points @ matrix.T)
         bins = fov.index(np.degrees(lon), np.degrees(lat))
         touched.flat[bins[bins >= 0]] = True

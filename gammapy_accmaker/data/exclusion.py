@@ -571,6 +571,16 @@ class Exclusion(Sequence):
             excluded |= item.part.contains(xyz)
         return excluded
 
+    def inside(self, camera: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """ICRS unit vectors, shape (m, 3), of those of some camera unit vectors, (n, 3), that are excluded.
+
+        ``matrix``: from ICRS to the camera.
+        """
+        reach = np.cos(np.radians(np.clip(self._radii + 1e-6, 0, 180)))
+        near = np.any(camera @ (self._centers @ matrix.T).T > reach, axis=1)
+        xyz = camera[near] @ matrix
+        return xyz[self.contains(xyz)]
+
     def in_brief(self) -> str:
         """How many regions and masks it has, in words."""
         n_mask = sum(isinstance(item.data, _MaskData) for item in self._items)

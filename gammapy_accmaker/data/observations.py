@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from functools import lru_cache
 from pathlib import Path
 
 import astropy.units as u
@@ -22,6 +21,7 @@ from gammapy.utils.fits import HDULocation, earth_location_from_dict
 from gammapy.utils.metadata import TargetMetaData
 from gammapy.utils.time import time_ref_from_dict
 
+from gammapy_accmaker.camera.track import site_numbers
 from gammapy_accmaker.errors import InputError, ObservationError
 from gammapy_accmaker.utils.hdu_sizes import FitsTable, read_tables
 from gammapy_accmaker.utils.run_key import reason_of
@@ -45,18 +45,6 @@ def _file_site(observation) -> EarthLocation | None:
     if site is None or not np.all(np.isfinite([x.value for x in site.geocentric])):
         return None
     return site if np.any(np.abs(site_numbers(site)) > 1e-6) else None
-
-
-def site_numbers(site: EarthLocation) -> tuple[float, float, float]:
-    """Longitude and latitude in deg, and height in m."""
-    return _geodetic(*(float(x.to_value("m")) for x in site.geocentric))
-
-
-@lru_cache(maxsize=64)
-def _geodetic(x, y, z):
-    # astropy computes all three whenever one is asked for, and the runs of a telescope ask for the same
-    lon, lat, height = EarthLocation.from_geocentric(x, y, z, unit="m").geodetic
-    return float(lon.deg), float(lat.deg), float(height.to_value("m"))
 
 
 def observation_site(observation, given: EarthLocation | None) -> EarthLocation | None:

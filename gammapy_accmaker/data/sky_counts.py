@@ -7,6 +7,7 @@ sky cost no second reading of the events.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch
 
 SKY_PIXEL = 0.1  # deg
 _BAND_WIDTH = 0.25  # dex, about
-_TURN_STEP = 300.0  # s, between the nodes at which the turn of the field is followed
+_STEP, _TURN = 300.0, np.radians(8)  # s, over which a turn of the field is measured; between nodes that follow it
 
 
 def sky_bands(energy_edges: np.ndarray) -> np.ndarray:
@@ -69,8 +70,8 @@ class SkyCounts:
         track: FovTrack,
         parts: list[FovTrack],
         xyz: np.ndarray,
-        energy: np.ndarray,
-        bands: np.ndarray,
+        energy_bin: np.ndarray,
+        energy_edges: np.ndarray,
         offset_max: float,
     ) -> SkyCounts:
         """Count events.
@@ -81,20 +82,23 @@ class SkyCounts:
             Of the run.
         parts : list of `FovTrack`
             Of its slices.
-        xyz, energy : `~numpy.ndarray`, shapes (n, 3), (n,)
-            ICRS unit vectors and energies in TeV of its events.
-        bands : `~numpy.ndarray`
-            Energy edges in TeV, see `sky_bands`.
+        xyz, energy_bin : `~numpy.ndarray`, shapes (n, 3), (n,)
+            ICRS unit vectors of its events, and the energy bins that hold them, -1 for none.
+        energy_edges : `~numpy.ndarray`
+            Of these bins, in TeV; they are taken together to `sky_bands`.
         offset_max : float
             In deg; the grid reaches so far.
         """
         matrix, side = track.radec_matrix, 2 * int(np.ceil((offset_max + track.pointing_drift) / SKY_PIXEL))
-        pixel, band = _pixel_of(xyz, matrix, side), axis_index(bands, energy)
+        of_bin = axis_index(sky_bands(energy_edges), energy_edges)
+        pixel, band = _pixel_of(xyz, matrix, side), of_bin[energy_bin]  # -1 at the last edge, which is no bin
         inside = (band >= 0) & (pixel >= 0)
         index, counts = np.unique(band[inside] * side**2 + pixel[inside], return_counts=True)
         number, seconds, turns = [], [], []
         for k, part in enumerate(parts):
-            nodes, weights = time_nodes(part.intervals, _TURN_STEP if track.turns else None)
+            turn = np.linalg.norm(np.diff(part.matrices_at(time_nodes(part.intervals, _STEP)[0]), axis=0), axis=(1, 2))
+            turn = turn.sum() / np.sqrt(2)
+            nodes, weights = time_nodes(part.intervals, part.ontime * _TURN / turn if turn > _TURN else None)
             number.append(np.full(len(nodes), k))
             seconds.append(weights)
             turns.append(part.matrices_at(nodes) @ matrix.T)
@@ -129,9 +133,14 @@ class SkyCounts:
     @property
     def pixels(self) -> np.ndarray:
         """Unit vectors, along the axes of the grid, of the centres of the pixels, shape (side ** 2, 3)."""
-        at = np.radians((np.arange(self.side) + 0.5 - self.side // 2) * SKY_PIXEL)
-        lat, lon = (a.ravel() for a in np.meshgrid(at, at, indexing="ij"))
-        return unit_vectors(lon, lat)
+        return _pixels(self.side)
+
+
+@lru_cache(maxsize=4)
+def _pixels(side):
+    at = np.radians((np.arange(side) + 0.5 - side // 2) * SKY_PIXEL)
+    lat, lon = (a.ravel() for a in np.meshgrid(at, at, indexing="ij"))
+    return unit_vectors(lon, lat)
 
 
 def _pixel_of(xyz, matrix, side):

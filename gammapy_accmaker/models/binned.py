@@ -480,7 +480,7 @@ def _profile(intensity, volume, fov, shares, displacement):
     lon, lat = fov.subpoints(_SUBPOINTS)
     weights = np.full(lon.shape, 1 / lon.shape[1])
     if displacement is not None:
-        weights = moved_weights(weights, fov.positions(lon, lat), displacement)
+        weights = moved_weights(weights, fov.subpoint_positions(_SUBPOINTS), displacement)
     average = _block_sum(_fov_weights(fov, lon.ravel(), lat.ravel()), weights)
     target = intensity / (intensity @ volume)[:, None]
     nodes = target.copy()

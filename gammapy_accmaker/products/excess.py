@@ -22,7 +22,15 @@ from astropy.table import Table
 from gammapy.maps import WcsGeom
 from gammapy.stats import CashCountsStatistic
 from regions import CircleSkyRegion
-from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes, label, map_coordinates, spline_filter
+from scipy.ndimage import (
+    binary_dilation,
+    binary_erosion,
+    binary_fill_holes,
+    distance_transform_edt,
+    label,
+    map_coordinates,
+    spline_filter,
+)
 
 from gammapy_accmaker.camera.bins import offset
 from gammapy_accmaker.camera.track import vectors_to_lonlat
@@ -74,14 +82,14 @@ class ExcessField:
 
 
 def search_bands(runs: Sequence[ReducedRun], energy_edges: np.ndarray) -> np.ndarray:
-    """Energy edges in TeV of the search: its bands are what is below the threshold of most runs, the bulk of the
-    events, and the hardest of them."""
+    """Energy edges in TeV of the search: its bands are the bulk of the events above the threshold of most runs, and the
+    hardest of them."""
     edges = sky_bands(energy_edges)
     spectrum = np.sum([np.asarray(run.counts.sum(1)).ravel() for run in runs], axis=0)
     above = np.cumsum(spectrum[::-1])[::-1] / max(spectrum.sum(), 1)
     wanted = [energy_edges[:-1][above >= share][-1] for share in (_SOFT_SHARE, _HARD_SHARE)]
     chosen = [int(np.abs(np.log(edges / e)).argmin()) for e in wanted]
-    return edges[np.unique([0, *chosen, len(edges) - 1])]
+    return edges[np.unique([*chosen, len(edges) - 1])]
 
 
 def excess_fields(
@@ -136,7 +144,7 @@ def excess_fields(
                 known += np.add.reduceat(sky.signal.toarray()[: bins[-1]], bins[:-1], axis=0)
             there = pixels[here] @ sky.matrix
             if exclusion is not None:
-                kept = np.flatnonzero(here)[~exclusion.contains(there)]
+                kept = np.flatnonzero(here)[~exclusion.near(sky.matrix[0], offset_max).contains(there)]
                 n, b = (image - known)[:, kept].sum(1), mu[:, kept].sum(1)
                 mu *= np.where((n > 0) & (b > 0), n / np.where(b > 0, b, 1), 1)[:, None]
             lon, lat = vectors_to_lonlat(there)
@@ -159,13 +167,17 @@ def _expected(run, sky, model, pixels, bands, reach):
     """Whether each pixel of a run is seen during all of it, and the counts that are expected there."""
     n = int(np.ceil(reach / _RATE_STEP)) + 2
     at = np.arange(-n, n + 1) * _RATE_STEP
-    lon, lat = (a.ravel() for a in np.meshgrid(at, at))
-    # beyond the last offset the rate at it, so that the interpolation up to it is smooth
-    inward = np.minimum(reach * (1 - 1e-6) / np.maximum(offset(lon, lat), 1e-9), 1)
+    lon, lat = np.meshgrid(at, at)
+    # beyond the last offset the rate at it, so that the interpolation up to it is smooth; far out that of the nearest
+    distance = offset(lon, lat)
+    far = distance > reach + 2 * _RATE_STEP
+    nearest = tuple(distance_transform_edt(far, return_distances=False, return_indices=True))
+    lon, lat = (a[~far] * np.minimum(reach * (1 - 1e-6) / np.maximum(distance[~far], 1e-9), 1) for a in (lon, lat))
     expected, seen = np.zeros((len(bands) - 1, len(pixels))), np.ones(len(pixels), dtype=bool)
     for k, part in enumerate(run.slices):
-        rate = model.at_azimuth(part.azimuth).integral_grid(bands, lon * inward, lat * inward, part.cos_zenith)
-        splines = [spline_filter(band.reshape(len(at), len(at)), order=3) for band in rate]
+        rate = np.zeros((len(bands) - 1, *far.shape))
+        rate[:, ~far] = model.at_azimuth(part.azimuth).integral_grid(bands, lon, lat, part.cos_zenith)
+        splines = [spline_filter(band[nearest], order=3) for band in rate]
         for turn, seconds in zip(sky.turns[sky.slices == k], sky.seconds[sky.slices == k], strict=True):
             camera = pixels @ turn.T
             seen &= camera[:, 0] > np.cos(np.radians(reach - _RIM))
@@ -193,7 +205,7 @@ def significance_map(
     radius : float
         Of the discs, in deg.
     """
-    n, mu = (disc_sums(np.where(searched, a, 0), radius) for a in (counts, expected))
+    n, mu = disc_sums(np.where(searched, (counts, expected), 0), radius)
     enough = searched & (mu > _MIN_EXPECTED)
     mu = np.where(enough, mu, 1.0)
     significance = np.where(enough, CashCountsStatistic(np.maximum(np.round(n), 0), mu).sqrt_ts, 0.0)
@@ -260,12 +272,13 @@ def _stand_out(field, kept, before, threshold, correlation_radius, radial):
     new, peak = np.zeros(kept.shape, dtype=bool), np.zeros(kept.shape)
     beside = binary_dilation(before, iterations=round(_BESIDE_REACH / SKY_PIXEL)) if before.any() else before
     n_band = len(field.counts)
-    for start in sorted({max(n_band - 2, 0), n_band - 1}):  # without what is below the threshold, and the hardest
+    lowest = min(threshold, _BESIDE) if before.any() else threshold
+    for start in range(n_band):  # all, and the hardest
         counts, expected, known = (a[start:].sum(0) for a in (field.counts, field.expected, field.known))
         smallest, own = None, np.zeros(kept.shape, dtype=bool)
         for radius in np.array(_SCALES) * correlation_radius:
             # what small discs have found is no news to those that are larger and reach it
-            searched = kept & ~binary_dilation(own, _disc(correlation_radius))
+            searched = kept & ~binary_dilation(own, _disc(correlation_radius)) if own.any() else kept
             significance, spread = significance_map(counts, expected, searched, radius)
             # that of the smallest discs for all: wide sources leave wide wells beside them
             smallest = spread if smallest is None or radial else smallest
@@ -274,7 +287,7 @@ def _stand_out(field, kept, before, threshold, correlation_radius, radial):
                 bright, mu = (disc_sums(np.where(searched, a, 0), radius) for a in (known, expected))
                 significance /= np.sqrt(1 + (_KNOWN_PRECISION * bright) ** 2 / np.maximum(mu, _MIN_EXPECTED))
             peak = np.maximum(peak, significance)
-            labels, n = label(significance > _FOLLOWED, np.ones((3, 3)))
+            labels, n = label(significance > _FOLLOWED, np.ones((3, 3))) if significance.max() > lowest else (None, 0)
             for k in range(1, n + 1):
                 here = labels == k
                 top = significance[here].max()

@@ -27,7 +27,7 @@ from gammapy_accmaker.models.source_terms import (
 
 _MAX_ROUNDS = 30
 _MEMORY = 4  # rounds that a step of the amplitudes is extrapolated from
-_CONVERGED = 0.03  # change of an amplitude, extrapolated, in standard deviations
+_CONVERGED = 0.03  # change of an amplitude, by itself and extrapolated, in standard deviations
 _NEWTON_STEPS, _NEWTON_TOLERANCE = 30, 1e-3  # of the amplitudes beside a background, in standard deviations
 _PROBE = 1.0  # change of the amplitudes, in standard deviations, by which the share of the background is measured
 _PROBE_ROUNDS = 3  # after which the background has followed
@@ -41,6 +41,11 @@ class _Beside:
     bins: CountsBins
     bands: SourceBands
     effects: EffectSettings
+
+    @property
+    def parts(self) -> list[RunSlice]:
+        """Slices of the runs that have units of sources."""
+        return [part for run in self.runs for part in run.slices if part.sources]
 
     def backgrounds(self, model: RateModel, amplitudes) -> list[list[np.ndarray]]:
         """Expected counts of the background in the bins, by run and slice."""
@@ -143,7 +148,7 @@ def fit_beside_sources(
 
 
 def _alternate(beside, fit):
-    values = np.ones(beside.bands.n)
+    values = np.zeros(beside.bands.n)  # so that the flux in which a source is given does not matter
 
     def one_round(backgrounds, values, repeat=1):
         for _ in range(repeat):
@@ -159,10 +164,14 @@ def _alternate(beside, fit):
     for _ in range(_MAX_ROUNDS):
         model, backgrounds, new, information = one_round(backgrounds, values)
         width = 1 / np.sqrt(np.maximum(np.diag(information), TINY))
-        points, steps = [*points, new][-_MEMORY:], [*steps, new - values][-_MEMORY:]
+        step = new - values
+        if steps and np.linalg.norm(step / width) > np.linalg.norm(steps[-1] / width):
+            points, steps = [], []  # the last extrapolation went too far
+        points, steps = [*points, new][-_MEMORY:], [*steps, step][-_MEMORY:]
         extrapolated = _anderson(points, steps, width)
-        moved, values = np.max(np.abs(extrapolated - values) / width, initial=0.0), extrapolated
-        if moved < _CONVERGED:
+        moved = np.maximum(np.abs(step), np.abs(extrapolated - values)) / width
+        values = extrapolated
+        if np.max(moved, initial=0.0) < _CONVERGED:
             converged = True
             break
     model, backgrounds, _, information = one_round(backgrounds, values, _PROBE_ROUNDS)
@@ -186,19 +195,23 @@ def _anderson(points, steps, width):
 def _information_left(beside, one_round, backgrounds, values, information):
     """Information on the amplitudes that is left once the background is fitted with them.
 
-    By how much the gradient falls along an amplitude when the background follows it.
+    By how much the gradient falls along an amplitude when the background follows it. The amplitudes of a source are
+    moved together, and tell of those that add counts at the same energies.
     """
     bands, n = beside.bands, beside.bands.n
     width, left = _PROBE / np.sqrt(np.maximum(np.diag(information), TINY)), np.zeros((n, n))
+    spectra = np.zeros(bands.number.shape)
+    for part in beside.parts:
+        spectra += [source.by_energy() for source in part.sources]
+    common = bands.pair_sums(spectra[:, None] * spectra)
     before = beside.derivatives(backgrounds, values)[0]
     for k in range(len(bands.number)):
         own = np.zeros(n, dtype=bool)
         own[bands.amplitudes_of(k)] = True
         moved = values + np.where(own, width, 0)
         fall = before - beside.derivatives(one_round(backgrounds, moved, _PROBE_ROUNDS)[1], moved)[0]
-        # amplitudes of other energies do not speak to each other
-        speak = np.zeros((n, n), dtype=bool)
-        speak[bands.number, bands.number[k]] = True
-        speak[bands.number[k], bands.number[k]] = True
-        left += np.where(speak, fall[:, None] / width, 0)
-    return 0.5 * (left + left.T)
+        share = common[:, own] / np.maximum(common[:, own].sum(axis=1, keepdims=True), TINY)
+        left[:, own] += fall[:, None] * share / width[own]
+    # what is not known at all, as where neither background nor counts are, tells nothing of others
+    most = np.sqrt(np.maximum(np.diag(left), 0))
+    return np.clip(0.5 * (left + left.T), -most * most[:, None], most * most[:, None])

@@ -23,6 +23,7 @@ _FEW_SIGMA = 1.0  # of an error over the amplitude; with more, the amplitude is 
 _LIKE_ACCEPTANCE = "camera and sky cannot be told apart"
 _UNKNOWN = "not known from the runs"
 _AT_ZERO = "at 0"
+_MOVING = "not converged"
 _BANDS_BELOW = 2  # of energy, below the thresholds of the runs
 _BELOW_THRESHOLD = "below thresholds"  # of the runs: no flux, since the responses are not to be trusted there
 _NO_COUNTS = "no counts outside of the exclusion"
@@ -121,6 +122,9 @@ def _rows_of(fit, k, runs, energy_edges):
             flags.append(_UNKNOWN)
         if value == 0:
             flags.append(_AT_ZERO)
+        if not fit.converged:
+            flags.append(_MOVING)
+        error = max(error, 1 / counts)  # where there is no background: one count more cannot be told
         yield (*energies, value, error, value * counts, fit.share[i], "; ".join(flags))
 
 
@@ -131,6 +135,7 @@ def warn_of_sources(table: Table) -> None:
     for flag, meaning, remedy in (
         (_LIKE_ACCEPTANCE, "an acceptance could look as they do in these runs", _REMEDY),
         (_UNKNOWN, "they look like each other", "give fewer free sources, or freeze the amplitudes of some"),
+        (_MOVING, "they still moved when the fit ended", "give fewer free sources or bands, or an exclusion"),
     ):
         rows = [row for row in table if flag in row["FLAG"]]
         if rows:

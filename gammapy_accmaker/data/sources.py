@@ -14,6 +14,7 @@ import numpy as np
 from astropy.io import fits
 from gammapy.maps import Map
 from gammapy.modeling.models import (
+    SPECTRAL_MODEL_REGISTRY,
     DatasetModels,
     FoVBackgroundModel,
     Models,
@@ -70,13 +71,19 @@ class Source:
         _check(model)
         data, spatial = model.to_dict(full_output=True), model.spatial_model
         data.pop("datasets_names", None)  # it is a source of all runs
+        # gammapy leaves out that of a constant, and how a template is interpolated
+        data["spatial"]["parameters"] = spatial.parameters.to_dict()
         template = b""
         if isinstance(spatial, TemplateSpatialModel):
-            data["spatial"]["filename"] = None
+            data["spatial"] |= {"filename": None, "interp_kwargs": spatial._interp_kwargs}
             template = _map_to_bytes(spatial.map)
         source = cls(json.dumps(data, default=float), template)
         try:
-            _ = source.model
+            stored, energy = source.model, np.geomspace(0.01, 100, 9) * u.TeV
+            if [(p.name, p.quantity) for p in stored.parameters] != [(p.name, p.quantity) for p in model.parameters]:
+                raise ValueError("its parameters are not the same then")
+            if not np.allclose(stored.spectral_model(energy) / model.spectral_model(energy), 1, equal_nan=True):
+                raise ValueError("its spectrum is not the same then")
         except Exception as error:  # of whatever kind: gammapy does not know the model by its name
             raise InputError(
                 f"sources: {model.name!r} cannot be stored and read again ({type(error).__name__}: {error}); register "
@@ -90,14 +97,22 @@ class Source:
         data = json.loads(self.text)
         if not self.template:
             return SkyModel.from_dict(data)
-        spatial = data.pop("spatial")
-        model = SkyModel.from_dict(data)
+        spatial, spectral = data["spatial"], data["spectral"]
         with fits.open(io.BytesIO(self.template)) as hdulist:
-            own = TemplateSpatialModel(
-                Map.from_hdulist(hdulist), normalize=spatial["normalize"], filename=f"{model.name}.fits"
+            template = TemplateSpatialModel(
+                Map.from_hdulist(hdulist),
+                normalize=spatial["normalize"],
+                interp_kwargs=spatial.get("interp_kwargs"),
+                filename=f"{data['name']}.fits",
             )
-        model.spatial_model = own
-        return model
+        for parameter in spatial.get("parameters", ()):  # a template may be moved
+            template.parameters[parameter["name"]].value = parameter["value"]
+        return SkyModel(
+            SPECTRAL_MODEL_REGISTRY.get_cls(spectral["type"]).from_dict({"spectral": spectral}),
+            template,
+            name=data["name"],
+            apply_irf=data.get("apply_irf"),
+        )
 
     def __getstate__(self):
         # the model is made again from its data in another process
@@ -119,11 +134,11 @@ class Source:
     def factors(self, energy: np.ndarray, *, below: bool = False) -> np.ndarray:
         """Fitted factor on its flux at reconstructed energies in TeV; ``below``: the threshold of a run.
 
-        Where none was fitted it is 1, and 0 below the threshold.
+        Where none was fitted it is 1.
         """
         edges, amplitudes = (self.edges_below, self.amplitudes_below) if below else (self.edges, self.amplitudes)
         if not amplitudes:
-            return np.full(len(energy), 0.0 if below else 1.0)
+            return np.ones(len(energy))
         return np.asarray(amplitudes)[np.searchsorted(edges[1:-1], energy, side="right")]
 
     def fitted(self, above: _Bands, below: _Bands = _NO_BANDS) -> Source:
@@ -301,6 +316,8 @@ def _check(model):
             f"{name} has a temporal model, but a source is taken as constant; give its mean flux (without the "
             "temporal model), or a source for each state with the runs of it alone"
         )
+    if not model.apply_irf["exposure"]:
+        raise InputError(f"{name} has counts in place of a flux (apply_irf: exposure False); give it a flux")
     for parameter in model.parameters:
         if not np.isfinite(parameter.value):
             raise InputError(f"{name} has {parameter.name} = {parameter.value:g}, but a finite number is needed")

@@ -240,7 +240,9 @@ class SourceBands:
             total = max(float(spectrum.sum()), TINY)
             share = (np.cumsum(spectrum) - 0.5 * spectrum) / total
             band = np.minimum((share * most).astype(int), most - 1)
-            _, own = np.unique(band, return_inverse=True)
+            # no band without counts: energies without are in that of those below
+            filled = np.where(spectrum > 0, np.arange(len(spectrum)), np.argmax(spectrum > 0))
+            _, own = np.unique(band[np.maximum.accumulate(filled)], return_inverse=True)
             number[k] = first + own
             first += own.max() + 1
         return cls(number)

@@ -117,6 +117,24 @@ def test_amplitudes_are_those_of_the_truth(kind):
     assert not any(table["FLAG"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["spline", "radial", "grid"])
+def test_the_flux_in_which_a_free_source_is_given_does_not_matter(kind):
+    fits = [fit_acceptance(runs()[:4], options(kind), sources=true_source(f), n_jobs=1) for f in (0.5, 500)]
+    first, second = (fit.source_table["AMPLITUDE"] * f for fit, f in zip(fits, (1, 1000), strict=True))
+    np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_energies_without_background_tell_nothing_of_others(caplog):
+    """Below all thresholds nothing is expected but the source, and nothing is seen."""
+    low = {**KINDS["radial"], "energy": {"min": "0.05 TeV", "max": "30 TeV", "nbins_per_decade": 8}}
+    table = fit_acceptance(runs()[:3], low, sources=true_source(), n_jobs=1).source_table
+    assert len(table) == 5 and not any("look like each other" in message for message in caplog.messages)
+    # one count more cannot be told
+    assert np.all(table["AMPLITUDE_ERR"] * table["COUNTS"] >= table["AMPLITUDE"])
+
+
 @pytest.mark.parametrize("kind", SOME_SLOW[:2])
 def test_the_run_table_expects_background_and_source(kind):
     known, ignored = fitted(kind, "known").run_table, fitted(kind, "ignored").run_table

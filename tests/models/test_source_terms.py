@@ -57,6 +57,14 @@ def test_bands_share_the_expected_counts():
     assert SourceBands.choose(np.eye(1, 150, 70), 3).n <= 3
 
 
+def test_no_band_is_without_counts():
+    """More bands than there are energies with counts."""
+    spectrum = np.array([0, 0, 0, 3.0, 5, 2, 0])
+    bands = SourceBands.choose(spectrum[None], 40)
+    assert bands.n == 3
+    assert np.all(bands.sums(spectrum[None]) > 0)
+
+
 def test_pairs_are_summed_where_both_amplitudes_hold():
     bands = SourceBands(np.array([[0, 0, 1], [2, 3, 3]]))
     values = RNG.normal(size=(2, 2, 3))

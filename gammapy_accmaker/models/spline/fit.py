@@ -617,7 +617,7 @@ class _JointFit:
             replace(basis, kind="none"),
         )
         self.counts = self._all_counts()
-        self.bands, self.amplitudes = bands, np.ones(0 if bands is None else bands.n)
+        self.bands, self.amplitudes = bands, np.zeros(0 if bands is None else bands.n)
         self.source_fit: AmplitudeFit | None = None
         regression = np.zeros((scale.n_regressor, basis.n))
         self.population = RunPopulation(basis, regression, basis.prior_covariance())

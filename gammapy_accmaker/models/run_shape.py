@@ -130,6 +130,7 @@ class ShapeGroups:
         sector = 0 if is_radial else (np.arctan2(fov_lat, fov_lon) % (2 * np.pi) / (2 * np.pi) * _SECTORS).astype(int)
         group = np.unique(ring * _SECTORS + sector, return_inverse=True)[1]
         fov = csr_array((np.ones(len(group)), (np.arange(len(group)), group)))
+        # of a group the mean over its bins, where its counts are
         weights = spectrum[:, None] + 1e-9
         columns = (energy @ (shape.columns(log_energy) * weights)) / (energy @ weights)
         modes = (fov.T @ shape.modes(fov_lon, fov_lat)) / fov.sum(axis=0)[:, None]
@@ -154,12 +155,14 @@ def find_shape(groups: ShapeGroups, counts: Sequence[np.ndarray], expected: Sequ
     basis, prior = groups.basis, groups.shape.prior()
     covariance, values = prior, np.zeros((len(counts), basis.shape[1]))
     for _ in range(_ROUNDS):
+        # EM: a Newton step of each run under the covariance so far, then the covariance of what was found, to which the
+        # uncertainty of each run belongs, and the prior as that of some more runs
         precision, moments = np.linalg.inv(covariance), _PRIOR_RUNS * prior
         for k, (n, mu) in enumerate(zip(counts, expected, strict=True)):
             mu = mu * np.exp(np.clip(basis @ values[k], -_LARGEST, _LARGEST))
             posterior = np.linalg.inv((basis.T * mu) @ basis + precision)
             step = posterior @ (basis.T @ (n - mu) - precision @ values[k])
-            values[k] += step / max(np.abs(step).max(), 1.0)
+            values[k] += step / max(np.abs(step).max(), 1.0)  # a factor e at most: counts are few, exponentials steep
             moments = moments + np.outer(values[k], values[k]) + posterior
         covariance = moments / (len(counts) + _PRIOR_RUNS)
     shape = groups.shape

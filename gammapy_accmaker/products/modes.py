@@ -167,6 +167,7 @@ class BackgroundErrors:
         """The parts of the run at each energy bin."""
         lon, lat, parts = self._nodes
         for low, high in itertools.pairwise(np.clip(self._edges, *self.model.energy_edges[[0, -1]])):
+            # the error of a bin is the mean of those inside of it as the rate weights them; in a wide one they differ
             n = max(int(np.ceil(np.log10(high / low) / _FINE_STEP)), 1)
             fine = np.geomspace(low, high, n + 1)
             energy = np.sqrt(fine[1:] * fine[:-1])

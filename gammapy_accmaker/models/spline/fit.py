@@ -697,6 +697,8 @@ class _JointFit:
         nodes = np.linspace(energy.lo, energy.hi, 151)
         counts, exposure = np.zeros(150), np.zeros(150)
         for part in self._slices():
+            # at scaled energies the thresholds of the runs lie on each other; fitted is the ratio to a power law, which
+            # bends less than the spectrum
             bins = np.clip(np.searchsorted(nodes, part.scaled_energy) - 1, 0, 149)
             counts += np.bincount(bins[part.index // n_cell], part.counts, 150)
             flux = np.exp(self.design.log_width + _START_INDEX * part.scaled_energy)
@@ -925,6 +927,7 @@ class _JointFit:
             self.scatter = replace(self.scatter, shape=find_shape(groups, *zip(*compared, strict=True)))
         held, inner = self._held_against_moving()
         penalty = self.penalty.matrix().toarray() - held @ np.linalg.solve(inner, held.T)
+        # with the inverse of the factor a variance is a sum of squares, and never negative by rounding
         lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
         self.factor = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T
         if reactions:

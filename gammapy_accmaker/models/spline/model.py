@@ -91,6 +91,7 @@ class _ErrorDirections:
             parts = [by_rate]
             if effects.shape[2]:
                 effects = effects.reshape(len(share), -1)
+                # a run's own counts take from a change of the rate what its effects can make good
                 counted = _REFERENCE_COUNTS * share[:, None] * effects
                 information = effects.T @ counted + np.linalg.pinv(model.population.covariance)
                 parts.append(by_rate - effects @ np.linalg.solve(information, counted.T @ by_rate))
@@ -406,6 +407,7 @@ class SplineModel:
         zenith = zenith_splines(self.zenith_axis, cos_zenith)
         shift = values[0] if basis.n_shift else 0.0
         u = log_energy + scaling + shift
+        # a shift moves the run along the spectrum: by as much as the spectrum is steep there
         slope = self.energy_axis.derivative(u) @ (self.coefficients @ zenith) @ offset.T
         columns, modes = basis.energy_columns(log_energy), basis.mode_values(lon, lat)[:, basis.mode_of_column]
         by_shift = slope[:, :, None] * basis.shift_values(lon, lat)

@@ -20,7 +20,7 @@ from gammapy_accmaker.acceptance.plan import GroupPlan, make_plan, warn_missed
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.acceptance.run_table import RUN_COLUMNS
 from gammapy_accmaker.acceptance.search import Fitted, fit_until_stable, warn_of_excess
-from gammapy_accmaker.acceptance.source_fit import fit_beside_sources
+from gammapy_accmaker.acceptance.source_fit import fit_amplitudes, fit_beside_sources
 from gammapy_accmaker.acceptance.sources import (
     check_in_fields,
     fitted_sources,
@@ -323,16 +323,14 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
         warn_missed(plan, config)
     check_in_fields(reduction.sources, runs, config.offset_max.deg)
     rate_model, source_fit = fit_runs(runs, bins, config, plan, execution=execution)
-    source_table = make_source_table(reduction.sources, source_fit, runs, bins.energy_edges)
+    runs, known_sources, source_table = _with_sources(source_fit, runs, reduction)
     warn_of_sources(source_table)
-    runs = [run.with_amplitudes(source_fit) for run in runs]
     say_how_it_ended(rate_model, start)
     _warn_of_poor_fit(rate_model, config)
     adapted = [rate_model.adapt(run, bins, config.run_effects.settings, k) for k, run in enumerate(runs)]
     run_table = make_run_table(rate_model, runs, adapted, failures, config)
     parts = {"plan": plan, "fit_counts": fit_counts, "exclusion": reduction.exclusion, "source_table": source_table}
-    parts["known_sources"] = fitted_sources(reduction.sources, source_fit, bins.energy_edges)
-    model = AcceptanceModel(rate_model, config.without_files(), run_table, **parts)
+    model = AcceptanceModel(rate_model, config.without_files(), run_table, known_sources=known_sources, **parts)
     return Fitted(model, runs, [one.model for one in adapted], bins.energy_edges)
 
 
@@ -387,6 +385,33 @@ def fit_runs(
     if rate_model.not_converged:
         log.warning(f"model: {rate_model.not_converged}")
     return rate_model, found
+
+
+@one_thread()
+def fit_sources(
+    rate_model: RateModel, runs: list[ReducedRun], reduction: Reduction
+) -> tuple[list[ReducedRun], SourceList, Table]:
+    """Amplitudes of free sources beside a model of other runs, from these runs together, each with its own effects.
+
+    Returns
+    -------
+    runs : list of `ReducedRun`
+        With what the sources add to them.
+    sources : `SourceList`
+        Those of the reduction, as they were found.
+    table : `~astropy.table.Table`
+        See `make_source_table`.
+    """
+    config, bins, found = reduction.config, reduction.bins, None
+    if any(part.sources for run in runs for part in run.slices):
+        found = fit_amplitudes(runs, bins, rate_model, n_bands(runs, config), config.run_effects.settings)
+    return _with_sources(found, runs, reduction)
+
+
+def _with_sources(found, runs, reduction):
+    edges = reduction.bins.energy_edges
+    table = make_source_table(reduction.sources, found, runs, edges)
+    return [run.with_amplitudes(found) for run in runs], fitted_sources(reduction.sources, found, edges), table
 
 
 def _zenith_scaling(runs, bins):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
+from astropy.table import vstack
 from gammapy.data import Observation
 from gammapy.datasets import Datasets, MapDataset, MapDatasetOnOff, SpectrumDatasetOnOff
 from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
@@ -20,6 +21,7 @@ from regions import PointSkyRegion
 
 from gammapy_accmaker.acceptance.fit import (
     fit_acceptance,
+    fit_sources,
     make_run_table,
     stack_run_tables,
     warn_of_covariates,
@@ -30,7 +32,7 @@ from gammapy_accmaker.acceptance.matched import fit_matched
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.acceptance.nuisance import PriorErrors, held_by, nuisance_models, relative_error_of_sum
 from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exclusion, make_sources
-from gammapy_accmaker.acceptance.sources import beyond_fields
+from gammapy_accmaker.acceptance.sources import beyond_fields, warn_of_sources
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
@@ -73,9 +75,10 @@ class AcceptanceBackgroundMaker(Maker):
     sources : `~gammapy.modeling.models.Models`, `~gammapy.modeling.models.SkyModel`, path, or a list of these, optional
         Gamma-ray sources that stand in the likelihood beside the background, in the fit and in the effects of runs, in
         addition to those of the configuration and to those of the fit of ``model``: they need not be excluded. The
-        amplitude (or norm) of a source is fitted with the model, in bands of energy, unless it is frozen; where a model
-        is only applied, sources that its fit did not know are taken as given. The background that is filled is without
-        them.
+        amplitude (or norm) of a source is fitted, in bands of energy, unless it is frozen: with the model or, where the
+        model is fitted to OFF runs which do not see the source, to all ON runs of `fit`, beside their effects. Where a
+        given model that does not know the source is only applied, each run has an amplitude of its own. The background
+        that is filled is without them.
 
     Examples
     --------
@@ -201,7 +204,7 @@ class AcceptanceBackgroundMaker(Maker):
         else:
             fitted = observations if off_observations is None else off_observations
             elsewhere = SourceList()
-            if off_observations is not None:  # what they do not see is known to the ON runs alone, as it is given
+            if off_observations is not None:  # what they do not see is fitted to the ON runs alone
                 elsewhere = self._beyond(off_observations, sources)
             self._set_model(
                 fit_acceptance(
@@ -215,11 +218,8 @@ class AcceptanceBackgroundMaker(Maker):
                     on_error=on_error,
                 )
             )
-            if len(elsewhere):
-                known = self.model.known_sources + elsewhere
-                self._set_model(replace(self.model, known_sources=known))
             if off_observations is not None:
-                self._add_to_run_table(observations, reading)
+                self._add_runs(observations, elsewhere, reading)
         return self
 
     def _beyond(self, observations, sources):
@@ -234,16 +234,23 @@ class AcceptanceBackgroundMaker(Maker):
         far = beyond_fields(sources, SkyCoord(*np.transpose(pointings), unit="deg"), self.config.offset_max.deg)
         return sources.without(set(sources.names) - set(far))
 
-    def _add_to_run_table(self, observations, reading):
-        """The effects of runs that the model was not fitted to."""
+    def _add_runs(self, observations, sources, reading):
+        """The effects of runs that the model was not fitted to, and the sources that they alone see."""
         reduction = self._reduction()
+        reduction = replace(reduction, sources=self.model.known_sources + sources)
         runs, failures = reduction.reduce_all(observations, **reading)
         warn_of_notes(runs, self.config.offset_max.deg)
         warn_of_covariates(runs, self.config)
         rate_model, settings = self.model.rate_model, self.config.run_effects.settings
+        runs, known, of_sources = fit_sources(rate_model, runs, reduction)
+        warn_of_sources(of_sources)
         adapted = [rate_model.adapt(run, reduction.bins, settings) for run in runs]
         table = make_run_table(rate_model, runs, adapted, failures, self.config, role="apply")
-        self._set_model(replace(self.model, run_table=stack_run_tables([self.model.run_table, table])))
+        parts = {"run_table": stack_run_tables([self.model.run_table, table]), "known_sources": known}
+        own = [row["SOURCE"] in sources.names for row in of_sources]
+        if any(own):
+            parts["source_table"] = vstack([self.model.source_table, of_sources[own]], metadata_conflicts="silent")
+        self._set_model(replace(self.model, **parts))
 
     @property
     def found_sources(self):
@@ -263,7 +270,8 @@ class AcceptanceBackgroundMaker(Maker):
 
     @property
     def known_sources(self) -> SourceList:
-        """The sources beside the background of a run: those of the fit as it found them, and those given besides."""
+        """The sources beside the background of a run: those of the fit as it found them, and those given besides, with
+        the flux that they were given."""
         return self._sources_with(self._model).as_given()
 
     def _sources_with(self, model):
@@ -312,7 +320,7 @@ class AcceptanceBackgroundMaker(Maker):
 
     def _reduction(self) -> Reduction:
         """Of runs that the model is applied to; the files of the configuration were read when the maker was made."""
-        return Reduction(self.config, make_bins(self.config), self.exclusion, self.known_sources)
+        return Reduction(self.config, make_bins(self.config), self.exclusion, self._sources_with(self._model))
 
     @kept_by_run
     @one_thread()
@@ -332,7 +340,9 @@ class AcceptanceBackgroundMaker(Maker):
             return _AppliedModel(
                 observation, scaled, track, config.time_step_seconds, number=number, rate_model=rate_model
             )
-        run = reduction.reduce(observation, track)
+        run, sources = reduction.reduce(observation, track), reduction.sources
+        if sources.free:
+            (run,), sources, _ = fit_sources(rate_model, [run], reduction)
         adapted = rate_model.adapt(run, reduction.bins, effects)
         if NOT_CONVERGED in adapted.flags:
             log.warning(
@@ -340,8 +350,28 @@ class AcceptanceBackgroundMaker(Maker):
                 "residuals, or use run_effects 'norm' or 'none'"
             )
         return _AppliedModel(
-            observation, adapted.model, track, config.time_step_seconds, run, number, adapted, rate_model
+            observation, adapted.model, track, config.time_step_seconds, run, number, adapted, rate_model, sources
         )
+
+    def sources_in(self, observation) -> SourceList:
+        """The sources beside the background of a run: `known_sources`, and where their amplitudes are free in a model
+        that is only applied, as the events of the run tell.
+
+        Parameters
+        ----------
+        observation : `~gammapy.data.Observation`
+
+        Returns
+        -------
+        sources : `~gammapy_accmaker.data.sources.SourceList`
+
+        Examples
+        --------
+        >>> [source.amplitudes for source in maker.sources_in(observation)]  # doctest: +SKIP
+        """
+        free = len(self._sources_with(self._model).free) > 0
+        found = self._apply(observation).sources if free else None
+        return self.known_sources if found is None else found
 
     def make_irf(self, observation, fov_alignment=None):
         """Background IRF of a run: time-averaged and adapted to it.
@@ -751,6 +781,7 @@ class _AppliedModel:
     number: int = 0  # of the model, where runs have different ones
     adapted: AdaptedRun | None = None  # from the model of all runs, where the run was read
     rate_model: RateModel | None = None  # of all runs
+    sources: SourceList | None = None  # beside it; None where its events were not read
 
     def background(self, geom) -> Map:
         if isinstance(geom, RegionGeom) and isinstance(geom.region, PointSkyRegion):

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 from astropy.table import Table
 
 from gammapy_accmaker.acceptance.fit import (
     fit_runs,
+    fit_sources,
     make_run_table,
     say_how_it_ended,
     say_what_is_fitted,
@@ -20,13 +22,12 @@ from gammapy_accmaker.acceptance.fit import (
 )
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.acceptance.reduction import Reduction
-from gammapy_accmaker.acceptance.sources import make_source_table
+from gammapy_accmaker.acceptance.sources import warn_of_sources
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.config.options import MatchingOptions
 from gammapy_accmaker.data.matching import match_observations
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
-from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import AcceptanceError, FitError, InputError
 from gammapy_accmaker.models.fit_counts import sum_counts
 from gammapy_accmaker.models.pooled import ModelPerRun
@@ -58,14 +59,14 @@ def fit_matched(
     exclusion, cache, on_error
         As for `fit_acceptance`.
     sources : `SourceList`
-        Their fluxes are taken as given: no fit sees ON and OFF runs together.
+        Free amplitudes are fitted to the ON runs, beside their models; to the OFF runs fluxes are taken as given.
     execution : `Execution`
     matches : `~astropy.table.Table` or None
         What `match_observations` returned; without it the ``matching`` options are used.
     """
     on, off = as_observations(observations), as_observations(off_observations, "off_observations")
-    reduction = Reduction.of(config, exclusion, SourceList.of(sources).as_given())
-    bins = reduction.bins
+    reading_on = Reduction.of(config, exclusion, sources)
+    reduction, bins = replace(reading_on, sources=reading_on.sources.as_given()), reading_on.bins
     say_without_exclusion(config, reduction.exclusion, reduction.sources)
     matches = (
         match_observations(on, off, location=config.observatory_location, **dict(config.matching or MatchingOptions()))
@@ -107,12 +108,14 @@ def fit_matched(
         reasons = "; ".join(str(one) for one in list(on_left_out.values())[:5])
         raise InputError(f"matching: no ON run gets a model ({reasons})")
 
-    on_runs, on_failures = reduction.reduce_all(on, places=list(which), **reading)
+    on_runs, on_failures = reading_on.reduce_all(on, places=list(which), **reading)
     by_place = {run.place: run for run in on_runs}
     keys = {place: _key(on[place], by_place.get(place), reduction) for place in which}
-    known = [place for place, key in keys.items() if key is not None]
-    rate_model = ModelPerRun(models, [keys[place] for place in known], [which[place] for place in known])
+    recognised = [place for place, key in keys.items() if key is not None]
+    rate_model = ModelPerRun(models, [keys[place] for place in recognised], [which[place] for place in recognised])
     settings = config.run_effects.settings
+    on_runs, known, source_table = fit_sources(rate_model, on_runs, reading_on)
+    warn_of_sources(source_table)
     on_adapted = [models[which[run.place]].adapt(run, bins, settings) for run in on_runs]
     on_table = make_run_table(rate_model, on_runs, on_adapted, on_failures | on_left_out, config, "apply")
     warn_of_notes([*off_runs, *on_runs], config.offset_max.deg)
@@ -130,8 +133,7 @@ def fit_matched(
     run_table = stack_run_tables([off_table, on_table])
     return AcceptanceModel(
         rate_model, config.without_files(), run_table, matches[is_used], exclusion=reduction.exclusion,
-        known_sources=reduction.sources,
-        source_table=make_source_table(reduction.sources, None, [*off_runs, *on_runs], bins.energy_edges),
+        known_sources=known, source_table=source_table,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ amplitudes are extrapolated, since the plain ones fall by the share of informati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -20,7 +20,6 @@ from gammapy_accmaker.models.source_terms import (
     TINY,
     AmplitudeFit,
     SourceBands,
-    add_patches,
     background_weights,
     step_amplitudes,
 )
@@ -42,6 +41,12 @@ class _Beside:
     bands: SourceBands
     effects: EffectSettings
 
+    @classmethod
+    def of(cls, runs, bins, n_band, effects) -> _Beside:
+        with_sources = in_own_order([run for run in runs if run.has_sources])
+        parts = [part for run in with_sources for part in run.slices]
+        return cls(with_sources, bins, SourceBands.of_parts(parts, len(bins.energy_edges) - 1, n_band), effects)
+
     @property
     def parts(self) -> list[RunSlice]:
         """Slices of the runs that have units of sources."""
@@ -51,12 +56,11 @@ class _Beside:
         """Expected counts of the background in the bins, by run and slice."""
         out = []
         for run in self.runs:
-            signal = add_patches([self.bands.signal(part.signal, part.sources, amplitudes) for part in run.slices])
-            sources = None if signal is None else signal.toarray()
-            of_run = model.fit_threshold(run, self.bins, self.effects, sources)[0]
-            parts = [of_run.expected_counts([part], self.bins.energy_edges, self.bins.fov) for part in run.slices]
-            norm = model.fit_norm(run, self.bins, self.effects, np.sum(parts, axis=0), sources)[0]
-            out.append([norm * part for part in parts])
+            signals = [self.bands.signal(part.signal, part.sources, amplitudes) for part in run.slices]
+            slices = [replace(part, signal=own) for part, own in zip(run.slices, signals, strict=True)]
+            of_run = model.for_run(run.key) if model.differs_by_run else model
+            adapted = of_run.adapt(replace(run, slices=tuple(slices)), self.bins, self.effects).model
+            out.append([adapted.expected_counts([part], self.bins.energy_edges, self.bins.fov) for part in slices])
         return out
 
     def weighted(self, backgrounds, amplitudes) -> dict[int, csr_array]:
@@ -141,10 +145,15 @@ def fit_beside_sources(
     model : `RateModel`
     sources : `AmplitudeFit`
     """
-    with_sources = in_own_order([run for run in runs if run.has_sources])
-    parts = [part for run in with_sources for part in run.slices]
-    bands = SourceBands.of_parts(parts, len(bins.energy_edges) - 1, n_band)
-    return _alternate(_Beside(with_sources, bins, bands, effects), fit)
+    return _alternate(_Beside.of(runs, bins, n_band, effects), fit)
+
+
+def fit_amplitudes(
+    runs: list[ReducedRun], bins: CountsBins, model: RateModel, n_band: int | Sequence[int], effects: EffectSettings
+) -> AmplitudeFit:
+    """Amplitudes of sources beside a model that is known, of which each run has its own effects; the arguments are
+    those of `fit_beside_sources`."""
+    return _alternate(_Beside.of(runs, bins, n_band, effects), lambda counts: model)[1]
 
 
 def _alternate(beside, fit):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import astropy.units as u
 import numpy as np
@@ -202,7 +202,8 @@ def _residuals_of_run(observation, maker, reduction, geom):
     try:
         observation, config = read_files(observation), maker.config  # once, for fit, camera and sky
         track = reduction.track(observation)
-        model, run = maker.adapt(observation), reduction.reduce(observation, track)
+        model, reduction = maker.adapt(observation), replace(reduction, sources=maker.sources_in(observation))
+        run = reduction.reduce(observation, track)
         in_sky = fill_sky(
             observation,
             track,

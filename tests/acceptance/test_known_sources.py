@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import astropy.units as u
@@ -25,6 +26,7 @@ from shared import made_once
 from stores import altered, observations, simulated, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel, cross_validate, fit_acceptance
+from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.simulation.store import BackgroundTruth
 
@@ -167,9 +169,11 @@ def test_an_adaptation_sees_the_source():
     model = fitted("spline", "excluded")
     bare = AcceptanceModel(model.rate_model, model.config, model.run_table)
     # known only as a number and a place: a new run
-    new = [run.copy(in_memory=True, obs_id=900 + k) if False else run for k, run in enumerate(runs()[:2])]
+    new = runs()[:2]
     norm = AcceptanceBackgroundMaker({"run_effects": {"type": "norm"}}, model=bare)
-    with_source = AcceptanceBackgroundMaker({"run_effects": {"type": "norm"}}, model=bare, sources=true_source(40))
+    with_source = AcceptanceBackgroundMaker(
+        {"run_effects": {"type": "norm"}}, model=bare, sources=true_source(40, frozen=True)
+    )
     geom = sky_geom(store().source.spatial_model.position, width=4)
     for observation in new:
         plain, beside = (m.make_background(geom, observation).data.sum() for m in (norm, with_source))
@@ -242,18 +246,39 @@ def test_the_answer_does_not_depend_on_processes_nor_the_cache(kind, tmp_path):
         np.testing.assert_array_equal(two["AMPLITUDE"], one["AMPLITUDE"])
 
 
-def test_off_runs_know_nothing_of_the_source():
+@pytest.mark.parametrize("kind", [SOME_SLOW[0], SOME_SLOW[2]])
+def test_on_runs_tell_the_amplitudes_beside_a_model_of_off_runs(kind):
+    """Of all ON runs in the fit, and of each alone where the model is only applied."""
     off = observations(store(), store().off_obs_ids)
-    maker = AcceptanceBackgroundMaker(options("radial"), sources=true_source()).fit(runs(), off_observations=off)
+    maker = AcceptanceBackgroundMaker(options(kind), sources=true_source(0.5)).fit(runs(), off_observations=off)
     assert (maker.run_table["ROLE"] == "apply").sum() == len(runs())
+    together = above_thresholds(maker.model)
+    assert together["FREE"].all() and np.all(np.abs(together["AMPLITUDE"] - 2) < 4 * together["AMPLITUDE_ERR"])
+    assert together["AMPLITUDE_ERR"].max() < 0.4
+    assert maker.known_sources.sources[0].amplitudes == tuple(together["AMPLITUDE"])
+    without = replace(maker.model, known_sources=SourceList())
+    alone = AcceptanceBackgroundMaker(model=without, sources=true_source(0.5))
+    found = [np.mean(alone.sources_in(run).sources[0].amplitudes) for run in runs()]
+    assert len(set(found)) == len(runs()) and np.mean(found) == pytest.approx(together["AMPLITUDE"].mean(), rel=0.1)
+    if kind == "grid":  # a model for each run, of the OFF runs that are like it
+        matching = {"limits": {"zenith": "60 deg"}}
+        one = AcceptanceBackgroundMaker(options(kind, matching=matching), sources=true_source(0.5))
+        table = above_thresholds(one.fit(runs(), off_observations=off).model)
+        np.testing.assert_allclose(table["AMPLITUDE"], together["AMPLITUDE"], rtol=0.02)
+        assert one.known_sources.sources[0].amplitudes == tuple(table["AMPLITUDE"])
+    as_given = AcceptanceBackgroundMaker(model=without, sources=true_source(2, frozen=True))
+    assert as_given.sources_in(runs()[0]).sources[0].amplitudes == ()
 
 
 @pytest.mark.slow
 def test_held_out_scores_see_the_source():
     given = {"plain": options("radial")}
-    with_source = cross_validate(runs(), given, sources=true_source(0.5), n_folds=3, n_jobs=1)
-    without = cross_validate(runs(), given, n_folds=3, n_jobs=1)
+    with_source = cross_validate(runs(), given, sources=true_source(0.5), n_folds=3, n_jobs=1, sky=True)
+    without = cross_validate(runs(), given, n_folds=3, n_jobs=1, sky=True)
     assert with_source.table["SCORE"][0] > without.table["SCORE"][0] + 20
+    # discs on the source are among those of the sky: they are tested against background and source
+    widths = [one.significance["WIDTH"][one.significance["FRAME"] == "sky"][:2] for one in (with_source, without)]
+    assert np.all(widths[0] < 1.1) and np.all(widths[1] > 1.13)
 
 
 WRONG = {

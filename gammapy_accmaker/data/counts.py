@@ -246,6 +246,18 @@ def _count(row, column, shape):
     return csr_array((counts.astype(np.int32), column.astype(np.int32), starts.astype(np.int32)), shape=shape)
 
 
+def source_counts(
+    observation, sources: SourceList, track: FovTrack, bins: CountsBins
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Positions on the sky, ICRS unit vectors of shape (n, 3), and counts, shape (n_energy, n), that each source of
+    known flux adds to a run; what is excluded is counted too."""
+    if not len(sources):
+        return []
+    energies = _read_events(observation, track)[1]
+    of_sources = _SourceCounts.of(observation, sources, track, bins, energies)
+    return of_sources.on_positions(_live_fraction(observation) * track.ontime)
+
+
 def _run_slice(key, track, counts, fraction, displacement, live, covariates):
     nodes, weights = time_nodes(track.intervals, _POINTING_STEP)
     mean_time = np.average(nodes, weights=weights)
@@ -323,16 +335,24 @@ class _SourceCounts:
         if not self.on_sky:
             return part
         free, free_below, known = [], [], []
-        middle = np.sqrt(self.bins.energy_edges[1:] * self.bins.energy_edges[:-1])
         for source, on_sky in zip(self.sources, self.on_sky, strict=True):
             patch = CountsPatch.nothing(shape) if on_sky is None else counts(on_sky)
-            above, below = patch.scaled(self.above), patch.scaled(self.below)
             if source.is_free:
-                free.append(above)
-                free_below.append(below)
+                free.append(patch.scaled(self.above))
+                free_below.append(patch.scaled(self.below))
             else:
-                known += [above.scaled(source.factors(middle)), below.scaled(source.factors(middle, below=True))]
+                known.append(patch.scaled(self._factors(source)))
         return replace(part, signal=add_patches(known), sources=(*free, *free_below))
+
+    def _factors(self, source):
+        """Factor on a source of known flux in each energy bin."""
+        middle = np.sqrt(self.bins.energy_edges[1:] * self.bins.energy_edges[:-1])
+        return self.above * source.factors(middle) + self.below * source.factors(middle, below=True)
+
+    def on_positions(self, livetime):
+        """ICRS unit vectors and counts in the energy bins of each source of known flux that adds some."""
+        some = [(source, own) for source, own in zip(self.sources, self.on_sky, strict=True) if own is not None]
+        return [(own.xyz, livetime * self._factors(source)[:, None] * own.rate) for source, own in some]
 
 
 def _live_fraction(observation):

@@ -10,10 +10,12 @@ from astropy.coordinates import EarthLocation, SkyCoord
 from gammapy.maps import Map, MapAxis, WcsGeom
 from scipy.signal import fftconvolve
 
-from gammapy_accmaker.data.counts import in_good_time, observation_track
+from gammapy_accmaker.camera.track import vectors_to_lonlat
+from gammapy_accmaker.data.counts import in_good_time, observation_track, source_counts
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.observations import pointing_icrs
 from gammapy_accmaker.data.sky_counts import SKY_PIXEL
+from gammapy_accmaker.data.sources import NO_SOURCES, SourceList
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors, make_background_map
 
@@ -101,11 +103,19 @@ class SkyStack:
         """The field of a run."""
         return self.fields[self._field[number]]
 
-    def add(self, number: int, model: RateModel, norm: float = 1.0) -> None:
-        """Add a run, by its number, with the model adapted to it and a norm."""
+    def add(
+        self, number: int, model: RateModel, norm: float = 1.0, *, sources: SourceList = NO_SOURCES, bins=None
+    ) -> None:
+        """Add a run, by its number, with the model adapted to it, a norm, and sources of known flux, whose counts are
+        worked out in the energies of ``bins`` (`CountsBins`), which those of the stack are edges of."""
         observation, geom = self._observations[number], self.field_of(number).counts.geom
         track = observation_track(observation, self._alignment, self._location)
-        counts, expected = fill_sky(observation, track, model, geom, self._offset_max, self._time_step, self._location)
+        signal = 0.0
+        if len(sources):
+            signal = _on_map(source_counts(observation, sources, track, bins), bins.energy_edges, geom)
+        counts, expected = fill_sky(
+            observation, track, model, geom, self._offset_max, self._time_step, self._location, signal
+        )
         self.add_arrays(number, counts, norm * expected)
 
     def add_arrays(self, number: int, counts: np.ndarray, expected: np.ndarray) -> None:
@@ -115,9 +125,24 @@ class SkyStack:
         field.expected.data += expected * field.kept
 
 
+def _on_map(of_sources, energy_edges, geom):
+    """Sum of the counts of sources, see `source_counts`, on a map."""
+    axis = geom.axes["energy"]
+    band = np.searchsorted(axis.edges.to_value("TeV") * (1 - 1e-9), energy_edges[:-1], side="right") - 1
+    total = np.zeros(geom.data_shape)
+    for xyz, counts in of_sources:
+        lon, lat = vectors_to_lonlat(xyz)
+        column, row = geom.to_image().coord_to_idx(SkyCoord(lon, lat, unit="rad"))
+        inside = (column >= 0) & (row >= 0)
+        for k in np.flatnonzero((band >= 0) & (band < axis.nbin)):
+            np.add.at(total[band[k]], (row[inside], column[inside]), counts[k, inside])
+    return total
+
+
 def fill_sky(
-    observation, track, model: RateModel, geom: WcsGeom, offset_max: float, time_step: float | None, location=None
-):
+    observation, track, model: RateModel, geom: WcsGeom, offset_max: float, time_step: float | None, location=None,
+    signal=0.0,
+):  # fmt: skip
     """Counts of a run and what its model expects, each an array of the shape of the map, 0 beyond the largest offset.
 
     Parameters
@@ -135,12 +160,14 @@ def fill_sky(
         Resolution in s inside the run.
     location : `~astropy.coordinates.EarthLocation`, optional
         Site; it wins over that of the observation.
+    signal : `~numpy.ndarray`, optional
+        Counts that sources add, of the shape of the map.
     """
     counts = Map.from_geom(geom)
     events = observation.events
     counts.fill_events(events.select_row_subset(in_good_time(events, track)))
     near = geom.to_image().separation(pointing_icrs(observation, location)).deg < offset_max
-    return counts.data * near, make_background_map(model, track, geom, time_step).data * near
+    return counts.data * near, (make_background_map(model, track, geom, time_step).data + signal) * near
 
 
 def disc_sums(image: np.ndarray, radius: float) -> np.ndarray:

@@ -19,6 +19,7 @@ from gammapy.utils.pbar import progress_bar
 
 from gammapy_accmaker.acceptance.fit import fit_runs, warn_of_covariates
 from gammapy_accmaker.acceptance.reduction import Reduction
+from gammapy_accmaker.acceptance.sources import fitted_sources
 from gammapy_accmaker.camera.bins import CountsBins, FovBins, as_edges, as_number, offset
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.notes import warn_of_notes
@@ -114,8 +115,8 @@ def cross_validate(
     exclusion : sky region, region file, mask map, or a list of these, optional
         Left out of fits and scores.
     sources : `~gammapy.modeling.models.Models`, `~gammapy.modeling.models.SkyModel`, path, or a list of these, optional
-        Gamma-ray sources beside the background, in fits and scores: amplitudes that are free are fitted with each fold
-        left out.
+        Gamma-ray sources beside the background, in fits, scores and significance: amplitudes that are free are fitted
+        with each fold left out.
     n_folds : int
         Number of folds.
     seed, split_seed : int
@@ -127,7 +128,8 @@ def cross_validate(
     offset_max : `~astropy.units.Quantity`
         Largest offset of the score, or that of the smallest model where that is less.
     sky : bool
-        Whether significance is found in the sky frame too, stacked field by field.
+        Whether significance is found in the sky frame too, stacked field by field; known sources are part of what is
+        expected there.
     n_jobs, parallel_backend : int and str, optional
         As for `fit_acceptance`.
 
@@ -278,6 +280,9 @@ class _Scoring:
         self.whole_discs = offset(self.fov.fov_lon, self.fov.fov_lat) < offset_max - DISC_RADIUS
         self.in_score, self.in_band = (_members(self.fine, e) for e in (edges, bands))
 
+    def bins(self, alignment):
+        return CountsBins(self.fine, self.fov, alignment, self.offset_max)
+
     def expected(self, model, run):
         """Expected counts in the fine bins, of the background and of sources, shape (n, fov.size)."""
         counts = model.expected_counts(run.slices, self.fine, self.fov)
@@ -294,8 +299,7 @@ def _members(fine, edges):
 def _reduce(observations, halves, fitting, scoring, execution):
     """By place in the list: the run and its first half in the bins of the fit,
     it and its second half in those of the score."""
-    scoring_bins = CountsBins(scoring.fine, scoring.fov, fitting.bins.alignment, scoring.offset_max)
-    to_score = replace(fitting, bins=scoring_bins)
+    to_score = replace(fitting, bins=scoring.bins(fitting.bins.alignment))
     parts = []
     for runs, reduction in (
         (observations, fitting),
@@ -327,10 +331,12 @@ class _HeldOut:
     def of(cls, reduced, folds, reduction, scoring, sky, execution):
         bins, config, effects = reduction.bins, reduction.config, reduction.config.run_effects.settings
         scores, log_norms, seconds, pulls = {}, {}, [], []
+        scoring_bins = scoring.bins(bins.alignment)
         for fold in progress_bar(folds, desc="Folds"):
             start = time.monotonic()
             rest = [reduced[k][0] for k in sorted(set(reduced) - set(fold))]
             model, found = fit_runs(rest, bins, config, execution=execution)
+            known = fitted_sources(reduction.sources, found, bins.energy_edges)
             in_score = None if found is None else found.on(bins.energy_edges, scoring.fine)
             seconds.append(time.monotonic() - start)
             stack = np.zeros(())
@@ -350,7 +356,7 @@ class _HeldOut:
                 norm = all_counts.sum() / mu.sum() if config.run_effects.type == "none" else 1.0
                 stack = stack + np.stack([scoring.in_band @ all_counts, norm * (scoring.in_band @ mu)])
                 if sky is not None:
-                    sky.add(k, adapted, norm)
+                    sky.add(k, adapted, norm, sources=known, bins=scoring_bins)
             counted, expected = stack
             pulls.append(disc_significance(counted, expected, scoring.fov.shape, scoring.whole_discs))
         significance = [("camera", k, *found) for k, found in enumerate(_summary(pulls))]

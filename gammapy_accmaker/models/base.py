@@ -335,10 +335,6 @@ class RateModel(ABC):
         effects : `EffectSettings`
         place : int, optional
             Of the run among those of the fit, for one of them: what the fit has found of it need not be found again.
-
-        Returns
-        -------
-        adapted : `AdaptedRun`
         """
         counted, slices = add_up(run.slices), run.slices
         signal = add_patches([part.signal for part in slices])

@@ -346,10 +346,6 @@ def fit_tensor_spline(
         Most Newton steps.
     tolerance : float
         Largest change of a coefficient at convergence.
-
-    Returns
-    -------
-    fit : `_PenalisedFit`
     """
     sizes = [b.shape[1] for b in bases]
     rows, full, eigenvalues = [row_tensor(b) for b in bases], axis_penalties(penalties), _penalty_eigenvalues(penalties)

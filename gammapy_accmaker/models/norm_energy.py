@@ -114,10 +114,6 @@ def find_scatter(counts: np.ndarray, log_edges: np.ndarray) -> RunScatter:
     counts : `~numpy.ndarray`, shape (n_run, n_energy)
     log_edges : `~numpy.ndarray`, shape (n_energy + 1,) or (n_run, n_energy + 1)
         Scaled log energy, increasing.
-
-    Returns
-    -------
-    scatter : `RunScatter`
     """
     seen = counts.sum(1) > 0
     if not seen.any():

@@ -118,10 +118,6 @@ def read_tables(path: Path, names: set[str]) -> dict[str, FitsTable]:
     names : set of str
         One that is not there is an error, and of those of one name the first is taken.
 
-    Returns
-    -------
-    tables : dict of `FitsTable`
-
     Raises
     ------
     InputError

@@ -141,10 +141,6 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
         Processes.
     parallel_backend : {"multiprocessing", "ray"}, optional
 
-    Returns
-    -------
-    residuals : `Residuals`
-
     Raises
     ------
     InputError

@@ -303,10 +303,6 @@ def update_population(
         Sum over the runs of weight times posterior variance of the log of the norm.
     weights : `~numpy.ndarray`, shape (n_run,)
         Of the runs, see `NormTails`.
-
-    Returns
-    -------
-    population : `RunPopulation`
     """
     # M step: regression of the effects on the covariates, each run with its weight, so that a run behind clouds does
     # not move the means of all

@@ -1,6 +1,17 @@
 """The exceptions that this package raises; each says what came, what is needed and the remedy."""
 
-__all__ = ["AcceptanceError", "InputError", "InputTypeError", "ObservationError", "FitError", "NotFittedError"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = [
+    "AcceptanceError",
+    "InputError",
+    "InputTypeError",
+    "ObservationError",
+    "FitError",
+    "NotFittedError",
+    "reading",
+]
 
 
 class AcceptanceError(Exception):
@@ -25,3 +36,14 @@ class FitError(AcceptanceError, RuntimeError):
 
 class NotFittedError(AcceptanceError, RuntimeError):
     """A background was asked for before there was a model."""
+
+
+@contextmanager
+def reading(what: str, remedy: str = "", kind: type[AcceptanceError] = InputError) -> Iterator[None]:
+    """What the readers of other packages raise, of many kinds, as an error that says what cannot be read."""
+    try:
+        yield
+    except AcceptanceError:
+        raise
+    except Exception as error:
+        raise kind(f"{what} ({type(error).__name__}: {error}){remedy}") from error

@@ -97,13 +97,6 @@ class AnalyticModel(RateModel):
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=1.0):
         return np.zeros((len(energy), len(fov_lon)))
 
-    def to_arrays(self):
-        return {}
-
-    @classmethod
-    def from_arrays(cls, arrays):
-        return cls()
-
 
 def fov_bins(kind):
     return FovBins.rings(2.5, 12) if kind == "radial" else FovBins.grid(2.5, 24)

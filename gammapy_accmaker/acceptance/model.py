@@ -39,7 +39,7 @@ from gammapy_accmaker.products.plots import View, plot_model, plot_radial, plot_
 from gammapy_accmaker.products.tables import model_from_irfs
 from gammapy_accmaker.utils.describe import as_html, as_text, counted, in_thousands
 from gammapy_accmaker.utils.files import as_path, write_atomically
-from gammapy_accmaker.utils.model_file import read_model_file, write_model_file
+from gammapy_accmaker.utils.model_file import below, numbered, read_model_file, write_model_file
 from gammapy_accmaker.utils.run_key import RunKey, find_runs, run_keys
 
 log = logging.getLogger(__name__)
@@ -394,10 +394,9 @@ class AcceptanceModel:
         """
         arrays, texts, run_table = read_model_file(as_path(path))
         try:
-            planned, summed, masks, templates, seen = (
-                {name.removeprefix(prefix): arrays.pop(name) for name in [*arrays] if name.startswith(prefix)}
-                for prefix in (_PLAN, _FIT_COUNTS, _EXCLUSION, _SOURCES, _SEEN)
-            )
+            prefixes = _PLAN, _FIT_COUNTS, _EXCLUSION, _SOURCES, _SEEN
+            planned, summed, masks, templates, seen = (below(arrays, prefix) for prefix in prefixes)
+            arrays = {name: values for name, values in arrays.items() if not name.startswith(prefixes)}
             rate_model = {cls.kind: cls for cls in STORED}[texts["kind"]].from_arrays(arrays)
             plan = GroupPlan.from_arrays(planned) if planned else None
             extra: dict[str, Any] = {
@@ -415,9 +414,9 @@ class AcceptanceModel:
                 config, exclusion = _without_files(texts["config"], path), Exclusion()
             fitted = AcceptanceConfig.from_yaml(config)
             extra["known_sources"] = SourceList.from_arrays(texts.get("sources", "[]"), templates)
-            extra["seen"] = _found_sources(seen)
+            extra["seen"] = tuple(FoundSource.from_arrays(own) for own in numbered(seen, "text"))
             return cls(rate_model, fitted, run_table, plan=plan, fit_counts=fit_counts, exclusion=exclusion, **extra)
-        except (KeyError, ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
+        except Exception as error:  # whatever a damaged part leads to
             raise InputError(f"model file: {path} lacks a part or holds one that does not fit ({error!r})") from error
 
     @classmethod
@@ -630,15 +629,6 @@ class AcceptanceModel:
         if not parts and len(self.run_table) and not len(self.known_sources):
             return f"none; {WITHOUT_EXCLUSION}"
         return ", ".join(parts) if parts else "none"
-
-
-def _found_sources(arrays):
-    sources: list[FoundSource] = []
-    while f"{len(sources)}/text" in arrays:
-        prefix = f"{len(sources)}/"
-        own = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
-        sources.append(FoundSource.from_arrays(own))
-    return tuple(sources)
 
 
 def _without_files(config, path):

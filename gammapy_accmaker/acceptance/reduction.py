@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from astropy.coordinates import SkyCoord
@@ -26,7 +25,7 @@ from gammapy_accmaker.data.observations import read_files
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.data.region_files import catalog_regions
 from gammapy_accmaker.data.sources import SourceList
-from gammapy_accmaker.errors import AcceptanceError, InputError, ObservationError
+from gammapy_accmaker.errors import ObservationError, reading
 from gammapy_accmaker.utils.arguments import check_choice
 from gammapy_accmaker.utils.parallel import SERIAL, Execution, ProcessDiedError
 from gammapy_accmaker.utils.run_key import LeftOut, RunKey, reason_of, run_label, run_names
@@ -43,10 +42,8 @@ def make_exclusion(config: AcceptanceConfig, exclusion=None) -> Exclusion:
     """Exclusion of the configuration and what is given besides it."""
     options, items = config.exclusion, []
     if options.mask is not None:
-        try:
+        with reading(f"exclusion.mask: {options.mask} cannot be read as a map"):
             mask = Map.read(options.mask)
-        except Exception as error:  # readers of maps raise many kinds
-            raise InputError(f"exclusion.mask: {options.mask} cannot be read as a map ({error})") from error
         items.append(Exclusion(mask, options.margin, options.mask.name))
     if options.catalog is not None:
         circles = catalog_regions(**dict(options.catalog))
@@ -59,17 +56,8 @@ def make_sources(config: AcceptanceConfig, sources=None) -> SourceList:
     return SourceList.of([*config.sources.files(), SourceList.of(sources)])
 
 
-@contextmanager
-def _explained(observation):
-    """Reading of an observation, whose errors name it."""
-    try:
-        yield
-    except AcceptanceError:
-        raise
-    except Exception as error:  # whatever a broken file makes the readers raise
-        raise ObservationError(
-            f"observation {observation.obs_id}: it cannot be read ({type(error).__name__}: {error})"
-        ) from error
+def _reading(observation):
+    return reading(f"observation {observation.obs_id}: it cannot be read", kind=ObservationError)
 
 
 @dataclass(frozen=True)
@@ -111,7 +99,7 @@ class Reduction:
     def recognise(self, observation) -> RunKey:
         """What an observation that comes alone is recognised by; its events are not read."""
         observation = read_files(observation)
-        with _explained(observation):
+        with _reading(observation):
             site = self.config.observatory_location
             return run_key(observation, observation_track(observation, "radec", site, turning=False))
 
@@ -119,7 +107,7 @@ class Reduction:
         """Its track in the camera, with a zenith angle where the model follows it; its events are not read."""
         observation = read_files(observation)
         location = self.config.observatory_location
-        with _explained(observation):
+        with _reading(observation):
             track = observation_track(observation, self.bins.alignment, location)
             if self.config.needs_zenith:
                 check_zenith(observation, track, location)
@@ -132,7 +120,7 @@ class Reduction:
         """
         config, pooled = self.config, self.config.zenith_bins
         observation = read_files(observation)
-        with _explained(observation):
+        with _reading(observation):
             run = reduce_observation(
                 observation,
                 self.bins,

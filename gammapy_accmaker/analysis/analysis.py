@@ -15,7 +15,7 @@ from gammapy_accmaker.acceptance.maker import AcceptanceBackgroundMaker
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.analysis.config import BACKGROUND, AcceptanceAnalysisConfig, ExtendedConfig, check_file
 from gammapy_accmaker.config.config import AcceptanceConfig
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import InputError, reading
 from gammapy_accmaker.utils.describe import as_html, as_text
 
 # what may differ between the fit of a model file and its application
@@ -125,10 +125,8 @@ def _read_exclusion(path: Path | None):
     """Mask that is False where excluded, as gammapy reads it, or the path of a region file."""
     if path is None or not _is_fits(path) or _holds_regions(path):
         return path
-    try:
+    with reading(f"{BACKGROUND}.exclusion: {path} cannot be read as a map"):
         mask = Map.read(path)
-    except Exception as error:  # readers of maps raise many kinds
-        raise InputError(f"{BACKGROUND}.exclusion: {path} cannot be read as a map ({error})") from error
     mask.data = mask.data.astype(bool)
     return mask
 
@@ -138,11 +136,8 @@ def _is_fits(path):
 
 
 def _holds_regions(path):
-    try:
-        with fits.open(path) as hdus:
-            return "REGION" in hdus
-    except OSError as error:
-        raise InputError(f"{BACKGROUND}.exclusion: {path} cannot be read ({error})") from error
+    with reading(f"{BACKGROUND}.exclusion: {path} cannot be read"), fits.open(path) as hdus:
+        return "REGION" in hdus
 
 
 _GAMMAPYS: Any = object  # gammapy's class, which only the child of both names

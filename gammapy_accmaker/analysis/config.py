@@ -36,9 +36,9 @@ from pydantic import (
 )
 
 from gammapy_accmaker.config.config import AcceptanceConfig, without_retired_keys
-from gammapy_accmaker.config.errors import explain, find_key, naming_file, parse_yaml, read_config_file
+from gammapy_accmaker.config.errors import ConfigFile, explain, find_key, parse_yaml
 from gammapy_accmaker.errors import InputError, InputTypeError
-from gammapy_accmaker.utils.describe import as_call, as_html
+from gammapy_accmaker.utils.describe import as_call
 
 BACKGROUND = "datasets.background"
 
@@ -211,7 +211,7 @@ class AcceptanceDatasetsConfig(DatasetsConfig):
     )
 
 
-class ExtendedConfig(GammapyBaseConfig):
+class ExtendedConfig(ConfigFile, GammapyBaseConfig):
     """Reading, updating and checks of an extended configuration; gammapy's name its own class."""
 
     def __init__(self, **data):
@@ -315,38 +315,9 @@ class ExtendedConfig(GammapyBaseConfig):
         """
         return cls.from_options(parse_yaml(config_str, "sections such as `datasets:`"))
 
-    @classmethod
-    def read(cls, path):
-        """Configuration from a YAML file.
-
-        Parameters
-        ----------
-        path : str or `~pathlib.Path`
-            Of the file.
-
-        Returns
-        -------
-        config : configuration of this class
-
-        Raises
-        ------
-        InputError
-            Where there is no such file, or for what is wrong in it.
-
-        Examples
-        --------
-        >>> config = AcceptanceAnalysisConfig.read("analysis.yaml")  # doctest: +SKIP
-        """
-        text = read_config_file(path, cls.__name__)
-        with naming_file(path):
-            return cls.from_yaml(text)
-
     def __repr__(self):
         """The call that makes it: what is no default."""
         return as_call(type(self).__name__, self.model_dump(mode="json", exclude_defaults=True))
-
-    def _repr_html_(self):
-        return as_html(type(self).__name__, [("changed", repr(self)), ("all options", self.to_yaml())])
 
     def update(self, config=None):
         """A new configuration with some options replaced.

@@ -10,7 +10,7 @@ import astropy.units as u
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from gammapy_accmaker.config.errors import explain, naming_file, parse_yaml, read_config_file
+from gammapy_accmaker.config.errors import ConfigFile, explain, parse_yaml
 from gammapy_accmaker.config.kinds import GridOptions, ParametricOptions, RadialOptions, SplineOptions
 from gammapy_accmaker.config.options import (
     AdaptiveEnergy,
@@ -37,7 +37,7 @@ from gammapy_accmaker.config.options import (
 )
 from gammapy_accmaker.config.types import EnergyEdges, Location, OneAngle, Options, TimeStep
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.utils.describe import as_call, as_html
+from gammapy_accmaker.utils.describe import as_call
 from gammapy_accmaker.utils.files import as_path, write_atomically
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ _FitEnergy = Annotated[
 ]
 
 
-class AcceptanceConfig(Options):
+class AcceptanceConfig(ConfigFile, Options):
     """Options of an acceptance fit and of its application; each has a default.
 
     Quantities are given as strings such as ``"2.5 deg"``.
@@ -303,32 +303,6 @@ class AcceptanceConfig(Options):
             return text
         return cls.coerce(parse_yaml(text, "keys such as `model:`"))
 
-    @classmethod
-    def read(cls, path) -> AcceptanceConfig:
-        """Configuration from a YAML file.
-
-        Parameters
-        ----------
-        path : str or `~pathlib.Path`
-            Of the file.
-
-        Returns
-        -------
-        config : `AcceptanceConfig`
-
-        Raises
-        ------
-        InputError
-            Where there is no such file, or for what is wrong in it.
-
-        Examples
-        --------
-        >>> config = AcceptanceConfig.read("acceptance.yaml")  # doctest: +SKIP
-        """
-        text = read_config_file(path, cls.__name__)
-        with naming_file(path):
-            return cls.from_yaml(text)
-
     def to_yaml(self) -> str:
         """YAML text that `from_yaml` reads back.
 
@@ -425,6 +399,3 @@ class AcceptanceConfig(Options):
 
     def __str__(self):
         return self.to_yaml()
-
-    def _repr_html_(self):
-        return as_html(type(self).__name__, [("changed", repr(self)), ("all options", str(self))])

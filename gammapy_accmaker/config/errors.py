@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +14,7 @@ from astropy.units import Quantity
 from pydantic import BaseModel, ValidationError
 
 from gammapy_accmaker.errors import InputError, InputTypeError
+from gammapy_accmaker.utils.describe import as_html
 from gammapy_accmaker.utils.files import as_path
 
 _NEEDED = {
@@ -64,13 +64,40 @@ def parse_yaml(text, needed: str) -> Mapping | None:
     return options
 
 
-@contextmanager
-def naming_file(path: str | Path) -> Iterator[None]:
-    """What is wrong in the configuration of a file is told with its path."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(f"config: {path}: {str(error).removeprefix('config: ')}") from error
+class ConfigFile:
+    """A configuration that is read from a YAML file, and shown in notebooks; goes before the class of its options."""
+
+    @classmethod
+    def read(cls: Any, path):
+        """Configuration from a YAML file.
+
+        Parameters
+        ----------
+        path : str or `~pathlib.Path`
+            Of the file.
+
+        Returns
+        -------
+        config : configuration of this class
+
+        Raises
+        ------
+        InputError
+            Where there is no such file, or for what is wrong in it.
+
+        Examples
+        --------
+        >>> from gammapy_accmaker import AcceptanceConfig
+        >>> config = AcceptanceConfig.read("acceptance.yaml")  # doctest: +SKIP
+        """
+        text = read_config_file(path, cls.__name__)
+        try:
+            return cls.from_yaml(text)
+        except InputError as error:
+            raise type(error)(f"config: {path}: {str(error).removeprefix('config: ')}") from error
+
+    def _repr_html_(self: Any):
+        return as_html(type(self).__name__, [("changed", repr(self)), ("all options", self.to_yaml())])
 
 
 def explain(error: ValidationError, cls: type[BaseModel], prefix: str = "") -> str:

@@ -20,11 +20,8 @@ import numpy as np
 from astropy.coordinates import EarthLocation, SkyCoord
 from astropy.io import fits
 from astropy.time import Time
-from astropy.wcs import WCS
 from gammapy.data import GTI, EventList, FixedPointingInfo, ObservationMetaData
-from gammapy.maps import Map
 from scipy.sparse import csr_array
-from scipy.spatial import KDTree
 
 from gammapy_accmaker.data.notes import RunNotes
 from gammapy_accmaker.data.observations import event_locations
@@ -64,7 +61,8 @@ def _add(digest, value):
         for item in value:
             _add(digest, item)
     elif is_dataclass(value):
-        _add(digest, [(f.name, getattr(value, f.name)) for f in fields(value)])
+        # what does not count in a comparison follows from the rest
+        _add(digest, [(f.name, getattr(value, f.name)) for f in fields(value) if f.compare])
     else:
         _add(digest, _content(value))
     digest.update(b";")
@@ -72,14 +70,6 @@ def _add(digest, value):
 
 def _content(value):
     """What counts of the objects of other packages."""
-    if isinstance(value, Map):
-        # a partial HEALPix map knows its pixels by number alone
-        pixels = value.geom.get_idx(flat=True) if value.geom.is_hpx else None
-        return {key: str(item) for key, item in dict(value.geom.to_header()).items()}, pixels, value.data
-    if isinstance(value, WCS):
-        return value.to_header_string()
-    if isinstance(value, KDTree):
-        return np.asarray(value.data)
     if isinstance(value, EarthLocation):
         return [float(x.to_value("m")) for x in value.geocentric]
     if isinstance(value, Time):

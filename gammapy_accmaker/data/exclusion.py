@@ -16,7 +16,7 @@ import json
 import operator
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,7 +52,7 @@ from scipy.spatial import KDTree
 from gammapy_accmaker.camera.track import unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.data.observations import pointing_icrs
 from gammapy_accmaker.data.region_files import read_regions
-from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.errors import InputError, ObservationError, reading
 
 # ---- Regions and masks as data ----
 
@@ -452,11 +452,9 @@ def _some_position(region):
     """A position in or near the region, where its tangential plane can touch the sky."""
     if hasattr(region, "center"):
         return region.center.icrs
-    for name in ("vertices", "start"):
-        if hasattr(region, name):
-            lon, lat = vectors_to_lonlat(_circle_around(np.atleast_2d(_icrs_vector(getattr(region, name))))[0])
-            return SkyCoord(lon * u.rad, lat * u.rad, frame="icrs")
-    raise InputError(f"exclusion: a {type(region).__name__} has no centre; draw it as a polygon or give a mask map")
+    points = region.vertices if isinstance(region, PolygonSkyRegion) else region.start
+    lon, lat = vectors_to_lonlat(_circle_around(np.atleast_2d(_icrs_vector(points)))[0])
+    return SkyCoord(lon * u.rad, lat * u.rad, frame="icrs")
 
 
 def _compound_part(region):
@@ -488,7 +486,7 @@ class _Excluded:
     data: str | _MaskData
     margin: float
     origin: str
-    part: _Part
+    part: _Part = field(compare=False)
 
     @classmethod
     def of(cls, item, margin: float, origin: str) -> _Excluded:
@@ -618,7 +616,7 @@ class Exclusion(Sequence):
         InputError
             Where a part is missing or does not fit.
         """
-        try:
+        with reading("exclusion: a region or mask cannot be read"):
             items = []
             for entry in json.loads(text):
                 data: str | _MaskData
@@ -632,8 +630,6 @@ class Exclusion(Sequence):
                     raise ValueError(f"margin of {margin} deg")
                 items.append(_Excluded(data, margin, str(entry["origin"]), _make_part(data, margin)))
             return cls()._set(items)
-        except Exception as error:  # whatever damaged numbers and headers lead to in other packages
-            raise InputError(f"exclusion: a region or mask cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _flatten(exclusion, origin):

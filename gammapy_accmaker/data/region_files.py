@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 from gammapy.utils.scripts import make_path
 from regions import CircleSkyRegion, PixelRegion, Regions, SkyRegion
 
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import InputError, reading
 
 _REGION_FORMATS = {".reg": "ds9", ".crtf": "crtf", ".fits": "fits"}
 
@@ -25,15 +25,13 @@ def read_regions(path):
     path = make_path(path)
     if not path.is_file():
         raise InputError(f"exclusion: there is no region file {path}; give the path of a ds9, crtf or fits region file")
-    try:
+    with reading(f"exclusion: {path} cannot be read as a ds9, crtf or fits region file"):
         # files without the first line that names their format are told by their ending
         kind = _REGION_FORMATS.get(path.suffix)
         with warnings.catch_warnings():
             # the ds9 parser skips what it cannot read with a warning, and a source would be left in
             warnings.simplefilter("error", AstropyUserWarning)
             found = Regions.read(path, format=kind) if kind else Regions.read(path)
-    except Exception as error:  # the parsers of `regions` raise many kinds
-        raise InputError(f"exclusion: {path} cannot be read as a ds9, crtf or fits region file ({error})") from error
     if len(found) == 0:
         raise InputError(f"exclusion: {path} holds no region; leave it out, or check its format")
     wcs = _fits_wcs(path) if any(isinstance(region, PixelRegion) for region in found) else None
@@ -80,10 +78,8 @@ def catalog_regions(
     magnitude, magnitude_max : str, float or None
         Only stars with a magnitude up to this in this column.
     """
-    try:
+    with reading(f"exclusion.catalog: {path} cannot be read as a table"):
         table = Table.read(path)
-    except Exception as error:  # the readers of astropy raise many kinds
-        raise InputError(f"exclusion.catalog: {path} cannot be read as a table ({error})") from error
     wanted = [name for name in (ra, dec, radius_column, magnitude) if name is not None]
     missing = [name for name in wanted if name not in table.colnames]
     if missing:

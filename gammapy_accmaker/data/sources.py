@@ -23,7 +23,7 @@ from gammapy.modeling.models import (
     TemplateSpatialModel,
 )
 
-from gammapy_accmaker.errors import AcceptanceError, InputError
+from gammapy_accmaker.errors import InputError, reading
 from gammapy_accmaker.utils.files import as_path
 
 _Bands = tuple[Sequence[float], Sequence[float]]  # edges in TeV, and an amplitude for each band between them
@@ -246,7 +246,7 @@ class SourceList:
         InputError
             Where a part is missing or does not fit.
         """
-        try:
+        with reading("sources: one cannot be read"):
             sources = []
             for k, entry in enumerate(json.loads(text)):
                 template = arrays.get(f"template {k}", np.zeros(0)).astype(np.uint8).tobytes()
@@ -255,10 +255,6 @@ class SourceList:
                 _check(source.model)
                 sources.append(source)
             return cls(tuple(sources))
-        except AcceptanceError:
-            raise
-        except Exception as error:  # whatever damaged text leads to in gammapy
-            raise InputError(f"sources: one cannot be read ({type(error).__name__}: {error})") from error
 
 
 NO_SOURCES = SourceList()
@@ -283,13 +279,9 @@ def _flatten(given) -> Iterator[Source]:
         path = as_path(given, "sources")
         if not path.is_file():
             raise InputError(f"sources: there is no file {path}; give the path of a models file of gammapy (YAML)")
-        try:
+        remedy = "; write one with `Models(...).write(path, write_covariance=False)`"
+        with reading(f"sources: {path} cannot be read as a models file", remedy):
             models = Models.read(path)
-        except Exception as error:  # readers raise many kinds
-            raise InputError(
-                f"sources: {path} cannot be read as a models file ({type(error).__name__}: {error}); write one with "
-                "`Models(...).write(path, write_covariance=False)`"
-            ) from error
         yield from _flatten(models)
     elif isinstance(given, (DatasetModels, Iterable)) and not isinstance(given, dict | bytes):
         for model in given:

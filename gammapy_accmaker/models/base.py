@@ -29,6 +29,7 @@ from gammapy_accmaker.models.norm_energy import (
 )
 from gammapy_accmaker.models.run_shape import RunShape
 from gammapy_accmaker.models.source_terms import add_patches, norm_beside
+from gammapy_accmaker.utils.model_file import numbered
 from gammapy_accmaker.utils.run_key import RunKey
 
 _SHIFT_STEP = 0.02  # in log energy, of a derivative
@@ -637,13 +638,6 @@ class ScaledModel(RateModel):
         return ScaledModel(model, self.norm, self.norm_error, *own)
 
     @property
-    def goodness(self):
-        return self.model.goodness
-
-    def describe_zenith(self):
-        return self.model.describe_zenith()
-
-    @property
     def norm_spread(self) -> float:
         return self.norm_error / self.norm
 
@@ -703,9 +697,4 @@ def nested_arrays(models: Sequence[RateModel]) -> dict[str, np.ndarray]:
 
 def nested_models(arrays: dict[str, np.ndarray]) -> list[RateModel]:
     """The inverse of `nested_arrays`."""
-    models: list[RateModel] = []
-    while f"{len(models)}/kind" in arrays:
-        prefix = f"{len(models)}/"
-        own = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
-        models.append(MODEL_KINDS[str(own.pop("kind"))].from_arrays(own))
-    return models
+    return [MODEL_KINDS[str(own.pop("kind"))].from_arrays(own) for own in numbered(arrays, "kind")]

@@ -78,8 +78,6 @@ class GoodnessOfFit:
 
 def describe_goodness(fits: Sequence[GoodnessOfFit]) -> str:
     """The goodness of all fits of a model in one line: how many are poor, and the worst."""
-    if len(fits) == 0:
-        return "not known"
     worst = min(fits, key=lambda fit: (fit.p_value, -(fit.deviance - fit.expected) / max(fit.error, 1e-300)))
     poor = sum(fit.is_poor for fit in fits)
     if len(fits) == 1:

@@ -20,7 +20,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
-from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.errors import InputError, reading
 
 _MAX_BYTES = 2**31  # of one HDU of events; a run has a hundredth of it
 _MAX_AXES = 999  # and columns, of the FITS standard
@@ -132,7 +132,7 @@ def _walk(path, max_bytes, names):
         raise InputError(f"there is no file {path}")
     length = path.stat().st_size
     tables: dict[str, FitsTable] = {}
-    try:
+    with reading(f"{path} is no FITS file or is damaged"):
         # header by header: `fits.open` would make objects of what they claim
         with warnings.catch_warnings(), open(path, "rb") as stored:
             warnings.simplefilter("ignore", AstropyWarning)
@@ -159,10 +159,6 @@ def _walk(path, max_bytes, names):
                     if len(tables) == len(names):
                         return tables
                 position += len(head) + padded
-    except InputError:
-        raise
-    except Exception as error:  # damaged headers make astropy raise many kinds
-        raise InputError(f"{path} is no FITS file or is damaged ({type(error).__name__}: {error})") from error
     if names is not None and (left := names - tables.keys()):
         raise InputError(f"{path} has no HDU {' and '.join(sorted(left))}; it is cut off, or its index table is wrong")
     return tables

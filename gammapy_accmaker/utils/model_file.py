@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +121,16 @@ def _read_arrays(path, hdulist):
         values = values.astype(values.dtype.newbyteorder("=")).reshape(shape)
         arrays[str(hdu.header["KEY"])] = values.astype(bool) if hdu.header["BOOL"] else values
     return arrays
+
+
+def below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+
+
+def numbered(arrays: dict[str, np.ndarray], mark: str) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of one part after the other, behind the numbers of which they are; each part has one of a name."""
+    for k in itertools.count():
+        if f"{k}/{mark}" not in arrays:
+            return
+        yield below(arrays, f"{k}/")

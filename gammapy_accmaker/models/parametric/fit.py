@@ -14,12 +14,12 @@ import numpy as np
 
 from gammapy_accmaker.camera.bins import TEV_IN_MEV, FovBins
 from gammapy_accmaker.errors import FitError, InputError
-from gammapy_accmaker.models.alignment import AlignedRuns
+from gammapy_accmaker.models.alignment import AlignedRuns, fit_spectra
 from gammapy_accmaker.models.goodness import goodness_of_model
 from gammapy_accmaker.models.parametric.function import check_shared, rate_function
 from gammapy_accmaker.models.parametric.likelihood import BinNodes, Likelihood, fit_likelihoods
 from gammapy_accmaker.models.parametric.model import ParametricModel, ParametricResult, error_nodes, shape_of
-from gammapy_accmaker.models.spectrum import fit_spectrum, kept_integrals, linear_weights
+from gammapy_accmaker.models.spectrum import kept_integrals, linear_weights
 
 log = logging.getLogger(__name__)
 
@@ -93,19 +93,8 @@ def fit_parametric(
     seen = exposure > 0
     counts, volume = counts[:, seen], (exposure * fov.solid_angle)[seen]
     if function.n_inputs == 2:
-        model, mixed = _fit_by_energy(
-            counts,
-            volume,
-            bin_edges,
-            fov,
-            seen,
-            function,
-            tuple(shared),
-            on_failure,
-            profile_edges,
-            displacement,
-            aligned,
-        )
+        options = tuple(shared), on_failure, profile_edges, displacement, aligned
+        model, mixed = _fit_by_energy(counts, volume, bin_edges, fov, seen, function, *options)
         return _judged(model, all_counts, exposure, displacement, mixed)
     one = Likelihood(function, BinNodes.of_bins(bin_edges, fov, seen, displacement), counts, volume)
     start = one.start()
@@ -135,14 +124,13 @@ def _fit_by_energy(
     counts, volume, bin_edges, fov, seen, function, shared, on_failure, profile_edges, displacement, aligned
 ):
     """Fit a function of position in groups of energy bins, each of which has all parameters but the shared ones; and
-    the spectrum of the runs with all their shifts, if they have some."""
+    the spectrum of the runs with all their shifts."""
     with_counts = np.flatnonzero(counts.sum(1))
     used = slice(with_counts[0], with_counts[-1] + 1)
     own_counts, edges = counts[used], bin_edges[used.start : used.stop + 1]
-    if aligned is None:
-        counts, spectrum, mixed = own_counts, fit_spectrum(own_counts.sum(1), edges), None
-    else:
-        spectrum, mixed = aligned.fit_spectrum(bin_edges, used)
+    spectrum, mixed = fit_spectra(counts, bin_edges, used, aligned)
+    counts = own_counts
+    if aligned is not None:
         whole = spectrum.all_of_it()
         counts = aligned.moved(lambda e: whole.bin_weights(e, np.ones(1)), bin_edges)[used][:, seen]
     is_shared = np.isin([function.names[k] for k in function.free], shared)
@@ -194,7 +182,7 @@ def _fit_by_energy(
     mean = (model.profiles(*points).reshape(len(groups), *pixels.fov_lon.shape) * pixels.fov_weight).sum(2)
     group_counts = mean @ volume
     if profile_edges is not None:
-        weights = (spectrum if mixed is None else mixed).bin_weights(np.append(edges[first], edges[-1]), energy)
+        weights = mixed.bin_weights(np.append(edges[first], edges[-1]), energy)
         group_counts = group_counts / kept_integrals(np.add.reduceat(own_counts.sum(1), first), weights)
     return replace(model, group_counts=group_counts), mixed
 

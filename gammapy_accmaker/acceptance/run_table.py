@@ -91,8 +91,5 @@ def describe_columns(table: Table) -> None:
             table[name].info.description, table[name].info.format = column.description, column.format
 
 
-def _as_text(name, column):
-    return f"- {name}{f' [{column.unit}]' if column.unit else ''}: {column.description}"
-
-
-__doc__ += "\n" + "\n".join(_as_text(name, column) for name, column in RUN_COLUMNS.items()) + "\n"
+__doc__ += "".join(f"\n- {name}{f' [{c.unit}]' if c.unit else ''}: {c.description}" for name, c in RUN_COLUMNS.items())
+__doc__ += "\n"

@@ -36,7 +36,7 @@ class _Selection(Analysis):
         self.config, self.datastore, self.observations = config, None, None
 
 
-def select_observations(config, settings, key: str) -> Analysis:
+def _select_observations(config, settings, key: str) -> Analysis:
     """gammapy's own selection of runs, with ``datastore`` and ``observations``; no run is asked for a background.
 
     ``settings`` are those found at ``key`` of the configuration.
@@ -52,13 +52,13 @@ def select_observations(config, settings, key: str) -> Analysis:
     return selection
 
 
-def select_off_observations(config) -> Observations | None:
+def _select_off_observations(config) -> Observations | None:
     """OFF runs that a configuration names, at least one; None where it names none."""
     settings, key = config.datasets.background.off_observations, f"{BACKGROUND}.off_observations"
     if settings is None:
         return None
     settings = settings.model_copy(update={"datastore": settings.datastore or config.observations.datastore})
-    observations = select_observations(config, settings, key).observations
+    observations = _select_observations(config, settings, key).observations
     if len(observations) == 0:
         raise InputError(f"{key}: it selects none of the runs in {settings.datastore}; widen the selection")
     return observations
@@ -68,8 +68,8 @@ def select_runs(config) -> tuple[DataStore, Observations, Observations | None]:
     """Data store, runs and OFF runs that a configuration names, once it is checked."""
     config.check()
     make_maker(config)  # its files can be wrong as well
-    selection = select_observations(config, config.observations, "observations")
-    return selection.datastore, selection.observations, select_off_observations(config)
+    selection = _select_observations(config, config.observations, "observations")
+    return selection.datastore, selection.observations, _select_off_observations(config)
 
 
 def make_fitted_maker(config, observations, off_observations=None) -> AcceptanceBackgroundMaker:
@@ -77,7 +77,7 @@ def make_fitted_maker(config, observations, off_observations=None) -> Acceptance
     maker = make_maker(config)
     if not maker.is_fitted:
         if off_observations is None or config.datasets.background.off_observations is None:
-            off_observations = select_off_observations(config)
+            off_observations = _select_off_observations(config)
         maker.fit(observations, off_observations, n_jobs=config.general.n_jobs)
     return maker
 
@@ -123,16 +123,12 @@ def _check_offsets(observations) -> None:
 
 def _read_exclusion(path: Path | None):
     """Mask that is False where excluded, as gammapy reads it, or the path of a region file."""
-    if path is None or not _is_fits(path) or _holds_regions(path):
+    if path is None or not {".fits", ".fit"} & set(path.suffixes) or _holds_regions(path):
         return path
     with reading(f"{BACKGROUND}.exclusion: {path} cannot be read as a map"):
         mask = Map.read(path)
     mask.data = mask.data.astype(bool)
     return mask
-
-
-def _is_fits(path):
-    return any(ending in (".fits", ".fit") for ending in path.suffixes)
 
 
 def _holds_regions(path):

@@ -266,7 +266,7 @@ class FovBins:
         return tuple(tuple(edges.tolist()) for edges in self.edges)
 
     def _grid_subpoints(self, n):
-        lon, lat = (_subdivide(e, n) for e in self.edges)
+        lon, lat = (e[:-1, None] + np.diff(e)[:, None] * (np.arange(n) + 0.5) / n for e in self.edges)
         shape = (*self.shape, n, n)
         lon = np.broadcast_to(lon[:, None, :, None], shape).reshape(self.size, -1)
         return lon, np.broadcast_to(lat[None, :, None, :], shape).reshape(self.size, -1)
@@ -328,10 +328,6 @@ def moved_weights(weights: np.ndarray, positions: np.ndarray, displacement: np.n
         tilt += np.clip(step, -1 / reach, 1 / reach)
     out[here] = moved
     return out
-
-
-def _subdivide(edges, n):
-    return edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(n) + 0.5) / n
 
 
 def axis_index(edges: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ _NO_OPTIONS = {
 }  # fmt: skip
 
 
-def read_config_file(path: str | Path, name: str) -> str:
+def _read_config_file(path: str | Path, name: str) -> str:
     """Text of a configuration file; `name` is that of the class it is for."""
     path = as_path(path, "config")
     try:
@@ -90,7 +90,7 @@ class ConfigFile:
         >>> from gammapy_accmaker import AcceptanceConfig
         >>> config = AcceptanceConfig.read("acceptance.yaml")  # doctest: +SKIP
         """
-        text = read_config_file(path, cls.__name__)
+        text = _read_config_file(path, cls.__name__)
         try:
             return cls.from_yaml(text)
         except InputError as error:
@@ -149,7 +149,9 @@ def _line(error, cls, prefix):
 def _options_needed(cls, keys, given) -> str:
     """What is needed where something else than options was given, or options without their type."""
     models = _models_at(cls, keys)
-    types = [t for model in models if "type" in model.model_fields for t in _types_of(model)]
+    types = [
+        t for model in models if "type" in model.model_fields for t in get_args(model.model_fields["type"].annotation)
+    ]
     if not types:
         names = [name for model in models for name in model.model_fields]
         return f"options by their names are needed{': ' if names else ''}{', '.join(names)}"
@@ -157,10 +159,6 @@ def _options_needed(cls, keys, given) -> str:
     close = get_close_matches(str(asked), types, n=1)
     name = keys[-1] if keys else "config"
     return f"`{name}: {{type: {close[0] if close else types[0]}}}` is needed, with one of the types {', '.join(types)}"
-
-
-def _types_of(model) -> tuple[str, ...]:
-    return get_args(model.model_fields["type"].annotation)
 
 
 def _names(cls, keys) -> Iterator[str]:

@@ -120,7 +120,7 @@ def _lines(options, documented, path, depth, alternatives=()):
         if not isinstance(child, BaseModel):
             yield from _comment(text, pad)
             choices = [_tag(cls) for cls in alternatives] if name == "type" and alternatives else _choices(field)
-            yield from _entry(name, data[name], choices, pad)
+            yield f"{pad}{name}: {_flow(data[name])}" + (f"  # {' | '.join(choices)}" if choices else "")
             continue
         others = [cls for cls in groups if _tag(cls) is not None]
         yield from _comment(text or _summary(type(child)), pad)
@@ -130,10 +130,6 @@ def _lines(options, documented, path, depth, alternatives=()):
                     yield from _comment(f"{_tag(cls)}: {_summary(cls)}", pad, _INDENT)
         yield f"{pad}{name}:"
         yield from _lines(child, documented, full, depth + 1, others if len(others) > 1 else ())
-
-
-def _entry(name, value, choices, pad):
-    yield f"{pad}{name}: {_flow(value)}" + (f"  # {' | '.join(choices)}" if choices else "")
 
 
 def _comment(text, pad, indent=""):

@@ -27,7 +27,7 @@ ASKED = {
     "spline": 6,
     "spline, two processes, elapsed": 4,
     "background of a run on a map": 10.5,  # 0.15 s where all runs are read in 1.5 s
-    "attach, over making and writing the backgrounds": 2,
+    "attach, over writing the same backgrounds with gammapy": 2,
 }
 AXIS = MapAxis.from_energy_bounds("0.5 TeV", "10 TeV", nbin=10)
 
@@ -79,21 +79,25 @@ def backgrounds(ratios, maker):
 
 
 def attach(ratios, model):
-    """Beside making the backgrounds one by one, and writing each."""
+    """Beside making the backgrounds one by one, and beside writing each with gammapy once they are made."""
     store = DataStore.from_dir(DR1)
     ids = [int(i) for i in open_runs(ratios.ids).ids]
 
-    def by_hand(folder):
+    def make():
         maker = AcceptanceBackgroundMaker(model=model)
-        for observation in store.get_observations(ids, required_irf=[]):
-            irf = maker.make_irf(observation, "reverse_lon_radec")
-            irf.to_table_hdu().writeto(Path(folder) / f"{observation.obs_id}.fits")
+        return [maker.make_irf(o, "reverse_lon_radec") for o in store.get_observations(ids, required_irf=[])]
+
+    def write(irfs, folder):
+        for k, irf in enumerate(irfs):
+            irf.data = irf.data.astype("float32")
+            irf.write(Path(folder) / f"{k}.fits")
 
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         maker = AcceptanceBackgroundMaker(model=model)
         _, ours = ratios.of("attach", lambda: attach_background(store, maker, one, obs_ids=ids, n_jobs=1))
-        _, hand = ratios.of("  making and writing the backgrounds one by one", lambda: by_hand(other))
-    ratios.say("attach, over making and writing the backgrounds", ours / hand)
+        irfs, _ = ratios.of("  making the backgrounds one by one", make)
+        _, written = ratios.of("  writing them with gammapy", lambda: write(irfs, other))
+    ratios.say("attach, over writing the same backgrounds with gammapy", ours / written)
 
 
 def main():

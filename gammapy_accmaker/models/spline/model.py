@@ -297,26 +297,29 @@ class SplineModel:
         basis, values, scaling = self._conditions(cos_zenith, azimuth, covariates, effect)
         log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
         by_offset = self.coefficients @ zenith_splines(self.zenith_axis, cos_zenith)
-        by_asymmetry = self.asymmetry_energy_axis.basis(log_energy) @ self.asymmetry
+        nodes = self.energy_axis.grid_basis @ by_offset
+        at_energy = self.asymmetry_energy_axis.basis(log_energy)
         by_mode = basis.by_mode(basis.energy_columns(log_energy), values)
         out = np.empty((len(log_energy), len(lon)))
         for start in range(0, len(lon), _BLOCK):
             part = slice(start, start + _BLOCK)
             here = lon[part], lat[part]
             shift = basis.shift_values(*here) @ values[: basis.n_shift]
-            profile = by_offset @ self.offset_axis.basis(np.hypot(*here)).T
-            out[:, part] = self._at_shifted(log_energy + scaling, shift, profile)
-            out[:, part] += by_asymmetry @ asymmetry_basis(*here, self.asymmetry_offset_axis).T
+            at_offset = self.offset_axis.basis(np.hypot(*here)).T
+            out[:, part] = self._at_shifted(log_energy + scaling, shift, nodes, at_offset)
+            # products of few rows first
+            out[:, part] += at_energy @ (self.asymmetry @ asymmetry_basis(*here, self.asymmetry_offset_axis).T)
             out[:, part] += by_mode @ basis.mode_values(*here).T
         return out
 
-    def _at_shifted(self, log_energy, shift, profile):
-        """Sum of the splines in energy, times their coefficients at each position, at an energy shift of its own."""
+    def _at_shifted(self, log_energy, shift, nodes, at_offset):
+        """Rows between those at the nodes of the energy axis, times columns, each at an energy shift of its own."""
+        node, fraction = self.energy_axis.locate(log_energy[:, None], shift)
         if np.ptp(shift) == 0:
-            return self.energy_axis.interpolate(log_energy + shift[0]) @ profile
-        node, fraction = self.energy_axis.locate(log_energy[:, None] + shift)
+            node, fraction = node[:, 0], fraction[:, :1]
+            return (nodes[node] * (1 - fraction) + nodes[node + 1] * fraction) @ at_offset
         first, last = node.min(), node.max() + 2
-        table = self.energy_axis.grid_basis[first:last] @ profile
+        table = nodes[first:last] @ at_offset
         # where each is in the table as one row: taken in this way, and in place, at half the time
         node -= first
         node *= len(shift)

@@ -517,7 +517,7 @@ class AcceptanceModel:
         """What it was made of and how the fit ended, each with its name."""
         model = self.rate_model
         facts = [
-            ("model", f"{self.config.model.type} ({type(model).__name__})"),
+            ("model", self.config.model.type + ("" if len(self._used_runs("fit")) else ", not fitted here")),
             ("energy", self._energies_in_words()),
             ("offset max", self._offset_max_in_words()),
             ("zenith", self._zenith_in_words()),

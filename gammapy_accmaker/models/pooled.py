@@ -78,7 +78,7 @@ def _placed(models, used, cos_zenith, azimuth, leading):
 
 
 def _describe_bins(number, how, zenith_range):
-    bins = f"{how}, {number} bins" if number > 1 else f"one bin ({how} where runs differ and are enough)"
+    bins = f"{how}, {number} bins" if number > 1 else "one bin, since the runs are alike or too few for more"
     return f"{bins}, {describe_cos_zenith(zenith_range)}"
 
 

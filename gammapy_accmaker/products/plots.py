@@ -314,7 +314,8 @@ def plot_asymmetry(
     offsets = np.linspace(0, np.hypot(lon, lat).max(), 4 * _N_PIXELS)
     of_rings = _ring_means(model, energies, offsets, cos_zenith)
     mean = np.array([np.interp(np.hypot(lon, lat), offsets, ring) for ring in of_rings])
-    shown = (rate > 0) & (mean > 0) & view.inside(lon, lat) & (np.hypot(lon, lat) <= model.half_width)
+    # a ring that leaves the square of the fit has a mean of what was fitted and of what goes on beyond it
+    shown = (rate > 0) & (mean > 0) & (np.hypot(lon, lat) <= view.offset_max)
     values = np.where(shown, 100 * (rate / np.where(mean > 0, mean, 1) - 1), np.nan)
     limit = max(np.nanquantile(np.abs(values), 0.995) if shown.any() else 0.0, _LEAST_ASYMMETRY)
     label, title = "rate over the mean of its ring - 1 [%]", _title(model, energy, cos_zenith)

@@ -116,6 +116,8 @@ def test_asymmetry_is_the_deviation_from_the_ring(model):
     ring = model.rate(2 * u.TeV, theta * np.cos(angle) * u.deg, theta * np.sin(angle) * u.deg).value.mean()
     expected = 100 * (model.rate(2 * u.TeV, x[i] * u.deg, x[j] * u.deg).value / ring - 1)
     assert values[j, i] == pytest.approx(expected, abs=1.0)
+    # beyond the fit a grid goes on: a ring there is not one of what was fitted
+    assert np.array_equal(np.isnan(values), np.hypot(*np.meshgrid(x, x)) > 2.5)
     if model.rate_model.is_radial:
         assert np.nanmax(np.abs(values)) < 1
     pair = [(2.0, 20.0), (20.0, 2.0)]

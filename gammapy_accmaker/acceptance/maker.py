@@ -16,7 +16,7 @@ from gammapy.datasets import Datasets, MapDataset, MapDatasetOnOff, SpectrumData
 from gammapy.makers import AdaptiveRingBackgroundMaker, FoVBackgroundMaker, Maker, RingBackgroundMaker
 from gammapy.maps import Map, RegionGeom
 from gammapy.modeling import Fit
-from gammapy.modeling.models import GaussianPrior, Models
+from gammapy.modeling.models import GaussianPrior, Models, TemplateNPredModel
 from regions import PointSkyRegion
 
 from gammapy_accmaker.acceptance.fit import (
@@ -34,7 +34,7 @@ from gammapy_accmaker.acceptance.nuisance import PriorErrors, held_by, nuisance_
 from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exclusion, make_sources
 from gammapy_accmaker.acceptance.sources import beyond_fields, warn_of_sources
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
-from gammapy_accmaker.camera.track import FovTrack
+from gammapy_accmaker.camera.track import FovTrack, vectors_to_lonlat
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import in_good_time, run_key
 from gammapy_accmaker.data.exclusion import Exclusion
@@ -55,6 +55,8 @@ from gammapy_accmaker.utils.run_key import find_runs, run_keys, run_label
 from gammapy_accmaker.utils.threads import one_thread
 
 log = logging.getLogger(__name__)
+
+_BRIGHT = 0.05  # of the background; a pixel in which known sources add more is left out of rings
 
 
 class AcceptanceBackgroundMaker(Maker):
@@ -612,7 +614,7 @@ class AcceptanceBackgroundMaker(Maker):
         options, observation = self.config.renormalization, applied.observation
         if options.type == "none":
             return dataset
-        image = dataset.counts.geom.to_image()
+        image, known = dataset.counts.geom.to_image(), self._known_counts(dataset, applied)
         exclusion = self.exclusion
         if options.type == "fov":
             # a ring around a position in the half with the source would find nothing in it
@@ -629,12 +631,53 @@ class AcceptanceBackgroundMaker(Maker):
                 min_npred_background=options.min_npred_background,
                 fit=Fit(**options.fit_options),
             )
-            return maker.run(dataset, observation)
+            return self._run_beside(maker, dataset, observation, known)
+        # a ring takes what it counts for background: it leaves out what sources are known in
+        bright = known.data.sum(axis=0) > _BRIGHT * dataset.background.data.sum(axis=0)
+        mask.data &= ~(bright & (known.data.sum(axis=0) > 0))
         # the ring makers read their mask at the coordinates of the dataset, energy included
         mask = Map.from_geom(dataset.counts.geom, data=np.broadcast_to(mask.data, dataset.counts.data.shape).copy())
         given = options.model_dump(exclude={"type"})
         cls = RingBackgroundMaker if options.type == "ring" else AdaptiveRingBackgroundMaker
         return cls(exclusion_mask=mask, **given).run(dataset, observation)
+
+    def _known_counts(self, dataset, applied) -> Map:
+        """What known sources add to the counts of a dataset."""
+        geom, observation = dataset.counts.geom, applied.observation
+        known, run = Map.from_geom(geom), applied.run
+        if not len(self.known_sources):
+            return known
+        reduction = replace(self._reduction(), sources=self.known_sources)
+        run = reduction.reduce(observation, applied.track) if run is None else run
+        pixel = geom.pixel_scales.min().to_value("deg")
+        xyz, counts = run.sky.signal_points(0.5 * pixel)
+        lon, lat = np.degrees(vectors_to_lonlat(xyz))
+        at = geom.to_image().coord_to_idx(SkyCoord(lon, lat, unit="deg", frame="icrs"))
+        inside = np.all([index >= 0 for index in at], axis=0)
+        number = np.ravel_multi_index([index[inside] for index in at[::-1]], geom.data_shape[-2:])
+        # the share of each energy bin of the run in those of the dataset
+        own, edges = np.log(reduction.bins.energy_edges), np.log(energy_edges_from_axis(geom.axes["energy"]))
+        common = np.minimum(edges[1:, None], own[1:]) - np.maximum(edges[:-1, None], own[:-1])
+        shares = np.clip(common, 0, None) / np.diff(own)
+        size = int(np.prod(geom.data_shape[-2:]))
+        for row, share in zip(known.data, shares, strict=True):
+            row += np.bincount(number, share @ counts[:, inside], size).reshape(row.shape)
+        return known
+
+    def _run_beside(self, maker, dataset, observation, known):
+        """A maker of gammapy that fits the background, beside what known sources add to the counts."""
+        if not known.data.any():
+            return maker.run(dataset, observation)
+        models, names = Models(dataset.models or []), self.known_sources.names
+        source = TemplateNPredModel(known, datasets_names=[dataset.name], name=f"{dataset.name}-known-sources")
+        source.freeze()
+        dataset.models = [*(model for model in models if model.name not in names), source]
+        dataset = maker.run(dataset, observation)
+        of_background = dataset.background_model
+        if of_background is not None and of_background.name not in models.names:
+            models.append(of_background)
+        dataset.models = models
+        return dataset
 
     def _norm_model(self, options, dataset, applied, used):
         """Norm spectral model of the renormalisation; its prior is what is known without the events of its fit."""

@@ -18,6 +18,7 @@ from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch
 
 SKY_PIXEL = 0.1  # deg
 _BAND_WIDTH = 0.25  # dex, about
+_FEWEST_POINTS = 4  # along each side of a pixel
 _STEP, _TURN = 300.0, np.radians(8)  # s, over which a turn of the field is measured; between nodes that follow it
 
 
@@ -129,6 +130,19 @@ class SkyCounts:
         out = np.zeros(n_band * self.side**2)
         out[self.index] = self.counts
         return out.reshape(n_band, -1)
+
+    def signal_points(self, step: float) -> tuple[np.ndarray, np.ndarray]:
+        """The signal as counts at points, no more than ``step`` deg from each other: ICRS unit vectors of shape (n, 3),
+        and counts of shape (n_energy, n)."""
+        if self.signal is None:
+            return np.zeros((0, 3)), np.zeros((1, 0))
+        n = max(int(np.ceil(SKY_PIXEL / step)), _FEWEST_POINTS)
+        within = (np.arange(n) + 0.5) / n
+        row, column = np.divmod(self.signal.columns, self.side)
+        lat = (row[:, None, None] + within[:, None] - self.side // 2) * SKY_PIXEL
+        lon = (column[:, None, None] + within - self.side // 2) * SKY_PIXEL
+        lon, lat = (np.radians(a).ravel() for a in np.broadcast_arrays(lon, lat))
+        return unit_vectors(lon, lat) @ self.matrix, np.repeat(self.signal.values / n**2, n**2, axis=1)
 
     @property
     def pixels(self) -> np.ndarray:

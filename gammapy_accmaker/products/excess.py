@@ -35,7 +35,7 @@ from scipy.ndimage import (
 from gammapy_accmaker.camera.bins import offset
 from gammapy_accmaker.camera.track import vectors_to_lonlat
 from gammapy_accmaker.data.exclusion import Exclusion
-from gammapy_accmaker.data.reduced_run import ReducedRun
+from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
 from gammapy_accmaker.data.sky_counts import SKY_PIXEL, SkyCounts, sky_bands
 from gammapy_accmaker.models.base import RateModel
 from gammapy_accmaker.products.background import icrs_vectors
@@ -118,12 +118,14 @@ def excess_fields(
         what stands out of its surroundings, and not for runs or bands that are brighter as a whole.
     """
     of_field: list[list[tuple[ReducedRun, SkyCounts, RateModel]]] = []
-    for run, model in zip(runs, models, strict=True):
+    model_of = dict(zip(map(id, runs), models, strict=True))
+    for run in in_own_order(runs):  # the first one chooses the pixels
         if run.sky is None:
             continue
         pointing = run.sky.matrix[0]
         near = [f for f in of_field if f[0][1].matrix[0] @ pointing > np.cos(np.radians(offset_max))]
-        near[0].append((run, run.sky, model)) if near else of_field.append([(run, run.sky, model)])
+        own = run, run.sky, model_of[id(run)]
+        near[0].append(own) if near else of_field.append([own])
     width = 4 * offset_max * u.deg
     stored = sky_bands(energy_edges)
     n_band, first = len(stored) - 1, np.searchsorted(stored, bands * (1 - 1e-9))

@@ -193,6 +193,30 @@ def test_the_chain_of_makers_fills_the_background_alone():
     assert filled.background.data.sum() == pytest.approx(other.background.data.sum(), rel=0.01)
 
 
+@pytest.mark.parametrize("kind", ["fov", "ring"])
+def test_a_renormalisation_does_not_count_the_source_for_background(kind):
+    """It is that of the source excluded by hand, whatever models the dataset has."""
+    options_of_ring = {"r_in": "0.5 deg", "width": "0.2 deg"} if kind == "ring" else {}
+    axis = (0.5, 30) if kind == "ring" else (0.5, 1, 3, 30)
+    geom = sky_geom(store().source.spatial_model.position, edges=axis, width=3, binsz=0.05)
+    observation, sums = runs()[0], []
+    for what in ("known", "excluded"):
+        config = {"renormalization": {"type": kind, **options_of_ring}}
+        maker = AcceptanceBackgroundMaker(config, model=fitted("spline", what))
+        empty = MapDataset.create(geom, name=what)
+        dataset = MapDatasetMaker(selection=["counts", "exposure", "psf", "edisp"]).run(empty, observation)
+        done = maker.run(dataset, observation)
+        assert done.models is None or list(done.models.names) == [f"{what}-bkg"]
+        sums.append((done.background if kind == "ring" else done.npred_background()).data.sum())
+        if kind == "fov" and what == "known":
+            dataset.models = [true_source()]
+            again = maker.run(dataset, observation)
+            assert list(again.models.names) == ["the source", f"{what}-bkg"]
+            norms = (one.background_model.spectral_model.norm.value for one in (done, again))
+            assert next(norms) == pytest.approx(next(norms), rel=1e-9)
+    assert sums[0] == pytest.approx(sums[1], rel=0.015)
+
+
 def test_known_and_excluded_may_be_mixed():
     """A circle that covers a part of the source alone: its amplitude follows from the rest."""
     core = CircleSkyRegion(store().source.spatial_model.position, 0.1 * u.deg)

@@ -36,7 +36,7 @@ class RunColumn:
 
 RUN_COLUMNS = {
     "OBS_ID": RunColumn("number or name of the observation, as it is given: a label that may repeat"),
-    "ROLE": RunColumn("'fit': the model was fitted to the run; 'apply': it was adapted to it alone"),
+    "ROLE": RunColumn("'fit': the model was fitted to the run; 'apply': the fitted model was only adapted to it"),
     "USED": RunColumn("whether the run could be used; FLAG says why not"),
     "ONTIME": RunColumn("sum of the good time intervals", "s", ".0f"),
     "LIVETIME": RunColumn("ontime less dead time", "s", ".0f"),
@@ -47,25 +47,25 @@ RUN_COLUMNS = {
     "EXPECTED": RunColumn("background expected there, with the effects of the run", None, ".1f"),
     "DROPPED": RunColumn("events that are not finite or lie outside of the good time intervals"),
     "NORM": RunColumn(
-        "rate of the run over that of the mean run under its conditions, at the shifted energy", None, ".3f"
+        "rate of the run over that of a mean run at the same zenith angle, once energies are shifted by SHIFT",
+        None,
+        ".3f",
     ),
-    "NORM_ERR": RunColumn(
-        "standard deviation of NORM, as a deviation from the mean over the runs of the fit", None, ".3f"
-    ),
+    "NORM_ERR": RunColumn("standard deviation of NORM, measured from the mean over the runs of the fit", None, ".3f"),
     "SHIFT": RunColumn(
         "shift in ln(energy): the run has at E the rate of the mean run at E exp(SHIFT); > 0 for a lower threshold",
         None,
         "+.3f",
     ),
     "SHIFT_ERR": RunColumn(
-        "standard deviation of SHIFT less what covariates foretell, as a deviation from the mean over the runs of the "
-        "fit",
+        "standard deviation of the part of SHIFT that covariates do not foretell, measured from the mean over the runs "
+        "of the fit",
         None,
         ".3f",
     ),
     "DEVIANCE": RunColumn(
-        "largest excess of the Poisson deviance over the field of view over its mean, in any group of energies, in "
-        "standard deviations; where a norm alone is fitted, over the energies of the norm",
+        "by how many standard deviations the Poisson deviance of the counts over the field of view is larger than its "
+        "mean, in the group of energies where it is so most; where a norm alone is fitted, in the energies of the norm",
         None,
         ".2f",
     ),

@@ -505,7 +505,21 @@ class AcceptanceModel:
         return float(np.sum(fitted[column])) if column in fitted.colnames else 0.0
 
     def is_fitted_to(self, key: RunKey) -> bool:
-        """Whether a run, recognised by its key, is one of those of the fit."""
+        """Whether a run, recognised by its key, is one of those of the fit.
+
+        Parameters
+        ----------
+        key : `RunKey`
+            Number, start and pointing of the run.
+
+        Returns
+        -------
+        is_fitted_to : bool
+
+        Examples
+        --------
+        >>> model.is_fitted_to(reduced_run.key)  # doctest: +SKIP
+        """
         return bool(find_runs([key], run_keys(self._used_runs("fit")))[0])
 
     def _used_runs(self, role):

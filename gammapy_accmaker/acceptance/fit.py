@@ -44,7 +44,7 @@ from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.models.pooled import AzimuthBinned, ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.models.source_terms import AmplitudeFit
 from gammapy_accmaker.utils.arguments import check_kind
-from gammapy_accmaker.utils.describe import counted, in_thousands
+from gammapy_accmaker.utils.describe import counted, in_percent, in_thousands
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
 from gammapy_accmaker.utils.run_key import LeftOut, label_array, require_runs, run_names, some_names
 from gammapy_accmaker.utils.threads import one_thread
@@ -301,7 +301,7 @@ def say_what_is_fitted(runs: list[ReducedRun], n_left_out: int, counts: FitCount
     left_out = f" ({n_left_out} left out)" if n_left_out else ""
     log.info(
         f"fit: {model} model of {counted(len(runs), 'run')}{left_out}, {in_thousands(counts.counts.sum())} events in "
-        f"{ontime / 3600:.3g} h, {100 * counts.excluded_share(ontime, offset_max):.2g} % of the field of view excluded"
+        f"{ontime / 3600:.3g} h, {in_percent(counts.excluded_share(ontime, offset_max))} of the field of view excluded"
     )
 
 

@@ -37,7 +37,7 @@ from gammapy_accmaker.products.found import FoundSource
 from gammapy_accmaker.products.irf import RATE_UNIT, make_mean_irf
 from gammapy_accmaker.products.plots import View, plot_model, plot_radial, plot_rate_image, plot_spectrum
 from gammapy_accmaker.products.tables import model_from_irfs
-from gammapy_accmaker.utils.describe import as_html, as_text, counted, in_thousands
+from gammapy_accmaker.utils.describe import as_html, as_text, counted, in_percent, in_thousands
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.model_file import below, numbered, read_model_file, write_model_file
 from gammapy_accmaker.utils.run_key import RunKey, find_runs, run_keys
@@ -620,7 +620,7 @@ class AcceptanceModel:
             return ""
         text = f"{in_thousands(self.n_events)} in {hours:.3g} h"
         share = self.excluded_share
-        return text if not np.isfinite(share) else f"{text}, {100 * share:.2g} % of the field of view excluded"
+        return text if not np.isfinite(share) else f"{text}, {in_percent(share)} of the field of view excluded"
 
     def _offset_max_in_words(self):
         asked = self.config.model.largest_offset(self.config.offset_max.deg)

@@ -47,6 +47,12 @@ def in_thousands(number: float) -> str:
     return f"{number:,.0f}".replace(",", " ")
 
 
+def in_percent(share: float) -> str:
+    """A share in % with two digits; what rounding leaves of nothing is 0."""
+    percent = round(100 * share, 3)
+    return f"{percent:.0f} %" if abs(percent) >= 10 else f"{percent + 0:.2g} %"
+
+
 def as_call(name: str, options: dict) -> str:
     """The call that makes an object with these options."""
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"

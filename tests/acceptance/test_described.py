@@ -20,7 +20,7 @@ from gammapy_accmaker import (
     AcceptanceModel,
     plan_groups,
 )
-from gammapy_accmaker.utils.describe import as_html, as_text
+from gammapy_accmaker.utils.describe import as_html, as_text, in_percent
 
 SPLINE = {"energy": {"min": "0.05 TeV", "max": "100 TeV"}}
 RADIAL = {"model": {"type": "radial"}}
@@ -110,7 +110,14 @@ def test_excluded_share_is_that_of_solid_angle_and_time(maker, runs):
     seen = sum(runs[k].gti.time_sum.to_value("s") for k in on) / sum(r.gti.time_sum.to_value("s") for r in runs[:4])
     assert maker.model.excluded_share == pytest.approx(share * seen, rel=0.03)
     without = AcceptanceBackgroundMaker(RADIAL).fit(runs[4:6]).model
-    assert without.excluded_share == pytest.approx(0, abs=1e-6) and "0 % of the field of view" in str(without)
+    assert without.excluded_share == pytest.approx(0, abs=1e-6) and ", 0 % of the field of view" in str(without)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.1e-16, "0 %"), (-1e-16, "0 %"), (0.0123, "1.2 %"), (0.205, "20 %"), (1.0, "100 %")]
+)
+def test_shares_have_two_digits_and_no_exponent(share, text):
+    assert in_percent(share) == text
 
 
 def test_repr_is_one_short_line(maker, runs):

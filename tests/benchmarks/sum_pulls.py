@@ -7,7 +7,8 @@ stacked over the fold.
 GAMMAPY_DATA=... python tests/benchmarks/sum_pulls.py exclusions.reg [--config radial ...] [--folds 2] [--store folder]
 
 Width: root of the mean square of (counts - expected) / sqrt(expected + variance of the modes) where at least 15 counts
-are expected. ``store``: folder in which reduced runs and fitted models are kept for the next time.
+are expected, and its error if the errors are right: sums that share directions or pixels are correlated, and count as
+fewer. ``store``: folder in which reduced runs and fitted models are kept for the next time.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from gammapy.data import DataStore
+from scipy.linalg import block_diag
 
 from gammapy_accmaker.acceptance.fit import fit_runs
 from gammapy_accmaker.acceptance.reduction import Reduction
@@ -51,10 +53,11 @@ def sums_over_field(lon, lat):
 
 
 def changes_of_sums(adapted, run, edges, fov, inside, kinds):
-    """Expected counts of a run in bands and sums, and their changes along the directions of rate and run."""
+    """Expected counts of a run in bands and sums, their changes along the directions of rate and run, and what sums of
+    a band have in common."""
     bands = (np.searchsorted(BANDS, np.sqrt(edges[1:] * edges[:-1])) - 1 == np.arange(len(BANDS) - 1)[:, None]) * 1.0
     lon, lat = fov.fov_lon[inside], fov.fov_lat[inside]
-    out = {kind: [0.0, 0.0, 0.0] for kind in kinds}
+    out = {kind: [0.0, 0.0, 0.0, 0.0] for kind in kinds}
     middle = np.sqrt(edges[1:] * edges[:-1])
     for part in run.slices:
         here = adapted.at_azimuth(part.azimuth)
@@ -66,8 +69,9 @@ def changes_of_sums(adapted, run, edges, fov, inside, kinds):
             shared, own = (rows.reshape(len(rows), -1).T for rows in (shared, own))
             for kind, weights in kinds.items():
                 weighted = (weights[:, None, :] * mu[here_bins]).reshape(len(weights), -1)
-                found = weighted.sum(1), weighted @ shared @ factor, weighted @ own
-                for k in range(3):
+                common = weights * mu[here_bins].sum(0) @ weights.T
+                found = weighted.sum(1), weighted @ shared @ factor, weighted @ own, common
+                for k in range(4):
                     if band == 0:
                         out[kind][k] = out[kind][k] + np.zeros((len(bands), *found[k].shape))
                     out[kind][k][band] += found[k]
@@ -115,12 +119,37 @@ def pulls_of_fold(model, fold, first, second, reduction):
     out = {}
     for kind, runs in found.items():
         n, mu, shared = (np.array([run[k] for run in runs]) for k in (0, 1, 2))
-        own = np.array([(run[3] ** 2).sum(-1) for run in runs])
-        variance = (shared**2).sum(-1) + own
-        stacked = (shared.sum(0) ** 2).sum(-1) + own.sum(0)
-        out[kind, "run"] = (n - mu) / np.sqrt(mu + variance), mu
-        out[kind, "stacked"] = (n - mu).sum(0) / np.sqrt(mu.sum(0) + stacked), mu.sum(0)
+        own = np.array([covariance_of_run(run[3], run[4]) for run in runs])
+        shared = shared.reshape(len(runs), own.shape[1], -1)
+        together = np.tensordot(shared, shared, axes=(2, 2))
+        for k in range(len(runs)):
+            together[k, :, k] += own[k]
+        sums = {"run": (n, mu, together), "stacked": (n.sum(0), mu.sum(0), together.sum((0, 2)))}
+        for of, (counts, expected, covariance) in sums.items():
+            covariance = covariance.reshape(expected.size, -1)
+            sd = np.sqrt(np.diag(covariance))
+            out[kind, of] = (
+                (counts - expected) / sd.reshape(expected.shape),
+                expected,
+                covariance / np.outer(sd, sd),
+            )
     return out
+
+
+def covariance_of_run(own, common):
+    """Of the sums of a run in all bands, without that of the rate, from changes (band, sum, k) and what they share."""
+    flat = own.reshape(-1, own.shape[2])
+    return flat @ flat.T + block_diag(*common)
+
+
+def width_of(pulls, used):
+    """Root of the mean square of the pulls that are used in each fold, and its error."""
+    squares, correlation = 0.0, 0.0
+    n = sum(own.sum() for own in used)
+    for (values, _, matrix), own in zip(pulls, used, strict=True):
+        squares += (values[own] ** 2).sum()
+        correlation += (matrix[np.ix_(own.ravel(), own.ravel())] ** 2).sum()
+    return (np.sqrt(squares / n), np.sqrt(correlation / 2) / n) if n > 1 else (np.nan, np.nan)
 
 
 def main():
@@ -133,7 +162,7 @@ def main():
     warnings.simplefilter("ignore")
     observations = list(DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations(required_irf=[]))
     folds = np.array_split(np.random.default_rng(0).permutation(len(observations)), 5)
-    print(f"{'configuration':14s} {'sum':14s} {'of':8s} {'all':>6s}  " + "  ".join(f"{e:5.2f}" for e in BANDS[:-1]))
+    print(f"{'configuration':14s} {'sum':14s} {'of':8s} {'all':>13s}  " + "  ".join(f"{e:13.2f}" for e in BANDS[:-1]))
     for name in arguments.config:
         reduction = Reduction.of(AcceptanceConfig.coerce(CONFIGS[name]), arguments.exclusions)
 
@@ -148,15 +177,14 @@ def main():
             model = stored(path(f"fold{number}"), lambda rest=rest, r=reduction: fit_runs(rest, r.bins, r.config)[0])
             pulls.append(pulls_of_fold(model, fold, first, second, reduction))
         for kind, of in pulls[0]:
-            bands = []
+            own = [found[kind, of] for found in pulls]
+            used = [expected > MIN_EXPECTED for _, expected, _ in own]
+            widths = [width_of(own, used)]
             for band in range(len(BANDS) - 1):
-                each = [
-                    found[kind, of][0][..., band, :][found[kind, of][1][..., band, :] > MIN_EXPECTED] for found in pulls
-                ]
-                bands.append(np.concatenate([values.ravel() for values in each]))
-            widths = [np.sqrt(np.mean(values**2)) if len(values) > 1 else np.nan for values in bands]
-            total = np.sqrt(np.mean(np.concatenate(bands) ** 2))
-            print(f"{name:14s} {kind:14s} {of:8s} {total:6.3f}  " + "  ".join(f"{w:5.2f}" for w in widths), flush=True)
+                here = np.arange(len(BANDS) - 1)[:, None] == band
+                widths.append(width_of(own, [one & here for one in used]))
+            text = "  ".join(f"{width:5.2f} +- {error:4.2f}" for width, error in widths)
+            print(f"{name:14s} {kind:14s} {of:8s} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -701,7 +701,8 @@ class AcceptanceBackgroundMaker(Maker):
             adapted = rate_model.adapt(run, reduction.bins, effects)
         if adapted is not None:
             exclusion = reduction.run_exclusion(observation)
-            held = held_by(dataset, rate_model, track, reduction.bins, exclusion, self.config.time_step_seconds)
+            slices = reduction.slices(track)
+            held = held_by(dataset, slices, reduction.bins, exclusion, self.config.time_step_seconds)
             without, removed = rate_model.without(adapted, run, reduction.bins, effects, held, of_fit=of_fit)
             applied = replace(applied, model=without)
         return PriorErrors(applied.errors(geom), removed)
@@ -727,12 +728,13 @@ class AcceptanceBackgroundMaker(Maker):
         -------
         models : `~gammapy.modeling.models.Models`
             Named after their dataset, by falling importance. Their ``filename``, in the working folder, is where
-            `Models.write` puts their maps and `Models.read` looks for them.
+            `Models.write` puts their maps (over those of an earlier time only with ``overwrite_templates=True``) and
+            `Models.read` looks for them. That of a region has one pixel.
 
         Raises
         ------
         InputError
-            For a dataset without a background, or another number of observations than datasets.
+            For a dataset without a background, another number of observations than datasets, and datasets of one name.
         ObservationError
             For an observation that cannot be used.
 
@@ -749,7 +751,12 @@ class AcceptanceBackgroundMaker(Maker):
                 f"observations: got {len(given)} for {len(datasets)} datasets; give for each its observation, or the "
                 "list of those that were stacked"
             )
-        n = check_whole(n, 1, "n")
+        n, names = check_whole(n, 1, "n"), [getattr(one, "name", "") for one in datasets]
+        if len(set(names)) < len(names):
+            raise InputError(
+                f"dataset: got the names {', '.join(map(str, names))}, but each needs one of its own, by which models "
+                "are assigned to it; copy them with dataset.copy(name=...)"
+            )
         runs = []
         for one, own in zip(datasets, given, strict=True):
             self._check_dataset(one)

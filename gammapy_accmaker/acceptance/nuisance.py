@@ -7,12 +7,13 @@ would speak a second time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from gammapy.datasets import MapDataset
-from gammapy.maps import Map, RegionGeom
+from gammapy.maps import Map, RegionGeom, WcsGeom
 from gammapy.modeling.models import GaussianPrior, Models, PowerLawNormSpectralModel, TemplateNPredModel
 from regions import PointSkyRegion
 from scipy.optimize import nnls
@@ -20,12 +21,13 @@ from scipy.optimize import nnls
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.data.counts import CountsBins, unexcluded_exposure
 from gammapy_accmaker.data.exclusion import Exclusion
-from gammapy_accmaker.products.background import run_slices
 from gammapy_accmaker.products.modes import BackgroundErrors
 
 # Least of the information on a direction of the rate that is left without the events of the datasets: a prior is at
 # most ten times as wide as the errors with them.
 _LEFT = 1e-2
+_NOT_IN_FILES = r"[^\w.+-]"  # characters of the name of a dataset
+_LEAST_PIXEL = 0.1  # deg; around a point
 _ALIKE = 1e-9  # of the sum of squares of the backgrounds of runs
 _NEGLIGIBLE = 1e-3  # variance of the counts along a direction, in units of that of Poisson
 
@@ -45,16 +47,15 @@ class PriorErrors:
     removed: np.ndarray | None
 
 
-def held_by(dataset, model, track, bins: CountsBins, exclusion: Exclusion, time_step) -> list[tuple]:
+def held_by(dataset, slices, bins: CountsBins, exclusion: Exclusion, time_step) -> list[tuple]:
     """What a dataset holds of the events that a run's effects are fitted to.
 
     Parameters
     ----------
     dataset : `~gammapy.datasets.MapDataset` or `~gammapy.datasets.SpectrumDataset`
         Its bins within its masks.
-    model : `RateModel`
-        By whose slices the run is reduced.
-    track : `FovTrack`
+    slices : list of `FovTrack`
+        Tracks of those of the reduced run.
     bins : `CountsBins`
         Of the reduction.
     exclusion : `Exclusion`
@@ -75,10 +76,9 @@ def held_by(dataset, model, track, bins: CountsBins, exclusion: Exclusion, time_
     else:
         others = exclusion.with_regions([Map.from_geom(geom.to_image(), data=~mask.any(axis=0))])
     held = []
-    for part in run_slices(model, track):
-        if part.ontime > 0:
-            seen, left = (unexcluded_exposure(bins, part, of, time_step) for of in (exclusion, others))
-            held.append((np.maximum(seen - left, 0.0), energies))
+    for part in slices:
+        seen, left = (unexcluded_exposure(bins, part, of, time_step) for of in (exclusion, others))
+        held.append((np.maximum(seen - left, 0.0), energies))
     return held
 
 
@@ -154,6 +154,16 @@ def _leading(information: np.ndarray, n: int) -> np.ndarray:
     return vectors[:, order[values[order] > _NEGLIGIBLE]]
 
 
+def _template_geom(geom):
+    """Of the templates of a dataset: for a region one pixel, since gammapy reads no template of a region back."""
+    if not isinstance(geom, RegionGeom):
+        return geom
+    size = np.maximum(geom.width.to_value("deg"), _LEAST_PIXEL)
+    return WcsGeom.create(
+        skydir=geom.center_skydir, npix=(1, 1), binsz=tuple(size), frame=geom.frame, axes=[geom.axes["energy"]]
+    )
+
+
 @dataclass(frozen=True)
 class _DatasetErrors:
     """A dataset, the errors of its runs, and the priors of the rate."""
@@ -226,7 +236,7 @@ class _DatasetErrors:
     def models(self, along: np.ndarray, name: str, sigma: float = 1.0) -> list[TemplateNPredModel]:
         """One for each column of directions."""
         data = np.array([changes @ along for _, _, changes in self._by_energy()])
-        geom, models = self.dataset.counts.geom, []
+        geom, models = _template_geom(self.dataset.counts.geom), []
         for k in range(along.shape[1]):
             spectrum = PowerLawNormSpectralModel(norm=0)
             spectrum.tilt.frozen = True
@@ -237,7 +247,7 @@ class _DatasetErrors:
                     Map.from_geom(geom, data=data[:, :, k].reshape(geom.data_shape), unit=""),
                     spectral_model=spectrum,
                     name=full,
-                    filename=f"{full}.fits",
+                    filename=f"{re.sub(_NOT_IN_FILES, '_', full)}.fits",
                     datasets_names=[self.dataset.name],
                     copy_data=False,
                 )

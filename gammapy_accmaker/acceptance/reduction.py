@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass, replace
 
@@ -113,21 +114,33 @@ class Reduction:
                 check_zenith(observation, track, location)
             return track
 
+    def _where_slices_end(self):
+        """Change of cos zenith in a slice, and the cos zenith and azimuth at which slices end too."""
+        config, pooled = self.config, self.config.zenith_bins
+        change = MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None
+        return change, () if pooled is None else zenith_cells(pooled.initial_width), config.azimuth.edges
+
+    def slices(self, track: FovTrack) -> list[FovTrack]:
+        """The track of a run in each of its slices."""
+        edges = track.slice_edges(*self._where_slices_end())
+        parts = [track.during(start, stop) for start, stop in itertools.pairwise(edges)]
+        return [part for part in parts if part.ontime > 0]
+
     def reduce(self, observation, track: FovTrack | None = None) -> ReducedRun:
         """Counts and exposure of one observation, which must have some of each, in slices of nearly one zenith angle.
 
         ``track``: that of `track`, where it is known already.
         """
-        config, pooled = self.config, self.config.zenith_bins
+        config, (change, zeniths, azimuths) = self.config, self._where_slices_end()
         observation = read_files(observation)
         with _reading(observation):
             run = reduce_observation(
                 observation,
                 self.bins,
                 self.run_exclusion(observation),
-                max_zenith_change=MAX_ZENITH_CHANGE if config.zenith.type in ("continuous", "interpolated") else None,
-                cos_zenith_edges=() if pooled is None else zenith_cells(pooled.initial_width),
-                azimuth_edges=config.azimuth.edges,
+                max_zenith_change=change,
+                cos_zenith_edges=zeniths,
+                azimuth_edges=azimuths,
                 time_step=config.time_step_seconds,
                 location=config.observatory_location,
                 needs_zenith=config.needs_zenith,

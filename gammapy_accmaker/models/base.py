@@ -215,6 +215,8 @@ class RateModel(ABC):
             lon, lat = (a.reshape(fov.size, across, -1)[:, :, 0] for a in (lon, lat))
         for part in slices:
             seen = part.exposure > 0
+            if not seen.any():
+                continue
             at = lon[seen].ravel(), lat[seen].ravel()
             rate = self.at_azimuth(part.azimuth).integral_grid(energy_edges, *at, part.cos_zenith)
             rate = rate.reshape(len(counts), seen.sum(), lon.shape[1])

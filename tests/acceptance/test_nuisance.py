@@ -75,11 +75,12 @@ def test_priors_are_wide_where_the_dataset_holds_the_events():
     assert 0.97 * afterwards < total_error(maker().make_nuisance_models(small, run, n=40), small) < 1.15 * afterwards
 
 
-def test_a_region_within_the_exclusion_holds_no_event_of_the_adaptation():
+def test_a_region_within_the_exclusion_holds_no_event_of_the_adaptation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run, region = runs(1)[0], source_region(full_store())
     axis = MapAxis.from_energy_bounds("0.4 TeV", "10 TeV", nbin=4)
     geom = RegionGeom(CircleSkyRegion(region.center, 0.5 * region.radius), axes=[axis])
-    dataset = SpectrumDataset.create(geom, name="on")
+    dataset = SpectrumDataset.create(geom, name="on / 1")  # a name that is none of a file
     dataset.background = maker().make_background(geom, run)
     dataset.mask_safe.data[:] = True
     models = maker().make_nuisance_models(dataset, run, n=30)
@@ -87,6 +88,13 @@ def test_a_region_within_the_exclusion_holds_no_event_of_the_adaptation():
     np.testing.assert_allclose(
         np.sqrt((changes**2).sum(0)), maker().make_background_error(geom, run).data.ravel(), rtol=0.15
     )
+    for model in models:
+        model.spectral_model.norm.value = 0.5
+    models.write("models.yaml")
+    dataset.mask_safe.data[:] = True
+    expected = dataset.background.data.ravel() + 0.5 * changes.sum(0)
+    for dataset.models in (models, Models.read("models.yaml")):
+        np.testing.assert_allclose(dataset.npred().data.ravel(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("effects", ["none", "norm"])
@@ -107,6 +115,20 @@ def test_what_runs_of_the_fit_tell_of_the_rate_is_not_told_again(kind, number, e
         assert before / after == pytest.approx(expected, rel=0.25 if number == 1 else 0.08)
     else:  # what a free norm makes good the counts do not tell of the rate
         assert before >= after
+
+
+def test_slices_are_those_of_the_reduction_whatever_the_model_follows(monkeypatch):
+    """A model of one zenith bin follows no zenith angle, of which its runs were reduced in slices all the same."""
+    monkeypatch.setattr("gammapy_accmaker.acceptance.reduction.MAX_ZENITH_CHANGE", 5e-4)
+    run = observations(plain_store())[0]
+    config = {"model": {"type": "radial"}, "zenith": {"type": "interpolated"}}
+    of_one_bin = AcceptanceBackgroundMaker(config).fit([run])
+    assert len(of_one_bin._apply(run).run.slices) > 1
+    empty = MapDataset.create(sky_geom(run.pointing.fixed_icrs, binsz=0.2, width=2), name="run")
+    dataset = of_one_bin.run(MapDatasetMaker(selection=["counts", "exposure"]).run(empty, run), run)
+    assert len(of_one_bin.make_nuisance_models(dataset, run)) > 2
+    dataset.mask_safe.data[:] = False
+    assert not len(of_one_bin.make_nuisance_models(dataset, run))
 
 
 def rate_error(dataset, prior):
@@ -198,6 +220,8 @@ def test_what_cannot_have_models_is_named():
         maker().make_nuisance_models(empty, run)
     with pytest.raises(InputError, match="got 1 for 2 datasets"):
         maker().make_nuisance_models([dataset, dataset], [run])
+    with pytest.raises(InputError, match="the names run, run, but each needs one"):
+        maker().make_nuisance_models([dataset, dataset], [run, run])
     with pytest.raises(InputError, match="n: "):
         maker().make_nuisance_models(dataset, run, n=0)
 

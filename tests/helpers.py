@@ -14,6 +14,11 @@ HESS = EarthLocation.from_geodetic(lon=16.500222 * u.deg, lat=-23.271778 * u.deg
 START = Time("2020-05-01T22:00:00", scale="tt")
 
 
+def contents(folder):
+    """What stands in every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def tracking(azimuth, altitude, *, after=0.0, location=HESS):
     """Pointing at the ICRS position that has this azimuth and altitude (deg) some seconds after the start."""
     frame = AltAz(obstime=START + after * u.s, location=location)

@@ -1,10 +1,12 @@
 """Simulated stores and models with a known truth, made once for all tests that ask for them."""
 
+import shutil
 from dataclasses import dataclass, field
 from functools import cache
 
 import astropy.units as u
 import numpy as np
+from astropy.table import Table
 from gammapy.data import EventList, Observation
 from gammapy.maps import MapAxis, WcsGeom
 from regions import CircleSkyRegion
@@ -43,6 +45,18 @@ def plain_store():
 def full_store():
     """Wobble and OFF runs with all that the simulation has: source, zenith, norms, energy shifts, dead time, a gap."""
     return simulated("full", n_wobble=4, n_off=4, zenith_range=(0, 30) * u.deg)
+
+
+def plain_files(folder, n=4):
+    """The first runs of `plain_store`, as a store with files of its own."""
+    store = plain_store()
+    (folder / "data").mkdir(parents=True)
+    for name in ("hdu-index.fits.gz", "obs-index.fits.gz"):
+        table = Table.read(store.path / name)
+        table[np.isin(table["OBS_ID"], store.on_obs_ids[:n])].write(folder / name)
+    for obs_id in store.on_obs_ids[:n]:
+        shutil.copy(store.path / "data" / f"simulated_{obs_id}.fits", folder / "data")
+    return folder
 
 
 def observations(store, obs_ids=None):
@@ -119,6 +133,12 @@ def expected_in_bins(edges, fov, seconds):
     """Counts that the truth expects at zenith in energy and field-of-view bins, shape (energy, fov.size)."""
     rate = _mean_rate(tuple(map(tuple, fov.edges)), tuple(edges))
     return rate * fov.solid_angle * seconds
+
+
+def mean_in_bins(model, fov, edges, n=4, cos_zenith=np.nan):
+    """Mean of a model's integral over each bin, shape (energy, fov.size)."""
+    lon, lat = fov.subpoints(n)
+    return model.integral_grid(edges, lon.ravel(), lat.ravel(), cos_zenith).reshape(len(edges) - 1, *lon.shape).mean(2)
 
 
 @cache

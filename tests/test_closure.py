@@ -10,7 +10,7 @@ from gammapy.maps import Map
 from gammapy.utils.coordinates import FoVAltAzFrame
 from regions import CircleSkyRegion
 from scipy.stats import chi2
-from stores import altered, full_store, observations, options, plain_store, sky_geom, source_region
+from stores import altered, full_store, mean_in_bins, observations, options, plain_store, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker
 
@@ -212,10 +212,7 @@ def test_trap_an_empty_penultimate_energy_bin(kind):
     in_energy = model.counts.sum(1)
     assert in_energy[-2] == 0 and in_energy[-1] >= 1
     fov = model.fov
-    lon, lat = fov.subpoints(3)
-    expected = (
-        model.integral_grid(np.array(edges), lon.ravel(), lat.ravel()).reshape(len(edges) - 1, *lon.shape).mean(2)
-    )
+    expected = mean_in_bins(model, fov, np.array(edges), 3)
     expected = (expected * fov.solid_angle * model.exposure).sum(1)
     assert np.all(np.isfinite(expected))
     assert expected.sum() == pytest.approx(in_energy.sum(), abs=np.sqrt(in_energy.sum()))

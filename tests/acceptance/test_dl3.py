@@ -2,18 +2,16 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import astropy.units as u
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
 from gammapy.data import DataStore
 from gammapy.irf import Background2D, FoVAlignment
 from gammapy.utils import pbar
-from helpers import make_observation, tracking
-from stores import AnalyticModel, observations, options, plain_store
+from helpers import contents, make_observation, tracking
+from stores import AnalyticModel, observations, options, plain_files, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, attach_background
 from gammapy_accmaker.data.counts import observation_track
@@ -29,20 +27,7 @@ def maker():
 
 @pytest.fixture
 def small(tmp_path):
-    """A store of three runs, with files of its own."""
-    store, folder = plain_store(), tmp_path / "original"
-    (folder / "data").mkdir(parents=True)
-    keep = store.on_obs_ids[:3]
-    for name in ("hdu-index.fits.gz", "obs-index.fits.gz"):
-        table = Table.read(store.path / name)
-        table[np.isin(table["OBS_ID"], keep)].write(folder / name)
-    for obs_id in keep:
-        shutil.copy(store.path / "data" / f"simulated_{obs_id}.fits", folder / "data")
-    return DataStore.from_dir(folder)
-
-
-def contents(folder):
-    return {p: p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    return DataStore.from_dir(plain_files(tmp_path / "original", 3))
 
 
 @pytest.mark.parametrize("copy", [False, True])

@@ -10,7 +10,7 @@ from gammapy.data import DataStore
 from hypothesis import given
 from hypothesis import strategies as st
 from regions import CircleSkyRegion
-from stores import EDGES, IRFS, expected_in_bins, fov_bins, observations, options, plain_store
+from stores import EDGES, IRFS, expected_in_bins, fov_bins, mean_in_bins, observations, options, plain_store
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig, AcceptanceModel, fit_acceptance
 from gammapy_accmaker.camera.bins import merge_bins, split_bins
@@ -70,8 +70,7 @@ def test_integrals_of_the_merged_bins_are_kept(kind):
     merged = EDGES[[0, 3, 4, 5, 6, 8, 10, 14, 18, 24, 30]]
     model = fit_binned(counts, np.full(fov.size, seconds), EDGES, fov, profile_edges=merged)
     assert np.array_equal(model.energy_edges, merged) and np.array_equal(model.bin_edges, EDGES)
-    lon, lat = fov.subpoints(4)
-    fine = model.integral_grid(EDGES, lon.ravel(), lat.ravel()).reshape(len(EDGES) - 1, *lon.shape).mean(2)
+    fine = mean_in_bins(model, fov, EDGES)
     fine = fine * seconds * fov.solid_angle
     rows = np.searchsorted(EDGES, merged)[:-1]
     inside = np.hypot(*np.meshgrid(*fov.centers)).ravel() < 2.2 if kind == "grid" else slice(None)
@@ -167,8 +166,7 @@ def test_adaptive_bins_on_dr1():
     assert content.sum() == model.counts.sum() > 5000
     assert width.max() < 0.5 + 1e-6 and np.all((content >= 300) | (width > 0.25))
     fov = model.fov
-    lon, lat = fov.subpoints(4)
-    mean = model.integral_grid(model.bin_edges, lon.ravel(), lat.ravel()).reshape(-1, *lon.shape).mean(2)
+    mean = mean_in_bins(model, fov, model.bin_edges)
     got = (mean * model.exposure * fov.solid_angle).sum(1)
     assert got.sum() == pytest.approx(content.sum(), rel=0.005)
     rows = np.searchsorted(model.bin_edges, model.energy_edges)[:-1]
@@ -199,8 +197,7 @@ def test_inside_a_wide_bin_the_spectrum_is_kept(kind, effects):
     found = found * sum(run.observation_time_duration.to_value("s") for run in runs)
     assert np.all(np.abs(found / truth - 1) < 0.02 + 3 / np.sqrt(truth))
     # integrals of the bins of the fit are kept
-    lon, lat = fov.subpoints(4)
-    mean = model.integral_grid(COARSE, lon.ravel(), lat.ravel()).reshape(4, *lon.shape).mean(2)
+    mean = mean_in_bins(model, fov, COARSE)
     assert np.allclose((mean * fov.solid_angle * model.exposure).sum(1), model.counts.sum(1), rtol=1e-3)
     # what was asked for, read from a file or not, is what errors are of
     error = model.relative_error_grid(np.array([0.31, 2.0]), np.zeros(2), np.array([0.1, 1.0]))
@@ -241,8 +238,7 @@ def test_an_empty_wide_bin_and_wide_bins_beyond_the_events():
     counts[[3, 9], [2, 5]] = 40, 3
     counts[-12, 3] = 1  # nothing from 1 to 3 TeV, one event beyond 3 TeV
     model = fit_binned(counts, np.full(fov.size, 1e3), fine, fov, profile_edges=np.array([0.1, 1, 3, 10, 100]))
-    lon, lat = fov.subpoints(3)
-    mean = model.integral_grid(np.array([0.1, 1, 3, 10, 100]), lon.ravel(), lat.ravel()).reshape(4, *lon.shape).mean(2)
+    mean = mean_in_bins(model, fov, np.array([0.1, 1, 3, 10, 100]), 3)
     got = (mean * fov.solid_angle * 1e3).sum(1)
     assert np.all(np.isfinite(got)) and np.all(got >= 0)
     assert np.allclose(got, [43, 0, 0, 1], atol=1.5)

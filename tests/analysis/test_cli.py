@@ -18,6 +18,7 @@ from gammapy.analysis import AnalysisConfig
 from gammapy.data import DataStore
 from gammapy.datasets import Datasets
 from gammapy.maps import Map
+from helpers import contents
 
 from gammapy_accmaker import (
     AcceptanceAnalysis,
@@ -111,10 +112,6 @@ def invoke(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-def contents(path):
-    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
-
-
 def settings(folder, **background):
     """Configuration of a small analysis of the simulated store, as nested options."""
     store = stores.full_store()
@@ -143,11 +140,16 @@ def settings(folder, **background):
     }  # fmt: skip
 
 
+def written(folder, options=None, **background):
+    """The options, or `settings`, as a configuration file."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(options or settings(folder, **background)))
+    return path
+
+
 @pytest.fixture
 def config(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings(tmp_path)))
-    return path
+    return written(tmp_path)
 
 
 def test_template_loads_as_the_defaults():
@@ -273,7 +275,7 @@ def test_run_gives_what_the_analysis_gives(config, tmp_path):
 def test_datasets_of_runs_have_the_names_of_their_runs(config, tmp_path):
     options = settings(tmp_path)
     options["datasets"]["stack"] = False
-    config.write_text(yaml.safe_dump(options))
+    written(tmp_path, options)
     assert invoke("run", config, "--output", tmp_path / "results").exit_code == 0
     names = [f"run-{number}" for number in stores.full_store().on_obs_ids[:3]]
     assert Datasets.read(tmp_path / "results" / "datasets.yaml").names == names
@@ -313,8 +315,7 @@ def test_plan_says_which_runs_are_pooled(tmp_path):
         "model": {"type": "radial"},
         "zenith": {"type": "binned", "min_livetime": "10 min", "min_observations": 1},
     }
-    path, picture = tmp_path / "config.yaml", tmp_path / "plan.png"
-    path.write_text(yaml.safe_dump(settings(tmp_path, parameters=parameters)))
+    path, picture = written(tmp_path, parameters=parameters), tmp_path / "plan.png"
     result = invoke("plan", path, "--output", picture)
     assert result.exit_code == 0, result.output
     analysis = AcceptanceAnalysis(AcceptanceAnalysisConfig.read(path))
@@ -333,8 +334,7 @@ def test_plan_says_which_runs_are_pooled(tmp_path):
 
 
 def test_plan_of_the_default_model_is_one_group_that_says_why(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings(tmp_path, parameters={})))
+    path = written(tmp_path, parameters={})
     result = invoke("plan", path, "--output", tmp_path / "plan.png")
     assert result.exit_code == 0, result.output
     assert "1 group, 3 runs" in result.output and "smooth function of the zenith angle" in result.output
@@ -345,13 +345,13 @@ def test_plan_of_the_default_model_is_one_group_that_says_why(tmp_path):
 def test_outputs_go_where_the_configuration_says(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = settings(tmp_path) | {"general": {"outdir": str(tmp_path / "results" / "today")}}
-    config.write_text(yaml.safe_dump(options))
+    written(tmp_path, options)
     result = invoke("fit", config)
     assert result.exit_code == 0, result.output
     assert AcceptanceModel.read(tmp_path / "results" / "today" / "model.fits").run_table["USED"].all()
     assert invoke("fit", config, "--output", "here.fits").exit_code == 0
     assert {p.name for p in tmp_path.iterdir()} == {"config.yaml", "sources.reg", "results", "here.fits"}
-    config.write_text(yaml.safe_dump(options | {"general": {"outdir": str(tmp_path / "here.fits" / "below")}}))
+    written(tmp_path, options | {"general": {"outdir": str(tmp_path / "here.fits" / "below")}})
     assert "general.outdir: the folder" in invoke("fit", config).output
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
     assert "cannot be written to" in invoke("fit", config, "--output", "there.fits").output
@@ -376,8 +376,7 @@ def test_what_is_wrong_with_the_configuration_is_told_before_the_output(command,
 
 @pytest.mark.parametrize("given", [{}, {"datastore": "$GAMMAPY_DATA/hess-dl3-dr1"}])
 def test_variable_that_is_not_set_is_named(given, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings(tmp_path) | {"observations": given}))
+    path = written(tmp_path, settings(tmp_path) | {"observations": given})
     environment = {name: value for name, value in os.environ.items() if name != "GAMMAPY_DATA"}
     # gammapy looks at it when it is imported
     code = f"from gammapy_accmaker.analysis.cli import cli; cli(['fit', {str(path)!r}])"
@@ -445,8 +444,7 @@ def test_bad_configuration_is_told_by_key_before_data_are_read(command, kind, tm
 
     monkeypatch.setattr(DataStore, "from_dir", read)
     background, key = BAD[kind]
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(settings(tmp_path, **background)))
+    path = written(tmp_path, **background)
     before = contents(tmp_path)
     result = invoke(command, path, "--output", tmp_path / "output")
     assert result.exit_code == 1
@@ -457,8 +455,7 @@ def test_bad_configuration_is_told_by_key_before_data_are_read(command, kind, tm
 def test_datasets_without_a_place_are_told_before_data_are_read(tmp_path, monkeypatch):
     options = settings(tmp_path)
     options["datasets"]["geom"]["wcs"].pop("skydir")
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(options))
+    path = written(tmp_path, options)
     monkeypatch.setattr(DataStore, "from_dir", None)
     result = invoke("run", path, "--output", tmp_path / "output")
     assert result.exit_code == 1 and "datasets.geom.wcs.skydir" in result.output, result.output
@@ -479,24 +476,16 @@ def test_files_that_are_no_configuration_or_model(config, tmp_path):
     assert result.exit_code == 1 and "nowhere" in result.output
 
 
-def test_no_run_selected(tmp_path):
-    options = settings(tmp_path)
-    options["observations"]["obs_ids"] = [1]
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(options))
-    for command in ("fit", "run", "report"):
-        result = invoke(command, path, "--output", tmp_path / "output")
-        assert result.exit_code == 1 and "observations" in result.output, result.output
+NO_RUNS = {"obs_ids": ([1], ["observations"]), "required_irf": (["rad_max"], ["required_irf", "(rad_max)"])}
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "attach"])
-def test_runs_that_lack_an_irf_are_told_of(command, tmp_path):
-    options = settings(tmp_path)
-    options["observations"]["required_irf"] = ["rad_max"]
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(options))
-    result = invoke(command, path, "--output", tmp_path / "output.png")
-    assert result.exit_code == 1 and "required_irf" in result.output and "(rad_max)" in result.output, result.output
+@pytest.mark.parametrize("command", ["plan", "fit", "run", "report", "attach"])
+@pytest.mark.parametrize("key", NO_RUNS)
+def test_selection_without_runs_is_told_of(key, command, tmp_path):
+    options, (value, told) = settings(tmp_path), NO_RUNS[key]
+    options["observations"][key] = value
+    result = invoke(command, written(tmp_path, options), "--output", tmp_path / "output.png")
+    assert result.exit_code == 1 and all(word in result.output for word in told), result.output
 
 
 def test_warning_of_each_file_is_told_once():

@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.table import Table
 from gammapy.data import DataStore, ObservationFilter, Observations
 from helpers import opened_files
-from stores import IRFS, options, plain_store
+from stores import IRFS, options, plain_files, plain_store
 
 from gammapy_accmaker import (
     AcceptanceAnalysisConfig,
@@ -33,15 +33,7 @@ BROKEN = 2  # which of the runs of a store has its file outside
 
 @pytest.fixture
 def folder(tmp_path):
-    """A store of four runs with files of its own."""
-    original, folder = plain_store(), tmp_path / "store"
-    (folder / "data").mkdir(parents=True)
-    for name in ("hdu-index.fits.gz", "obs-index.fits.gz"):
-        table = Table.read(original.path / name)
-        table[np.isin(table["OBS_ID"], original.on_obs_ids)].write(folder / name)
-    for obs_id in original.on_obs_ids:
-        shutil.copy(original.path / "data" / f"simulated_{obs_id}.fits", folder / "data")
-    return folder
+    return plain_files(tmp_path / "store")
 
 
 def read(folder, irfs=tuple(IRFS)):

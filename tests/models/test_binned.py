@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import chi2
-from stores import EDGES, expected_in_bins, fitted, fov_bins
+from stores import EDGES, expected_in_bins, fitted, fov_bins, mean_in_bins
 
 from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.errors import FitError
@@ -14,13 +14,6 @@ from gammapy_accmaker.models.base import ScaledModel
 from gammapy_accmaker.models.binned import BinnedModel, fit_binned, fit_run_norms
 
 KINDS = ["radial", "grid"]
-
-
-def averaged(model, fov=None, edges=EDGES, n=6):
-    """Mean of the model's integral over each bin, shape (energy, fov.size)."""
-    fov = fov or model.fov
-    lon, lat = fov.subpoints(n)
-    return model.integral_grid(edges, lon.ravel(), lat.ravel()).reshape(len(edges) - 1, *lon.shape).mean(2)
 
 
 def draw(kind, seconds, seed=0, hole=None, fov=None):
@@ -56,7 +49,7 @@ def test_the_errors_are_the_scatter_of_fits_to_other_counts():
 def test_the_surface_gives_the_counts_back(kind, seconds):
     counts, exposure, fov = draw(kind, seconds)
     model = fit_binned(counts, exposure, EDGES, fov)
-    expected = averaged(model) * fov.solid_angle * exposure
+    expected = mean_in_bins(model, model.fov, EDGES) * fov.solid_angle * exposure
     assert expected.sum() == pytest.approx(counts.sum(), rel=2e-3)
     in_energy = (expected.sum(1) - counts.sum(1)) / np.sqrt(counts.sum(1) + 1)
     assert np.abs(in_energy).max() < 3
@@ -72,7 +65,7 @@ def test_the_surface_gives_the_counts_back(kind, seconds):
 def test_the_surface_follows_the_truth(kind):
     model = fitted(kind, seconds=1e6)
     fov, edges = fov_bins(kind), EDGES[3:19]
-    expected = averaged(model, edges=edges)
+    expected = mean_in_bins(model, model.fov, edges)
     truth = expected_in_bins(edges, fov, 1) / fov.solid_angle
     counts = expected_in_bins(edges, fov, 1e6)
     pulls = (expected - truth) / truth * np.sqrt(counts)
@@ -84,7 +77,7 @@ def test_the_surface_follows_the_truth(kind):
 def test_a_grid_is_better_than_its_histogram_at_any_exposure(seconds):
     """Bins with few counts follow their ring, but not against a gradient or the steep edge that all energies show."""
     counts, exposure, fov = draw("grid", seconds)
-    expected = (averaged(fit_binned(counts, exposure, EDGES, fov)) * fov.solid_angle * exposure).sum(0)
+    expected = (mean_in_bins(fit_binned(counts, exposure, EDGES, fov), fov, EDGES) * fov.solid_angle * exposure).sum(0)
     truth = expected_in_bins(EDGES, fov, exposure).sum(0)
     assert np.std((expected - truth) / np.sqrt(truth)) < 1.1
 
@@ -168,7 +161,7 @@ def test_trap_a_bin_that_is_never_seen_is_finite_flagged_and_near_the_truth(kind
     whole = fit_binned(*draw(kind, 2e4)[:2], EDGES, fov)
     assert np.array_equal(np.flatnonzero(model.filled), hole)
     edges = np.array([0.2, 0.5, 1, 10])
-    got = (averaged(model, edges=edges) * fov.solid_angle)[:, hole].sum(1)
+    got = (mean_in_bins(model, model.fov, edges) * fov.solid_angle)[:, hole].sum(1)
     truth = expected_in_bins(edges, fov, 1.0)[:, hole].sum(1)
     neighbours = expected_in_bins(edges, fov, 2e4)[:, hole].sum(1)
     assert np.all(np.isfinite(got)) and np.all(got > 0)
@@ -176,7 +169,7 @@ def test_trap_a_bin_that_is_never_seen_is_finite_flagged_and_near_the_truth(kind
     # far from it nothing changes
     far = np.ones(fov.size, bool)
     far[hole] = False
-    here, there = averaged(model, edges=edges)[:, far], averaged(whole, edges=edges)[:, far]
+    here, there = mean_in_bins(model, model.fov, edges)[:, far], mean_in_bins(whole, whole.fov, edges)[:, far]
     assert np.median(np.abs(here / there - 1)) < 0.01
     # and its error is that of no counts at all
     assert np.all(model.relative_error_grid(np.array([1.0]), fov.fov_lon[hole], fov.fov_lat[hole]) == 1)
@@ -191,7 +184,7 @@ def test_trap_an_empty_energy_bin_does_not_explode(kind, where):
     empty = {"penultimate": with_counts[-1] - 1, "middle": with_counts[-6], "first": with_counts[0]}[where]
     counts[empty] = 0
     model = fit_binned(counts, exposure, EDGES, fov)
-    expected = averaged(model) * fov.solid_angle * exposure
+    expected = mean_in_bins(model, model.fov, EDGES) * fov.solid_angle * exposure
     assert np.all(np.isfinite(expected)) and np.all(expected >= 0)
     assert expected.sum() == pytest.approx(counts.sum(), abs=2 * np.sqrt(counts.sum()))
     others = np.delete(np.arange(30), empty)
@@ -207,11 +200,11 @@ def test_trap_far_bins_of_a_large_hole_take_the_nearest():
     hole = np.flatnonzero(fov.fov_lon > 0.2)
     counts, exposure, fov = draw("grid", 2e4, hole=hole, fov=fov)
     model = fit_binned(counts, exposure, EDGES, fov)
-    rate = averaged(model)
+    rate = mean_in_bins(model, model.fov, EDGES)
     inside = slice(*np.searchsorted(EDGES, [model.energy_edges[0], model.energy_edges[-1]]))
     assert np.all(np.isfinite(rate)) and np.all(rate[inside] > 0)
     one = fit_binned(counts * (np.arange(fov.size) == 0), np.where(np.arange(fov.size) == 0, 2e4, 0.0), EDGES, fov)
-    assert np.all(np.isfinite(averaged(one)))
+    assert np.all(np.isfinite(mean_in_bins(one, one.fov, EDGES)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,7 +213,7 @@ def test_few_counts(kind):
     counts = np.zeros((30, fov.size))
     counts[10, fov.size // 2] = 1
     model = fit_binned(counts, np.full(fov.size, 100.0), EDGES, fov)
-    expected = averaged(model) * fov.solid_angle * 100
+    expected = mean_in_bins(model, model.fov, EDGES) * fov.solid_angle * 100
     assert np.all(np.isfinite(expected)) and expected.sum() == pytest.approx(1, rel=0.05)
     assert np.array_equal(np.flatnonzero(expected.sum(1)), [10])
 
@@ -273,7 +266,7 @@ def test_irregular_edges():
     lat = np.array([-1.8, -1.5, -0.3, 0.4, 1.8])
     counts, exposure, fov = draw("grid", 1e5, fov=FovBins((lon, lat)))
     model = fit_binned(counts, exposure, EDGES, fov)
-    expected = (averaged(model) * fov.solid_angle * exposure).sum(0)
+    expected = (mean_in_bins(model, model.fov, EDGES) * fov.solid_angle * exposure).sum(0)
     assert np.all(np.abs(expected / counts.sum(0) - 1) < 4 / np.sqrt(counts.sum(0)))
     # the last bin of an axis is continued by its width
     assert model.half_width == pytest.approx(3.2)
@@ -320,7 +313,9 @@ def test_pulls_of_many_models_are_those_of_poisson_counts():
     probabilities = []
     for seed in range(20):
         counts, exposure, fov = draw("radial", 3e3, seed=seed)
-        expected = (averaged(fit_binned(counts, exposure, EDGES, fov)) * fov.solid_angle * exposure).sum(1)
+        expected = (
+            mean_in_bins(fit_binned(counts, exposure, EDGES, fov), fov, EDGES) * fov.solid_angle * exposure
+        ).sum(1)
         truth = expected_in_bins(EDGES, fov, exposure).sum(1)
         many = truth > 5
         probabilities.append(chi2.sf(np.sum((expected - truth)[many] ** 2 / truth[many]), many.sum()))

@@ -9,6 +9,7 @@ from astropy.modeling import custom_model
 from astropy.modeling.models import ExponentialCutoffPowerLaw1D, Gaussian2D, PowerLaw1D
 from scipy.integrate import dblquad, quad, trapezoid
 from scipy.stats import chi2
+from stores import mean_in_bins
 
 from gammapy_accmaker.acceptance.model import AcceptanceModel
 from gammapy_accmaker.camera.bins import FovBins
@@ -59,11 +60,6 @@ def draw(seconds=3e4, seed=0, hole=()):
 
 def plain(energy, fov_lon, fov_lat, norm=1e-4, index=2.5, sigma=1.0, low=0.15):
     return norm * energy**-index / (1 + (low / energy) ** 6) * np.exp(-(fov_lon**2 + fov_lat**2) / (2 * sigma**2))
-
-
-def in_bins(model, edges=EDGES, fov=FOV, n=6):
-    lon, lat = fov.subpoints(n)
-    return model.integral_grid(edges, lon.ravel(), lat.ravel()).reshape(len(edges) - 1, *lon.shape).mean(2)
 
 
 def value(model, name):
@@ -128,7 +124,7 @@ def test_the_truth_is_recovered():
         assert 0 < error < 0.2 * max(abs(truth), 0.05) and abs(got - truth) < 4 * error, name
     assert value(model, "reference") == (1, 0) and value(model, "amplitude_1") == (1, 0)
     seen = exposure > 0
-    fitted = in_bins(model) * FOV.solid_angle * exposure
+    fitted = mean_in_bins(model, FOV, EDGES) * FOV.solid_angle * exposure
     assert fitted.sum() == pytest.approx(counts.sum(), rel=2e-4)  # a free amplitude conserves them
     many = expected(3e5) > 20
     many &= seen
@@ -136,7 +132,9 @@ def test_the_truth_is_recovered():
     assert 1e-3 < chi2.sf(pearson, many.sum() - 9) < 1 - 1e-3
     # no exposure, no counts: the hole is filled by the function
     assert np.allclose((fitted / exposure.clip(1))[:, ~seen], 0)
-    assert np.allclose(in_bins(model)[:, ~seen] * FOV.solid_angle[~seen] * 3e5, expected(3e5)[:, ~seen], rtol=0.1)
+    assert np.allclose(
+        mean_in_bins(model, FOV, EDGES)[:, ~seen] * FOV.solid_angle[~seen] * 3e5, expected(3e5)[:, ~seen], rtol=0.1
+    )
 
 
 def test_pulls_of_the_parameters_have_unit_width():
@@ -281,7 +279,7 @@ def test_astropy_models_of_one_and_of_compound_kind():
     # a function of energy alone is the same all over the field
     rate = model.rate_grid(np.array([1.0, 3.0]), np.array([0, 2.0]), np.array([0, -2.0]))
     assert np.allclose(rate[:, 0], rate[:, 1], rtol=1e-12)
-    totals = (in_bins(model, EDGES[3:]) * FOV.solid_angle * exposure).sum(1)
+    totals = (mean_in_bins(model, FOV, EDGES[3:]) * FOV.solid_angle * exposure).sum(1)
     assert totals.sum() == pytest.approx(counts[3:].sum(), rel=3e-4)
     assert np.abs((totals - counts[3:].sum(1)) / np.sqrt(totals)).max() < 4
 
@@ -291,7 +289,7 @@ def test_a_function_of_position_keeps_the_counts_of_each_energy(function):
     counts, exposure = draw(hole=[30])
     counts[-2] = 0  # an empty penultimate energy bin
     model = fit_parametric(counts, exposure, EDGES, FOV, function)
-    totals = (in_bins(model) * FOV.solid_angle * exposure).sum(1)
+    totals = (mean_in_bins(model, FOV, EDGES) * FOV.solid_angle * exposure).sum(1)
     assert totals.sum() == pytest.approx(counts.sum(), rel=2e-3)
     assert np.abs((totals - counts.sum(1)) / np.sqrt(counts.sum(1) + 1)).max() < 3
     rate = model.rate_grid(np.geomspace(0.1001, 9.99, 50), np.array([0.0, 2.9]), np.array([0.0, -2.9]))

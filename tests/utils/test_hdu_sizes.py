@@ -66,12 +66,10 @@ def test_hostile_headers(tmp_path, damage):
     card(path, *damage)
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match="a.fits"):
-            check_hdu_sizes(path)
-        assert tracemalloc.get_traced_memory()[1] < 1e7
-        with pytest.raises(InputError, match="a.fits"):
-            AcceptanceModel.read(path)
-        assert tracemalloc.get_traced_memory()[1] < 1e7
+        for read in (check_hdu_sizes, AcceptanceModel.read, lambda path: read_tables(path, {"EVENTS", "ARRAY_1"})):
+            with pytest.raises(InputError, match="a.fits"):
+                read(path)
+            assert tracemalloc.get_traced_memory()[1] < 1e7
     finally:
         tracemalloc.stop()
 
@@ -124,16 +122,3 @@ def test_tables_that_are_not_there(tmp_path):
     path.write_bytes(content[: content.index(b"XTENSION") + 800])
     with pytest.raises(InputError, match="does not end"):
         read_tables(path, {"EVENTS"})
-
-
-@pytest.mark.parametrize("damage", HOSTILE, ids=str)
-def test_hostile_headers_of_tables(tmp_path, damage):
-    path = write(tmp_path / "a.fits")
-    card(path, *damage)
-    tracemalloc.start()
-    try:
-        with pytest.raises(InputError, match="a.fits"):
-            read_tables(path, {"EVENTS", "ARRAY_1"})
-        assert tracemalloc.get_traced_memory()[1] < 1e7
-    finally:
-        tracemalloc.stop()

@@ -649,6 +649,8 @@ class AcceptanceBackgroundMaker(Maker):
             return known
         reduction = replace(self._reduction(), sources=self.known_sources)
         run = reduction.reduce(observation, applied.track) if run is None else run
+        if run.sky is None:
+            return known
         pixel = geom.pixel_scales.min().to_value("deg")
         xyz, counts = run.sky.signal_points(0.5 * pixel)
         lon, lat = np.degrees(vectors_to_lonlat(xyz))

@@ -24,6 +24,7 @@ _LIKE_ACCEPTANCE = "camera and sky cannot be told apart"
 _UNKNOWN = "not known from the runs"
 _AT_ZERO = "at 0"
 _MOVING = "not converged"
+_SMALLEST_PART = 1e-3  # of the counts of a source, outside of the exclusion; with less, nothing of it is seen
 _BANDS_BELOW = 2  # of energy, below the thresholds of the runs
 _BELOW_THRESHOLD = "below thresholds"  # of the runs: no flux, since the responses are not to be trusted there
 _NO_COUNTS = "no counts outside of the exclusion"
@@ -106,13 +107,16 @@ def make_source_table(
 def _rows_of(fit, k, runs, energy_edges):
     """Rows of a source, from the energies of the bands on."""
     unit = np.sum([part.sources[k].by_energy() for run in runs for part in run.slices], axis=0)
+    whole = np.sum([run.sky.sources[k].by_energy() for run in runs if run.sky is not None], axis=0) + np.zeros(
+        len(unit)
+    )
     for i in range(*fit.bands.amplitudes_of(k).indices(fit.bands.n)):
         own = fit.bands.number[k] == i
         filled = np.flatnonzero(own & (unit > 0))
         first, last = (filled if len(filled) else np.flatnonzero(own))[[0, -1]]
         energies, counts = (energy_edges[first], energy_edges[last + 1]), float(unit[own].sum())
         value, error = fit.values[i], fit.errors[i]
-        if not counts > 0:
+        if not counts > _SMALLEST_PART * float(whole[own].sum()):
             yield (*energies, value, np.nan, 0.0, 0.0, _NO_COUNTS)
             continue
         flags = []

@@ -150,7 +150,8 @@ class RunCache:
         path = self.path(observation)
         if path is None or not held.items() <= (_in_files(observation) if held else {}).items():
             return
-        arrays = _to_arrays(run)
+        # of what is empty no shape is stored
+        arrays = {name: values if values.size else np.zeros(0) for name, values in _to_arrays(run).items()}
         primary = fits.PrimaryHDU()
         state = {"files": self._file_state(observation), "memory": in_memory(observation)}
         primary.header.update({"FORMAT": _FORMAT, "VERSION": _FORMAT_VERSION, "DIGEST": _digest(arrays, state)})

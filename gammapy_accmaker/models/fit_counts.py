@@ -12,6 +12,7 @@ import numpy as np
 from gammapy_accmaker.camera.bins import FovBins, offset
 
 _BINS_PER_DECADE = 10  # at most, of what is kept
+_ROUNDING = 1e-12  # of a share
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class FitCounts:
     def excluded_share(self, ontime: float, offset_max: float) -> float:
         """Part of the ontime (of all runs, in s) and of the solid angle within an offset that is excluded."""
         inside = self._offsets < offset_max
-        return max(1 - float(np.average(self.exposure[inside], weights=self.fov.solid_angle[inside])) / ontime, 0.0)
+        share = 1 - float(np.average(self.exposure[inside], weights=self.fov.solid_angle[inside])) / ontime
+        return share if share > _ROUNDING else 0.0
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         own = {"energy_edges": self.energy_edges, "counts": self.counts, "exposure": self.exposure}

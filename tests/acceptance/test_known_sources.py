@@ -4,6 +4,7 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import astropy.units as u
 import numpy as np
@@ -26,8 +27,10 @@ from shared import made_once
 from stores import altered, observations, simulated, sky_geom, source_region
 
 from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceModel, cross_validate, fit_acceptance
+from gammapy_accmaker.acceptance.sources import make_source_table
 from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch, SourceBands
 from gammapy_accmaker.simulation.store import BackgroundTruth
 
 KINDS = {
@@ -234,6 +237,20 @@ def test_a_source_that_is_excluded_is_told_to_be():
         sources=true_source(),
     )
     assert model.source_table["FLAG"].tolist() == ["no counts outside of the exclusion"]
+
+
+def test_a_trace_of_a_source_outside_of_the_exclusion_is_no_count():
+    """As of its point spread, far out."""
+    edges, bands = np.geomspace(1, 10, 5), SourceBands(np.array([[0] * 4, [1] * 4]))
+    whole = CountsPatch.of(np.full((4, 3), 10.0))
+    for share, flag in ((1e-5, "no counts outside of the exclusion"), (0.1, "")):
+        seen = whole.scaled(np.full(4, share))
+        run = SimpleNamespace(
+            slices=[SimpleNamespace(sources=(seen, seen))], sky=SimpleNamespace(sources=(whole, whole))
+        )
+        fit = AmplitudeFit.of(bands, np.ones(2), np.eye(2), np.eye(2), True)
+        table = make_source_table(SourceList.of(true_source()), fit, [run], edges)
+        assert table["FLAG"][0] == flag
 
 
 def test_frozen_sources_are_taken_as_given():

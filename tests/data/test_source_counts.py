@@ -304,3 +304,14 @@ def test_a_reduced_run_with_sources_goes_through_the_cache(tmp_path):
     np.testing.assert_array_equal(again.sky.sources[0].toarray(), one.sky.sources[0].toarray())
     observation.psf = run().psf  # responses that are not those of the file
     assert cache.get(observation) is None
+
+
+def test_a_run_that_does_not_see_the_source_goes_through_the_cache(tmp_path, caplog):
+    there = PointSpatialModel(lon_0=position().ra + 20 * u.deg, lat_0=position().dec, frame="icrs")
+    observation = run()
+    cache = RunCache.open(tmp_path, "settings", (len(EDGES) - 1, GRID.size), responses=True)
+    one = reduced(observation, source(there))
+    cache.put(observation, one, {})
+    again = cache.get(observation)
+    assert again is not None and not caplog.messages
+    assert [len(unit.columns) for unit in again.slices[0].sources] == [0, 0]

@@ -45,7 +45,8 @@ def write_results(analysis, path: Path) -> list[str]:
     maker.run_table.write(path / "run_table.ecsv")
     names = [MARKER, "config.yaml", "model.fits", "run_table.ecsv"]
     if len(analysis.datasets) != 1 or not analysis.datasets[0].tag.startswith("MapDataset"):
-        log.warning("Excess and significance are of one map: use `datasets: {type: 3d, stack: true}` for them")
+        if analysis.config.datasets.type == "3d":
+            log.warning("Excess and significance are of one map: use `datasets: {stack: true}` for them")
         return names
     analysis.get_excess_map()
     for quantity, name in _MAPS.items():

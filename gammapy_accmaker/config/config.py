@@ -70,7 +70,7 @@ class AcceptanceConfig(ConfigFile, Options):
     Attributes
     ----------
     model : mapping
-        Its ``type``, spline, radial, grid or parametric, and the options of that type.
+        Kind of model, by its ``type`` (spline, radial, grid or parametric), and the options of that kind.
     energy : mapping
         Range and number of bins per decade of the reconstructed energy.
     offset_max : angle

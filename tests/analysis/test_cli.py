@@ -272,11 +272,12 @@ def test_run_gives_what_the_analysis_gives(config, tmp_path):
     assert invoke("fit", tmp_path / "applied.yaml", "--output", tmp_path / "m.fits").exit_code == 1
 
 
-def test_datasets_of_runs_have_the_names_of_their_runs(config, tmp_path):
+def test_datasets_of_runs_have_the_names_of_their_runs(config, tmp_path, caplog):
     options = settings(tmp_path)
     options["datasets"]["stack"] = False
     written(tmp_path, options)
-    assert invoke("run", config, "--output", tmp_path / "results").exit_code == 0
+    result = invoke("run", config, "--output", tmp_path / "results")
+    assert result.exit_code == 0 and "stack: true" in result.output + caplog.text, result.output
     names = [f"run-{number}" for number in stores.full_store().on_obs_ids[:3]]
     assert Datasets.read(tmp_path / "results" / "datasets.yaml").names == names
     assert {path.stem for path in (tmp_path / "results").glob("run-*.fits")} == {*names}

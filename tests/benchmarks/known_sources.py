@@ -4,6 +4,7 @@
     python tests/benchmarks/known_sources.py rx msh --kind radial
     python tests/benchmarks/known_sources.py disc1.0 --runs 15
     python tests/benchmarks/known_sources.py disc1.0 point --seeds 5    # the scatter of these figures
+    python tests/benchmarks/known_sources.py disc1.0 point --expected    # and their bias, without any scatter
 
 Share eaten = (b - b_excluded) / (n - b_excluded), summed over the region of the source and all energies above 0.3 TeV,
 of the runs that point within 1.3 deg of it; b_excluded: the same fit with the source excluded, or for what is injected
@@ -198,19 +199,33 @@ INJECTED = {  # shape, radius of the region in deg, source over background in it
 }
 
 
-def injected_case(name, config, n_runs, seeds):
-    """Each seed has Poisson counts and places of the source in the camera of its own; the background is the same."""
+def injected_case(name, config, n_runs, seeds, expected):
+    """Each seed has Poisson counts and places of the source in the camera of its own; the background is the same.
+
+    ``expected``: counts are what is expected of background and source, which leaves the bias alone.
+    """
     make, radius, ratio, wobbles = INJECTED[name]
     observations = runs_of("Off data")[:n_runs]
     config = AcceptanceConfig.coerce(config)
     base = Reduction.of(config, [EXCLUSION])
-    bins, shares_eaten = base.bins, {}
+    bins = base.bins
+    shares_eaten: dict[str, list[float]] = {}
     clean = [base.reduce(observation) for observation in observations]
     start = time.time()
     of_clean, _ = fit_runs(clean, bins, config)
     print(f"{name}: {len(clean)} runs, fit without any source {time.time() - start:.0f} s")
+    if expected:
+        clean = [
+            run.with_counts({id(part): csr_array(own) for part, own in zip(run.slices, in_bins, strict=True)})
+            for run, in_bins in zip(clean, _backgrounds(of_clean, clean, base), strict=True)
+        ]
+        of_clean, _ = fit_runs(clean, bins, config)
     for seed in range(seeds):
-        found = _one_seed(make, radius, ratio, WOBBLE if wobbles else 0.0, seed, observations, clean, of_clean, base)
+        turn = 90 * seed / seeds
+        draw = (lambda mean: mean) if expected else np.random.default_rng(seed).poisson
+        found = _one_seed(
+            make, radius, ratio, WOBBLE if wobbles else 0.0, turn, draw, observations, clean, of_clean, base
+        )
         for what, value in found.items():
             shares_eaten.setdefault(what, []).append(value)
     for what, values in shares_eaten.items():
@@ -218,14 +233,24 @@ def injected_case(name, config, n_runs, seeds):
         print(f"  {what:34s} share eaten {np.mean(values):6.2f} +- {error:.2f} %, of {np.round(values, 2)}", flush=True)
 
 
-def _one_seed(make, radius, ratio, offset, seed, observations, clean, of_clean, base):
+def _backgrounds(model, runs, reduction):
+    """Expected counts in the bins, by run and slice."""
+    bins, settings = reduction.bins, reduction.config.run_effects.settings
+    adapted = [model.adapt(run, bins, settings).model for run in runs]
+    return [
+        [one.expected_counts([part], bins.energy_edges, bins.fov) for part in run.slices]
+        for one, run in zip(adapted, runs, strict=True)
+    ]
+
+
+def _one_seed(make, radius, ratio, offset, turn, draw, observations, clean, of_clean, base):
     config, bins = base.config, base.bins
     settings, above = config.run_effects.settings, bins.energy_edges[:-1] >= LOWEST * 0.999
-    rng, with_unit, in_region = np.random.default_rng(seed), [], []
+    with_unit, in_region = [], []
     for k, observation in enumerate(observations):
         pointing = observation.get_pointing_icrs(observation.tmid)
         # each run has the source at a place of its own, which is one of four wobble positions
-        there = pointing.directional_offset_by((90 * k + 222.5 * seed) * u.deg, offset * u.deg)
+        there = pointing.directional_offset_by((90 * k + turn) * u.deg, offset * u.deg)
         at = {"lon_0": there.ra, "lat_0": there.dec, "frame": "icrs"}
         spectrum = PowerLawSpectralModel(index=2.3, amplitude=0.05 * CRAB_FLUX / u.Unit("cm2 s TeV"))
         own = replace(base, sources=SourceList.of(SkyModel(spectrum, make(at), name="source")))
@@ -237,31 +262,22 @@ def _one_seed(make, radius, ratio, offset, seed, observations, clean, of_clean, 
         pairs = [zip(of_run, shares, strict=True) for of_run, shares in zip(values, in_region, strict=True)]
         return sum((array[above] * share).sum() for pair in pairs for array, share in pair)
 
-    def background(model, runs):
-        adapted = [model.adapt(run, bins, settings).model for run in runs]
-        return summed(
-            [[one.expected_counts([part], bins.energy_edges, bins.fov) for part in run.slices]
-             for one, run in zip(adapted, runs, strict=True)]
-        )  # fmt: skip
-
     unit = [[sum_patches(part.sources).toarray() for part in run.slices] for run in with_unit]
-    b0 = background(of_clean, clean)
+    b0 = summed(_backgrounds(of_clean, clean, base))
     factor = 1.0 if ratio is None else ratio * b0 / summed(unit)
-    more = [[rng.poisson(factor * values) for values in of_run] for of_run in unit]
-    known = [
-        run.with_counts(
-            {id(part): csr_array(part.counts + csr_array(own)) for part, own in zip(run.slices, of_run, strict=True)}
-        )
-        for run, of_run in zip(with_unit, more, strict=True)
-    ]
+    more = [[draw(factor * values) for values in of_run] for of_run in unit]
+    known = []
+    for run, other, of_run in zip(with_unit, clean, more, strict=True):
+        counts = [part.counts + csr_array(own) for part, own in zip(other.slices, of_run, strict=True)]
+        known.append(run.with_counts({id(part): own for part, own in zip(run.slices, counts, strict=True)}))
     unknown = [replace(run, slices=tuple(replace(part, sources=()) for part in run.slices)) for run in known]
     added, eaten = summed(more), {}
 
     def note(what, model, runs):
-        eaten[what] = 100 * (background(model, runs) - b0) / added
-        print(f"  seed {seed}, {what}: {eaten[what]:.2f} %", flush=True)
+        eaten[what] = 100 * (summed(_backgrounds(model, runs, base)) - b0) / added
+        print(f"    {what}: {eaten[what]:.2f} %", flush=True)
 
-    print(f"  seed {seed}: injected {added:.0f} over {b0:.0f} of background in the region ({added / b0:.3f})")
+    print(f"  at {turn:.0f} deg: injected {added:.0f} over {b0:.0f} of background in the region ({added / b0:.3f})")
     model, found = fit_runs(known, bins, config)
     note("known", model, [run.with_amplitudes(found) for run in known])
     _print_amplitudes(found, factor)
@@ -271,7 +287,7 @@ def _one_seed(make, radius, ratio, offset, seed, observations, clean, of_clean, 
     true = replace(found, values=np.full(len(found.values), factor))
     note("model of OFF runs, flux given", of_clean, [run.with_amplitudes(true) for run in known])
     note("model of OFF runs, nothing told", of_clean, unknown)
-    if seed == 0:  # it depends on the seed by far less than it is
+    if turn == 0:  # it depends on the seed by far less than it is
         note("nothing told", fit_runs(unknown, bins, config)[0], unknown)
     return eaten
 
@@ -307,6 +323,7 @@ if __name__ == "__main__":
     parser.add_argument("--effects", default=None)
     parser.add_argument("--runs", type=int, default=45)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--expected", action="store_true")
     given = parser.parse_args()
     options = {"model": {"type": given.kind}}
     if given.effects:
@@ -315,4 +332,4 @@ if __name__ == "__main__":
         if case in REAL:
             real_case(case, options)
         else:
-            injected_case(case, options, given.runs, given.seeds)
+            injected_case(case, options, given.runs, given.seeds, given.expected)

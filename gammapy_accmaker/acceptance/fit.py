@@ -25,7 +25,6 @@ from gammapy_accmaker.acceptance.sources import (
     check_in_fields,
     fitted_sources,
     make_source_table,
-    n_bands,
     warn_of_sources,
 )
 from gammapy_accmaker.camera.bins import CountsBins, merge_bins
@@ -351,11 +350,10 @@ def fit_runs(
     """Model fitted to reduced runs, in the groups of a plan, which is made of them by default; and the amplitudes of
     their sources, None where no run has any."""
     scaling = _zenith_scaling(runs, bins) if config.model.aligns and config.zenith.type == "interpolated" else None
-    has_sources = any(run.has_sources for run in runs)
     settings = FitSettings(
         config.run_effects.settings,
         scaling=scaling,
-        n_band=n_bands(runs, config) if has_sources else 1,
+        n_band=config.sources.bands,
         follows_zenith=config.zenith.type == "continuous",
         profile_edges=_make_profile_edges(runs, bins, config),
         in_wide_bins=isinstance(config.fit_energy, u.Quantity),
@@ -378,7 +376,7 @@ def fit_runs(
     found = None
     if config.model.fits_sources:
         rate_model, found = config.model.fit(runs, bins, settings, execution)
-    elif has_sources:
+    elif any(run.has_sources for run in runs):
         rate_model, found = fit_beside_sources(runs, bins, fit, settings.n_band, settings.effects)
     else:
         rate_model = fit({})
@@ -404,7 +402,7 @@ def fit_sources(
     """
     config, bins, found = reduction.config, reduction.bins, None
     if any(part.sources for run in runs for part in run.slices):
-        found = fit_amplitudes(runs, bins, rate_model, n_bands(runs, config), config.run_effects.settings)
+        found = fit_amplitudes(runs, bins, rate_model, config.sources.bands, config.run_effects.settings)
     return _with_sources(found, runs, reduction)
 
 

@@ -7,7 +7,7 @@ amplitudes are extrapolated, since the plain ones fall by the share of informati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -125,7 +125,7 @@ def fit_beside_sources(
     runs: list[ReducedRun],
     bins: CountsBins,
     fit: Callable[[dict[int, csr_array]], RateModel],
-    n_band: int | Sequence[int],
+    n_band: int,
     effects: EffectSettings,
 ) -> tuple[RateModel, AmplitudeFit]:
     """Background and amplitudes of sources together.
@@ -136,8 +136,8 @@ def fit_beside_sources(
     bins : `CountsBins`
     fit : callable
         It fits the background to counts by the number (`id`) of a slice in place of its own.
-    n_band : int, or sequence of int
-        Most bands of energy in which a source has an amplitude of its own, of all sources or of each.
+    n_band : int
+        Most bands of energy in which a source has an amplitude of its own, above the thresholds of the runs and below.
     effects : `EffectSettings`
 
     Returns
@@ -149,7 +149,7 @@ def fit_beside_sources(
 
 
 def fit_amplitudes(
-    runs: list[ReducedRun], bins: CountsBins, model: RateModel, n_band: int | Sequence[int], effects: EffectSettings
+    runs: list[ReducedRun], bins: CountsBins, model: RateModel, n_band: int, effects: EffectSettings
 ) -> AmplitudeFit:
     """Amplitudes of sources beside a model that is known, of which each run has its own effects; the arguments are
     those of `fit_beside_sources`."""

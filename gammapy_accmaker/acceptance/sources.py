@@ -9,7 +9,6 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
-from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.reduced_run import ReducedRun
 from gammapy_accmaker.data.source_counts import MAX_PSF_RADIUS, model_extent
 from gammapy_accmaker.data.sources import SourceList
@@ -25,7 +24,6 @@ _UNKNOWN = "not known from the runs"
 _AT_ZERO = "at 0"
 _MOVING = "not converged"
 _SMALLEST_PART = 1e-3  # of the counts of a source, outside of the exclusion; with less, nothing of it is seen
-_BANDS_BELOW = 2  # of energy, below the thresholds of the runs
 _BELOW_THRESHOLD = "below thresholds"  # of the runs: no flux, since the responses are not to be trusted there
 _NO_COUNTS = "no counts outside of the exclusion"
 _REMEDY = "use OFF runs (off_observations), an exclusion, or runs of other wobble positions"
@@ -50,13 +48,6 @@ def check_in_fields(sources: SourceList, runs: list[ReducedRun], offset_max: flo
             f"sources: {name!r} lies outside of the fields of all runs: the nearest pointing is {nearest:.1f} deg from "
             f"it, and runs are used up to {offset_max:g} deg; leave it out, or correct its position"
         )
-
-
-def n_bands(runs: list[ReducedRun], config: AcceptanceConfig) -> list[int]:
-    """Most bands of energy in which each source of reduced runs has an amplitude of its own: as configured above the
-    thresholds of the runs, and few below."""
-    n_free = max(len(part.sources) for run in runs for part in run.slices) // 2
-    return [config.sources.bands] * n_free + [min(config.sources.bands, _BANDS_BELOW)] * n_free
 
 
 def fitted_sources(sources: SourceList, fit: AmplitudeFit | None, energy_edges: np.ndarray) -> SourceList:

@@ -51,8 +51,8 @@ class FitSettings:
         Whether the bins between ``profile_edges`` are those of the model.
     scaling : `ZenithScaling`, optional
         With which runs of different zenith angles are put together, by a kind that ``aligns``.
-    n_band : int, or sequence of int
-        Most bands of energy in which a source has an amplitude of its own, of all sources or of each.
+    n_band : int
+        Most bands of energy in which a source has an amplitude of its own, above the thresholds of the runs and below.
     """
 
     effects: EffectSettings = EffectSettings()
@@ -60,7 +60,7 @@ class FitSettings:
     profile_edges: np.ndarray | None = None
     in_wide_bins: bool = False
     scaling: ZenithScaling | None = None
-    n_band: int | Sequence[int] = 1
+    n_band: int = 1
 
 
 class ModelOptions(Options):

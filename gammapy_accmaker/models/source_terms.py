@@ -224,22 +224,22 @@ class SourceBands:
     number: np.ndarray
 
     @classmethod
-    def choose(cls, spectra: np.ndarray, n_band: int | Sequence[int]) -> SourceBands:
+    def choose(cls, spectra: np.ndarray, n_band: int) -> SourceBands:
         """Bands in which a source has about the same expected counts.
 
         Parameters
         ----------
         spectra : `~numpy.ndarray`, shape (n_source, n_energy)
             Expected counts of each source in all runs.
-        n_band : int, or sequence of int
-            Most bands of all sources, or of each; one with counts in few bins has less.
+        n_band : int
+            Most bands of each; one with counts in few bins has less.
         """
         number, first = np.zeros(spectra.shape, dtype=int), 0
-        for k, (spectrum, most) in enumerate(zip(spectra, np.broadcast_to(n_band, len(spectra)), strict=True)):
+        for k, spectrum in enumerate(spectra):
             # the share of the counts below the middle of each bin
             total = max(float(spectrum.sum()), TINY)
             share = (np.cumsum(spectrum) - 0.5 * spectrum) / total
-            band = np.minimum((share * most).astype(int), most - 1)
+            band = np.minimum((share * n_band).astype(int), n_band - 1)
             # no band without counts: energies without are in that of those below
             filled = np.where(spectrum > 0, np.arange(len(spectrum)), np.argmax(spectrum > 0))
             _, own = np.unique(band[np.maximum.accumulate(filled)], return_inverse=True)
@@ -248,7 +248,7 @@ class SourceBands:
         return cls(number)
 
     @classmethod
-    def of_parts(cls, parts, n_energy: int, n_band: int | Sequence[int]) -> SourceBands:
+    def of_parts(cls, parts, n_energy: int, n_band: int) -> SourceBands:
         """The same for the ``sources`` of slices of runs, as many for each that has some."""
         spectra = np.zeros((max(len(part.sources) for part in parts), n_energy))
         for part in parts:

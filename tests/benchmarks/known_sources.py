@@ -43,7 +43,6 @@ from gammapy_accmaker import AcceptanceBackgroundMaker, AcceptanceConfig
 from gammapy_accmaker.acceptance.fit import fit_runs
 from gammapy_accmaker.acceptance.reduction import Reduction
 from gammapy_accmaker.acceptance.source_fit import fit_amplitudes
-from gammapy_accmaker.acceptance.sources import n_bands
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.source_counts import SourceOnSky
 from gammapy_accmaker.data.sources import SourceList
@@ -281,7 +280,7 @@ def _one_seed(make, radius, ratio, offset, turn, draw, observations, clean, of_c
     model, found = fit_runs(known, bins, config)
     note("known", model, [run.with_amplitudes(found) for run in known])
     _print_amplitudes(found, factor)
-    beside = fit_amplitudes(known, bins, of_clean, n_bands(known, config), settings)
+    beside = fit_amplitudes(known, bins, of_clean, config.sources.bands, settings)
     note("model of OFF runs, amplitudes fitted", of_clean, [run.with_amplitudes(beside) for run in known])
     _print_amplitudes(beside, factor)
     true = replace(found, values=np.full(len(found.values), factor))

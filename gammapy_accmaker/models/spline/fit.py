@@ -14,7 +14,7 @@ nor does the answer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -522,7 +522,7 @@ def fit_spline(
     norm_energy: tuple[float, float] | None = None,
     max_rounds: int = 40,
     starmap: Callable[[Callable, list[tuple]], Iterable] = itertools.starmap,
-    n_band: int | Sequence[int] = 3,
+    n_band: int = 3,
 ) -> tuple[SplineModel, AmplitudeFit | None]:
     """Fit the spline model, and the amplitudes of the sources that the runs have beside the background.
 
@@ -553,8 +553,8 @@ def fit_spline(
     starmap : callable
         It calls a function with each of some tuples of arguments and gives the results in their order: with
         `itertools.starmap` in this process. The answer does not depend on it.
-    n_band : int, or sequence of int
-        Most bands of energy in which a source has an amplitude of its own, of all sources or of each.
+    n_band : int
+        Most bands of energy in which a source has an amplitude of its own.
 
     Returns
     -------

@@ -29,7 +29,7 @@ _MEMORY = 4  # rounds that a step of the amplitudes is extrapolated from
 _CONVERGED = 0.03  # change of an amplitude, by itself and extrapolated, in standard deviations
 _NEWTON_STEPS, _NEWTON_TOLERANCE = 30, 1e-3  # of the amplitudes beside a background, in standard deviations
 _PROBE = 1.0  # change of the amplitudes, in standard deviations, by which the share of the background is measured
-_PROBE_ROUNDS = 3  # after which the background has followed
+_PROBE_ROUNDS = 3  # after which a background that is fitted with the amplitudes has followed
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,10 @@ def fit_amplitudes(
 ) -> AmplitudeFit:
     """Amplitudes of sources beside a model that is known, of which each run has its own effects; the arguments are
     those of `fit_beside_sources`."""
-    return _alternate(_Beside.of(runs, bins, n_band, effects), lambda counts: model)[1]
+    return _alternate(_Beside.of(runs, bins, n_band, effects), lambda counts: model, probe_rounds=1)[1]
 
 
-def _alternate(beside, fit):
+def _alternate(beside, fit, probe_rounds=_PROBE_ROUNDS):
     values = np.zeros(beside.bands.n)  # so that the flux in which a source is given does not matter
 
     def one_round(backgrounds, values, repeat=1):
@@ -183,8 +183,8 @@ def _alternate(beside, fit):
         if np.max(moved, initial=0.0) < _CONVERGED:
             converged = True
             break
-    model, backgrounds, _, information = one_round(backgrounds, values, _PROBE_ROUNDS)
-    left = _information_left(beside, one_round, backgrounds, values, information)
+    model, backgrounds, _, information = one_round(backgrounds, values, probe_rounds)
+    left = _information_left(beside, one_round, backgrounds, values, information, probe_rounds)
     return model, AmplitudeFit.of(beside.bands, values, information, left, converged)
 
 
@@ -201,7 +201,7 @@ def _anderson(points, steps, width):
     return np.maximum(points[-1] - moves @ share, 0)
 
 
-def _information_left(beside, one_round, backgrounds, values, information):
+def _information_left(beside, one_round, backgrounds, values, information, probe_rounds):
     """Information on the amplitudes that is left once the background is fitted with them.
 
     By how much the gradient falls along an amplitude when the background follows it. The amplitudes of a source are
@@ -218,7 +218,7 @@ def _information_left(beside, one_round, backgrounds, values, information):
         own = np.zeros(n, dtype=bool)
         own[bands.amplitudes_of(k)] = True
         moved = values + np.where(own, width, 0)
-        fall = before - beside.derivatives(one_round(backgrounds, moved, _PROBE_ROUNDS)[1], moved)[0]
+        fall = before - beside.derivatives(one_round(backgrounds, moved, probe_rounds)[1], moved)[0]
         share = common[:, own] / np.maximum(common[:, own].sum(axis=1, keepdims=True), TINY)
         left[:, own] += fall[:, None] * share / width[own]
     # what is not known at all, as where neither background nor counts are, tells nothing of others

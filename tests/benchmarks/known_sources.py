@@ -100,9 +100,9 @@ REAL = {
 }
 
 
-def sums(maker, observations, region):
+def sums(maker, observations, region, lowest):
     """Counts and background in a region above the lowest energy, over runs that point near it."""
-    axis = MapAxis.from_energy_bounds(LOWEST * u.TeV, 100 * u.TeV, nbin=12, name="energy")
+    axis = MapAxis.from_energy_bounds(lowest * u.TeV, 100 * u.TeV, nbin=12, name="energy")
     radius = region.radius.to_value("deg")
     geom = WcsGeom.create(skydir=region.center, width=2 * radius + 0.2, binsz=0.05, axes=[axis], frame="icrs")
     inside, total = geom.to_image().region_mask([region]).data, np.zeros(2)
@@ -118,7 +118,7 @@ def sums(maker, observations, region):
     return total
 
 
-def real_case(name, config):
+def real_case(name, config, lowest):
     target, make, radius = REAL[name]
     observations, source = runs_of(target), make()
     region = CircleSkyRegion(source.spatial_model.position, radius * u.deg)
@@ -133,7 +133,7 @@ def real_case(name, config):
         start = time.time()
         maker = AcceptanceBackgroundMaker(config, **given).fit(observations, n_jobs=1, cache=os.environ.get("CACHE"))
         seconds = time.time() - start
-        n, b = sums(maker, observations, region)
+        n, b = sums(maker, observations, region, lowest)
         found[what], makers[what] = (b, seconds), maker
     b0 = found["excluded"][0]
     print(f"{name}: {len(observations)} runs, n {n:.0f}, b {b0:.1f}, excess over b {(n - b0) / b0:.3f}")
@@ -322,6 +322,7 @@ if __name__ == "__main__":
     parser.add_argument("--effects", default=None)
     parser.add_argument("--runs", type=int, default=45)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--lowest", type=float, default=LOWEST, help="of what a source of DR1 is summed over, TeV")
     parser.add_argument("--expected", action="store_true")
     given = parser.parse_args()
     options = {"model": {"type": given.kind}}
@@ -329,6 +330,6 @@ if __name__ == "__main__":
         options["run_effects"] = {"type": given.effects}
     for case in given.cases:
         if case in REAL:
-            real_case(case, options)
+            real_case(case, options, given.lowest)
         else:
             injected_case(case, options, given.runs, given.seeds, given.expected)

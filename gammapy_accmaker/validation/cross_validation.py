@@ -103,8 +103,9 @@ def cross_validate(
 ) -> CrossValidation:
     """Score configurations on runs that their fit has not seen.
 
-    The score of a run is the sum of n log(mu / sum(mu)) over energy bins and camera pixels of 0.1 deg, that is its
-    Poisson log-likelihood with a free norm, on half of its events and scaled to all of them.
+    What a configuration adapts to a run is adapted to one random half of the run's events. The score is of the other
+    half, scaled to all: the sum of n log(mu / sum(mu)) over energy bins and camera pixels of 0.1 deg, that is the
+    Poisson log-likelihood with a free norm. The significance is of all events, with the model adapted to all of them.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ def cross_validate(
     n_folds : int
         Number of folds.
     seed, split_seed : int
-        Of the division into folds and of the halves of the events.
+        Random seeds of the division into folds and of the halves of the events.
     energy_edges : `~astropy.units.Quantity`, optional
         Energy bins of the score; 24 logarithmic ones from 0.2 to 20 TeV by default.
     band_edges : `~astropy.units.Quantity`, optional

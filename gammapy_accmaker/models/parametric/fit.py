@@ -104,7 +104,7 @@ def fit_parametric(
     _report(result, function, on_failure)
     full = function.expand(values)
     nodes = error_nodes(bin_edges, fov)
-    error = _relative_error(function, values, covariance, np.exp(nodes[0]), nodes)
+    error = _error_directions(covariance, _slopes(function, values, covariance, np.exp(nodes[0]), nodes))
     shape = shape_of(function, full, bin_edges, fov)
     model = ParametricModel(bin_edges, fov, bin_edges, function.description, (shape,), result, error)
     return _judged(model, all_counts, exposure, displacement)
@@ -169,11 +169,11 @@ def _fit_by_energy(
     full = [function.expand(values[row]) for row in which]
     shapes = tuple(shape_of(function, one, edges, fov) for one in full)
     nodes = error_nodes(edges, fov)
-    by_group = [
-        _relative_error(function, values[row], covariance[np.ix_(row, row)], np.ones(1), nodes)[0] for row in which
-    ]
-    shares = linear_weights(np.log(energy), nodes[0])
-    error = np.tensordot(shares, np.array(by_group), 1)
+    slopes = np.zeros((len(values), *(len(node) for node in nodes)))
+    for row, share in zip(which, linear_weights(np.log(energy), nodes[0]).T, strict=True):
+        own = _slopes(function, values[row], covariance[np.ix_(row, row)], np.ones(1), nodes)
+        slopes[row] += own * share[:, None, None]
+    error = _error_directions(covariance, slopes)
     model = ParametricModel(
         bin_edges, fov, edges, function.description, shapes, result, error, spectrum, energy, np.ones(len(groups))
     )
@@ -281,23 +281,29 @@ def _report(result, function, on_failure):
     log.warning(f"{text}. It is used all the same, and flagged in the result of the model.")
 
 
-def _relative_error(function, values, covariance, energy, nodes):
-    """Standard deviation of the log of the rate, by linear propagation, shape (energy, fov_lon, fov_lat);
-    1 if unknown."""
+def _slopes(function, values, covariance, energy, nodes):
+    """Derivatives of the log of the rate by the parameters, shape (n, energy, fov_lon, fov_lat)."""
     lon, lat = (g.ravel() for g in np.meshgrid(*nodes[1:], indexing="ij"))
-    shape = (len(energy), len(nodes[1]), len(nodes[2]))
-    if not np.isfinite(covariance).all():
-        return np.ones(shape)
 
     def log_rate(changed):
         return np.log(np.maximum(function.grid(function.expand(changed), energy, lon, lat), 1e-300)).ravel()
 
     of_each = []
     limits = np.array(function.bounds)[function.free]
-    for k, error in enumerate(np.sqrt(np.maximum(np.diag(covariance), 0))):
+    for k, error in enumerate(np.sqrt(np.maximum(np.diag(np.nan_to_num(covariance)), 0))):
         below, above = values.copy(), values.copy()
         step = _STEP_IN_ERRORS * error or 1e-9
         below[k], above[k] = np.clip([values[k] - step, values[k] + step], *limits[k])
         of_each.append((log_rate(above) - log_rate(below)) / (above[k] - below[k]))
-    slopes = np.array(of_each)
-    return np.sqrt(np.maximum(np.sum(slopes * (covariance @ slopes), axis=0), 0)).reshape(shape)
+    return np.reshape(of_each, (len(values), len(energy), len(nodes[1]), len(nodes[2])))
+
+
+def _error_directions(covariance, slopes):
+    """Changes of the log of the rate by one standard deviation along independent directions, by linear propagation;
+    one of 1 everywhere if they are not known."""
+    if not np.isfinite(covariance).all():
+        return np.ones((1, *slopes.shape[1:]), dtype=np.float32)
+    variances, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
+    known = variances > 0
+    root = vectors[:, known] * np.sqrt(variances[known])
+    return np.tensordot(root.T, slopes, axes=1).astype(np.float32)

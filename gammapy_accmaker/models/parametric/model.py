@@ -21,7 +21,7 @@ from gammapy_accmaker.models.tabulated import LogTable, table_nodes
 log = logging.getLogger(__name__)
 
 _ENERGY_STEP, _FOV_STEP = np.log(10) / 40, 0.1  # of a table, in ln E and deg
-_ERROR_ENERGIES, _ERROR_POSITIONS = 12, 11  # nodes of the relative error
+_ERROR_ENERGIES, _ERROR_POSITIONS = 12, 11  # nodes of the errors
 _TABLE_TOLERANCE = 1e-3
 
 
@@ -100,8 +100,9 @@ class ParametricModel(ModelOnBins):
     shapes : tuple
         For each energy group, the values of all parameters of a ready function, or the `LogTable` of each factor.
     result : `ParametricResult`
-    relative_error : `~numpy.ndarray`
-        Standard deviation of the log of the rate on a coarse grid, shape (energy, fov_lon, fov_lat).
+    error_directions : `~numpy.ndarray`, shape (k, energy, fov_lon, fov_lat)
+        Change of the log of the rate on a coarse grid by one standard deviation along independent directions of the
+        parameters; float32. That of an older file is the standard deviation itself, as if all of it went together.
     spectrum : `SmoothSpectrum` or None
         Counts per TeV of all of the fit, for a function of position alone.
     group_energy, group_counts : `~numpy.ndarray`
@@ -109,7 +110,7 @@ class ParametricModel(ModelOnBins):
     run_scatter : `RunScatter`, optional
         How the runs of the fit differ.
     shift : float
-        Of the energies of a function of energy, see `RateModel.shifted`; it is not stored.
+        Of the energies, see `RateModel.shifted`; it is not stored.
     """
 
     bin_edges: np.ndarray
@@ -118,7 +119,7 @@ class ParametricModel(ModelOnBins):
     description: str
     shapes: tuple
     result: ParametricResult
-    relative_error: np.ndarray
+    error_directions: np.ndarray
     spectrum: SmoothSpectrum | None = None
     group_energy: np.ndarray = field(default_factory=lambda: np.zeros(0))
     group_counts: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -155,12 +156,12 @@ class ParametricModel(ModelOnBins):
         return np.where(self.fov.within(fov_lon, fov_lat, self.fov.continued), total, 0)
 
     def shifted(self, shift, reach):
-        scale = np.exp(-shift)
-        if self.spectrum is not None:
-            spectrum = self.spectrum.shifted(shift, reach)
-            return replace(self, spectrum=spectrum, group_energy=self.group_energy * scale)
-        # the function itself has no ends: it is read at other energies, within the same edges
-        return replace(self, shift=self.shift + shift)
+        moved = replace(self, shift=self.shift + shift)
+        if self.spectrum is None:
+            # the function itself has no ends: it is read at other energies, within the same edges
+            return moved
+        spectrum = self.spectrum.shifted(shift, reach)
+        return replace(moved, spectrum=spectrum, group_energy=self.group_energy * np.exp(-shift))
 
     @property
     def convergence(self) -> str:
@@ -175,11 +176,18 @@ class ParametricModel(ModelOnBins):
         return replace(self, bin_edges=bin_edges)
 
     def relative_error_grid(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
+        return np.sqrt((self.error_rows(energy, fov_lon, fov_lat)[0] ** 2).sum(0))
+
+    def error_rows(self, energy, fov_lon, fov_lat, cos_zenith=np.nan):
         lon, lat = self._clipped(fov_lon, fov_lat)
-        x = np.clip(np.log(energy), *np.log(self.energy_edges[[0, -1]]))
-        nodes = error_nodes(self.energy_edges, self.fov)
+        x = np.clip(np.log(energy) + self.shift, *np.log(self.energy_edges[[0, -1]]))
         points = np.stack([np.repeat(x, len(lon)), np.tile(lon, len(x)), np.tile(lat, len(x))], axis=1)
-        return RegularGridInterpolator(nodes, self.relative_error)(points).reshape(len(x), len(lon))
+        nodes = error_nodes(self.energy_edges, self.fov)
+        rows = RegularGridInterpolator(nodes, np.moveaxis(self.error_directions, 0, -1))(points)
+        return rows.T.reshape(-1, len(x), len(lon)), np.zeros((0, len(x), len(lon)))
+
+    def error_factor(self, cos_zenith, azimuth=np.nan, *, leading=False):
+        return np.eye(len(self.error_directions))
 
     def _clipped(self, fov_lon, fov_lat):
         return [np.clip(x, *e[[0, -1]]) for x, e in zip((fov_lon, fov_lat), self.fov.edges, strict=True)]
@@ -187,7 +195,8 @@ class ParametricModel(ModelOnBins):
     def _product(self, group, energy, fov_lon, fov_lat):
         """Rate of one group's shape at energies and positions, shape (n, m)."""
         lon, lat = self._clipped(fov_lon, fov_lat)
-        scale = np.exp(self.shift)
+        # of a function of position alone the spectrum is moved
+        scale = np.exp(self.shift) if self.spectrum is None else 1.0
         if self._function is not None:
             return scale * self._function.grid(self.shapes[group], scale * energy, lon, lat)
         return scale * _table_product(self.shapes[group], scale * energy, lon, lat)
@@ -198,7 +207,7 @@ class ParametricModel(ModelOnBins):
         return np.array(shapes) / self.group_counts[:, None]
 
     def to_arrays(self):
-        own = {name: getattr(self, name) for name in ("bin_edges", "energy_edges", "relative_error")}
+        own = {name: getattr(self, name) for name in ("bin_edges", "energy_edges", "error_directions")}
         arrays = self.fov.to_arrays() | own | {"description": np.array(self.description), **self.result.to_arrays()}
         if self.run_scatter is not None:
             arrays["run_scatter"] = self.run_scatter.to_array()
@@ -216,7 +225,9 @@ class ParametricModel(ModelOnBins):
 
     @classmethod
     def from_arrays(cls, arrays):
-        given = {name: arrays[name] for name in ("bin_edges", "energy_edges", "relative_error")}
+        given = {name: arrays[name] for name in ("bin_edges", "energy_edges")}
+        older = "relative_error" in arrays
+        given["error_directions"] = arrays["relative_error"][None] if older else arrays["error_directions"]
         if "run_scatter" in arrays:
             given["run_scatter"] = RunScatter.from_array(arrays["run_scatter"])
         if "spectrum" in arrays:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.interpolate import BSpline
 from scipy.linalg import cho_factor, cho_solve
 
-_LEAST_DAMPING = 0.05
+_LATE_ROUND, _LEAST_DAMPING = 50, 0.05  # of steps that swing
 _SMOOTHING_RANGE = (1e-4, 1e8)
 _SMOOTHING_STEP = 30.0  # largest factor in one update
 _NEIGHBOURS = 2.0  # splines, over which coefficients go together
@@ -298,7 +298,7 @@ def fit_penalised(
         factor = cho_factor(information + matrix)
         step = cho_solve(factor, gradient - matrix @ c)
         size = np.abs(step).max()
-        if k > steps.learn_rounds and step @ last < 0:
+        if k > max(steps.learn_rounds, _LATE_ROUND) and step @ last < 0:
             # the information is that of what is expected, not the curvature: steps may swing for ever
             damping = max(0.5 * damping, _LEAST_DAMPING)
         c, last = c + damping * step * min(1, steps.max_step / max(size, 1e-300)), step

@@ -28,8 +28,8 @@ from gammapy_accmaker.data.observations import event_locations
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice
 from gammapy_accmaker.data.sky_counts import SkyCounts
 from gammapy_accmaker.errors import InputError
-from gammapy_accmaker.models.fit_counts import in_few_bytes
 from gammapy_accmaker.models.source_terms import CountsPatch
+from gammapy_accmaker.utils.few_bytes import in_few_bytes
 from gammapy_accmaker.utils.files import as_path, write_atomically
 from gammapy_accmaker.utils.hdu_sizes import check_hdu_sizes
 from gammapy_accmaker.utils.run_key import RunKey, run_label

@@ -13,8 +13,8 @@ import numpy as np
 
 from gammapy_accmaker.camera.bins import axis_index
 from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
-from gammapy_accmaker.models.fit_counts import in_few_bytes
 from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch
+from gammapy_accmaker.utils.few_bytes import in_few_bytes
 
 SKY_PIXEL = 0.1  # deg
 _BAND_WIDTH = 0.25  # dex, about

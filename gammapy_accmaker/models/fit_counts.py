@@ -80,17 +80,6 @@ def add_up(parts) -> np.ndarray:
     return total
 
 
-def in_few_bytes(values: np.ndarray) -> np.ndarray:
-    """Whole numbers >= 0 in the smallest type that holds them: of thousands of runs these are what takes the memory.
-
-    Others have four bytes.
-    """
-    whole = values.astype(np.int64)
-    if (whole != values).any():
-        return values.astype(np.float32)
-    return whole.astype(np.min_scalar_type(whole.max(initial=0)))
-
-
 def mean_displacement(parts, norms=None) -> np.ndarray | None:
     """Mean ``displacement`` of reduced runs, or slices of runs, in each bin, weighted by ``exposure`` and norms."""
     norms = np.ones(len(parts)) if norms is None else norms

@@ -33,8 +33,8 @@ from gammapy_accmaker.acceptance.fit import fit_runs, make_run_table  # noqa: E4
 from gammapy_accmaker.acceptance.reduction import make_bins  # noqa: E402
 from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice  # noqa: E402
 from gammapy_accmaker.data.sky_counts import SKY_PIXEL, SkyCounts, sky_bands  # noqa: E402
-from gammapy_accmaker.models.fit_counts import in_few_bytes  # noqa: E402
 from gammapy_accmaker.simulation.irfs import BackgroundTruth  # noqa: E402
+from gammapy_accmaker.utils.few_bytes import in_few_bytes  # noqa: E402
 from gammapy_accmaker.utils.parallel import Execution  # noqa: E402
 from gammapy_accmaker.utils.run_key import RunKey
 

@@ -15,8 +15,8 @@ from gammapy_accmaker.models.goodness import GoodnessOfFit
 from gammapy_accmaker.models.norm_energy import RunScatter
 from gammapy_accmaker.models.parametric.function import PYTHON, RateFunction, rate_function
 from gammapy_accmaker.models.parametric.likelihood import energy_nodes
+from gammapy_accmaker.models.parametric.log_table import LogTable, table_nodes
 from gammapy_accmaker.models.spectrum import SmoothSpectrum, linear_weights
-from gammapy_accmaker.models.tabulated import LogTable, table_nodes
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor, tensor_information
-from gammapy_accmaker.models.fit_counts import in_few_bytes
 from gammapy_accmaker.models.source_terms import CountsPatch, SourceBands
+from gammapy_accmaker.utils.few_bytes import in_few_bytes
 from gammapy_accmaker.utils.run_key import RunKey
 
 _RING_WIDTH = 0.1  # deg

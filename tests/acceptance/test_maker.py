@@ -163,7 +163,7 @@ def test_str_prints_the_settings():
         and "call fit" in text
     )
     fitted_text = str(fitted_maker())
-    assert "8 used" in fitted_text and "BinnedModel" in fitted_text
+    assert "8 used" in fitted_text and "model       : grid" in fitted_text
     assert maker.tag == "AcceptanceBackgroundMaker"
 
 

@@ -205,15 +205,16 @@ class AcceptanceBackgroundMaker(Maker):
             )
         else:
             fitted = observations if off_observations is None else off_observations
-            elsewhere = SourceList()
-            if off_observations is not None:  # what they do not see is fitted to the ON runs alone
-                elsewhere = self._beyond(off_observations, sources)
+            elsewhere, unseen = set(), set()
+            if off_observations is not None:  # the fit names a source that no run sees
+                unseen = self._beyond(observations, sources)
+                elsewhere = self._beyond(off_observations, sources) - unseen
             self._set_model(
                 fit_acceptance(
                     fitted,
                     config,
                     exclusion=given,
-                    sources=sources.without(elsewhere.names),
+                    sources=sources.without(elsewhere),
                     n_jobs=n_jobs,
                     parallel_backend=parallel_backend,
                     cache=cache,
@@ -221,25 +222,24 @@ class AcceptanceBackgroundMaker(Maker):
                 )
             )
             if off_observations is not None:
-                self._add_runs(observations, elsewhere, reading)
+                self._add_runs(observations, sources.without(unseen), reading)
         return self
 
     def _beyond(self, observations, sources):
-        """The sources outside of the fields of observations; one without a pointing is named by the fit."""
+        """Names of the sources outside of the fields of observations; one without a pointing is named by the fit."""
         site, pointings = self.config.observatory_location, []
         for observation in observations if len(sources) else ():
             with suppress(Exception):
                 pointing = pointing_icrs(observation, site)
                 pointings.append((pointing.ra.deg, pointing.dec.deg))
         if not pointings:
-            return SourceList()
-        far = beyond_fields(sources, SkyCoord(*np.transpose(pointings), unit="deg"), self.config.offset_max.deg)
-        return sources.without(set(sources.names) - set(far))
+            return set()
+        return set(beyond_fields(sources, SkyCoord(*np.transpose(pointings), unit="deg"), self.config.offset_max.deg))
 
     def _add_runs(self, observations, sources, reading):
-        """The effects of runs that the model was not fitted to, and the sources that they alone see."""
-        reduction = self._reduction()
-        reduction = replace(reduction, sources=self.model.known_sources + sources)
+        """The effects of ON runs that the model was not fitted to, and the amplitudes of the sources that they see."""
+        others = self.model.known_sources.without(sources.names)
+        reduction = replace(self._reduction(), sources=others + sources)
         runs, failures = reduction.reduce_all(observations, **reading)
         warn_of_notes(runs, self.config.offset_max.deg)
         warn_of_covariates(runs, self.config)
@@ -248,11 +248,11 @@ class AcceptanceBackgroundMaker(Maker):
         warn_of_sources(of_sources)
         adapted = [rate_model.adapt(run, reduction.bins, settings) for run in runs]
         table = make_run_table(rate_model, runs, adapted, failures, self.config, role="apply")
-        parts = {"run_table": stack_run_tables([self.model.run_table, table]), "known_sources": known}
-        own = [row["SOURCE"] in sources.names for row in of_sources]
-        if any(own):
-            parts["source_table"] = vstack([self.model.source_table, of_sources[own]], metadata_conflicts="silent")
-        self._set_model(replace(self.model, **parts))
+        tables = (self.model.source_table, others.names), (of_sources, sources.names)
+        told = [rows[[row["SOURCE"] in names for row in rows]] for rows, names in tables if len(rows)]
+        of_sources = vstack(told, metadata_conflicts="silent") if told else of_sources
+        run_table = stack_run_tables([self.model.run_table, table])
+        self._set_model(replace(self.model, run_table=run_table, known_sources=known, source_table=of_sources))
 
     @property
     def found_sources(self):

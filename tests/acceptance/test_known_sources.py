@@ -86,10 +86,10 @@ def above_thresholds(model):
     return model.source_table[model.source_table["FLAG"] != "below thresholds"]
 
 
-def counts_in_source(radius=0.15):
+def counts_in_source(radius=0.15, of=None):
     where = source_region(store(), radius)
     total = 0
-    for observation in runs():
+    for observation in of or runs():
         events = observation.events
         near = events.radec.separation(where.center) < where.radius
         total += int((near & (events.energy > 0.5 * u.TeV)).sum())
@@ -309,6 +309,18 @@ def test_on_runs_tell_the_amplitudes_beside_a_model_of_off_runs(kind):
         assert one.known_sources.sources[0].amplitudes == tuple(table["AMPLITUDE"])
     as_given = AcceptanceBackgroundMaker(model=without, sources=true_source(2, frozen=True))
     assert as_given.sources_in(runs()[0]).sources[0].amplitudes == ()
+
+
+def test_a_source_that_on_and_off_runs_see_is_fitted_to_the_on_runs():
+    config, (faint, nowhere) = options("radial"), (true_source(0.5), WRONG["far away"][0]())
+    off = [*observations(store(), store().off_obs_ids), *runs()[3:]]
+    with pytest.raises(InputError, match=WRONG["far away"][1]):
+        AcceptanceBackgroundMaker(config, sources=[faint, nowhere]).fit(runs()[:3], off_observations=off)
+    maker = AcceptanceBackgroundMaker(config, sources=faint).fit(runs()[:3], off_observations=off)
+    table = above_thresholds(maker.model)
+    counts = counts_in_source(of=runs()[:3])
+    assert counts < table["COUNTS"].sum() < 3 * counts  # of the three ON runs, at more energies
+    assert maker.known_sources.sources[0].amplitudes == tuple(table["AMPLITUDE"])
 
 
 @pytest.mark.slow

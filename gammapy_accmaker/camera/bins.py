@@ -17,6 +17,7 @@ TEV_IN_MEV = 1e6
 FINE = 0.1  # deg; a bin that is no wider is one place
 _FARTHEST = 0.9  # of the half width of a bin, that a part of it may be from its middle
 _TILT_STEPS = 25
+_SMALLEST_WIDTH = 1e-9  # deg
 
 
 def as_values(quantity, unit: str, argument: str) -> np.ndarray:
@@ -245,6 +246,21 @@ class FovBins:
         i, j = axis_index(self.edges[0], fov_lon), axis_index(self.edges[1], fov_lat)
         return np.where((i < 0) | (j < 0), -1, i * self.shape[1] + j)
 
+    def spread(self, fov_lon: np.ndarray, fov_lat: np.ndarray, width: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Bins that squares of a width (deg) around positions reach: some numbers for each square, -1 outside, and the
+        share of it in them. In rings a square is as wide in offset."""
+        half = 0.5 * width
+        if self.is_radial:
+            r = offset(fov_lon, fov_lat)
+            return _spread_on_axis(self.edges[0], np.maximum(r - half, 0), r + half)
+        positions = zip(self.edges, (fov_lon, fov_lat), strict=True)
+        along, across = (_spread_on_axis(edges, x - half, x + half) for edges, x in positions)
+        return [
+            (np.where((i < 0) | (j < 0), -1, i * self.shape[1] + j), part * other)
+            for i, part in along
+            for j, other in across
+        ]
+
     def subpoints(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions (deg) of points that fill each bin evenly in solid angle, shapes (size, number of points).
 
@@ -334,6 +350,14 @@ def axis_index(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Number of the bin that holds each value, -1 outside and for NaN."""
     index = np.searchsorted(edges, values, side="right") - 1
     return np.where((index >= 0) & (values < edges[-1]), index, -1)
+
+
+def _spread_on_axis(edges, start, stop):
+    """The two bins of an axis that intervals, no wider than a bin, reach, -1 outside, and the share in each."""
+    low, high = (np.searchsorted(edges, x, side="right") - 1 for x in (start, stop))
+    beyond = (stop - edges[np.clip(high, 0, len(edges) - 1)]) / np.maximum(stop - start, _SMALLEST_WIDTH)
+    upper = np.where(high > low, np.clip(beyond, 0, 1), 0)
+    return [(np.where(k < len(edges) - 1, k, -1), share) for k, share in ((low, 1 - upper), (high, upper))]
 
 
 def azimuth_sector(edges: np.ndarray, azimuth: np.ndarray) -> np.ndarray:

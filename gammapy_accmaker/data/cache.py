@@ -95,7 +95,7 @@ def _content(value):
 
 
 _FORMAT = "gammapy_accmaker run"
-_FORMAT_VERSION = 8  # raised when what a reduction gives, or how it is stored, changes
+_FORMAT_VERSION = 9  # raised when what a reduction gives, or how it is stored, changes
 _MAX_BYTES = 2**30
 _RESPONSES = ("aeff", "edisp", "psf")  # that the counts of sources follow from
 _NUMBERS = ("ontime", "livetime", "cos_zenith", "azimuth", "mjd")

@@ -329,7 +329,7 @@ class _SourceCounts:
     def added_to_sky(self, sky, livetime):
         """The same for the counts of the run on the sky, with what is excluded."""
         shape = len(self.bins.energy_edges) - 1, sky.side**2
-        return self._added(sky, shape, lambda source: sky.binned(source.xyz, livetime * source.rate))
+        return self._added(sky, shape, lambda source: sky.binned(source.xyz, livetime * source.rate, source.pixel))
 
     def _added(self, part, shape, counts):
         if not self.on_sky:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from scipy.sparse import csc_array
 
-from gammapy_accmaker.camera.bins import axis_index
+from gammapy_accmaker.camera.bins import FovBins, axis_index
 from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
 from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch
 from gammapy_accmaker.utils.few_bytes import in_few_bytes
@@ -113,13 +114,19 @@ class SkyCounts:
             turns=np.concatenate(turns),
         )
 
-    def binned(self, xyz: np.ndarray, counts: np.ndarray) -> CountsPatch:
-        """Counts at positions, ICRS unit vectors of shape (n, 3), in the pixels; counts of shape (n_energy, n)."""
-        pixel = _pixel_of(xyz, self.matrix, self.side)
-        inside = pixel >= 0
-        columns, place = np.unique(pixel[inside], return_inverse=True)
-        values = [np.bincount(place, row, len(columns)) for row in counts[:, inside]]
-        return CountsPatch(columns.astype(np.int32), np.array(values, dtype=np.float32), self.side**2)
+    def binned(self, xyz: np.ndarray, counts: np.ndarray, width: float) -> CountsPatch:
+        """Counts of squares of a width (deg) around positions, ICRS unit vectors of shape (n, 3), in the pixels; counts
+        of shape (n_energy, n)."""
+        edges = (np.arange(self.side + 1) - self.side // 2) * SKY_PIXEL
+        grid = FovBins((edges, edges))
+        lon, lat = np.degrees(vectors_to_lonlat(xyz @ self.matrix.T))
+        parts = [(np.flatnonzero(pixel >= 0), pixel, share) for pixel, share in grid.spread(lat, lon, width)]
+        where = tuple(np.concatenate(a) for a in zip(*((here, pixel[here]) for here, pixel, _ in parts), strict=True))
+        shares = np.concatenate([share[here] for here, _, share in parts])
+        moved = csc_array((shares, where), shape=(len(xyz), self.side**2))
+        columns = np.flatnonzero(np.diff(moved.indptr)).astype(np.int32)
+        values = (moved[:, columns].T @ counts.T).T
+        return CountsPatch(columns, values.astype(np.float32), self.side**2)
 
     def with_amplitudes(self, fit: AmplitudeFit) -> SkyCounts:
         """The same with what the sources add at fitted amplitudes in the signal."""

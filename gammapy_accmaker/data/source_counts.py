@@ -48,11 +48,14 @@ class SourceOnSky:
         In s-1, in the reconstructed energy bins.
     lowest : float
         Energy in TeV from which on the responses are to be trusted, as far as they say so (LO_THRES of the format).
+    pixel : float
+        Width of the pixels in deg.
     """
 
     xyz: np.ndarray
     rate: np.ndarray
     lowest: float = 0.0
+    pixel: float = 0.0
 
     def in_camera(
         self,
@@ -85,11 +88,12 @@ class SourceOnSky:
         pixel, columns, shares = [], [], []
         for matrix, weight in zip(part.matrices_at(seconds), weights / weights.sum(), strict=True):
             lon, lat = vectors_to_lonlat(xyz @ matrix.T)
-            column = bins.fov.index(np.degrees(lon), np.degrees(lat))
-            here = np.flatnonzero((column >= 0) & seen[column])
-            pixel.append(here)
-            columns.append(column[here])
-            shares.append(np.full(len(here), weight))
+            # by their middle alone, pixels and bins of nearly one size would beat
+            for column, share in bins.fov.spread(np.degrees(lon), np.degrees(lat), self.pixel):
+                here = np.flatnonzero((column >= 0) & (share > 0) & seen[column])
+                pixel.append(here)
+                columns.append(column[here])
+                shares.append(weight * share[here])
         where = np.concatenate(pixel), np.concatenate(columns)
         moved = csc_array((np.concatenate(shares), where), shape=(len(xyz), bins.fov.size))
         touched = np.flatnonzero(np.diff(moved.indptr)).astype(np.int32)
@@ -203,7 +207,7 @@ class _Responses:
         in_pixel = rate.sum(axis=0)
         some = np.flatnonzero(in_pixel > _SMALLEST_PIXEL * in_pixel.sum())
         xyz = unit_vectors(sky.ra.rad, sky.dec.rad).reshape(-1, 3)
-        return SourceOnSky(xyz[some], rate[:, some], self.lowest) if len(some) else None
+        return SourceOnSky(xyz[some], rate[:, some], self.lowest, pixel) if len(some) else None
 
 
 def model_extent(model) -> tuple[SkyCoord | None, float]:

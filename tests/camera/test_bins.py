@@ -197,3 +197,41 @@ def test_edges_given_are_not_changed():
     edges = np.array([0.0, 1.0, 2.0])
     FovBins((edges,)).subpoints(3)
     assert edges.tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("width", [0.0, 0.03, 0.0875])
+def test_squares_are_spread_over_the_bins_that_they_reach(width):
+    """Squares side by side fill the bins evenly, whatever their size; what is outside of the bins is lost."""
+    n = 120
+    at = (np.arange(n) - (n - 1) / 2) * (width or 0.05)
+    lon, lat = (a.ravel() for a in np.meshgrid(at, at))
+    for bins in (
+        FovBins.grid(1.0, 20),
+        FovBins((np.linspace(-1, 1, 14), np.linspace(-0.5, 1, 8))),
+        FovBins.rings(1.0, 7),
+    ):
+        total = np.zeros(bins.size)
+        for number, share in bins.spread(lon, lat, width):
+            assert np.all((share >= 0) & (share <= 1))
+            inside = number >= 0
+            total += np.bincount(number[inside], share[inside], bins.size)
+        middle = np.zeros(bins.size)
+        inside = bins.index(lon, lat) >= 0
+        np.add.at(middle, bins.index(lon, lat)[inside], 1.0)
+        if width == 0:
+            np.testing.assert_array_equal(total, middle)
+        elif not bins.is_radial:
+            seen = np.abs(bins.fov_lon) + np.abs(bins.fov_lat) < 1.2
+            expected = bins.solid_angle / np.radians(width) ** 2
+            np.testing.assert_allclose(total[seen], expected[seen], rtol=2e-3)
+            # by their middle alone they beat with the bins
+            assert np.abs(middle / expected - 1).max() > 0.02
+        else:
+            np.testing.assert_allclose(total, bins.solid_angle / np.radians(width) ** 2, rtol=0.25)
+
+
+def test_a_square_beside_the_bins_has_no_part_in_them():
+    bins = FovBins((np.array([0.5, 1.0]),))
+    for lon, share in ((0.4, 0.0), (0.49, 0.4), (0.7, 1.0), (1.02, 0.3), (1.2, 0.0)):
+        parts = [own[0] for number, own in bins.spread(np.array([lon]), np.zeros(1), 0.1) if number[0] >= 0]
+        assert sum(parts) == pytest.approx(share, abs=1e-9)

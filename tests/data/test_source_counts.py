@@ -249,6 +249,18 @@ def test_a_source_everywhere_fills_the_field():
     assert np.all(seen[np.hypot(GRID.fov_lon, GRID.fov_lat) < 2.4])
 
 
+def test_an_even_source_is_even_in_the_camera():
+    """Pixels of its map do not beat with the bins of the camera, nor with those of the sky."""
+    flat = SkyModel(spectrum(), ConstantSpatialModel(value="1 sr-1"), name="flat")
+    bins = CountsBins(EDGES, GRID, "radec", offset_max=2.5)
+    one = reduce_observation(run(), bins, sources=SourceList.of(flat))
+    image = one.slices[0].sources[0].toarray().sum(0) / GRID.solid_angle
+    sky = one.sky.sources[0].toarray().sum(0).reshape(one.sky.side, -1)
+    middle = slice(one.sky.side // 2 - 5, one.sky.side // 2 + 5)
+    assert np.ptp(image[np.hypot(GRID.fov_lon, GRID.fov_lat) < 0.5]) < 0.05 * image.max()
+    assert np.ptp(sky[middle, middle]) < 0.1 * sky.max()
+
+
 def test_a_threshold_parts_the_counts():
     """Below the peak of the events of a run its responses are not to be trusted, and below all of them next to nothing
     is expected."""

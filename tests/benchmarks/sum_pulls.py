@@ -157,11 +157,18 @@ def main():
     parser.add_argument("exclusions", help="region file of the sources in the fields")
     parser.add_argument("--config", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
     parser.add_argument("--folds", type=int, default=5, help="of five")
+    parser.add_argument("--permutations", type=int, default=1, help="of the runs, each divided into folds")
     parser.add_argument("--store", type=Path, help="folder for reduced runs and fitted models")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     observations = list(DataStore.from_dir("$GAMMAPY_DATA/hess-dl3-dr1").get_observations(required_irf=[]))
-    folds = np.array_split(np.random.default_rng(0).permutation(len(observations)), 5)
+    n = arguments.permutations
+    folds = {
+        (seed, number): fold
+        for seed in range(n)
+        for number, fold in enumerate(np.array_split(np.random.default_rng(seed).permutation(len(observations)), 5))
+        if number < arguments.folds
+    }
     print(f"{'configuration':14s} {'sum':14s} {'of':8s} {'all':>13s}  " + "  ".join(f"{e:13.2f}" for e in BANDS[:-1]))
     for name in arguments.config:
         reduction = Reduction.of(AcceptanceConfig.coerce(CONFIGS[name]), arguments.exclusions)
@@ -171,10 +178,12 @@ def main():
 
         whole, first, second = stored(path("runs"), lambda r=reduction: reduced_runs(r, observations))
         pulls = []
-        for number, fold in enumerate(folds[: arguments.folds]):
+        for (seed, number), fold in folds.items():
             fold = [k for k in fold if k in whole]
             rest = [whole[k] for k in sorted(set(whole) - set(fold))]
-            model = stored(path(f"fold{number}"), lambda rest=rest, r=reduction: fit_runs(rest, r.bins, r.config)[0])
+            model = stored(
+                path(f"fold{seed}-{number}"), lambda rest=rest, r=reduction: fit_runs(rest, r.bins, r.config)[0]
+            )
             pulls.append(pulls_of_fold(model, fold, first, second, reduction))
         for kind, of in pulls[0]:
             own = [found[kind, of] for found in pulls]
@@ -183,7 +192,8 @@ def main():
             for band in range(len(BANDS) - 1):
                 here = np.arange(len(BANDS) - 1)[:, None] == band
                 widths.append(width_of(own, [one & here for one in used]))
-            text = "  ".join(f"{width:5.2f} +- {error:4.2f}" for width, error in widths)
+            # the events are the same in all permutations: together they are no more than those of one
+            text = "  ".join(f"{width:5.2f} +- {error * np.sqrt(n):4.2f}" for width, error in widths)
             print(f"{name:14s} {kind:14s} {of:8s} {text}", flush=True)
 
 

@@ -38,7 +38,7 @@ from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.alignment import ZenithScaling, find_zenith_scaling, seen_in_field
 from gammapy_accmaker.models.base import NOT_CONVERGED, AdaptedRun, RateModel
-from gammapy_accmaker.models.fit_counts import FitCounts, add_up, sum_counts
+from gammapy_accmaker.models.fit_counts import FitCounts, add_up, sum_counts, zenith_range
 from gammapy_accmaker.models.goodness import describe_goodness
 from gammapy_accmaker.models.pooled import AzimuthBinned, ZenithBinned, ZenithInterpolated
 from gammapy_accmaker.models.source_terms import AmplitudeFit
@@ -85,7 +85,7 @@ def _fit_groups(
         except FitError as error:
             ids = ", ".join(str(run.obs_id) for run in group)
             raise FitError(f"group {number} of the plan, runs {ids}: {error}") from error
-    mean, ranges = plan.mean_cos_zenith(), [_seen_range(group) for group in assigned]
+    mean, ranges = plan.mean_cos_zenith(), [zenith_range(group) for group in assigned]
     sectors = np.unique(plan.sector)
     by_sector: list[RateModel] = []
     for k in sectors:
@@ -111,12 +111,6 @@ def _fit_groups(
         )
     ontime = np.bincount(plan.sector[plan.group], plan.ontime, len(plan.azimuth_edges))
     return AzimuthBinned(plan.azimuth_edges, by_sector, sectors, ontime[sectors])
-
-
-def _seen_range(group):
-    """Smallest and largest cos zenith in runs."""
-    low, high = np.array([run.cos_zenith_range for run in group]).T
-    return float(low.min()), float(high.max())
 
 
 def plan_groups(observations, config=None, *, exclusion=None, n_jobs=None, parallel_backend=None) -> GroupPlan:

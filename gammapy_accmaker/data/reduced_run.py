@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 
 from gammapy_accmaker.data.notes import RunNotes
 from gammapy_accmaker.data.sky_counts import SkyCounts
-from gammapy_accmaker.models.fit_counts import mean_displacement
+from gammapy_accmaker.models.fit_counts import mean_displacement, zenith_range
 from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch, add_patches, sum_patches
 from gammapy_accmaker.utils.run_key import RunKey
 
@@ -148,8 +148,7 @@ class ReducedRun:
     @property
     def cos_zenith_range(self) -> tuple[float, float]:
         """Smallest and largest cos zenith of the pointing during the good time."""
-        low, high = np.array([part.cos_zenith_range for part in self.slices]).T
-        return float(low.min()), float(high.max())
+        return zenith_range(self.slices)
 
     @property
     def displacement(self) -> np.ndarray | None:

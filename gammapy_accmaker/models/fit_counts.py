@@ -80,6 +80,12 @@ def add_up(parts) -> np.ndarray:
     return total
 
 
+def zenith_range(parts) -> tuple[float, float]:
+    """Smallest and largest cos zenith in reduced runs, or slices of runs."""
+    low, high = np.array([part.cos_zenith_range for part in parts]).T
+    return float(low.min()), float(high.max())
+
+
 def mean_displacement(parts, norms=None) -> np.ndarray | None:
     """Mean ``displacement`` of reduced runs, or slices of runs, in each bin, weighted by ``exposure`` and norms."""
     norms = np.ones(len(parts)) if norms is None else norms

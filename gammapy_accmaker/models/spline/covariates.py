@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gammapy_accmaker.models.fit_counts import zenith_range
+
 
 @dataclass(frozen=True)
 class CovariateScale:
@@ -54,17 +56,11 @@ class CovariateScale:
         azimuth = np.mean([_azimuth(r.cos_zenith, r.azimuth, np.zeros(2)) for r in runs], axis=0)
         if zenith and len(center):
             # the zenith angle is known within each slice as well
-            ends = [blank.standard(z, None)[0] for z in blank.zenith_range(runs)]
+            ends = [blank.standard(z, None)[0] for z in zenith_range(runs)]
             standard = np.vstack([standard, np.tile(standard[0], (2, 1))])
             standard[-2:, 0] = ends
         limits = np.stack([standard.min(0), standard.max(0)], axis=1)
         return cls(zenith, tuple(names), center, width, limits, np.zeros(len(center)), azimuth)
-
-    @staticmethod
-    def zenith_range(runs) -> tuple[float, float]:
-        """Smallest and largest cos zenith in runs."""
-        low, high = np.array([run.cos_zenith_range for run in runs]).T
-        return float(low.min()), float(high.max())
 
     def with_scaling(self, energy_scaling: np.ndarray) -> CovariateScale:
         """A copy with another energy scaling."""

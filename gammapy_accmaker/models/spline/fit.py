@@ -26,6 +26,7 @@ from gammapy_accmaker.models.bsplines import (
     difference_penalty,
     fit_tensor_spline,
 )
+from gammapy_accmaker.models.fit_counts import zenith_range
 from gammapy_accmaker.models.norm_energy import (
     NO_ENERGIES,
     choose_energies,
@@ -151,7 +152,7 @@ class _SplineSetup:
         scaled = np.array([log_energy + sum(scale.scaling(s.cos_zenith, s.covariates)) for s in slices])
         ends = [sum(scale.scaling(z, s.covariates)) for s in slices for z in s.cos_zenith_range]
         energy = _energy_axis(scaled, spectra, log_energy[0] + min(ends), log_energy[-1] + max(ends))
-        lo, hi = scale.zenith_range(slices) if zenith else (0.0, 1.0)
+        lo, hi = zenith_range(slices) if zenith else (0.0, 1.0)
         # a run tells of its mean zenith angle, however far its slices reach
         by_run = [np.mean([s.cos_zenith for s in run]) for run in grouped]
         if zenith and np.ptp(by_run) > _MIN_ZENITH_RANGE:

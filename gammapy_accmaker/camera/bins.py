@@ -227,8 +227,8 @@ class FovBins:
             pair, shares = np.stack([left, left + 1], axis=1), np.stack([1 - share, share], axis=1)
             columns = (columns[:, :, None] * len(c) + pair[:, None, :]).reshape(n, -1)
             weights = (weights[:, :, None] * shares[:, None, :]).reshape(n, -1)
-        rows = np.repeat(np.arange(n), columns.shape[1])
-        return csr_array((weights.ravel(), (rows, columns.ravel())), shape=(n, self.size))
+        starts = np.arange(n + 1) * columns.shape[1]
+        return csr_array((weights.ravel(), columns.ravel(), starts), shape=(n, self.size))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Serial form, for a model that has these bins."""

@@ -119,9 +119,8 @@ class SmoothSpectrum:
         edges = np.log(np.clip(energy_edges, *self._reach))
         log_energy, width, bins = _midpoints(edges)
         counts = width * np.exp(self._log_density(log_energy))
-        weights = np.zeros((len(energy_edges) - 1, len(node_energy)))
-        np.add.at(weights, bins, counts[:, None] * linear_weights(np.log(node_energy), log_energy))
-        return weights
+        in_bin = np.where(bins == np.arange(len(energy_edges) - 1)[:, None], counts, 0)
+        return in_bin @ linear_weights(np.log(node_energy), log_energy)
 
 
 @dataclass(frozen=True)

@@ -126,13 +126,15 @@ def excess_fields(
         near = [f for f in of_field if f[0][1].matrix[0] @ pointing > np.cos(np.radians(offset_max))]
         own = run, run.sky, model_of[id(run)]
         near[0].append(own) if near else of_field.append([own])
-    width = 4 * offset_max * u.deg
     stored = sky_bands(energy_edges)
     n_band, first = len(stored) - 1, np.searchsorted(stored, bands * (1 - 1e-9))
     fields = []
     for members in of_field:
-        lon, lat = np.degrees(vectors_to_lonlat(members[0][1].matrix[0]))
-        geom = WcsGeom.create(skydir=(lon % 360, lat), width=width, binsz=SKY_PIXEL, proj="TAN", frame="icrs")
+        pointings = np.array([sky.matrix[0] for _, sky, _ in members])
+        apart = np.degrees(np.arccos(np.clip(pointings @ pointings[0], -1, 1))).max()
+        npix = 2 * int(np.ceil((offset_max + apart) / SKY_PIXEL) + 2)
+        lon, lat = np.degrees(vectors_to_lonlat(pointings[0]))
+        geom = WcsGeom.create(skydir=(lon % 360, lat), npix=npix, binsz=SKY_PIXEL, proj="TAN", frame="icrs")
         nx, size = geom.data_shape[1], np.prod(geom.data_shape)
         counts, expected, of_known = np.zeros((3, len(bands) - 1, size))
         covered = np.zeros(size)
@@ -174,11 +176,17 @@ def _expected(run, sky, model, pixels, bands, reach):
     distance = offset(lon, lat)
     far = distance > reach + 2 * _RATE_STEP
     nearest = tuple(distance_transform_edt(far, return_distances=False, return_indices=True))
-    lon, lat = (a[~far] * np.minimum(reach * (1 - 1e-6) / np.maximum(distance[~far], 1e-9), 1) for a in (lon, lat))
+    inside = np.minimum(distance, reach * (1 - 1e-6))[~far]
+    if model.is_radial:
+        lon, place = np.unique(inside.round(9), return_inverse=True)
+        lat = np.zeros(len(lon))
+    else:
+        lon, lat = (a[~far] * inside / np.maximum(distance[~far], 1e-9) for a in (lon, lat))
+        place = np.arange(len(lon))
     expected, seen = np.zeros((len(bands) - 1, len(pixels))), np.ones(len(pixels), dtype=bool)
     for k, part in enumerate(run.slices):
         rate = np.zeros((len(bands) - 1, *far.shape))
-        rate[:, ~far] = model.at_azimuth(part.azimuth).integral_grid(bands, lon, lat, part.cos_zenith)
+        rate[:, ~far] = model.at_azimuth(part.azimuth).integral_grid(bands, lon, lat, part.cos_zenith)[:, place]
         splines = [spline_filter(band[nearest], order=3) for band in rate]
         for turn, seconds in zip(sky.turns[sky.slices == k], sky.seconds[sky.slices == k], strict=True):
             camera = pixels @ turn.T

@@ -126,29 +126,14 @@ class RunDesign:
         """Numbers of the additive effects of each camera mode."""
         return [np.flatnonzero(self.effects.mode_of_column == m) for m in range(len(self.effects.modes))]
 
-    @cached_property
-    def column_products(self) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
-        """Products of the additive columns of each pair of camera modes, and how they make up a matrix.
-
-        For each pair (m, q <= m) the number ``m * n_mode + q`` and the products, shape (n_own * n_other, n_energy); and
-        for each element of the information of the additive effects its place in the concatenated sums of these.
-        """
-        columns, n_mode = self.columns.T, len(self.effects.modes)
-        pairs, place, start = [], np.zeros((len(columns),) * 2, dtype=int), 0
-        for m, own in enumerate(self.mode_columns):
-            for q, other in enumerate(self.mode_columns[: m + 1]):
-                products = (columns[own][:, None] * columns[other]).reshape(len(own) * len(other), -1)
-                pairs.append((m * n_mode + q, products))
-                here = start + np.arange(len(products)).reshape(len(own), len(other))
-                place[np.ix_(own, other)], place[np.ix_(other, own)] = here, here.T
-                start += len(products)
-        return pairs, place
-
     def ring_sums(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Weighted sums over the sectors of each ring, shape (n_energy, n_ring, n);
+        """Weighted sums over the sectors of each ring, shape (n_ring, n_energy, n);
         weights as in `CellModes.ring_weights`."""
-        by_ring = values.reshape(len(values), *weights.shape[:2]).transpose(1, 0, 2)
-        return np.matmul(by_ring, weights).transpose(1, 0, 2)
+        return np.matmul(values.reshape(len(values), *weights.shape[:2]).transpose(1, 0, 2), weights)
+
+    def in_offset(self, by_ring: np.ndarray) -> np.ndarray:
+        """Sums over rings, shape (n_ring, n_energy, n), times the splines in offset, shape (n_offset, n_energy, n)."""
+        return np.tensordot(self.ring_basis, by_ring, axes=(0, 0))
 
 
 def _displaced(expansion: np.ndarray, displacement: np.ndarray) -> np.ndarray:
@@ -194,7 +179,12 @@ class RateTable:
             # effects
             by_ring = design.energy.interpolate(run.scaled_energy) @ by_offset
             by_offset, by_angle = run.displacement.T
-            added = added + (asymmetry[1] + by_ring[:, design.cells.ring_of_cell]) * by_offset + asymmetry[2] * by_angle
+            moved = np.repeat(by_ring, design.cells.n_sector, axis=1)
+            moved += asymmetry[1]
+            moved *= by_offset
+            moved += asymmetry[2] * by_angle
+            moved += added
+            added = moved
         return cls(log_rate, slope, added, design.modes_of(run.displacement))
 
 
@@ -264,11 +254,9 @@ class RunSums:
         # weighted by the columns; columns of one camera mode share their sum over the cells, which is done first
         gradient, information = np.zeros(basis.n), np.zeros((basis.n, basis.n))
         gradient[n_shift:] = additive_counts - (columns * (told @ table.modes.additive)[:, mode_of]).sum(0)
-        products = informs @ mode_mode
-        pairs, place = design.column_products
-        if pairs:
-            sums = np.concatenate([by_pair @ products[:, k] for k, by_pair in pairs])
-            information[n_shift:, n_shift:] = sums[place]
+        products = (informs @ mode_mode).reshape(n_energy, n_mode, n_mode)
+        for m, own in enumerate(design.mode_columns):
+            information[n_shift + own, n_shift:] = columns[:, own].T @ (columns * products[:, m, mode_of])
 
         # energy shift: log mu is not linear in it; its derivative by the shift is the slope of the log spectrum, so
         # this block is Fisher's information (that of the expected counts), which is never negative
@@ -295,7 +283,8 @@ class RunSums:
         weighted = residual + mu if bands is not None else np.zeros(0)
         by_offset = None
         if run.displacement is not None:
-            by_offset = (residual * run.displacement[:, 0]).reshape(n_energy, n_ring, -1).sum(2) @ design.ring_slopes
+            by_sector = (residual * run.displacement[:, 0]).reshape(n_energy * n_ring, -1)
+            by_offset = (by_sector @ np.ones(by_sector.shape[1])).reshape(n_energy, n_ring) @ design.ring_slopes
         size, node = len(design.energy.grid) * n_ring, node.ravel()
         # the rate of a cell is linear between two nodes of the grid: its derivative goes to both by the fraction
         upper = residual * fraction
@@ -311,15 +300,12 @@ class RunSums:
         mode_weights, shift_weights = table.modes.ring_weights
         by_ring = design.ring_sums(informs, mode_weights)
         all_by_ring = by_ring if informs is known else design.ring_sums(known, mode_weights[:, :, :1])
-        rate_information = _banded_information(at_energy, all_by_ring[:, :, 0] @ design.ring_rows)
-        cross = np.zeros((n_e, n_t, basis.n))
-        slopes_by_ring = design.ring_sums(mu_slope, shift_weights)
-        for k in range(n_shift):
-            cross[:, :, k] = at_energy.T @ (slopes_by_ring[:, :, k] @ design.ring_basis)
+        rate_information = _banded_information(at_energy, all_by_ring[:, :, 0].T @ design.ring_rows)
         # how the effects and the rate can stand in for each other: what `fit` needs to integrate the effects out
-        for m, here in enumerate(design.mode_columns):
-            products = row_tensor(at_energy, columns[:, here]).T @ (by_ring[:, :, 1 + m] @ design.ring_basis)
-            cross[:, :, n_shift + here] = products.reshape(n_e, len(here), n_t).transpose(0, 2, 1)
+        together = np.empty((n_t, n_energy, basis.n))
+        together[:, :, :n_shift] = design.in_offset(design.ring_sums(mu_slope, shift_weights))
+        np.multiply(design.in_offset(by_ring)[:, :, 1 + mode_of], columns, out=together[:, :, n_shift:])
+        cross = np.matmul(at_energy.T, together).transpose(1, 0, 2)
         of_sources = None
         if bands is not None and run.has_sources:
             of_sources = _SourceSums.of(design, table, run, mu, by_cell, at_energy, bands)
@@ -454,12 +440,12 @@ def _banded_information(at_energy, by_offset):
     Splines in energy further apart than `_NEIGHBOURS` have no product. Shapes (n_energy, n_e), (n_energy, n_t ** 2).
     """
     n_e, n_t = at_energy.shape[1], round(np.sqrt(by_offset.shape[1]))
-    out = np.zeros((n_e, n_e, n_t, n_t))
+    out = np.zeros((n_e, n_t, n_e, n_t))
     for distance in range(min(_NEIGHBOURS + 1, n_e)):
         pairs = at_energy[:, distance:] * at_energy[:, : n_e - distance]
         block, first = (pairs.T @ by_offset).reshape(-1, n_t, n_t), np.arange(n_e - distance)
-        out[first, first + distance] = out[first + distance, first] = block
-    return out.transpose(0, 2, 1, 3).reshape(n_e * n_t, n_e * n_t)
+        out[first, :, first + distance] = out[first + distance, :, first] = block
+    return out.reshape(n_e * n_t, n_e * n_t)
 
 
 def _expected(design, table, run, effects):

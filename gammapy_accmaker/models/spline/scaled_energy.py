@@ -110,10 +110,12 @@ class ScaledEnergyAxis:
 
     def locate(self, u, shift=0.0) -> tuple[np.ndarray, np.ndarray]:
         """Node below each u + shift, of shapes that broadcast, and the fraction of the way to the next."""
-        position = (u - self.grid[0]) / _GRID_STEP + np.asarray(shift) / _GRID_STEP
-        np.maximum(position, 0, out=position)
-        # the last node is the start of no interval
-        np.minimum(position, len(self.grid) - 1 - 1e-9, out=position)
+        position, moved = (u - self.grid[0]) / _GRID_STEP, np.asarray(shift) / _GRID_STEP
+        last = len(self.grid) - 1 - 1e-9  # the last node is the start of no interval
+        inside = 0 <= position.min() + moved.min() and position.max() + moved.max() <= last
+        position = position + moved
+        if not inside:
+            np.clip(position, 0, last, out=position)
         node = position.astype(np.int64)
         position -= node
         return node, position

@@ -217,10 +217,10 @@ class ReducedRun:
 
 def in_own_order(runs: Iterable[ReducedRun]) -> list[ReducedRun]:
     """Reduced runs in an order that is theirs: sums are then the same to the last digit,
-    in whatever order the runs came."""
+    in whatever order the runs came, and whatever their labels are."""
     return sorted(runs, key=_content)
 
 
 def _content(run):
     totals = (float(sum(getattr(part, name).sum() for part in run.slices)) for name in ("counts", "exposure"))
-    return isinstance(run.obs_id, str), run.obs_id, run.slices[0].mjd, *totals
+    return run.slices[0].mjd, *totals, isinstance(run.obs_id, str), run.obs_id

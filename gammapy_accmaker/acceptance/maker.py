@@ -649,7 +649,7 @@ class AcceptanceBackgroundMaker(Maker):
             return known
         reduction = replace(self._reduction(), sources=self.known_sources)
         run = reduction.reduce(observation, applied.track) if run is None else run
-        if run.sky is None:
+        if run.sky is None or run.sky.signal is None:
             return known
         pixel = geom.pixel_scales.min().to_value("deg")
         xyz, counts = run.sky.signal_points(0.5 * pixel)

@@ -220,6 +220,18 @@ def test_a_renormalisation_does_not_count_the_source_for_background(kind):
     assert sums[0] == pytest.approx(sums[1], rel=0.015)
 
 
+def test_a_renormalisation_of_a_run_that_does_not_see_the_source():
+    observation, geom, norms = runs()[0], sky_geom(store().source.spatial_model.position, edges=(0.5, 1, 30)), []
+    far = true_source(frozen=True, name="far")
+    far.spatial_model.lat_0.value += 30
+    for sources in (None, far):
+        config = {"renormalization": {"type": "fov"}}
+        maker = AcceptanceBackgroundMaker(config, model=fitted("spline", "excluded"), sources=sources)
+        dataset = MapDatasetMaker(selection=["counts"]).run(MapDataset.create(geom, name="run"), observation)
+        norms.append(maker.run(dataset, observation).background_model.spectral_model.norm.value)
+    assert norms[0] == norms[1] != 1
+
+
 def test_known_and_excluded_may_be_mixed():
     """A circle that covers a part of the source alone: its amplitude follows from the rest."""
     core = CircleSkyRegion(store().source.spatial_model.position, 0.1 * u.deg)

@@ -11,6 +11,7 @@ from gammapy.maps import MapAxis, WcsGeom, WcsNDMap
 from gammapy.modeling.models import (
     ConstantSpatialModel,
     DiskSpatialModel,
+    ExpCutoffPowerLawSpectralModel,
     GaussianSpatialModel,
     PointSpatialModel,
     PowerLawNormSpectralModel,
@@ -130,6 +131,7 @@ _ODD = {
     ),
     "constant": lambda: SkyModel(spectrum(), ConstantSpatialModel(value="10 sr-1")),
     "units": lambda: SkyModel(spectrum("5e-11 m-2 s-1 GeV-1"), shapes()["disc"]),
+    "nothing at high energies": lambda: SkyModel(ExpCutoffPowerLawSpectralModel(lambda_="50 TeV-1"), shapes()["disc"]),
     "two components": lambda: SkyModel(spectrum() * PowerLawNormSpectralModel(tilt=0.3), shapes()["disc"]),
 }
 

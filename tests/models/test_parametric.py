@@ -16,7 +16,7 @@ from gammapy_accmaker.camera.bins import FovBins
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.parametric.fit import fit_parametric
 from gammapy_accmaker.models.parametric.function import rate_function
-from gammapy_accmaker.models.parametric.likelihood import BinNodes, Likelihood
+from gammapy_accmaker.models.parametric.likelihood import BinNodes, Likelihood, fit_likelihoods
 from gammapy_accmaker.models.parametric.model import ParametricModel
 from gammapy_accmaker.models.parametric.shapes import READY_SHAPES
 
@@ -453,6 +453,25 @@ def test_a_fit_that_fails_raises_or_is_flagged(seconds, caplog):
     caplog.clear()
     again = ParametricModel.from_arrays(model.to_arrays())
     assert not again.result.valid and "comes from a fit that failed" in caplog.text
+
+
+def test_energies_whose_fit_fails_leave_the_errors_of_others(monkeypatch):
+    counts, exposure = draw()
+    whole = fit_parametric(counts, exposure, EDGES, FOV, "gaussian")
+    assert len(whole.group_energy) > 2
+    fits = []
+
+    def second_fails(*arguments):  # the first is of all energies together
+        fits.append(fit_likelihoods(*arguments))
+        values, covariance, *rest = fits[-1]
+        return values, covariance * (np.nan if len(fits) == 2 else 1), *rest
+
+    monkeypatch.setattr("gammapy_accmaker.models.parametric.fit.fit_likelihoods", second_fails)
+    part = fit_parametric(counts, exposure, EDGES, FOV, "gaussian")
+    at = whole.energy_edges[[0, -1]], FOV.fov_lon, FOV.fov_lat
+    unknown, known = part.relative_error_grid(*at)
+    np.testing.assert_allclose(unknown, 1, rtol=1e-6)
+    np.testing.assert_allclose(known, whole.relative_error_grid(*at)[1], rtol=1e-5)
 
 
 def test_counts_are_needed():

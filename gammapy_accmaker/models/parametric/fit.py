@@ -300,10 +300,11 @@ def _slopes(function, values, covariance, energy, nodes):
 
 def _error_directions(covariance, slopes):
     """Changes of the log of the rate by one standard deviation along independent directions, by linear propagation;
-    one of 1 everywhere if they are not known."""
-    if not np.isfinite(covariance).all():
-        return np.ones((1, *slopes.shape[1:]), dtype=np.float32)
+    and one of 1 wherever the rate follows a parameter of which nothing is known."""
+    known = np.isfinite(np.diag(covariance))
+    unknown = (slopes[~known] != 0).any(axis=0)
+    covariance = covariance[np.ix_(known, known)]
     variances, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
-    known = variances > 0
-    root = vectors[:, known] * np.sqrt(variances[known])
-    return np.tensordot(root.T, slopes, axes=1).astype(np.float32)
+    root = vectors * np.sqrt(np.maximum(variances, 0))
+    directions = [*np.tensordot(root.T, slopes[known], axes=1)[variances > 0], *([unknown] if unknown.any() else [])]
+    return np.array(directions, dtype=np.float32).reshape(-1, *slopes.shape[1:])

@@ -328,13 +328,14 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
             f"the model, ({n_energy}, {n_fov}) and ({n_fov},); reduce the run with the bins of the fit"
         )
     counts = (run.counts @ cells.membership).tocoo()
-    index = counts.coords[0].astype(np.int64) * cells.n_cell + counts.coords[1]
+    # no fewer bytes: numpy divides no small number by that of the cells
+    index = (counts.coords[0] * cells.n_cell + counts.coords[1]).astype(np.int32)
     order = np.argsort(index)
     order = order[counts.data[order] > 0]
     exposure = cells.membership.T @ (run.exposure * cells.solid_angle)
     signal, sources = getattr(run, "signal", None), getattr(run, "sources", ())
     return CellCounts(
-        run.key, in_few_bytes(index[order]), in_few_bytes(counts.data[order]),
+        run.key, index[order], in_few_bytes(counts.data[order]),
         exposure, cells.displacement(run.exposure), run.cos_zenith, run.azimuth, run.cos_zenith_range, run.covariates,
         None if signal is None else signal.gathered(cells.membership),
         tuple(source.gathered(cells.membership) for source in sources),

@@ -5,6 +5,8 @@ import pytest
 from scipy.sparse import csr_array
 from simulated_runs import CENTERS, EDGES, LAT, LON, SOLID_ANGLE, SimulatedRun, simulate_runs
 
+from gammapy_accmaker.camera.bins import FovBins
+from gammapy_accmaker.models.spline.cells import FovCells, gather_counts
 from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.penalty import RatePenalty
 
@@ -130,3 +132,12 @@ def test_a_run_without_counts_beside_others_does_no_harm():
     model = fit_spline([*runs, empty], *BINS)[0]
     assert model.converged and len(model.effects) == 3
     assert "few counts" in model.effects[-1].flags
+
+
+def test_a_slice_without_counts_in_a_wide_field():
+    """It has more cells than a byte counts."""
+    fov = FovBins.grid(2.5, 50)
+    cells = FovCells(fov.fov_lon, fov.fov_lat, fov.solid_angle)
+    empty = SimulatedRun(99, csr_array((5, fov.size), dtype=int), np.ones(fov.size), 0.85, 10.0)
+    assert cells.n_cell > 256
+    np.testing.assert_array_equal(gather_counts(cells, 5, empty).spectrum(5), 0)

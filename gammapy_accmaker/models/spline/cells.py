@@ -328,8 +328,9 @@ def gather_counts(cells: FovCells, n_energy: int, run) -> CellCounts:
             f"the model, ({n_energy}, {n_fov}) and ({n_fov},); reduce the run with the bins of the fit"
         )
     counts = (run.counts @ cells.membership).tocoo()
-    # no fewer bytes: numpy divides no small number by that of the cells
-    index = (counts.coords[0] * cells.n_cell + counts.coords[1]).astype(np.int32)
+    # as few bytes as hold the number of all bins: numpy divides no smaller ones by that of the cells
+    of_bins = np.min_scalar_type(n_energy * cells.n_cell)
+    index = (counts.coords[0].astype(np.int64) * cells.n_cell + counts.coords[1]).astype(of_bins)
     order = np.argsort(index)
     order = order[counts.data[order] > 0]
     exposure = cells.membership.T @ (run.exposure * cells.solid_angle)

@@ -26,6 +26,12 @@ _LARGEST = 4.0  # of the log of a ratio
 _SHARES = 1e-3, 0.999  # of the counts, between which the knots lie
 
 
+def root_of(covariance: np.ndarray) -> np.ndarray:
+    """L with L L' = covariance, by its eigenvectors, so that some directions may have no variance."""
+    values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
 @dataclass(frozen=True, eq=False)
 class RunShape:
     """Covariance over the runs of the shape of the rate.
@@ -87,9 +93,8 @@ class RunShape:
 
     @cached_property
     def root(self) -> np.ndarray:
-        """L with L L' the covariance."""
-        values, vectors = np.linalg.eigh(self.covariance)
-        return vectors * np.sqrt(np.maximum(values, 0))
+        """That of the covariance, see `root_of`."""
+        return root_of(self.covariance)
 
     def prior(self) -> np.ndarray:
         """Covariance before any run is seen, smooth along the energy, shape (k, k)."""

@@ -19,6 +19,7 @@ from gammapy_accmaker.models.goodness import goodness_of_model
 from gammapy_accmaker.models.parametric.function import check_shared, rate_function
 from gammapy_accmaker.models.parametric.likelihood import BinNodes, Likelihood, fit_likelihoods
 from gammapy_accmaker.models.parametric.model import ParametricModel, ParametricResult, error_nodes, shape_of
+from gammapy_accmaker.models.run_shape import root_of
 from gammapy_accmaker.models.spectrum import kept_integrals, linear_weights
 
 log = logging.getLogger(__name__)
@@ -303,8 +304,5 @@ def _error_directions(covariance, slopes):
     and one of 1 wherever the rate follows a parameter of which nothing is known."""
     known = np.isfinite(np.diag(covariance))
     unknown = (slopes[~known] != 0).any(axis=0)
-    covariance = covariance[np.ix_(known, known)]
-    variances, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
-    root = vectors * np.sqrt(np.maximum(variances, 0))
-    directions = [*np.tensordot(root.T, slopes[known], axes=1)[variances > 0], *([unknown] if unknown.any() else [])]
-    return np.array(directions, dtype=np.float32).reshape(-1, *slopes.shape[1:])
+    directions = np.tensordot(root_of(covariance[np.ix_(known, known)]).T, slopes[known], axes=1)
+    return np.concatenate([directions, unknown[None]] if unknown.any() else [directions]).astype(np.float32)

@@ -5,7 +5,7 @@ Per run, only sums over polar cells are formed; their size does not depend on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -322,16 +322,7 @@ class RunSums:
 
     def __add__(self, other: RunSums) -> RunSums:
         """Sum over the slices of a run."""
-        return RunSums(
-            self.gradient + other.gradient,
-            self.information + other.information,
-            self.expected + other.expected,
-            self.rate_gradient + other.rate_gradient,
-            self.rate_information + other.rate_information,
-            self.cross_information + other.cross_information,
-            self.weighted + other.weighted,
-            _sum(self.sources, other.sources),
-        )
+        return _sum_of_fields(self, other)
 
 
 @dataclass(frozen=True)
@@ -402,20 +393,13 @@ class _SourceSums:
 
     def __add__(self, other: _SourceSums) -> _SourceSums:
         """Sum over the slices of a run."""
-        return _SourceSums(
-            self.gradient + other.gradient,
-            self.information + other.information,
-            self.with_effects + other.with_effects,
-            self.with_rate + other.with_rate,
-            self.with_cells + other.with_cells,
-        )
+        return _sum_of_fields(self, other)
 
 
-def _sum(first, second):
-    """Of two, each of which may be None."""
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
+def _sum_of_fields(first, second):
+    """Field by field; one that is None adds nothing."""
+    pairs = ((getattr(first, one.name), getattr(second, one.name)) for one in fields(first))
+    return type(first)(*(b if a is None else a if b is None else a + b for a, b in pairs))
 
 
 def sum_additive(

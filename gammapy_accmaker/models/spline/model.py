@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from gammapy_accmaker.models.bsplines import BSplineAxis, row_tensor
 from gammapy_accmaker.models.norm_energy import RunScatter, find_scatter
+from gammapy_accmaker.models.run_shape import root_of
 from gammapy_accmaker.models.spline.cells import AsymmetryCells, FovCells, asymmetry_basis
 from gammapy_accmaker.models.spline.covariates import CovariateScale
 from gammapy_accmaker.models.spline.effects import EffectBasis, RunEffect, RunPopulation
@@ -41,12 +42,6 @@ _BLOCK = 2048  # positions of a rate that are worked out together: what is in be
 def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
     """Values of the splines in zenith angle, shape (axis.n,)."""
     return axis.basis([np.log(cos_zenith)])[0]
-
-
-def _root_of(covariance: np.ndarray) -> np.ndarray:
-    """L with L L' = covariance, by its eigenvectors, so that some directions may have no variance."""
-    values, vectors = np.linalg.eigh(0.5 * (covariance + covariance.T))
-    return vectors * np.sqrt(np.maximum(values, 0))
 
 
 @dataclass(frozen=True)
@@ -458,7 +453,7 @@ class SplineModel:
         at_energy = self.asymmetry_energy_axis.basis(log_energy)
         asymmetry = np.einsum("na,mb->abnm", at_energy, space).reshape(-1, *shape)
         covariance = self.population.covariance if effect is None else effect.covariance
-        run = [np.tensordot(_root_of(covariance).T, of_effects, axes=(1, 2))]
+        run = [np.tensordot(root_of(covariance).T, of_effects, axes=(1, 2))]
         left = self.scatter.shape
         if left is not None:  # what effects that cannot follow a threshold leave out, less what they make good of it
             values = left.values(np.exp(log_energy), lon, lat)
@@ -488,7 +483,7 @@ class SplineModel:
 
     @cached_property
     def _asymmetry_root(self):
-        return _root_of(self.asymmetry_covariance.astype(float))
+        return root_of(self.asymmetry_covariance.astype(float))
 
     def rate_rows(self, zenith: np.ndarray) -> np.ndarray:
         """Rows R of the coefficients in energy and offset at one zenith angle: their covariance is R R'.

@@ -336,7 +336,7 @@ class AcceptanceBackgroundMaker(Maker):
             key = run_key(observation, track)
             number, rate_model = rate_model.number_for_run(key), rate_model.for_run(key)
         effects = config.run_effects.settings
-        if not rate_model.depends_on_run(effects):
+        if not (rate_model.depends_on_run(effects) or reduction.sources.free):
             shape = rate_model.at_azimuth(track.mean_azimuth).run_shape_at(track.mean_cos_zenith)
             scaled = ScaledModel(rate_model, 1.0, shape=shape)
             return _AppliedModel(

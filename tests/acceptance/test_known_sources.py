@@ -333,6 +333,10 @@ def test_a_source_that_on_and_off_runs_see_is_fitted_to_the_on_runs():
     counts = counts_in_source(of=runs()[:3])
     assert counts < table["COUNTS"].sum() < 3 * counts  # of the three ON runs, at more energies
     assert maker.known_sources.sources[0].amplitudes == tuple(table["AMPLITUDE"])
+    # also where nothing else is fitted to a run
+    without, bare = replace(maker.model, known_sources=SourceList()), {"run_effects": {"type": "none"}}
+    alone = AcceptanceBackgroundMaker(bare, model=without, sources=faint).sources_in(runs()[0]).sources[0]
+    np.testing.assert_allclose(alone.amplitudes, table["AMPLITUDE"], rtol=0.5)
 
 
 @pytest.mark.slow

@@ -478,7 +478,8 @@ class KnownSources(Options):
         Models file of gammapy; null: those that are given as an argument. The amplitude (or norm) of a source is fitted
         unless it is frozen; all else of it stays as it is.
     bands : int
-        Bands of energy, with about as many expected counts each, in which a source has an amplitude of its own.
+        Bands of energy, with about as many expected counts each, in which a source has an amplitude of its own: above
+        the thresholds of the runs, and as many below.
     """
 
     type: Literal["models"] = "models"

@@ -175,18 +175,19 @@ class SplineOptions(ModelOptions):
         self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
     ) -> tuple[SplineRate, AmplitudeFit | None]:
         inside = bins.inside
-        model, sources = fit_spline(
-            (in_pixels(run, inside) for run in runs),
-            bins.energy_edges,
-            *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
-            run_effects=settings.effects.kind,
-            gradient=settings.effects.gradient,
-            norm_energy=settings.effects.norm_energy,
-            zenith=settings.follows_zenith,
-            covariates=tuple(name for name in self.keywords if any(name in run.covariates for run in runs)),
-            starmap=execution.starmap("Fit of the spline model"),
-            n_band=settings.n_band,
-        )
+        with execution.open() as kept:
+            model, sources = fit_spline(
+                (in_pixels(run, inside) for run in runs),
+                bins.energy_edges,
+                *(a[inside] for a in (bins.fov.fov_lon, bins.fov.fov_lat, bins.fov.solid_angle)),
+                run_effects=settings.effects.kind,
+                gradient=settings.effects.gradient,
+                norm_energy=settings.effects.norm_energy,
+                zenith=settings.follows_zenith,
+                covariates=tuple(name for name in self.keywords if any(name in run.covariates for run in runs)),
+                starmap=kept.starmap("Fit of the spline model"),
+                n_band=settings.n_band,
+            )
         return SplineRate(model), sources
 
 

@@ -1,6 +1,8 @@
 """Observations and configuration to a model: what goes in, what is left out, and what does not matter."""
 
 import logging
+import multiprocessing
+from contextlib import nullcontext
 
 import astropy.units as u
 import numpy as np
@@ -14,6 +16,8 @@ from stores import EDGES, altered, full_store, observations, options, source_reg
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel, fit_acceptance
 from gammapy_accmaker.acceptance.reduction import make_bins
 from gammapy_accmaker.errors import InputError
+from gammapy_accmaker.models.spline import fit as spline
+from gammapy_accmaker.utils import parallel
 
 KINDS = ["radial", "grid"]
 COLUMNS = {
@@ -79,6 +83,22 @@ def test_jobs_do_not_matter(runs):
     here, there = (fit_acceptance(runs, options("grid"), n_jobs=n) for n in (1, 2))
     assert np.allclose(rates(here), rates(there), rtol=1e-12, atol=0)
     assert all(np.array_equal(here.run_table[c], there.run_table[c]) for c in here.run_table.colnames)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_rounds_of_a_fit_share_their_processes_and_leave_none(runs, fails, monkeypatch):
+    pool, model, opened, loops = parallel._pool, spline._JointFit.model, [], []
+
+    def at_the_end(fit):
+        assert len(opened) == 2 and 0 < len(multiprocessing.active_children()) <= 2  # the first was of the reduction
+        return 1 / 0 if fails else model(fit)
+
+    monkeypatch.setattr(parallel, "_pool", lambda n_jobs: opened.append(n_jobs) or pool(n_jobs))
+    monkeypatch.setattr(spline._JointFit, "model", at_the_end)
+    monkeypatch.setattr(spline, "chunk_starts", lambda n_run: loops.append(n_run) or range(0, n_run, 2))
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        fit_acceptance(runs, {"energy": {"min": "1 TeV", "max": "5 TeV"}, "offset_max": "1 deg"}, n_jobs=2)
+    assert len(loops) > 4 and opened == [2, 2] and not multiprocessing.active_children()
 
 
 def test_observations_in_any_container(runs):

@@ -1,6 +1,7 @@
 """Processes of this machine: safe beside threads, without the user's script, and as if there were one alone."""
 
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import warnings
 import pytest
 from astropy.utils import iers
 
-from gammapy_accmaker.utils.parallel import Execution
+from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
 
 LOCK = threading.Lock()
 
@@ -90,6 +91,49 @@ def _process(number):
 def test_a_process_starts_no_others():
     pids = in_two(_nested)
     assert all(len(set(group)) == 1 for group in pids) and os.getpid() not in {group[0] for group in pids}
+
+
+def _pid_unless(number, end):
+    """Of the process; it ends with 2, in one way or the other."""
+    return end() if number == 2 else os.getpid()
+
+
+def _raise():
+    raise ZeroDivisionError
+
+
+def _die():
+    os._exit(1)
+
+
+def test_loops_share_the_processes_while_they_are_kept():
+    with Execution(2).open() as kept:
+        pids = {pid for _ in range(3) for pid in kept.map(_process, [(k,) for k in range(8)])}
+        next(kept.map(_process, [(k,) for k in range(8)]))  # it is left there
+        with pytest.raises(ZeroDivisionError):
+            list(kept.map(_pid_unless, [(k, _raise) for k in range(8)]))
+        pids |= set(kept.map(_process, [(k,) for k in range(8)]))
+        assert len(pids) <= 2 and os.getpid() not in pids
+        results = list(kept.map(_pid_unless, [(k, _die) for k in range(8)]))
+        assert [isinstance(result, ProcessDiedError) for result in results] == [k == 2 for k in range(8)]
+        later = set(kept.map(_process, [(k,) for k in range(8)]))
+        assert len(later) <= 2 and not later & pids and multiprocessing.active_children()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_none_is_started_before_it_is_needed_nor_left_by_an_error(number):
+    with pytest.raises(ZeroDivisionError), Execution(2).open() as kept:
+        assert not multiprocessing.active_children()
+        unfinished = kept.starmap("")(_process, [(k,) for k in range(number)])
+        assert (next(unfinished) == os.getpid()) == (number == 1)
+        raise ZeroDivisionError
+    assert not multiprocessing.active_children()
+    if number > 1:
+        for late in (unfinished, kept.map(_process, [(1,), (2,)])):
+            with pytest.raises(RuntimeError, match="have been closed"):
+                next(iter(late))
+        assert not multiprocessing.active_children()
 
 
 SCRIPT = """

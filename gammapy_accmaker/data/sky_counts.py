@@ -120,7 +120,9 @@ class SkyCounts:
         edges = (np.arange(self.side + 1) - self.side // 2) * SKY_PIXEL
         grid = FovBins((edges, edges))
         lon, lat = np.degrees(vectors_to_lonlat(xyz @ self.matrix.T))
-        parts = [(np.flatnonzero(pixel >= 0), pixel, share) for pixel, share in grid.spread(lat, lon, width)]
+        parts = [
+            (np.flatnonzero((pixel >= 0) & (share > 0)), pixel, share) for pixel, share in grid.spread(lat, lon, width)
+        ]
         where = tuple(np.concatenate(a) for a in zip(*((here, pixel[here]) for here, pixel, _ in parts), strict=True))
         shares = np.concatenate([share[here] for here, _, share in parts])
         moved = csc_array((shares, where), shape=(len(xyz), self.side**2))
@@ -139,10 +141,8 @@ class SkyCounts:
         return out.reshape(n_band, -1)
 
     def signal_points(self, step: float) -> tuple[np.ndarray, np.ndarray]:
-        """The signal as counts at points, no more than ``step`` deg from each other: ICRS unit vectors of shape (n, 3),
-        and counts of shape (n_energy, n)."""
-        if self.signal is None:
-            return np.zeros((0, 3)), np.zeros((1, 0))
+        """The signal, where there is one, as counts at points, no more than ``step`` deg from each other: ICRS unit
+        vectors of shape (n, 3), and counts of shape (n_energy, n)."""
         n = max(int(np.ceil(SKY_PIXEL / step)), _FEWEST_POINTS)
         within = (np.arange(n) + 0.5) / n
         row, column = np.divmod(self.signal.columns, self.side)

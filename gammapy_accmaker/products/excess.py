@@ -88,7 +88,7 @@ def search_bands(runs: Sequence[ReducedRun], energy_edges: np.ndarray) -> np.nda
     spectrum = np.sum([np.asarray(run.counts.sum(1)).ravel() for run in runs], axis=0)
     above = np.cumsum(spectrum[::-1])[::-1] / max(spectrum.sum(), 1)
     wanted = [energy_edges[:-1][above >= share][-1] for share in (_SOFT_SHARE, _HARD_SHARE)]
-    chosen = [int(np.abs(np.log(edges / e)).argmin()) for e in wanted]
+    chosen = [int(np.abs(np.log(edges[:-1] / e)).argmin()) for e in wanted]  # the last edge begins no band
     return edges[np.unique([*chosen, len(edges) - 1])]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import pickle
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
@@ -13,6 +14,7 @@ from gammapy.data import DataStore
 from gammapy.maps import MapAxis
 from gammapy.modeling.models import GaussianSpatialModel, PowerLawSpectralModel, SkyModel
 from regions import CircleSkyRegion
+from scipy.sparse import csr_array
 from sources import with_source
 from stores import IRFS, altered, observations, options, plain_store
 
@@ -230,6 +232,18 @@ def pure(store, on_runs):
     settings, edges = reduction.config.run_effects.settings, reduction.bins.energy_edges
     adapted = [truth.rate_model.adapt(run, reduction.bins, settings).model for run in runs]
     return runs, adapted, edges
+
+
+def test_a_spectrum_that_rises_has_bands(pure):
+    """Events at the highest energies alone: the bands of the search begin below the last edge."""
+    runs, _, edges = pure
+    counts = runs[0].counts.toarray() * 0
+    counts[-1] = 1
+    part = replace(runs[0].slices[0], counts=csr_array(counts))
+    for narrow in (edges, edges[-5:]):
+        risen = replace(runs[0], slices=(replace(part, counts=csr_array(counts[1 - len(narrow) :])),))
+        bands = search_bands([risen], narrow)
+        assert len(bands) == 2 and bands[0] < bands[1] == narrow[-1]
 
 
 def test_significance_of_pure_background_is_normal(pure):

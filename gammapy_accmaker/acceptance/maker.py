@@ -652,7 +652,7 @@ class AcceptanceBackgroundMaker(Maker):
         if run.sky is None or run.sky.signal is None:
             return known
         pixel = geom.pixel_scales.min().to_value("deg")
-        xyz, counts = run.sky.signal_points(0.5 * pixel)
+        xyz, counts = run.sky.points(run.sky.signal, 0.5 * pixel)
         lon, lat = np.degrees(vectors_to_lonlat(xyz))
         at = geom.to_image().coord_to_idx(SkyCoord(lon, lat, unit="deg", frame="icrs"))
         inside = np.all([index >= 0 for index in at], axis=0)

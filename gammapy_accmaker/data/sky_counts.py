@@ -140,16 +140,16 @@ class SkyCounts:
         out[self.index] = self.counts
         return out.reshape(n_band, -1)
 
-    def signal_points(self, step: float) -> tuple[np.ndarray, np.ndarray]:
-        """The signal, where there is one, as counts at points, no more than ``step`` deg from each other: ICRS unit
-        vectors of shape (n, 3), and counts of shape (n_energy, n)."""
+    def points(self, patch: CountsPatch, step: float) -> tuple[np.ndarray, np.ndarray]:
+        """Counts in pixels as counts at points, no more than ``step`` deg from each other: ICRS unit vectors of shape
+        (n, 3), and counts of shape (n_energy, n)."""
         n = max(int(np.ceil(SKY_PIXEL / step)), _FEWEST_POINTS)
         within = (np.arange(n) + 0.5) / n
-        row, column = np.divmod(self.signal.columns, self.side)
+        row, column = np.divmod(patch.columns, self.side)
         lat = (row[:, None, None] + within[:, None] - self.side // 2) * SKY_PIXEL
         lon = (column[:, None, None] + within - self.side // 2) * SKY_PIXEL
         lon, lat = (np.radians(a).ravel() for a in np.broadcast_arrays(lon, lat))
-        return unit_vectors(lon, lat) @ self.matrix, np.repeat(self.signal.values / n**2, n**2, axis=1)
+        return unit_vectors(lon, lat) @ self.matrix, np.repeat(patch.values / n**2, n**2, axis=1)
 
     @property
     def pixels(self) -> np.ndarray:

@@ -364,6 +364,7 @@ def _altaz(ra, dec, start, seconds, location):
     lon, lat, height = site_numbers(location)
     astrom, _ = erfa.apco13(utc.jd1, utc.jd2, dut1, np.radians(lon), np.radians(lat), height, *pole, 0, 0, 0, 1)
     astrom["eral"] = np.unwrap(astrom["eral"])  # the angle that the Earth has turned by
+    astrom["phi"] = 0  # which nothing here needs: ERFA leaves it as the memory was, which may be no number
     parameters = make_interp_spline(nodes, astrom.view(float).reshape(len(nodes), -1))(seconds)
     astrom = np.ascontiguousarray(parameters).view(astrom.dtype)
     azimuth, zenith, *_ = erfa.atioq(*erfa.atciqz(ra, dec, astrom), astrom)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import astropy.units as u
+import erfa
 import numpy as np
 import pytest
 from astropy.coordinates import AltAz, SkyCoord
@@ -273,3 +274,23 @@ def test_the_interpolated_orientation_of_the_earth_is_that_of_astropy(pointing):
     np.testing.assert_allclose(track.cos_zenith, np.sin(altaz.alt.rad), atol=1e-11)
     turns = (track.azimuth - altaz.az.deg) / 360
     np.testing.assert_allclose((turns - np.round(turns)) * 360 * np.cos(altaz.alt.rad), 0, atol=1e-8)
+
+
+def test_what_erfa_leaves_as_the_memory_was_does_not_matter(monkeypatch):
+    """It may be no number: all runs of a process were then left out."""
+    observation = make_observation(POINTINGS["zenith angle 45 deg"])
+    expected = observation_track(observation, "altaz")
+    apco13 = erfa.apco13
+
+    def poisoned(*arguments):
+        astrom, origin = apco13(*arguments)
+        blank = np.full(astrom.shape, np.nan)
+        # what the function writes, it writes over anything
+        filled = np.frombuffer(np.full(astrom.nbytes // 8, np.nan).tobytes(), dtype=astrom.dtype).copy()
+        erfa.ufunc.apco13(*arguments, filled, blank, np.zeros(astrom.shape, dtype=np.int32))
+        return filled, origin
+
+    monkeypatch.setattr(erfa, "apco13", poisoned)
+    track = observation_track(observation, "altaz")
+    np.testing.assert_array_equal(track.matrices, expected.matrices)
+    np.testing.assert_array_equal(track.cos_zenith, expected.cos_zenith)

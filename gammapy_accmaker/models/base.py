@@ -514,14 +514,17 @@ class RateModel(ABC):
         return information
 
     def rate(self, energy, fov_lon, fov_lat, cos_zenith=np.nan, azimuth=None) -> np.ndarray:
-        """Rate at positions that broadcast against each other; without an azimuth, the mean over all."""
+        """Rate at positions that broadcast against each other; without an azimuth, or where it is NaN, the mean over
+        all."""
         if azimuth is not None and len(self.azimuth_edges):
             arrays = np.broadcast_arrays(energy, fov_lon, fov_lat, cos_zenith, azimuth)
             *given, azimuth = (np.ravel(a).astype(float) for a in arrays)
             out = np.empty(azimuth.shape)
-            for a in np.unique(azimuth):
-                here = azimuth == a
-                out[here] = self.at_azimuth(float(a)).rate(*(x[here] for x in given))
+            sectors, number = np.unique(azimuth, return_inverse=True)  # NaN is one of them where it is not known
+            for k, a in enumerate(sectors):
+                here = number == k
+                model = self if np.isnan(a) else self.at_azimuth(float(a))
+                out[here] = model.rate(*(x[here] for x in given))
             return out.reshape(arrays[0].shape)
         arrays = np.broadcast_arrays(energy, fov_lon, fov_lat, cos_zenith)
         energy, lon, lat, cos_zenith = (np.ravel(a).astype(float) for a in arrays)

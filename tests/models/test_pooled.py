@@ -117,6 +117,9 @@ def test_azimuth_is_recovered(azimuth):
         got[side] += in_disc(maker, run).sum()
         truth[side] += factor * truth_in_disc(run.obs_id).sum()
     assert np.all(np.abs(got / truth - 1) < 0.005 + 2 / np.sqrt(truth))
+    rate, at = maker.model.rate_model, (1.0, 0.5, 0.3, 0.9)
+    unknown, east = rate.rate(*at, azimuth=[np.nan, 90.0])
+    assert unknown == rate.rate(*at) and east == rate.rate(*at, azimuth=90.0)
 
 
 @pytest.mark.parametrize("kind", ["radial", "grid"])

@@ -34,7 +34,7 @@ from gammapy_accmaker.acceptance.nuisance import PriorErrors, held_by, nuisance_
 from gammapy_accmaker.acceptance.reduction import Reduction, make_bins, make_exclusion, make_sources
 from gammapy_accmaker.acceptance.sources import beyond_fields, warn_of_sources
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
-from gammapy_accmaker.camera.track import FovTrack, vectors_to_lonlat
+from gammapy_accmaker.camera.track import FovTrack
 from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import in_good_time, run_key
 from gammapy_accmaker.data.exclusion import Exclusion
@@ -48,6 +48,7 @@ from gammapy_accmaker.products.background import icrs_vectors, make_background_m
 from gammapy_accmaker.products.irf import make_background_irf
 from gammapy_accmaker.products.modes import BackgroundErrors
 from gammapy_accmaker.products.rad_max import make_rad_max_background
+from gammapy_accmaker.products.sky_stack import counts_on_map
 from gammapy_accmaker.utils.arguments import check_whole
 from gammapy_accmaker.utils.describe import as_html, as_text
 from gammapy_accmaker.utils.parallel import Execution
@@ -633,8 +634,8 @@ class AcceptanceBackgroundMaker(Maker):
             )
             return self._run_beside(maker, dataset, observation, known)
         # a ring takes what it counts for background: it leaves out what sources are known in
-        bright = known.data.sum(axis=0) > _BRIGHT * dataset.background.data.sum(axis=0)
-        mask.data &= ~(bright & (known.data.sum(axis=0) > 0))
+        signal = known.data.sum(axis=0)
+        mask.data &= ~((signal > 0) & (signal > _BRIGHT * dataset.background.data.sum(axis=0)))
         # the ring makers read their mask at the coordinates of the dataset, energy included
         mask = Map.from_geom(dataset.counts.geom, data=np.broadcast_to(mask.data, dataset.counts.data.shape).copy())
         given = options.model_dump(exclude={"type"})
@@ -653,17 +654,7 @@ class AcceptanceBackgroundMaker(Maker):
             return known
         pixel = geom.pixel_scales.min().to_value("deg")
         xyz, counts = run.sky.points(run.sky.signal, 0.5 * pixel)
-        lon, lat = np.degrees(vectors_to_lonlat(xyz))
-        at = geom.to_image().coord_to_idx(SkyCoord(lon, lat, unit="deg", frame="icrs"))
-        inside = np.all([index >= 0 for index in at], axis=0)
-        number = np.ravel_multi_index([index[inside] for index in at[::-1]], geom.data_shape[-2:])
-        # the share of each energy bin of the run in those of the dataset
-        own, edges = np.log(reduction.bins.energy_edges), np.log(energy_edges_from_axis(geom.axes["energy"]))
-        common = np.minimum(edges[1:, None], own[1:]) - np.maximum(edges[:-1, None], own[:-1])
-        shares = np.clip(common, 0, None) / np.diff(own)
-        size = int(np.prod(geom.data_shape[-2:]))
-        for row, share in zip(known.data, shares, strict=True):
-            row += np.bincount(number, share @ counts[:, inside], size).reshape(row.shape)
+        known.data += counts_on_map(geom, xyz, counts, reduction.bins.energy_edges)
         return known
 
     def _run_beside(self, maker, dataset, observation, known):

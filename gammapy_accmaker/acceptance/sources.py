@@ -98,9 +98,7 @@ def make_source_table(
 def _rows_of(fit, k, runs, energy_edges):
     """Rows of a source, from the energies of the bands on."""
     unit = np.sum([part.sources[k].by_energy() for run in runs for part in run.slices], axis=0)
-    whole = np.sum([run.sky.sources[k].by_energy() for run in runs if run.sky is not None], axis=0) + np.zeros(
-        len(unit)
-    )
+    whole = sum((run.sky.sources[k].by_energy() for run in runs if run.sky is not None), start=np.zeros(len(unit)))
     for i in range(*fit.bands.amplitudes_of(k).indices(fit.bands.n)):
         own = fit.bands.number[k] == i
         filled = np.flatnonzero(own & (unit > 0))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from gammapy.datasets import Datasets
 from matplotlib.figure import Figure
 
+from gammapy_accmaker.utils.run_key import named_by_run
 from gammapy_accmaker.validation.pictures import label_sky_axes
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,7 @@ def write_results(analysis, path: Path) -> list[str]:
         Of the files, those of single datasets left out.
     """
     datasets = analysis.datasets
-    if not analysis.config.datasets.stack:  # gammapy gives them random names, which those of their files are
-        names = [f"run-{dataset.meta_table['OBS_ID'][0]}" for dataset in datasets]
-        if len({*names}) == len(names):
-            datasets = Datasets([one.copy(name=name) for one, name in zip(datasets, names, strict=True)])
-    datasets.write(path / MARKER)
+    (datasets if analysis.config.datasets.stack else named_by_run(datasets)).write(path / MARKER)
     analysis.config.write(path / "config.yaml")
     maker = analysis.acceptance_maker
     maker.model.write(path / "model.fits")

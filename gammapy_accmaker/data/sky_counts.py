@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy.sparse import csc_array
 
 from gammapy_accmaker.camera.bins import FovBins, axis_index
 from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
@@ -120,15 +119,11 @@ class SkyCounts:
         edges = (np.arange(self.side + 1) - self.side // 2) * SKY_PIXEL
         grid = FovBins((edges, edges))
         lon, lat = np.degrees(vectors_to_lonlat(xyz @ self.matrix.T))
-        parts = [
-            (np.flatnonzero((pixel >= 0) & (share > 0)), pixel, share) for pixel, share in grid.spread(lat, lon, width)
-        ]
-        where = tuple(np.concatenate(a) for a in zip(*((here, pixel[here]) for here, pixel, _ in parts), strict=True))
-        shares = np.concatenate([share[here] for here, _, share in parts])
-        moved = csc_array((shares, where), shape=(len(xyz), self.side**2))
-        columns = np.flatnonzero(np.diff(moved.indptr)).astype(np.int32)
-        values = (moved[:, columns].T @ counts.T).T
-        return CountsPatch(columns, values.astype(np.float32), self.side**2)
+        parts = []
+        for pixel, share in grid.spread(lat, lon, width):
+            here = np.flatnonzero((pixel >= 0) & (share > 0))
+            parts.append((here, pixel[here], share[here]))
+        return CountsPatch.spread(counts, parts, self.side**2)
 
     def with_amplitudes(self, fit: AmplitudeFit) -> SkyCounts:
         """The same with what the sources add at fitted amplitudes in the signal."""

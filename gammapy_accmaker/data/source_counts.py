@@ -18,7 +18,6 @@ from gammapy.irf import EffectiveAreaTable2D, EnergyDispersion2D, PSFKernel
 from gammapy.irf.core import IRF
 from gammapy.makers.utils import make_map_exposure_true_energy
 from gammapy.maps import Map, MapAxis, WcsGeom
-from scipy.sparse import csc_array
 
 from gammapy_accmaker.camera.bins import CountsBins
 from gammapy_accmaker.camera.track import FovTrack, time_nodes, unit_vectors, vectors_to_lonlat
@@ -85,20 +84,14 @@ class SourceOnSky:
             free = ~exclusion.contains(xyz)
             xyz, rate = xyz[free], rate[:, free]
         seconds, weights = time_nodes(part.intervals, time_step)
-        pixel, columns, shares = [], [], []
+        parts = []
         for matrix, weight in zip(part.matrices_at(seconds), weights / weights.sum(), strict=True):
             lon, lat = vectors_to_lonlat(xyz @ matrix.T)
             # by their middle alone, pixels and bins of nearly one size would beat
             for column, share in bins.fov.spread(np.degrees(lon), np.degrees(lat), self.pixel):
                 here = np.flatnonzero((column >= 0) & (share > 0) & seen[column])
-                pixel.append(here)
-                columns.append(column[here])
-                shares.append(weight * share[here])
-        where = np.concatenate(pixel), np.concatenate(columns)
-        moved = csc_array((np.concatenate(shares), where), shape=(len(xyz), bins.fov.size))
-        touched = np.flatnonzero(np.diff(moved.indptr)).astype(np.int32)
-        values = livetime * (moved[:, touched].T @ rate.T).T
-        return CountsPatch(touched, values.astype(np.float32), bins.fov.size)
+                parts.append((here, column[here], weight * share[here]))
+        return CountsPatch.spread(livetime * rate, parts, bins.fov.size)
 
 
 def expected_on_sky(

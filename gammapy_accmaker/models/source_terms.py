@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.sparse import csc_array
 
 _MUCH_ALIKE = 10.0  # variance of an amplitude over that with the others known
 _SMALLEST_SHARE = 1e-4  # of the information on amplitudes; less is none
@@ -41,6 +42,15 @@ class CountsPatch:
         """From counts in all bins, shape (n_energy, size)."""
         columns = np.flatnonzero(counts.any(axis=0)).astype(np.int32)
         return cls(columns, counts[:, columns].astype(np.float32), counts.shape[1])
+
+    @classmethod
+    def spread(cls, counts: np.ndarray, parts, size: int) -> CountsPatch:
+        """Counts, shape (n_energy, n), spread over bins: by parts, each of which column of them goes, to which bin, and
+        what share of it."""
+        column, here, share = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        moved = csc_array((share, (column, here)), shape=(counts.shape[1], size))
+        columns = np.flatnonzero(np.diff(moved.indptr)).astype(np.int32)
+        return cls(columns, (moved[:, columns].T @ counts.T).T.astype(np.float32), size)
 
     @classmethod
     def nothing(cls, shape: tuple[int, int]) -> CountsPatch:

@@ -10,6 +10,7 @@ from astropy.coordinates import EarthLocation, SkyCoord
 from gammapy.maps import Map, MapAxis, WcsGeom
 from scipy.signal import fftconvolve
 
+from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import vectors_to_lonlat
 from gammapy_accmaker.data.counts import in_good_time, observation_track, source_counts
 from gammapy_accmaker.data.exclusion import Exclusion
@@ -110,9 +111,9 @@ class SkyStack:
         worked out in the energies of ``bins`` (`CountsBins`), which those of the stack are edges of."""
         observation, geom = self._observations[number], self.field_of(number).counts.geom
         track = observation_track(observation, self._alignment, self._location)
-        signal = 0.0
-        if len(sources):
-            signal = _on_map(source_counts(observation, sources, track, bins), bins.energy_edges, geom)
+        signal = np.zeros(geom.data_shape)
+        for xyz, of_source in source_counts(observation, sources, track, bins):
+            signal += counts_on_map(geom, xyz, of_source, bins.energy_edges)
         counts, expected = fill_sky(
             observation, track, model, geom, self._offset_max, self._time_step, self._location, signal
         )
@@ -125,18 +126,17 @@ class SkyStack:
         field.expected.data += expected * field.kept
 
 
-def _on_map(of_sources, energy_edges, geom):
-    """Sum of the counts of sources, see `source_counts`, on a map."""
-    axis = geom.axes["energy"]
-    band = np.searchsorted(axis.edges.to_value("TeV") * (1 - 1e-9), energy_edges[:-1], side="right") - 1
-    total = np.zeros(geom.data_shape)
-    for xyz, counts in of_sources:
-        lon, lat = vectors_to_lonlat(xyz)
-        column, row = geom.to_image().coord_to_idx(SkyCoord(lon, lat, unit="rad"))
-        inside = (column >= 0) & (row >= 0)
-        for k in np.flatnonzero((band >= 0) & (band < axis.nbin)):
-            np.add.at(total[band[k]], (row[inside], column[inside]), counts[k, inside])
-    return total
+def counts_on_map(geom, xyz: np.ndarray, counts: np.ndarray, energy_edges: np.ndarray) -> np.ndarray:
+    """Counts at positions, ICRS unit vectors of shape (n, 3), in energy bins with these edges in TeV, shape (n_energy,
+    n), in the bins of a map: of each energy bin the share, by log energy, that lies in one of the map."""
+    lon, lat = vectors_to_lonlat(xyz)
+    at = geom.to_image().coord_to_idx(SkyCoord(lon, lat, unit="rad", frame="icrs"))
+    inside, shape = np.all([index >= 0 for index in at], axis=0), geom.data_shape[-2:]
+    number = np.ravel_multi_index([index[inside] for index in at[::-1]], shape)
+    own, edges = np.log(energy_edges), np.log(energy_edges_from_axis(geom.axes["energy"]))
+    common = np.minimum(edges[1:, None], own[1:]) - np.maximum(edges[:-1, None], own[:-1])
+    in_map = np.clip(common, 0, None) / np.diff(own) @ counts[:, inside]
+    return np.reshape([np.bincount(number, row, np.prod(shape)) for row in in_map], geom.data_shape)
 
 
 def fill_sky(

@@ -22,6 +22,7 @@ from gammapy_accmaker.config.config import AcceptanceConfig
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.simulation.store import SimulatedStore, simulate_data_store
 from gammapy_accmaker.utils.files import write_folder_atomically
+from gammapy_accmaker.utils.run_key import named_by_run
 from gammapy_accmaker.validation.pictures import plot_significance_histogram, plot_sky_residuals
 from gammapy_accmaker.validation.stacks import expected_in_camera
 
@@ -97,9 +98,7 @@ def _make_datasets(maker, observations, source, n_jobs) -> Datasets:
         SafeMaskMaker(methods=["offset-max"], offset_max=_OFFSET_MAX),
         maker,
     ]
-    datasets = DatasetsMaker(makers, stack_datasets=False, n_jobs=n_jobs).run(reference, observations)
-    # gammapy gives them random names, which those of their files are
-    return Datasets([dataset.copy(name=f"run-{dataset.meta_table['OBS_ID'][0]}") for dataset in datasets])
+    return named_by_run(DatasetsMaker(makers, stack_datasets=False, n_jobs=n_jobs).run(reference, observations))
 
 
 def _camera_bins():

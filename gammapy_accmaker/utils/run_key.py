@@ -10,6 +10,7 @@ from numbers import Integral
 import numpy as np
 from astropy.coordinates import angular_separation
 from astropy.table import Table
+from gammapy.datasets import Datasets
 
 from gammapy_accmaker.errors import AcceptanceError, InputError
 
@@ -124,6 +125,15 @@ class LeftOut:
         return f"{self.name}: {self.reason}"
 
 
+def named_by_run(datasets: Datasets) -> Datasets:
+    """Datasets of one run each with the names of their runs, where these differ: gammapy gives them random ones, which
+    those of their files are."""
+    names = [f"run-{dataset.meta_table['OBS_ID'][0]}" for dataset in datasets]
+    if len(set(names)) < len(names):
+        return datasets
+    return Datasets([dataset.copy(name=name) for dataset, name in zip(datasets, names, strict=True)])
+
+
 def reason_of(error: Exception, obs_id) -> str:
     """Why a run is left out, for those who name the run themselves: an error of ours is a sentence, others need their
     kind."""
@@ -134,6 +144,6 @@ def reason_of(error: Exception, obs_id) -> str:
 def require_runs(runs: Sequence, failures: Collection, argument: str = "observations") -> None:
     """Raise an `InputError` with the first of the failures (`LeftOut`, or texts) where there are no runs."""
     if not runs:
-        first, *others = map(str, failures)
-        more = f"; and {len(others)} more" if others else ""
+        more = f"; and {len(failures) - 1} more" if len(failures) > 1 else ""
+        first = next(map(str, failures), "there is none")
         raise InputError(f"{argument}: none of the {len(failures)} can be used ({first}{more})")

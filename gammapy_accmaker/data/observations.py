@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 
 import astropy.units as u
@@ -68,6 +69,10 @@ def pointing_icrs(observation, given: EarthLocation | None) -> SkyCoord:
 
 
 _FRAME_KEYS = ("CREATOR", "HDUVERS")  # by which gammapy tells in which frame a background is
+_TIME_KEYS = ("MJDREFI", "MJDREFF", "TIMESYS")
+_SITE_KEYS = ("GEOLON", "GEOLAT", "GEOALT", "ALTITUDE")
+_TARGET_KEYS = ("OBJECT", "RA_OBJ", "DEC_OBJ")
+_POINTING_KEYS, _DRIFT_KEYS = ("OBS_MODE", "RA_PNT", "DEC_PNT"), ("OBS_MODE", "ALT_PNT", "AZ_PNT")
 _READ_FOR_COUNTS = ("events", "gti", "pointing", "observation_metadata")
 
 
@@ -112,11 +117,21 @@ class _ReadLocation(HDULocation):
         if self.hdu_class == "gti":
             return _make_gti(self._table)
         if self.hdu_class == "pointing":
-            return FixedPointingInfo.from_fits_header(self._table.header)
+            return _make_pointing(self._table.header)
         return _make_metadata(self._table.header)
 
 
 # What gammapy's readers make of a whole table and all of its header, at three times the cost
+
+
+def _made_once(make, header, keywords):
+    """What gammapy makes of some keywords of a header: once, where they are the same in many of them."""
+    return _make_of(make, tuple((keyword, header[keyword]) for keyword in keywords if keyword in header))
+
+
+@lru_cache(maxsize=512)
+def _make_of(make, values):
+    return make(dict(values))
 
 
 def _make_events(stored):
@@ -124,14 +139,14 @@ def _make_events(stored):
     if values is None:
         return EventListReader.from_gadf_hdu(stored.to_hdu())
     table = Table(values, copy=False)
-    table.meta = stored.header
+    table.meta = dict(stored.header)
     return EventList(table)
 
 
 def _event_values(stored):
     values = _quantities(stored, ("TIME", "RA", "DEC", "ENERGY"))
     if values is not None:
-        values["TIME"] = time_ref_from_dict(stored.header) + values["TIME"]
+        values["TIME"] = _made_once(time_ref_from_dict, stored.header, _TIME_KEYS) + values["TIME"]
     return values
 
 
@@ -139,14 +154,19 @@ def _make_gti(stored):
     values = _quantities(stored, ("START", "STOP"), stored.header.get("TIMEUNIT", "s"))
     if values is None or not all(np.isfinite(value).all() for value in values.values()):
         return GTI.from_table_hdu(stored.to_hdu())
-    return GTI.create(values["START"], values["STOP"], time_ref_from_dict(stored.header, format="mjd", scale="tt"))
+    return GTI.create(values["START"], values["STOP"], _made_once(time_ref_from_dict, stored.header, _TIME_KEYS))
+
+
+def _make_pointing(header):
+    drifts = str(header.get("OBS_MODE")).upper() == "DRIFT"
+    return _made_once(FixedPointingInfo.from_fits_header, header, _DRIFT_KEYS if drifts else _POINTING_KEYS)
 
 
 def _make_metadata(header):
     return ObservationMetaData.model_construct(
-        location=earth_location_from_dict(header),
+        location=_made_once(earth_location_from_dict, header, _SITE_KEYS),
         deadtime_fraction=1 - header["DEADC"],
-        target=TargetMetaData.from_header(header),
+        target=_made_once(TargetMetaData.from_header, header, _TARGET_KEYS),
         optional={key: header[key] for key in _FRAME_KEYS if key in header},
     )
 

@@ -10,7 +10,7 @@ import gzip
 import lzma
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ _COMPRESSION = 1100  # no gzip file grows more
 _COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _BLOCK, _CARD = 2880, 80
 _COLUMN_CARDS = (b"TFIELDS", b"TTYPE", b"TFORM", b"TUNIT", b"TSCAL", b"TZERO", b"TNULL", b"TDIM")
+_COMMENTS = (b"", b"COMMENT", b"HISTORY")
 _CHANGES = ("TSCAL", "TZERO", "TNULL", "TDIM")  # keywords with which a column is not what its bytes are
 
 
@@ -55,7 +56,8 @@ class FitsTable:
 
     Attributes
     ----------
-    header : `~astropy.io.fits.Header`
+    header : mapping
+        Values of the keywords, as those of `~astropy.io.fits.Header`.
     content : bytes
         Header and data.
     start : int
@@ -63,7 +65,7 @@ class FitsTable:
     rows : int
     """
 
-    header: fits.Header
+    header: Mapping[str, Any]
     content: bytes
     start: int
     rows: int
@@ -143,7 +145,7 @@ def _walk(path, max_bytes, names):
             while file.seek(position) == position and file.peek(1) if opener else position < length:
                 file.seek(position)
                 head = _read_header(file)
-                header = fits.Header.fromstring(head)
+                header = _read_keywords(head)
                 name = str(header.get("EXTNAME", "" if position else "PRIMARY")).strip().upper()
                 size = _data_size(path, name, header)
                 if size > min(max_bytes, length):
@@ -162,6 +164,48 @@ def _walk(path, max_bytes, names):
     if names is not None and (left := names - tables.keys()):
         raise InputError(f"{path} has no HDU {' and '.join(sorted(left))}; it is cut off, or its index table is wrong")
     return tables
+
+
+class _Keywords(Mapping[str, Any]):
+    """Values of the cards of a header by their keywords; each is parsed when it is asked for.
+
+    The cards of many headers are the same: most of them are parsed once, where astropy does it for each header, and
+    looks its configuration up for each value.
+    """
+
+    def __init__(self, cards: dict[str, bytes]):
+        self._cards = cards
+
+    def __getitem__(self, keyword: str) -> Any:
+        return _card_value(self._cards[keyword.upper()])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cards)
+
+    def __len__(self) -> int:
+        return len(self._cards)
+
+
+@lru_cache(maxsize=4096)
+def _card_value(card):
+    return fits.Header.fromstring(card)[0]
+
+
+def _read_keywords(head: bytes) -> Mapping[str, Any]:
+    """The keywords of a header; astropy's own where some card is not of the plain kind."""
+    cards: dict[str, bytes] = {}
+    if not head.isascii():  # as astropy does where it reads a file
+        head = head.decode("ascii", "replace").replace("\ufffd", "?").encode()
+    for at in range(0, len(head), _CARD):
+        card = head[at : at + _CARD]
+        keyword = card[:8].rstrip()
+        if card[8:10] == b"= ":
+            cards.setdefault(keyword.decode().upper(), card)
+        elif keyword == b"END" and not card[8:].strip():
+            break
+        elif keyword not in _COMMENTS:
+            return fits.Header.fromstring(head)
+    return _Keywords(cards)
 
 
 def _read_header(file):

@@ -122,3 +122,42 @@ def test_tables_that_are_not_there(tmp_path):
     path.write_bytes(content[: content.index(b"XTENSION") + 800])
     with pytest.raises(InputError, match="does not end"):
         read_tables(path, {"EVENTS"})
+
+
+ODD_CARDS = {
+    "plain": [],
+    "twice": ["WHO     = 'one'", "WHO     = 'two'"],
+    "without a value": ["NOTHING ="],
+    "small letters": ["small   = 'a ''quoted'' / text  ' / b", "Ra_Pnt  = 1.5D2"],
+    "text that is a comment": ["COMMENT = 3", "HISTORY   = 4", ""],
+    "other kinds": ["YES     =                    T", "PAIR    = (1.0, -2.0)", "TEXT    = '12.5'", "MINUS   = -0"],
+    "a sign too early": ["WHO= 'me'"],
+    "long names": ["HIERARCH a long name = 4.5"],
+    "long text": ["LONG    = 'begins &'", "CONTINUE  'and goes on'"],
+    "no card at all": ["what is this"],
+    "two ends": ["END     = 5", "AFTER   = 6"],
+    "not in English": ["WHO     = 'Müller'"],
+}
+
+
+def value_of(header, name):
+    try:
+        return header.get(name)
+    except fits.VerifyError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("cards", ODD_CARDS.values(), ids=ODD_CARDS)
+@pytest.mark.filterwarnings("ignore")
+def test_keywords_are_those_that_astropy_reads(tmp_path, cards):
+    path = write(tmp_path / "a.fits")
+    content = path.read_bytes()
+    end = content.index(b"END" + 77 * b" ", content.index(b"XTENSION"))  # there is room behind it
+    more = "".join(card.ljust(80) for card in [*cards, "END"]).encode("latin-1")
+    path.write_bytes(content[:end] + more + content[end + len(more) :])
+    found, header = read_tables(path, {"EVENTS"})["EVENTS"].header, fits.getheader(path, "EVENTS")
+    names = {*header, "TTYPE1", "who", "NAXIS", "A LONG NAME"} - {"COMMENT", "HISTORY", ""}
+    assert {name: value_of(found, name) for name in names} == {name: value_of(header, name) for name in names}
+    assert "MISSING" not in found and found.get("MISSING", 3) == 3
+    with pytest.raises(KeyError):
+        found["MISSING"]

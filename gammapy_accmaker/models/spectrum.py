@@ -148,7 +148,14 @@ class MixedSpectrum:
 
 def linear_weights(nodes: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Weights of linear interpolation between nodes, flat beyond the ends, shape (len(x), len(nodes))."""
-    return np.stack([np.interp(x, nodes, one) for one in np.eye(len(nodes))], axis=1)
+    weights = np.zeros((len(x), len(nodes)))
+    if len(nodes) == 1:
+        return weights + 1
+    left = np.clip(np.searchsorted(nodes, x, side="right") - 1, 0, len(nodes) - 2)
+    share = np.where(x < nodes[left + 1], np.maximum(1 / np.diff(nodes)[left] * (x - nodes[left]), 0), 1)
+    at = np.arange(len(x))
+    weights[at, left], weights[at, left + 1] = 1 - share, share
+    return weights
 
 
 def kept_integrals(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:

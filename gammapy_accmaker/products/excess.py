@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import astropy.units as u
 import numpy as np
@@ -38,7 +39,6 @@ from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
 from gammapy_accmaker.data.sky_counts import SKY_PIXEL, SkyCounts, sky_bands
 from gammapy_accmaker.models.base import RateModel
-from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.sky_stack import disc_sums
 
 _SCALES = (1.0, 2.5, 5.0)  # radii of the discs, in the smallest
@@ -50,6 +50,8 @@ _SOFT_SHARE, _HARD_SHARE = 0.95, 0.15
 _MIN_EXPECTED = 0.3  # counts in a disc, below which it is not searched
 _WIDTH_EXPECTED = 10.0  # counts in a disc, from which on the width of the significance is taken
 _KNOWN_PRECISION = 0.1  # of the counts of a source that is known, in a disc
+_NEAR_POLE = 90 - 1e-7  # deg; an image around the pole itself would be turned around
+_TANGENT_STEP = np.radians(SKY_PIXEL)  # between pixels of an image, on the tangential plane
 _RATE_STEP = 0.2  # deg, between which the rate is interpolated in the camera
 _RIM = 0.75 * SKY_PIXEL  # deg; a pixel closer to the edge of the field of view is not whole
 _LONG, _WASTED = 0.6, 0.4  # deg, share: a larger circle that is filled by less is split in two
@@ -57,12 +59,12 @@ _LONG, _WASTED = 0.6, 0.4  # deg, share: a larger circle that is filled by less 
 
 @dataclass(frozen=True)
 class ExcessField:
-    """Runs stacked on the sky.
+    """Runs stacked on the sky, on the tangential plane of one pointing.
 
     Attributes
     ----------
-    geom : `~gammapy.maps.WcsGeom`
-        Image.
+    matrix : `~numpy.ndarray`, shape (3, 3)
+        From ICRS unit vectors to the axes of the image: to its middle, along its rows and along its columns.
     counts, expected : `~numpy.ndarray`, shape (n_band, ny, nx)
         What is excluded counts too.
     known : `~numpy.ndarray`, shape (n_band, ny, nx)
@@ -73,12 +75,27 @@ class ExcessField:
         Of the runs in the list of observations.
     """
 
-    geom: WcsGeom
+    matrix: np.ndarray
     counts: np.ndarray
     expected: np.ndarray
     known: np.ndarray
     covered: np.ndarray
     places: tuple[int, ...]
+
+    @cached_property
+    def geom(self) -> WcsGeom:
+        """Image."""
+        lon, lat = np.degrees(vectors_to_lonlat(self.matrix[0]))
+        npix, lat = len(self.covered), min(lat, _NEAR_POLE)
+        return WcsGeom.create(skydir=(lon % 360, lat), npix=npix, binsz=SKY_PIXEL, proj="TAN", frame="icrs")
+
+    @cached_property
+    def xyz(self) -> np.ndarray:
+        """ICRS unit vectors of the pixel centres, shape (ny * nx, 3): those of `geom`, at a tenth of its time."""
+        at = (np.arange(len(self.covered)) - 0.5 * (len(self.covered) - 1)) * _TANGENT_STEP
+        row, column = (a.ravel() for a in np.meshgrid(at, at, indexing="ij"))
+        vectors = np.stack([np.ones_like(row), column, row], axis=1) @ self.matrix
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def search_bands(runs: Sequence[ReducedRun], energy_edges: np.ndarray) -> np.ndarray:
@@ -128,76 +145,89 @@ def excess_fields(
         near[0].append(own) if near else of_field.append([own])
     stored = sky_bands(energy_edges)
     n_band, first = len(stored) - 1, np.searchsorted(stored, bands * (1 - 1e-9))
+    bins = np.searchsorted(energy_edges, bands * (1 - 1e-9))
     fields = []
     for members in of_field:
         pointings = np.array([sky.matrix[0] for _, sky, _ in members])
         apart = np.degrees(np.arccos(np.clip(pointings @ pointings[0], -1, 1))).max()
-        npix = 2 * int(np.ceil((offset_max + apart) / SKY_PIXEL) + 2)
-        lon, lat = np.degrees(vectors_to_lonlat(pointings[0]))
-        geom = WcsGeom.create(skydir=(lon % 360, lat), npix=npix, binsz=SKY_PIXEL, proj="TAN", frame="icrs")
-        nx, size = geom.data_shape[1], np.prod(geom.data_shape)
-        counts, expected, of_known = np.zeros((3, len(bands) - 1, size))
-        covered = np.zeros(size)
+        matrix, side = members[0][1].matrix, 2 * int(np.ceil((offset_max + apart) / SKY_PIXEL) + 2)
+        numbers, values = [], []
         for run, sky, model in members:
-            pixels = sky.pixels
-            here, mu = _expected(run, sky, model, pixels, bands, min(offset_max, model.offset_max))
-            image = np.add.reduceat(sky.image(n_band)[: first[-1]], first[:-1], axis=0)
+            here, mu = _expected(run, sky, model, bands, min(offset_max, model.offset_max))
+            image = np.add.reduceat(sky.image(n_band)[: first[-1], here], first[:-1], axis=0)
             known = np.zeros(mu.shape)
             if sky.signal is not None:
-                bins = np.searchsorted(energy_edges, bands * (1 - 1e-9))
-                known += np.add.reduceat(sky.signal.toarray()[: bins[-1]], bins[:-1], axis=0)
-            there = pixels[here] @ sky.matrix
+                known += np.add.reduceat(sky.signal.toarray()[: bins[-1], here], bins[:-1], axis=0)
+            there = sky.pixels[here] @ sky.matrix
             if exclusion is not None:
-                kept = np.flatnonzero(here)[~exclusion.near(sky.matrix[0], offset_max).contains(there)]
+                kept = ~exclusion.near(sky.matrix[0], offset_max).contains(there)
                 n, b = (image - known)[:, kept].sum(1), mu[:, kept].sum(1)
                 mu *= np.where((n > 0) & (b > 0), n / np.where(b > 0, b, 1), 1)[:, None]
-            lon, lat = vectors_to_lonlat(there)
-            x, y = geom.coord_to_idx((np.degrees(lon) * u.deg, np.degrees(lat) * u.deg))
-            for k in range(len(counts)):
-                counts[k] += np.bincount(y * nx + x, image[k, here], size)
-                expected[k] += np.bincount(y * nx + x, (mu + known)[k, here], size)
-                of_known[k] += np.bincount(y * nx + x, known[k, here], size)
-            covered[y * nx + x] = 1
+            numbers.append(_pixel_numbers(there, matrix, side))
+            values.append([image, mu + known, known])
+        number, stacked = np.concatenate(numbers), np.concatenate(values, axis=2)
+        sums = [np.bincount(number, one, side**2) for one in stacked.reshape(-1, len(number))]
+        counts, expected, of_known = np.reshape(sums, (3, len(bands) - 1, side, side))
         # pixels of a run and of the field do not fall together: one that no run's pixel fell on is no hole
-        whole = binary_fill_holes(covered.reshape(geom.data_shape) > 0)
-        in_image = (len(counts), *geom.data_shape)
+        covered = binary_fill_holes(np.bincount(number, minlength=side**2).reshape(side, side) > 0)
         places = tuple(run.place for run, _, _ in members)
-        counts, expected, of_known = (a.reshape(in_image) for a in (counts, expected, of_known))
-        fields.append(ExcessField(geom, counts, expected, of_known, whole, places))
+        fields.append(ExcessField(matrix, counts, expected, of_known, covered, places))
     return fields
 
 
-def _expected(run, sky, model, pixels, bands, reach):
-    """Whether each pixel of a run is seen during all of it, and the counts that are expected there."""
+def _pixel_numbers(xyz, matrix, side):
+    """Numbers of the pixels, of an image of `ExcessField`, that ICRS unit vectors lie in."""
+    depth, column, row = matrix @ xyz.T
+    column, row = (np.floor(a / depth / _TANGENT_STEP + 0.5 * side).astype(int) for a in (column, row))
+    return row * side + column
+
+
+@lru_cache(maxsize=8)
+def _rate_points(reach, radial):
+    """Where the rate is worked out in the camera, to be interpolated up to an offset of ``reach`` deg: on a square of
+    nodes, and beyond the last offset at it, so that the interpolation is smooth.
+
+    It is the same for all runs of a fit.
+
+    Returns
+    -------
+    lon, lat : `~numpy.ndarray`
+        Different points in deg; of a radial model those of each offset are one.
+    at_node : `~numpy.ndarray`, shape (n, n)
+        Which of them each node takes, far out that of the nearest.
+    """
     n = int(np.ceil(reach / _RATE_STEP)) + 2
     at = np.arange(-n, n + 1) * _RATE_STEP
     lon, lat = np.meshgrid(at, at)
-    # beyond the last offset the rate at it, so that the interpolation up to it is smooth; far out that of the nearest
     distance = offset(lon, lat)
     far = distance > reach + 2 * _RATE_STEP
-    nearest = tuple(distance_transform_edt(far, return_distances=False, return_indices=True))
     inside = np.minimum(distance, reach * (1 - 1e-6))[~far]
-    if model.is_radial:
+    if radial:
         lon, place = np.unique(inside.round(9), return_inverse=True)
         lat = np.zeros(len(lon))
     else:
         lon, lat = (a[~far] * inside / np.maximum(distance[~far], 1e-9) for a in (lon, lat))
         place = np.arange(len(lon))
-    expected, seen = np.zeros((len(bands) - 1, len(pixels))), np.ones(len(pixels), dtype=bool)
+    at_node = np.zeros(far.shape, dtype=int)
+    at_node[~far] = place
+    return lon, lat, at_node[tuple(distance_transform_edt(far, return_distances=False, return_indices=True))]
+
+
+def _expected(run, sky, model, bands, reach):
+    """Pixels of a run that are seen during all of it, and the counts that are expected there."""
+    lon, lat, at_node = _rate_points(float(reach), model.is_radial)
+    seen = np.flatnonzero(np.all(sky.turns[:, 0] @ sky.pixels.T > np.cos(np.radians(reach - _RIM)), axis=0))
+    pixels, expected = sky.pixels[seen], np.zeros((len(bands) - 1, len(seen)))
     for k, part in enumerate(run.slices):
-        rate = np.zeros((len(bands) - 1, *far.shape))
-        rate[:, ~far] = model.at_azimuth(part.azimuth).integral_grid(bands, lon, lat, part.cos_zenith)[:, place]
-        splines = [spline_filter(band[nearest], order=3) for band in rate]
+        rate = model.at_azimuth(part.azimuth).integral_grid(bands, lon, lat, part.cos_zenith)
+        splines = [spline_filter(band, order=3) for band in rate[:, at_node]]
         for turn, seconds in zip(sky.turns[sky.slices == k], sky.seconds[sky.slices == k], strict=True):
-            camera = pixels @ turn.T
-            seen &= camera[:, 0] > np.cos(np.radians(reach - _RIM))
-            x, y = (np.degrees(a) / _RATE_STEP + n for a in vectors_to_lonlat(camera))
+            x, y = (np.degrees(a) / _RATE_STEP + len(at_node) // 2 for a in vectors_to_lonlat(pixels @ turn.T))
             for out, spline in zip(expected, splines, strict=True):
                 out += seconds * np.maximum(
                     map_coordinates(spline, [y, x], order=3, prefilter=False, mode="nearest"), 0
                 )
-    _, row = vectors_to_lonlat(pixels)
-    return seen, expected * np.radians(SKY_PIXEL) ** 2 * np.cos(row)
+    return seen, expected * np.radians(SKY_PIXEL) ** 2 * np.hypot(pixels[:, 0], pixels[:, 1])  # the cosine of the row
 
 
 def significance_map(
@@ -217,8 +247,8 @@ def significance_map(
     """
     n, mu = disc_sums(np.where(searched, (counts, expected), 0), radius)
     enough = searched & (mu > _MIN_EXPECTED)
-    mu = np.where(enough, mu, 1.0)
-    significance = np.where(enough, CashCountsStatistic(np.maximum(np.round(n), 0), mu).sqrt_ts, 0.0)
+    significance = np.zeros(mu.shape)
+    significance[enough] = CashCountsStatistic(np.maximum(np.round(n[enough]), 0), mu[enough]).sqrt_ts
     many = significance[enough & (mu > _WIDTH_EXPECTED)]
     return significance, max(-np.percentile(many, 15.87), 1.0) if len(many) > 100 else 1.0
 
@@ -260,7 +290,7 @@ def find_excess(
     """
     rows: list[tuple[float, ...]] = []
     for field in fields:
-        xyz = icrs_vectors(field.geom)
+        xyz = field.xyz
         kept = field.covered & ~exclusion.contains(xyz).reshape(field.covered.shape)
         before = found.contains(xyz).reshape(field.covered.shape)
         stands_out, peak = _stand_out(field, kept, before, threshold, correlation_radius, radial)

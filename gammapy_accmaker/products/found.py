@@ -22,7 +22,6 @@ from scipy.ndimage import gaussian_filter
 
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.sky_counts import SKY_PIXEL
-from gammapy_accmaker.products.background import icrs_vectors
 from gammapy_accmaker.products.excess import ExcessField, excess_regions
 
 _SMOOTHING = 0.1  # deg, Gaussian
@@ -147,7 +146,7 @@ def measure_sources(
     for rows in group_circles(found):
         circles = found[rows]
         within = Exclusion(excess_regions(circles))
-        inside = [within.contains(icrs_vectors(f.geom)).reshape(f.covered.shape) & f.covered for f in fields]
+        inside = [within.contains(f.xyz).reshape(f.covered.shape) & f.covered for f in fields]
         seen = [field.counts[:, here].sum() for field, here in zip(fields, inside, strict=True)]
         field, here = fields[int(np.argmax(seen))], inside[int(np.argmax(seen))]
         if max(seen) == 0:

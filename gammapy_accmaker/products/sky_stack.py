@@ -8,7 +8,6 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import EarthLocation, SkyCoord
 from gammapy.maps import Map, MapAxis, WcsGeom
-from scipy.signal import fftconvolve
 
 from gammapy_accmaker.camera.bins import energy_edges_from_axis
 from gammapy_accmaker.camera.track import vectors_to_lonlat
@@ -174,5 +173,16 @@ def disc_sums(image: np.ndarray, radius: float) -> np.ndarray:
     """Sums of images of `SKY_PIXEL`, shape (..., nx, ny), over a disc around each pixel; its radius in deg."""
     n = int(np.ceil(radius / SKY_PIXEL))
     x = np.arange(-n, n + 1) * SKY_PIXEL
-    disc = (np.hypot(*np.meshgrid(x, x, indexing="ij")) <= radius + 1e-9).astype(float)
-    return fftconvolve(image, disc.reshape(*[1] * (image.ndim - 2), *disc.shape), mode="same", axes=(-2, -1))
+    widths = (np.hypot(*np.meshgrid(x, x)) <= radius + 1e-9).sum(1)
+    nx, ny = image.shape[-2:]
+    # of each line of the disc, as a difference of sums along it
+    up_to = np.zeros((*image.shape[:-2], nx + 2 * n, ny + 2 * n + 1))
+    up_to[..., n : nx + n, n + 1 : ny + n + 1] = image
+    np.cumsum(up_to, axis=-1, out=up_to)
+    sums = np.zeros(image.shape)
+    for k, width in enumerate(widths):
+        if width:
+            half = width // 2
+            line = up_to[..., k : k + nx, :]
+            sums += line[..., n + half + 1 :][..., :ny] - line[..., n - half :][..., :ny]
+    return sums

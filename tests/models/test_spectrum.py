@@ -119,6 +119,15 @@ def test_linear_weights_are_flat_beyond_the_ends():
     assert np.allclose(weights, [[1, 0, 0], [1, 0, 0], [0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 1]])
 
 
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_linear_weights_are_those_that_interpolate_unit_vectors(n):
+    rng = np.random.default_rng(n)
+    nodes = np.sort(rng.normal(size=n))
+    x = np.concatenate([rng.normal(size=200), nodes, [-9, 9]])
+    of_units = np.stack([np.interp(x, nodes, one) for one in np.eye(n)], axis=1)
+    assert np.array_equal(linear_weights(nodes, x), of_units)
+
+
 def test_infinite_smoothing_is_a_power_law():
     flat = SmoothSpectrum(0.1, 10.0, np.linspace(1, -2, 8))
     energy = np.geomspace(0.1, 10, 50)

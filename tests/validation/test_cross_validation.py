@@ -111,13 +111,16 @@ def test_bands_beyond_the_energies_of_a_model_have_no_significance(observations)
     assert np.array_equal(np.isfinite(found["WIDTH"]), np.array(found["E_MIN"]) > 0.99)
 
 
-def test_disc_sums_equal_a_plain_sum():
-    rng = np.random.default_rng(3)
-    image = rng.random((2, 12, 9))
-    sums = disc_sums(image, 0.2)
-    x, y = np.meshgrid(np.arange(12), np.arange(9), indexing="ij")
-    near = np.hypot(x - 5, y - 4) <= 2 + 1e-9
-    np.testing.assert_allclose(sums[:, 5, 4], image[:, near].sum(1), rtol=1e-12)
+@pytest.mark.parametrize("radius", [0.05, 0.1, 0.25, 0.5, 2.0])
+def test_disc_sums_equal_plain_sums(radius):
+    image = np.random.default_rng(3).random((2, 12, 9))
+    sums = disc_sums(image, radius)
+    x, y = np.indices((12, 9))
+    for i, j in np.ndindex(12, 9):
+        near = np.hypot(x - i, y - j) * 0.1 <= radius + 1e-9
+        np.testing.assert_allclose(sums[:, i, j], image[:, near].sum(1), rtol=1e-12)
+    whole = np.round(image * 100)
+    assert np.array_equal(disc_sums(whole, radius), np.round(disc_sums(whole, radius)))  # counts are exact
 
 
 @pytest.mark.parametrize("level", [0.02, 0.3, 20.0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import astropy.units as u
@@ -33,7 +33,7 @@ from gammapy_accmaker.config.kinds import FitSettings, SplineOptions
 from gammapy_accmaker.data.exclusion import Exclusion
 from gammapy_accmaker.data.notes import warn_of_notes
 from gammapy_accmaker.data.observations import as_observations
-from gammapy_accmaker.data.reduced_run import ReducedRun, in_own_order
+from gammapy_accmaker.data.reduced_run import ReducedRun, handed_over, in_own_order
 from gammapy_accmaker.data.sources import SourceList
 from gammapy_accmaker.errors import FitError, InputError
 from gammapy_accmaker.models.alignment import ZenithScaling, find_zenith_scaling, seen_in_field
@@ -315,7 +315,8 @@ def _fit_once(runs, failures, reduction, plan, execution, start):
         plan = make_plan(runs, config)
         warn_missed(plan, config)
     check_in_fields(reduction.sources, runs, config.offset_max.deg)
-    rate_model, source_fit = fit_runs(runs, bins, config, plan, execution=execution)
+    again = config.model.adapts_by_counts(config.run_effects.settings)
+    rate_model, source_fit = fit_runs(runs if again else handed_over(runs), bins, config, plan, execution=execution)
     runs, known_sources, source_table = _with_sources(source_fit, runs, reduction)
     warn_of_sources(source_table)
     say_how_it_ended(rate_model, start)
@@ -334,7 +335,7 @@ def _is_grouped(config: AcceptanceConfig) -> bool:
 
 @one_thread()
 def fit_runs(
-    runs: list[ReducedRun],
+    runs: Iterable[ReducedRun],
     bins: CountsBins,
     config: AcceptanceConfig,
     plan: GroupPlan | None = None,
@@ -343,15 +344,25 @@ def fit_runs(
 ) -> tuple[RateModel, AmplitudeFit | None]:
     """Model fitted to reduced runs, in the groups of a plan, which is made of them by default; and the amplitudes of
     their sources, None where no run has any."""
-    scaling = _zenith_scaling(runs, bins) if config.model.aligns and config.zenith.type == "interpolated" else None
     settings = FitSettings(
         config.run_effects.settings,
-        scaling=scaling,
         n_band=config.sources.bands,
         follows_zenith=config.zenith.type == "continuous",
-        profile_edges=_make_profile_edges(runs, bins, config),
         in_wide_bins=isinstance(config.fit_energy, u.Quantity),
     )
+    if config.model.fits_sources:
+        rate_model, found = config.model.fit(runs, bins, settings, execution)
+    else:
+        rate_model, found = _fit_to_counts(list(runs), bins, config, settings, plan, execution)
+    if rate_model.not_converged:
+        log.warning(f"model: {rate_model.not_converged}")
+    return rate_model, found
+
+
+def _fit_to_counts(runs, bins, config, settings, plan, execution):
+    """`fit_runs` of a kind of model that knows no sources, and perhaps groups of runs."""
+    scaling = _zenith_scaling(runs, bins) if config.model.aligns and config.zenith.type == "interpolated" else None
+    settings = replace(settings, scaling=scaling, profile_edges=_make_profile_edges(runs, bins, config))
 
     if not _is_grouped(config):
         plan = None
@@ -367,16 +378,9 @@ def fit_runs(
 
         return fit_one(runs) if plan is None else _fit_groups(runs, plan, config, fit_one, scaling)
 
-    found = None
-    if config.model.fits_sources:
-        rate_model, found = config.model.fit(runs, bins, settings, execution)
-    elif any(run.has_sources for run in runs):
-        rate_model, found = fit_beside_sources(runs, bins, fit, settings.n_band, settings.effects)
-    else:
-        rate_model = fit({})
-    if rate_model.not_converged:
-        log.warning(f"model: {rate_model.not_converged}")
-    return rate_model, found
+    if any(run.has_sources for run in runs):
+        return fit_beside_sources(runs, bins, fit, settings.n_band, settings.effects)
+    return fit({}), None
 
 
 @one_thread()

@@ -112,6 +112,7 @@ def fit_until_stable(
         log.info(
             f"search {iteration} for sources: {len(new)} found, the strongest of {new['SIGNIFICANCE'].max():.1f} sigma"
         )
+        del fitted  # what is kept of its runs
         fitted = fit(exclusion.with_regions(excess_regions(found)))
     if not stable:
         log.warning(

@@ -7,7 +7,7 @@ What differs between them is told here, or by the fitted model itself (`RateMode
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -122,9 +122,13 @@ class ModelOptions(Options):
     def make_fov_bins(self, offset_max: float) -> FovBins:
         """Bins of the field of view up to an offset in deg, or those that are given."""
 
+    def adapts_by_counts(self, effects: EffectSettings) -> bool:
+        """Whether the fitted model is adapted to a run of the fit by the counts of the run, which are needed again."""
+        return True
+
     @abstractmethod
     def fit(
-        self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
+        self, runs: Iterable[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
     ) -> tuple[RateModel, AmplitudeFit | None]:
         """Fit one model to all of some runs, which were reduced in ``bins``, and the amplitudes of their sources, for a
         kind that ``fits_sources``."""
@@ -171,8 +175,11 @@ class SplineOptions(ModelOptions):
     def make_fov_bins(self, offset_max: float) -> FovBins:
         return FovBins.grid(offset_max, 2 * int(np.ceil(offset_max / _SPLINE_PIXEL)))
 
+    def adapts_by_counts(self, effects: EffectSettings) -> bool:
+        return effects.min_counts > 0  # else the effects are those of the fit
+
     def fit(
-        self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
+        self, runs: Iterable[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
     ) -> tuple[SplineRate, AmplitudeFit | None]:
         inside = bins.inside
         with execution.open() as kept:
@@ -184,7 +191,7 @@ class SplineOptions(ModelOptions):
                 gradient=settings.effects.gradient,
                 norm_energy=settings.effects.norm_energy,
                 zenith=settings.follows_zenith,
-                covariates=tuple(name for name in self.keywords if any(name in run.covariates for run in runs)),
+                covariates=self.keywords,
                 starmap=kept.starmap("Fit of the spline model"),
                 n_band=settings.n_band,
             )
@@ -217,7 +224,7 @@ class _PooledOptions(ModelOptions):
         return FovBins.grid(offset_max, 2 * self.offset_bins)
 
     def fit(
-        self, runs: Sequence[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
+        self, runs: Iterable[ReducedRun], bins: CountsBins, settings: FitSettings, execution: Execution = SERIAL
     ) -> tuple[RateModel, None]:
         whole = [run.whole() for run in in_own_order(runs)]
         summed = sum_runs(whole, bins, settings.effects, settings.scaling)

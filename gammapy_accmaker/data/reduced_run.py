@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from gammapy_accmaker.data.sky_counts import SkyCounts
 from gammapy_accmaker.models.fit_counts import mean_displacement, zenith_range
 from gammapy_accmaker.models.source_terms import AmplitudeFit, CountsPatch, add_patches, sum_patches
 from gammapy_accmaker.utils.run_key import RunKey
+from gammapy_accmaker.utils.threads import give_back_memory
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,17 @@ class RunSlice:
     covariates: dict[str, float] = field(default_factory=dict)
     signal: CountsPatch | None = None
     sources: tuple[CountsPatch, ...] = ()
+
+    def in_one_bin(self) -> RunSlice:
+        """The same with its counts and exposure summed over the field of view."""
+        return replace(
+            self,
+            counts=csr_array(self.counts.sum(axis=1)[:, None]),
+            exposure=self.exposure.sum(keepdims=True),
+            displacement=None,
+            signal=None if self.signal is None else self.signal.in_one_bin(),
+            sources=tuple(source.in_one_bin() for source in self.sources),
+        )
 
     def with_amplitudes(self, fit: AmplitudeFit) -> RunSlice:
         """The same with what the sources add at fitted amplitudes in the signal."""
@@ -213,6 +225,15 @@ class ReducedRun:
     def _mean(self, name):
         values, ontime = ([getattr(part, k) for part in self.slices] for k in (name, "ontime"))
         return values[0] if len(values) == 1 else float(np.average(values, weights=ontime))
+
+
+def handed_over(runs: list[ReducedRun]) -> Iterator[ReducedRun]:
+    """Reduced runs one by one: what takes one decides what it keeps, and all that is left in the list are the spectra
+    and what else is not of the field of view, less than a fifth."""
+    for k, run in enumerate(runs):
+        runs[k] = replace(run, slices=tuple(part.in_one_bin() for part in run.slices))
+        yield run
+    give_back_memory()
 
 
 def in_own_order(runs: Iterable[ReducedRun]) -> list[ReducedRun]:

@@ -72,6 +72,10 @@ class CountsPatch:
         """Sum over the field of view, shape (n_energy,)."""
         return self.values.sum(axis=1, dtype=float)
 
+    def in_one_bin(self) -> CountsPatch:
+        """Summed over the field of view, with all digits."""
+        return CountsPatch(np.zeros(1, dtype=np.int32), self.by_energy()[:, None], 1)
+
     def scaled(self, factors: np.ndarray) -> CountsPatch:
         """Times a factor for each energy, shape (n_energy,)."""
         return replace(self, values=(self.values * factors[:, None]).astype(np.float32))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -42,6 +43,14 @@ def one_thread() -> Iterator[None]:
     finally:
         for put, number in before:
             put(number)
+
+
+def give_back_memory() -> None:
+    """What has been freed goes back to the system, also where other things lie behind it: the allocator of Linux keeps
+    such holes, and of each thread apart, so that what comes from other processes does not fill them."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @lru_cache(maxsize=1)

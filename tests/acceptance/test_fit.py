@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import weakref
 from contextlib import nullcontext
 
 import astropy.units as u
@@ -14,12 +15,13 @@ from regions import CircleSkyRegion
 from stores import EDGES, altered, full_store, observations, options, source_region
 
 from gammapy_accmaker import AcceptanceConfig, AcceptanceModel, fit_acceptance
-from gammapy_accmaker.acceptance.reduction import make_bins
+from gammapy_accmaker.acceptance.reduction import Reduction, make_bins
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.spline import fit as spline
 from gammapy_accmaker.utils import parallel
 
 KINDS = ["radial", "grid"]
+SMALL = {"energy": {"min": "1 TeV", "max": "5 TeV"}, "offset_max": "1 deg"}  # of a spline fit
 COLUMNS = {
     "OBS_ID",
     "USED",
@@ -97,8 +99,28 @@ def test_the_rounds_of_a_fit_share_their_processes_and_leave_none(runs, fails, m
     monkeypatch.setattr(spline._JointFit, "model", at_the_end)
     monkeypatch.setattr(spline, "chunk_starts", lambda n_run: loops.append(n_run) or range(0, n_run, 2))
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():
-        fit_acceptance(runs, {"energy": {"min": "1 TeV", "max": "5 TeV"}, "offset_max": "1 deg"}, n_jobs=2)
+        fit_acceptance(runs, SMALL, n_jobs=2)
     assert len(loops) > 4 and opened == [2, 2] and not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("min_counts", [0, 5])
+def test_counts_of_runs_are_let_go_before_the_rounds_of_a_fit_that_needs_them_no_more(runs, min_counts, monkeypatch):
+    reduce_all, rounds, seen, alive = Reduction.reduce_all, spline._JointFit.run, [], []
+
+    def watched(*args, **options):
+        reduced, failures = reduce_all(*args, **options)
+        seen.extend(weakref.ref(part.counts) for run in reduced for part in run.slices)
+        return reduced, failures
+
+    def at_the_rounds(fit, max_rounds):
+        alive.append(sum(counts() is not None for counts in seen))
+        return rounds(fit, max_rounds)
+
+    monkeypatch.setattr(Reduction, "reduce_all", watched)
+    monkeypatch.setattr(spline._JointFit, "run", at_the_rounds)
+    model = fit_acceptance(runs, SMALL | {"run_effects": {"type": "shift", "min_counts": min_counts}})
+    assert len(seen) >= 4 and alive == [len(seen) if min_counts else 0]
+    assert sum(model.run_table["COUNTS"]) == model.fit_counts.counts.sum() > 100
 
 
 def test_observations_in_any_container(runs):

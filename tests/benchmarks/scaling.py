@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from gammapy_accmaker import AcceptanceConfig, fit_acceptance  # noqa: E402
 from gammapy_accmaker.acceptance.fit import fit_runs, make_run_table  # noqa: E402
 from gammapy_accmaker.acceptance.reduction import make_bins  # noqa: E402
-from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice  # noqa: E402
+from gammapy_accmaker.data.reduced_run import ReducedRun, RunSlice, handed_over  # noqa: E402
 from gammapy_accmaker.data.sky_counts import SKY_PIXEL, SkyCounts, sky_bands  # noqa: E402
 from gammapy_accmaker.simulation.irfs import BackgroundTruth  # noqa: E402
 from gammapy_accmaker.utils.few_bytes import in_few_bytes  # noqa: E402
@@ -114,7 +114,9 @@ def measure(options):
     if options.dr1:
         fit_acceptance(runs, config, n_jobs=n_jobs)
     else:
-        fitted = fit_runs(runs, bins, config, execution=Execution.of(n_jobs))[0]
+        again = config.model.adapts_by_counts(config.run_effects.settings)
+        given = runs if again else handed_over(runs)
+        fitted = fit_runs(given, bins, config, execution=Execution.of(n_jobs))[0]
         adapted = [fitted.adapt(run, bins, config.run_effects.settings, k) for k, run in enumerate(runs)]
         make_run_table(fitted, runs, adapted, {}, config)
     wall, cpu = time.monotonic() - start, processor_time() - held

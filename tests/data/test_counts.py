@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from functools import cache
 
 import astropy.units as u
@@ -32,7 +33,9 @@ from gammapy_accmaker.camera.bins import CountsBins, FovBins
 from gammapy_accmaker.data import counts
 from gammapy_accmaker.data.counts import reduce_observation
 from gammapy_accmaker.data.exclusion import Exclusion
+from gammapy_accmaker.data.reduced_run import handed_over, in_own_order
 from gammapy_accmaker.errors import InputError, ObservationError
+from gammapy_accmaker.models.source_terms import CountsPatch
 
 ENERGY = np.logspace(-0.5, 1.5, 7)
 GRID, RINGS = FovBins.grid(2.0, 8), FovBins.rings(2.0, 5)
@@ -471,6 +474,28 @@ def test_run_counts_pickle():
     restored = pickle.loads(pickle.dumps(reduced))
     assert_array_equal(restored.counts.toarray(), reduced.counts.toarray())
     assert restored.dropped == reduced.dropped
+
+
+def test_what_is_left_of_runs_that_are_handed_over():
+    bins, rng = CountsBins(ENERGY, GRID), np.random.default_rng(2)
+    before = []
+    for k, seed in enumerate((5, 3, 4)):
+        run = reduce_observation(simulate(tracking(250, 40), 300 + k, seed=seed), bins, max_zenith_change=0.02)
+        patches = [CountsPatch.of(rng.exponential(1, run.counts.shape)) for _ in range(2)]
+        slices = tuple(replace(part, signal=patches[0], sources=(patches[1],)) for part in run.slices)
+        before.append(replace(run, slices=slices))
+    runs = list(before)
+    for k, run in enumerate(handed_over(runs)):
+        assert run is before[k] and runs[k + 1 :] == before[k + 1 :]
+    for run, own in zip(runs, before, strict=True):
+        assert len(run.slices) == len(own.slices) > 1 and run.sky is own.sky
+        assert_array_equal(run.counts.sum(axis=1), own.counts.sum(axis=1))
+        for part, whole in zip(run.slices, own.slices, strict=True):
+            assert part.exposure.tolist() == [whole.exposure.sum()] and part.counts.shape[1] == 1
+            for patch, at_all in ((part.signal, whole.signal), (part.sources[0], whole.sources[0])):
+                assert patch.size == 1
+                assert_array_equal(patch.by_energy(), at_all.by_energy())
+    assert [run.key for run in in_own_order(runs)] == [run.key for run in in_own_order(before)]
 
 
 @cache

@@ -1,5 +1,8 @@
 """Linear algebra in one thread, and what was set before again."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from stores import observations, options, plain_store
@@ -7,7 +10,7 @@ from stores import observations, options, plain_store
 from gammapy_accmaker import AcceptanceBackgroundMaker
 from gammapy_accmaker.models.binned import BinnedModel
 from gammapy_accmaker.utils.parallel import SERIAL, Execution
-from gammapy_accmaker.utils.threads import one_thread, thread_pools
+from gammapy_accmaker.utils.threads import give_back_memory, one_thread, thread_pools
 
 pytestmark = pytest.mark.skipif(not thread_pools(), reason="numpy and scipy use another library than OpenBLAS")
 
@@ -65,3 +68,16 @@ def test_a_maker(monkeypatch):
     seen.clear()
     maker.make_irf(runs[0])
     assert len(seen) > 2 and {n for one in seen for n in one} == {1} and numbers() == several
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other allocators give it back, or cannot be asked")
+def test_what_lies_between_things_that_are_kept_is_given_back():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    with one_thread():
+        kept = [(np.ones(10_000), np.ones(1000)) for _ in range(1000)]
+        kept = [small for _, small in kept]
+        before = resident()
+        give_back_memory()
+        assert resident() < before - 0.8 * 1000 * 80_000 + 1000 * 4096 and len(kept) == 1000

@@ -41,17 +41,17 @@ class CovariateScale:
 
     @classmethod
     def of(cls, runs, zenith: bool, names: tuple[str, ...]) -> CovariateScale:
-        """Learn the scale from runs (each one or several slices); the energy scaling is left at 0."""
-        blank = cls(zenith, tuple(names), *(np.zeros(0),) * 4, np.zeros(2))
+        """Learn the scale from runs (each one or several slices), without names that none of them has; the energy
+        scaling is left at 0."""
+        names = tuple(name for name in names if any(name in (r.covariates or {}) for r in runs))
+        blank = cls(zenith, names, *(np.zeros(0),) * 4, np.zeros(2))
         raw = np.array([blank._raw(r.cos_zenith, r.covariates) for r in runs]).reshape(len(runs), -1)
         known = np.isfinite(raw)
         number = np.maximum(known.sum(0), 1)
         center = np.where(known, raw, 0).sum(0) / number
         width = np.sqrt((np.where(known, raw - center, 0) ** 2).sum(0) / number)
         width[width < 1e-6 * np.maximum(np.abs(center), 1e-3)] = 0
-        blank = cls(
-            zenith, tuple(names), center, width, np.tile([-np.inf, np.inf], (len(center), 1)), center, np.zeros(2)
-        )
+        blank = cls(zenith, names, center, width, np.tile([-np.inf, np.inf], (len(center), 1)), center, np.zeros(2))
         standard = np.array([blank.standard(r.cos_zenith, r.covariates) for r in runs]).reshape(len(runs), -1)
         azimuth = np.mean([_azimuth(r.cos_zenith, r.azimuth, np.zeros(2)) for r in runs], axis=0)
         if zenith and len(center):
@@ -60,7 +60,7 @@ class CovariateScale:
             standard = np.vstack([standard, np.tile(standard[0], (2, 1))])
             standard[-2:, 0] = ends
         limits = np.stack([standard.min(0), standard.max(0)], axis=1)
-        return cls(zenith, tuple(names), center, width, limits, np.zeros(len(center)), azimuth)
+        return cls(zenith, names, center, width, limits, np.zeros(len(center)), azimuth)
 
     def with_scaling(self, energy_scaling: np.ndarray) -> CovariateScale:
         """A copy with another energy scaling."""

@@ -1,7 +1,4 @@
-import gc
-import itertools
 import pickle
-import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -345,25 +342,6 @@ def test_chunks_hold_each_run_once(n_run):
 def test_runs_that_do_not_fit_the_pixels_are_named(runs):
     with pytest.raises(ValueError, match=f"run {runs[0].obs_id}: counts .* do not fit"):
         fit_spline(runs[:1], EDGES, LON[1:], LAT[1:], SOLID_ANGLE[1:])
-
-
-def test_runs_are_let_go_before_the_rounds_of_the_fit():
-    seen, alive = [], []
-
-    def stream():
-        for run in simulate_runs(6, seed=5):
-            copy = SimulatedRun(run.obs_id, run.counts.copy(), run.exposure.copy(), run.cos_zenith, run.azimuth)
-            seen.append(weakref.ref(copy))
-            yield copy
-
-    def starmap(function, inputs):
-        gc.collect()
-        alive.append(sum(reference() is not None for reference in seen))
-        return itertools.starmap(function, inputs)
-
-    model = fit_spline(stream(), *BINS, max_rounds=4, starmap=starmap)[0]
-    assert len(model.effects) == len(seen) == 6
-    assert set(alive) == {0}
 
 
 def test_what_is_kept_of_a_run_is_small(runs):

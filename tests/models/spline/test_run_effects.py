@@ -276,12 +276,13 @@ def test_covariates_are_in_standard_deviations_and_clamped():
     values = np.array([0.7, 0.8, 0.84, 0.9])
     runs = [SimulatedRun(k, None, None, 0.9, 30.0 * k, {"MUONEFF": v, "SAME": 1.0}) for k, v in enumerate(values)]
     scale = CovariateScale.of(runs, False, ("MUONEFF", "SAME", "MISSING"))
+    assert scale.names == ("MUONEFF", "SAME")  # what no run has is not followed
     standard = np.array([scale.standard(0.9, r.covariates) for r in runs])
     assert np.allclose(standard[:, 0], (values - values.mean()) / values.std()) and not standard[:, 1:].any()
     assert scale.standard(0.9, {"MUONEFF": 5.0, "SAME": 7.0})[0] == standard[:, 0].max()
     assert not scale.standard(0.9, {"MUONEFF": np.nan}).any() and not scale.standard(np.nan, None).any()
     assert scale.regressors(0.9, None, runs[0].covariates).tolist() == [*standard[0], 0.0, 0.0, 1.0]
-    by_azimuth = [scale.regressors(0.9, r.azimuth, None)[3:5] for r in runs]
+    by_azimuth = [scale.regressors(0.9, r.azimuth, None)[2:4] for r in runs]
     assert np.allclose(np.mean(by_azimuth, axis=0), 0)
     assert np.hypot(*(by_azimuth[3] - by_azimuth[0])) == pytest.approx(2 * np.sqrt(1 - 0.9**2) * np.sin(np.pi / 4))
 

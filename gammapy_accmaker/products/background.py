@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import lru_cache
 
 import astropy.units as u
 import numpy as np
@@ -328,12 +329,15 @@ def _offset_step(model):
     return 0.25 * _OFFSET_STEP if model.is_radial else _OFFSET_STEP
 
 
+@lru_cache(maxsize=8)
 def polar_grid(offset_max, offset_step, n_angle):
     """FOV_LON and FOV_LAT in deg of a polar grid up to an offset, raveled, and its shape (offset, angle)."""
     theta = np.linspace(0, offset_max * (1 - 1e-12), int(np.ceil(offset_max / offset_step)) + 1)
     t, p = np.meshgrid(np.radians(theta), 2 * np.pi * np.arange(n_angle) / n_angle, indexing="ij")
     xyz = np.stack([np.cos(t), np.sin(t) * np.cos(p), np.sin(t) * np.sin(p)], axis=-1)
     lon, lat = (np.degrees(a).ravel() for a in vectors_to_lonlat(xyz))
+    for kept in (lon, lat):
+        kept.flags.writeable = False
     return lon, lat, t.shape
 
 

@@ -30,6 +30,7 @@ RATE_UNIT = u.Unit("s-1 MeV-1 sr-1")
 _NODES_PER_DECADE = 20
 _FOV_STEP = 0.08  # deg
 _NODE_ROUNDS = 40
+_BLOCK = 512  # positions
 _EDGE = 1e-6  # relative, by which the energy axis goes beyond that of the model
 
 
@@ -155,16 +156,27 @@ def _nodes_with_integrals(energy, rate, integral):
     A node moves by the mean of what its two bins lack, in logs, over and over. What a node could only take from one bin
     to give it to the other moves least: the nodes of an exact solution would swing up and down far from the bend.
     """
-    shape = (-1, *[1] * (rate.ndim - 1))
+    rates, integrals = (values.reshape(len(values), -1) for values in (rate, integral))
+    out, somewhere = np.zeros(rates.shape), np.flatnonzero(rates.any(axis=0))
+    # some positions at a time, which stay in the processor's cache: 40 rounds take 0.6 of the time
+    for start in range(0, len(somewhere), _BLOCK):
+        part = somewhere[start : start + _BLOCK]
+        out[:, part] = _moved_nodes(energy, rates.take(part, axis=1), integrals.take(part, axis=1))
+    return out.reshape(rate.shape)
+
+
+def _moved_nodes(energy, rate, integral):
+    """`_nodes_with_integrals` at each of some positions."""
     seen = (rate[1:] > 0) & (rate[:-1] > 0) & (integral > 0)
-    log_energy, log_width = np.log(energy * TEV_IN_MEV).reshape(shape), np.log(np.log(energy[1:] / energy[:-1]))
+    log_energy, log_width = np.log(energy * TEV_IN_MEV)[:, None], np.log(np.log(energy[1:] / energy[:-1]))[:, None]
     # energy times rate over the log of energy: a power law is an exponential between its ends
     log_rate = np.log(np.where(rate > 0, rate, 1.0)) + log_energy
-    log_integral = np.log(np.where(seen, integral, 1.0)) - log_width.reshape(shape)
+    log_integral = np.log(np.where(seen, integral, 1.0)) - log_width
+    counted = seen.astype(float)
     for _ in range(_NODE_ROUNDS):
-        half = 0.5 * np.abs(np.diff(log_rate, axis=0)) + 1e-6
+        half = 0.5 * np.abs(log_rate[1:] - log_rate[:-1]) + 1e-6
         found = 0.5 * (log_rate[1:] + log_rate[:-1]) + np.log(np.sinh(half) / half)
-        lack = np.where(seen, log_integral - found, 0.0)
+        lack = (log_integral - found) * counted
         log_rate[1:-1] += 0.5 * (lack[1:] + lack[:-1])
         log_rate[[0, -1]] += lack[[0, -1]]
     return np.where(rate > 0, np.exp(log_rate - log_energy), 0.0)

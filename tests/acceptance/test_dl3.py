@@ -47,6 +47,19 @@ def test_all_of_a_run_is_there(copy, small, maker, tmp_path):
     assert contents(tmp_path / "original") == before
 
 
+def test_files_are_as_gammapy_and_astropy_write_them(small, maker, tmp_path):
+    attach_background(small, maker, tmp_path / "new", n_jobs=1)
+    for obs_id in map(int, small.obs_ids):  # the header is made for the first of them
+        irf = maker.make_irf(small.obs(obs_id, required_irf=[]))
+        irf.data = irf.data.astype("float32")
+        irf.meta |= {"OBS_ID": obs_id, "CREATOR": "gammapy_accmaker"}
+        hdulist = irf.to_hdulist()
+        hdulist[1].name = "BACKGROUND"
+        hdulist.writeto(tmp_path / f"{obs_id}.fits")
+        written = tmp_path / "new" / "background" / f"background_{obs_id:06d}.fits"
+        assert written.read_bytes() == (tmp_path / f"{obs_id}.fits").read_bytes()
+
+
 def test_the_links_are_relative_and_stay_in_the_store(small, maker, tmp_path):
     new = attach_background(small, maker, tmp_path / "new", n_jobs=1)
     files = [p for p in (tmp_path / "new").rglob("*") if p.is_symlink()]

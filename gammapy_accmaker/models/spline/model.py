@@ -9,7 +9,7 @@ It is fitted by `~gammapy_accmaker.models.spline.fit.fit_spline` and adapted to 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.linalg import block_diag, eigh
@@ -42,6 +42,16 @@ _BLOCK = 2048  # positions of a rate that are worked out together: what is in be
 def zenith_splines(axis: BSplineAxis, cos_zenith: float) -> np.ndarray:
     """Values of the splines in zenith angle, shape (axis.n,)."""
     return axis.basis([np.log(cos_zenith)])[0]
+
+
+@lru_cache(maxsize=16)
+def _bases(lon: bytes, lat: bytes, offset_axis: BSplineAxis, asymmetry_axis: BSplineAxis):
+    """Splines of the offset, shape (n_t, m), and `asymmetry_basis`, shape (n_b, m), at m positions in deg.
+
+    They are a third of the work for a rate, and the same for all runs at the nodes of the polar grid of a background.
+    """
+    at = np.frombuffer(lon), np.frombuffer(lat)
+    return offset_axis.basis(np.hypot(*at)).T, asymmetry_basis(*at, asymmetry_axis).T
 
 
 @dataclass(frozen=True)
@@ -288,6 +298,11 @@ class SplineModel:
         self, energy, fov_lon, fov_lat, cos_zenith: float, *, azimuth=None, covariates=None, effect=None
     ) -> np.ndarray:
         """Log of the rate in s-1 MeV-1 sr-1, see `rate_grid`."""
+        given = energy, fov_lon, fov_lat, cos_zenith, azimuth, covariates, effect
+        return np.hstack([np.zeros((len(energy), 0)), *self._log_rates(*given)])
+
+    def _log_rates(self, energy, fov_lon, fov_lat, cos_zenith, azimuth, covariates, effect):
+        """Log of the rate at the energies and _BLOCK positions, or fewer at last, after the other."""
         cos_zenith = self.clamp_zenith(cos_zenith)
         basis, values, scaling = self._conditions(cos_zenith, azimuth, covariates, effect)
         log_energy, lon, lat = self._clamped(energy, fov_lon, fov_lat)
@@ -295,17 +310,15 @@ class SplineModel:
         nodes = self.energy_axis.grid_basis @ by_offset
         at_energy = self.asymmetry_energy_axis.basis(log_energy)
         by_mode = basis.by_mode(basis.energy_columns(log_energy), values)
-        out = np.empty((len(log_energy), len(lon)))
         for start in range(0, len(lon), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            here = lon[part], lat[part]
+            here = lon[start : start + _BLOCK], lat[start : start + _BLOCK]
+            at_offset, asymmetry = _bases(*(x.tobytes() for x in here), self.offset_axis, self.asymmetry_offset_axis)
             shift = basis.shift_values(*here) @ values[: basis.n_shift]
-            at_offset = self.offset_axis.basis(np.hypot(*here)).T
-            out[:, part] = self._at_shifted(log_energy + scaling, shift, nodes, at_offset)
+            log_rate = self._at_shifted(log_energy + scaling, shift, nodes, at_offset)
             # products of few rows first
-            out[:, part] += at_energy @ (self.asymmetry @ asymmetry_basis(*here, self.asymmetry_offset_axis).T)
-            out[:, part] += by_mode @ basis.mode_values(*here).T
-        return out
+            log_rate += at_energy @ (self.asymmetry @ asymmetry)
+            log_rate += by_mode @ basis.mode_values(*here).T
+            yield log_rate
 
     def _at_shifted(self, log_energy, shift, nodes, at_offset):
         """Rows between those at the nodes of the energy axis, times columns, each at an energy shift of its own."""
@@ -349,11 +362,12 @@ class SplineModel:
         rate : `~numpy.ndarray`, shape (n, m)
             In s-1 MeV-1 sr-1, per ontime.
         """
-        log_rate = self.log_rate_grid(
-            energy, fov_lon, fov_lat, cos_zenith, azimuth=azimuth, covariates=covariates, effect=effect
-        )
-        np.clip(log_rate, -300, 300, out=log_rate)
-        return np.exp(log_rate, out=log_rate)
+        rate, start = np.empty((len(energy), len(fov_lon))), 0
+        for log_rate in self._log_rates(energy, fov_lon, fov_lat, cos_zenith, azimuth, covariates, effect):
+            end = start + log_rate.shape[1]
+            np.exp(np.clip(log_rate, -300, 300, out=log_rate), out=rate[:, start:end])
+            start = end
+        return rate
 
     @cached_property
     def _factor(self):

@@ -8,6 +8,7 @@ rotation is interpolated between them.
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -28,6 +29,7 @@ _MAX_SPAN = 86400.0  # s; times beyond it are damaged, and would take all memory
 _MIN_PART = 1.0  # s, of good time in a part of a run
 MAX_ZENITH_CHANGE = 0.05  # of cos zenith within a slice of a run
 _EARTH_STEP = 1800.0  # s, between which the motion of the Earth is interpolated
+_FIRST_IN_BOTH, _NOT_YET_FINAL = 42000, 60  # MJD, days: between them and the end of the final values astropy has these
 _MEAN_STEP = 60.0  # s, between the nodes over which the conditions of a run are averaged
 
 
@@ -358,8 +360,8 @@ def _altaz(ra, dec, start, seconds, location):
     nodes = np.linspace(seconds[0], seconds[-1], max(int(np.ceil((seconds[-1] - seconds[0]) / _EARTH_STEP)) + 1, 4))
     utc = (start + TimeDelta(nodes, format="sec")).utc
     day = np.floor(utc.jd1 - 0.5 + utc.jd2)
-    table = id(iers.earth_orientation_table.get())
-    first, last = np.array([_earth_orientation(k, table) for k in day]).transpose(1, 2, 0)
+    table = _orientation_table(day[0], day[-1])
+    first, last = np.array([_earth_orientation(k, id(table)) for k in day]).transpose(1, 2, 0)
     dut1, *pole = first + (utc.jd1 - 0.5 - day + utc.jd2) * (last - first)
     lon, lat, height = site_numbers(location)
     astrom, _ = erfa.apco13(utc.jd1, utc.jd2, dut1, np.radians(lon), np.radians(lat), height, *pole, 0, 0, 0, 1)
@@ -371,11 +373,26 @@ def _altaz(ra, dec, start, seconds, location):
     return azimuth, 0.5 * np.pi - zenith
 
 
+def _orientation_table(first, last):
+    """Table of the orientation of the Earth between two days: astropy's, or where that is not read yet the one of final
+    values, which stand in astropy's for these days too, at half of its time (0.25 s, once in a process).
+
+    Other processes of the package are given astropy's as they begin.
+    """
+    if iers.IERS_Auto.iers_table is None and multiprocessing.parent_process() is None:
+        final = iers.IERS_B.open()
+        mjd = final["MJD"].value[[0, -1]]
+        if max(mjd[0], _FIRST_IN_BOTH) <= first - 2400000 and last - 2400000 < mjd[1] - _NOT_YET_FINAL:
+            return final
+    return iers.earth_orientation_table.get()
+
+
 @lru_cache(maxsize=1024)
 def _earth_orientation(day, table):
-    """UT1 - UTC in s and the polar motion in rad at both ends of a day, between which astropy's table is linear."""
+    """UT1 - UTC in s and the polar motion in rad at both ends of a day, between which a table (its `id`) is linear."""
     ends = Time(day + 0.5, [0, 1 - 1e-9], format="jd", scale="utc")
-    return np.transpose([get_dut1utc(ends), *get_polar_motion(ends)])
+    with iers.earth_orientation_table.set(_orientation_table(day, day)):
+        return np.transpose([get_dut1utc(ends), *get_polar_motion(ends)])
 
 
 def _east(lon):

@@ -7,13 +7,23 @@ import erfa
 import numpy as np
 import pytest
 from astropy.coordinates import AltAz, SkyCoord
+from astropy.utils import iers
 from gammapy.data import FixedPointingInfo
 from gammapy.irf import FoVAlignment
 from helpers import HESS, START, drifting, make_observation, pointing_at, random_in_cap, simulate, tracking, xyz_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gammapy_accmaker.camera.track import FovTrack, fov_track, gti_seconds, time_nodes, unit_vectors, vectors_to_lonlat
+from gammapy_accmaker.camera.track import (
+    FovTrack,
+    _earth_orientation,
+    _orientation_table,
+    fov_track,
+    gti_seconds,
+    time_nodes,
+    unit_vectors,
+    vectors_to_lonlat,
+)
 from gammapy_accmaker.data.counts import observation_track
 from gammapy_accmaker.errors import ObservationError
 
@@ -274,6 +284,22 @@ def test_the_interpolated_orientation_of_the_earth_is_that_of_astropy(pointing):
     np.testing.assert_allclose(track.cos_zenith, np.sin(altaz.alt.rad), atol=1e-11)
     turns = (track.azimuth - altaz.az.deg) / 360
     np.testing.assert_allclose((turns - np.round(turns)) * 360 * np.cos(altaz.alt.rad), 0, atol=1e-8)
+
+
+def test_final_values_of_the_orientation_are_those_of_astropys_table(monkeypatch):
+    """Where astropy's table is not read yet, and need not be; beyond the final values it is."""
+    days = np.arange(42000, iers.IERS_B.open()["MJD"].value[-1] - 60, 97) + 2400000
+    table = iers.earth_orientation_table.get()
+    assert _orientation_table(days[0], days[-1]) is table
+    expected = [_earth_orientation.__wrapped__(day, None) for day in days]
+    monkeypatch.setattr(iers.IERS_Auto, "iers_table", None)
+    assert _orientation_table(days[0], days[-1]) is iers.IERS_B.open()
+    np.testing.assert_array_equal([_earth_orientation.__wrapped__(day, None) for day in days], expected)
+    assert iers.IERS_Auto.iers_table is None
+    monkeypatch.setattr(iers.IERS_Auto, "read", lambda: table)
+    for beyond in (days[0] - 97, days[-1] + 97):
+        assert _orientation_table(beyond, days[-1] + 97) is table
+        iers.IERS_Auto.iers_table = None
 
 
 def test_what_erfa_leaves_as_the_memory_was_does_not_matter(monkeypatch):

@@ -64,6 +64,16 @@ def make_observation(pointing, intervals=((0, 1700),), table=None, *, location=H
     return Observation(obs_id=obs_id, meta=meta, gti=gti, events=EventList(table), pointing=pointing, location=location)
 
 
+class Calibrated(Observation):
+    """A user's, whose events are not those of its file."""
+
+    @property
+    def events(self):
+        table = super().events.table.copy()
+        table["ENERGY"] = 1.3 * table["ENERGY"]
+        return EventList(table)
+
+
 def simulate(pointing, size, *, intervals=((0, 1700),), radius=3.5, seed=0, location=HESS, obs_id=7):
     """Observation with events evenly distributed in time and in a cap around the pointing, energies 0.1 to 100 TeV."""
     rng = np.random.default_rng(seed)

@@ -32,20 +32,26 @@ class KeptRuns:
 
     def find(self, state: RunState, made_with: dict[str, Any]):
         """The result for a run in this state; None where there is none."""
-        if made_with.keys() != self._made_with.keys() or any(v is not self._made_with[k] for k, v in made_with.items()):
+        if not self._is_made_with(made_with):
             self._made_with = made_with
             self._results.clear()
-        if state.name not in self._results:
+        if (found := self._results.get(state.name)) is None:
             return None
-        before, after, result = self._results[state.name]
+        before, after, result = found
         # what is in memory must be what was there, or what was read then
         if not state.covers(before) or not after.covers(state):
             return None
-        self._results.move_to_end(state.name)
+        self._results[state.name] = self._results.pop(state.name, found)  # the last to be let go
         return result
 
-    def add(self, before: RunState, after: RunState, result) -> None:
+    def _is_made_with(self, made_with):
+        known = self._made_with
+        return made_with.keys() == known.keys() and all(value is known[name] for name, value in made_with.items())
+
+    def add(self, before: RunState, after: RunState, result, made_with: dict[str, Any]) -> None:
         """Keep a result that was just made, after `find`; with the state of the run before and after it was read."""
+        if not self._is_made_with(made_with):  # it was changed meanwhile, from another thread
+            return
         self._results[before.name] = before, after, result
         self._results.move_to_end(before.name)
         while len(self._results) > _MAX_KEPT:
@@ -66,7 +72,7 @@ def kept_by_run(method: Callable) -> Callable:
             result = replace(method(self, read), observation=None)
             after = RunState.of(read)
             if state is not None and after is not None and state.name == after.name:
-                self._kept.add(state.beside_files(read), after, result)
+                self._kept.add(state.beside_files(read), after, result, made_with)
         return replace(result, observation=observation)
 
     return result_of_run

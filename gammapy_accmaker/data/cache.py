@@ -20,7 +20,7 @@ import numpy as np
 from astropy.coordinates import EarthLocation, SkyCoord
 from astropy.io import fits
 from astropy.time import Time
-from gammapy.data import GTI, EventList, FixedPointingInfo, ObservationMetaData
+from gammapy.data import GTI, EventList, FixedPointingInfo, Observation, ObservationMetaData
 from scipy.sparse import csr_array
 
 from gammapy_accmaker.data.notes import RunNotes
@@ -166,7 +166,10 @@ class RunCache:
     def path(self, observation) -> Path | None:
         """File of the entry of an observation; None where it cannot be told what its events are."""
         locations, chosen = event_locations(observation), observation.obs_filter
-        changed = any(isinstance(value, EventList) for value in vars(observation).values())
+        # a class of its own may give other events than those of its file
+        changed = type(observation) is not Observation or any(
+            isinstance(value, EventList) for value in vars(observation).values()
+        )
         if not any(one.hdu_class == "events" for one in locations) or changed or chosen.event_filters:
             return None
         if self.responses and any(vars(observation).get(name) is not None for name in _RESPONSES):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from astropy.coordinates import EarthLocation
-from gammapy.data import GTI, EventList, FixedPointingInfo, ObservationMetaData
+from gammapy.data import GTI, EventList, FixedPointingInfo, Observation, ObservationMetaData
 from gammapy.utils.fits import HDULocation
 
 from gammapy_accmaker.data.cache import fingerprint
@@ -37,6 +37,8 @@ class RunState:
     @classmethod
     def of(cls, observation) -> RunState | None:
         """None where it cannot be told, such as of a file that is missing."""
+        if type(observation) is not Observation:  # a class of its own may give other events than it holds
+            return None
         try:
             return cls._of(vars(observation))
         except Exception:  # filters and what users set can be of any kind; whoever reads the run says what is wrong

@@ -13,6 +13,7 @@ from astropy.io import fits
 from astropy.time import Time
 from gammapy.data import GTI, DataStore
 from gammapy.maps import Map, WcsGeom
+from helpers import Calibrated
 from regions import CircleSkyRegion, PolygonSkyRegion, RectangleSkyRegion
 from stores import IRFS, options, plain_store
 
@@ -214,14 +215,16 @@ def test_what_is_changed_in_memory_is_not_taken_from_the_cache(tmp_path, reads):
     start = short.gti.time_start[0]
     short._gti = GTI.create(0 * u.s, 300 * u.s, start)  # as a user may
     (selected,) = [o.select_time(Time([start, start + 400 * u.s])) for o in read(n=1)]
+    (calibrated,) = read(n=1)
+    calibrated.__class__ = Calibrated
     found = []
-    for observation in (half, short, selected):
+    for observation in (half, short, selected, calibrated):
         reads.clear()
         found_here, _ = reduce([observation], tmp_path)
         assert len(reads) == 1 and same(found_here, reduce([observation])[0])
         found.append(found_here[0].counts.sum())
     whole, _ = reduce(read(n=1), tmp_path)
-    assert same(whole, reduce(read(n=1))[0]) and len({whole[0].counts.sum(), *found}) == 4
+    assert same(whole, reduce(read(n=1))[0]) and len({whole[0].counts.sum(), *found}) == 5
 
 
 def damaged(path, kind):

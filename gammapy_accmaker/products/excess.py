@@ -150,7 +150,8 @@ def excess_fields(
     for members in of_field:
         pointings = np.array([sky.matrix[0] for _, sky, _ in members])
         apart = np.degrees(np.arccos(np.clip(pointings @ pointings[0], -1, 1))).max()
-        matrix, side = members[0][1].matrix, 2 * int(np.ceil((offset_max + apart) / SKY_PIXEL) + 2)
+        reach = np.degrees(np.tan(np.radians(offset_max + apart)))
+        matrix, side = members[0][1].matrix, 2 * int(np.ceil(reach / SKY_PIXEL) + 2)
         numbers, values = [], []
         for run, sky, model in members:
             here, mu = _expected(run, sky, model, bands, min(offset_max, model.offset_max))

@@ -1,6 +1,7 @@
 """Runs stacked on the sky: against plain loops over their pixels, and gammapy's geometry."""
 
 import itertools
+from dataclasses import replace
 
 import astropy.units as u
 import numpy as np
@@ -115,3 +116,34 @@ def test_a_stack_is_the_sum_of_the_pixels_of_its_runs(fitted):
         np.testing.assert_allclose(field.expected.sum((1, 2)), expected.sum((1, 2)), rtol=1e-3)
         inner = (field.geom.separation(field.geom.center_skydir).deg < 0.5 * reach) & (expected.min(0) > 0)
         assert np.abs(field.expected / np.maximum(expected, 1e-9) - 1)[:, inner].mean() < 0.02
+
+
+class Even:
+    """A rate that is the same everywhere."""
+
+    is_radial, offset_max = True, 8.0
+
+    def at_azimuth(self, azimuth):
+        return self
+
+    def integral_grid(self, energy_edges, fov_lon, fov_lat, cos_zenith):
+        return np.ones((len(energy_edges) - 1, len(fov_lon)))
+
+
+def test_wide_fields_lie_within_their_image(fitted):
+    """The tangential plane is wider than the angle: by 4 pixels at 16 deg."""
+    runs, _, edges = fitted
+    wide = []
+    for shift, run in enumerate(runs[:2]):
+        sky = replace(
+            run.sky, matrix=matrix_at(100 + 7.5 * shift, 0), side=160, index=np.zeros(0, int), counts=np.zeros(0)
+        )
+        wide.append(replace(run, sky=sky))
+    (field,) = excess_fields(wide, [Even(), Even()], edges[[0, -1]], edges, 8.0)
+    seconds = [run.sky.seconds.sum() * 2 * np.pi * (1 - np.cos(np.radians(7.93))) for run in wide]
+    assert field.expected.sum() == pytest.approx(sum(seconds), rel=5e-3)
+    assert not field.expected[:, [0, -1]].any() and not field.expected[:, :, [0, -1]].any()
+    center = (field.xyz * field.expected[0].ravel()[:, None]).sum(0)
+    lon, lat = np.degrees(vectors_to_lonlat(center / np.linalg.norm(center)))
+    share = wide[1].sky.seconds.sum() / sum(run.sky.seconds.sum() for run in wide)
+    assert (lon, lat) == pytest.approx((100 + 7.5 * share, 0), abs=0.03)

@@ -242,11 +242,12 @@ def fit_acceptance(
             warned = True
         return _fit_once(runs, failures, reading, plan, execution, start)
 
-    if config.search is not None:
-        return fit_until_stable(fit, config.search, reduction.exclusion, observations).model
-    fitted = fit(reduction.exclusion)
-    warn_of_excess(fitted)
-    return fitted.model
+    with execution.open() as execution:
+        if config.search is not None:
+            return fit_until_stable(fit, config.search, reduction.exclusion, observations).model
+        fitted = fit(reduction.exclusion)
+        warn_of_excess(fitted)
+        return fitted.model
 
 
 def _warn_of_poor_fit(rate_model: RateModel, config: AcceptanceConfig) -> None:

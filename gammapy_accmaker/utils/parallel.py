@@ -1,9 +1,8 @@
 """Runs are looped over in one or more processes; a process that dies takes one run with it, not the fit.
 
-Processes come from a fork server of Python: a clean process with one thread, in which this package is imported once, so
-that what it forks starts as fast as a plain fork and cannot inherit a lock that a thread of the user's process holds (a
-fork of a process with threads may hang, which Python 3.12 warns of). Where there can be none (Windows) they are
-spawned.
+A user's process of one thread is forked, which takes no time. Beside other threads a fork may inherit a lock that one
+of them holds, and hang, which Python 3.12 warns of: then processes come from a fork server of Python, a clean process
+in which this package is imported once, for some 2 s; where there can be none (Windows) they are spawned.
 
 The script or notebook of the user is not run again in them, as it would be by default: a script needs no
 ``if __name__ == "__main__"``. What was defined there is not known in them; a task that needs it is done in the user's
@@ -12,10 +11,12 @@ own process.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -79,6 +80,9 @@ class Execution:
     @contextmanager
     def open(self) -> Iterator[Execution]:
         """The same, whose loops share their processes while it is open: to start them takes 0.07 s for each loop."""
+        if self.processes is not None:  # by one that is open already
+            yield self
+            return
         processes = _Processes(min(self.n_jobs, multiprocessing.cpu_count()))
         try:
             yield replace(self, processes=processes)
@@ -264,6 +268,7 @@ _messages: SimpleQueue = SimpleQueue()
 
 def _begin(environment, options, earth_orientation, level):
     """What the user's process may have set after the fork server began, or has read already."""
+    gc.freeze()  # what a fork has of the user's process is not looked through for what may be freed: it stays shared
     os.environ.clear()
     os.environ.update(environment)
     for conf, values in zip(_CONF, options, strict=True):
@@ -271,9 +276,11 @@ def _begin(environment, options, earth_orientation, level):
             setattr(conf, name, value)
     # the same table for the same answer, and 0.5 s less than to read it from its file
     iers.earth_orientation_table.set(ForkingPickler.loads(earth_orientation))
-    root = logging.getLogger()
-    root.setLevel(level)
-    root.addHandler(QueueHandler(_messages))
+    for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
+        if isinstance(logger, logging.Logger):  # a fork has the handlers of the user, who is to hear each message once
+            logger.handlers, logger.propagate = [], True
+    logging.root.setLevel(level)
+    logging.root.addHandler(QueueHandler(_messages))
 
 
 # In the process of the user
@@ -304,6 +311,8 @@ def _pool(n_jobs):
 
 def _context():
     """Where processes come from; a fork server imports what this process has of the package, while that goes on."""
+    if _has_one_thread():
+        return multiprocessing.get_context("fork")
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver
 
@@ -317,6 +326,18 @@ def _context():
             # its socket lies in the folder of temporary files, whose path may be too long for one
             pass
     return multiprocessing.get_context("spawn")
+
+
+def _has_one_thread():
+    """Whether this process has no other thread, nor has linear algebra; not where the system does not tell (Linux
+    does)."""
+    for thread in threading.enumerate():
+        if thread.name == "tqdm_monitor":  # of progress bars, hidden ones too: the next of them starts it again
+            thread.exit()
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
 
 
 def _submit(pool, task) -> Future:

@@ -30,7 +30,8 @@ from gammapy_accmaker.models.source_terms import AmplitudeFit
 from gammapy_accmaker.models.spline.cells import in_pixels
 from gammapy_accmaker.models.spline.fit import fit_spline
 from gammapy_accmaker.models.spline.rate import SplineRate
-from gammapy_accmaker.utils.parallel import SERIAL, Execution, as_bytes
+from gammapy_accmaker.utils.parallel import SERIAL, Execution
+from gammapy_accmaker.utils.parcels import is_known_elsewhere
 
 _SPLINE_BINS_PER_DECADE = 50
 _SPLINE_PIXEL = 0.1  # deg
@@ -353,7 +354,7 @@ class ParametricOptions(_PooledOptions):
     def __getstate__(self):
         # a fitted model is applied without its function, and so it is where another process does not know it
         state = super().__getstate__()
-        if as_bytes(self.function) is None:
+        if not is_known_elsewhere(self.function):
             state["__dict__"] = state["__dict__"] | {"function": describe_function(self.function)}
         return state
 

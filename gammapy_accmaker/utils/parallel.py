@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +39,7 @@ from gammapy.utils.pbar import progress_bar
 
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.utils.arguments import check_choice, check_whole
+from gammapy_accmaker.utils.parcels import Parcel
 from gammapy_accmaker.utils.threads import ONE_THREAD, one_thread
 
 log = logging.getLogger(__name__)
@@ -159,17 +162,28 @@ class _Processes:
     def __init__(self, number: int):
         self.number = number
         self.pool: ProcessPoolExecutor | None = None
+        self.folder: TemporaryDirectory | None = None
         self.over = False
 
-    def submit(self, task) -> Future:
+    def submit(self, task: tuple[Callable, tuple]) -> Future | None:
+        """A function with its arguments; None where other processes cannot know them, see _NOT_KNOWN."""
+        if self.folder is None:
+            self.folder = TemporaryDirectory(prefix="gammapy_accmaker-", ignore_cleanup_errors=True)
+        try:
+            parcel = Parcel.of(task, self.folder.name)
+        except Exception:  # of many kinds
+            return None
         if self.pool is None:
             self.pool = _pool(self.number)
-        return _submit(self.pool, task)
+        with _without_the_script():  # it starts processes
+            return self.pool.submit(_work, parcel, self.folder.name)
 
     def close(self, cancel_futures=False):
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=cancel_futures)
-        self.pool = None
+        if self.folder is not None:
+            self.folder.cleanup()
+        self.pool = self.folder = None
 
 
 def _in_processes(function, inputs, n_jobs, task_name, kept):
@@ -186,24 +200,24 @@ def _in_processes(function, inputs, n_jobs, task_name, kept):
                 broken = False
                 while waiting and len(futures) < _AHEAD * n_jobs and not broken:
                     k = waiting[0]
-                    task = as_bytes((function, inputs[k]))
-                    if task is None:
+                    try:
+                        future = processes.submit((function, inputs[k]))
+                    except BrokenProcessPool:
+                        broken = True
+                        continue
+                    waiting.popleft()
+                    if future is None:
                         if not warned:
                             log.warning(f"{task_name or 'n_jobs'}: {_NOT_KNOWN}")
                         warned, done[k] = True, (_call(function, *inputs[k]), [])
-                        waiting.popleft()
                         break
-                    try:
-                        futures[processes.submit(task)] = k
-                        waiting.popleft()
-                    except BrokenProcessPool:
-                        broken = True
+                    futures[future] = k
                 finished = wait(futures, return_when=FIRST_COMPLETED).done if not broken else set(futures)
                 in_doubt = []
                 for future in finished:
                     k = futures.pop(future)
                     try:
-                        done[k] = future.result()
+                        done[k] = future.result().open()
                     except BrokenProcessPool:
                         in_doubt.append(k)
                 if in_doubt or broken:
@@ -225,14 +239,15 @@ def _in_processes(function, inputs, n_jobs, task_name, kept):
 
 def _alone(function, arguments):
     """Result in a process of its own, or the error that says that it died; and its messages."""
-    with _pool(1) as pool:
-        try:
-            return _submit(pool, as_bytes((function, arguments))).result()
-        except BrokenProcessPool:
-            return ProcessDiedError(
-                "the process that worked on it died, twice: killed, out of memory, or crashed; "
-                "with n_jobs=1 it is seen why"
-            ), []
+    process = _Processes(1)
+    try:
+        return process.submit((function, arguments)).result().open()
+    except BrokenProcessPool:
+        return ProcessDiedError(
+            "the process that worked on it died, twice: killed, out of memory, or crashed; with n_jobs=1 it is seen why"
+        ), []
+    finally:
+        process.close()
 
 
 _NOT_KNOWN = (
@@ -241,26 +256,18 @@ _NOT_KNOWN = (
 )
 
 
-def as_bytes(value) -> bytes | None:
-    """What another process makes the same value of; None where it cannot, see _NOT_KNOWN."""
-    try:
-        packed = bytes(ForkingPickler.dumps(value))
-    except Exception:  # what is nothing for another process raises many kinds
-        return None
-    return None if b"__main__" in packed else packed
-
-
 # In the processes
 
 
-def _work(task):
+def _work(parcel, folder):
     """Result of a task, and what it logged and warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        function, arguments = ForkingPickler.loads(task)
+        function, arguments = parcel.open()
         result = _call(function, *arguments)
     messages = [_messages.get() for _ in range(_messages.qsize())]
-    return result, [*messages, *((w.message, w.category, w.filename, w.lineno) for w in caught)]
+    warned = [(w.message, w.category, w.filename, w.lineno) for w in caught]
+    return Parcel.of((result, [*messages, *warned]), folder)
 
 
 _messages: SimpleQueue = SimpleQueue()
@@ -299,6 +306,7 @@ def _repeat(message):
 
 _warned: dict = {}
 _CONF = (iers.conf, data.conf)
+_THREAD_END = 0.1  # s, after which a thread that has ended is known to the system no more
 
 
 def _pool(n_jobs):
@@ -331,18 +339,16 @@ def _context():
 def _has_one_thread():
     """Whether this process has no other thread, nor has linear algebra; not where the system does not tell (Linux
     does)."""
-    for thread in threading.enumerate():
-        if thread.name == "tqdm_monitor":  # of progress bars, hidden ones too: the next of them starts it again
-            thread.exit()
+    monitors = [thread for thread in threading.enumerate() if thread.name == "tqdm_monitor"]
+    for thread in monitors:  # of progress bars, hidden ones too: the next of them starts it again
+        thread.exit()
+    until = time.monotonic() + (_THREAD_END if monitors else 0)
     try:
-        return len(os.listdir("/proc/self/task")) == 1
+        while (number := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < until:
+            time.sleep(1e-3)
     except OSError:
         return False
-
-
-def _submit(pool, task) -> Future:
-    with _without_the_script():  # it starts processes
-        return pool.submit(_work, task)
+    return number == 1
 
 
 @contextmanager

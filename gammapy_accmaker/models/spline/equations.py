@@ -7,7 +7,10 @@ the work.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+from scipy.linalg import cholesky
 
 from gammapy_accmaker.models.bsplines import BSplineAxis
 from gammapy_accmaker.models.spline.scaled_energy import ScaledEnergyAxis
@@ -26,9 +29,9 @@ class RateEquations:
 
     def __init__(self, n_space: int, n_zenith: int):
         self.n_space, self.n_zenith = n_space, n_zenith
+        self._pairs = np.tril_indices(n_zenith)
         # what a run tells is symmetric: one triangle of it does
-        self._pairs, self._triangle = np.tril_indices(n_zenith), np.tril_indices(n_space)
-        self._information = np.zeros((len(self._pairs[0]), len(self._triangle[0])))
+        self._information = np.zeros((len(self._pairs[0]), n_space * (n_space + 1) // 2))
         self._gradient = np.zeros((n_space, n_zenith))
         self._weights: list[np.ndarray] = []
         self._batch: list[np.ndarray] = []
@@ -37,7 +40,7 @@ class RateEquations:
         """Add a run: its zenith splines, shape (n_zenith,), and what it tells of the splines in space there."""
         self._gradient += gradient[:, None] * zenith
         self._weights.append(_products(zenith, self._pairs))
-        self._batch.append(information[self._triangle])
+        self._batch.append(information.take(_triangle(self.n_space)[0]))
         if len(self._batch) == BATCH:
             self.take_batch()
 
@@ -62,9 +65,10 @@ class RateEquations:
         """Sum over the runs, shape (n_space * n_zenith,) twice."""
         self.take_batch()
         out = np.empty((self.n_space, self.n_zenith, self.n_space, self.n_zenith))
-        block = np.empty((self.n_space, self.n_space))
+        block, (lower, upper) = np.empty((self.n_space, self.n_space)), _triangle(self.n_space)
         for values, a, b in zip(self._information, *self._pairs, strict=True):
-            block[self._triangle] = block.T[self._triangle] = values
+            block.put(lower, values)
+            block.put(upper, values)
             out[:, a, :, b] = out[:, b, :, a] = block
         return out.reshape(self.n_space * self.n_zenith, -1)
 
@@ -158,6 +162,19 @@ def moving_directions(coefficients: np.ndarray, energy: ScaledEnergyAxis, zenith
     if zenith.n > 1:
         directions.append((moved * (zenith.centers - zenith.centers.mean())).ravel())
     return np.array(directions).T
+
+
+@lru_cache(maxsize=4)
+def _triangle(n):
+    """Flat numbers of the entries of the lower triangle of a matrix, and of those that mirror them."""
+    row, column = np.tril_indices(n)
+    return row * n + column, column * n + row
+
+
+def factor_of(matrix: np.ndarray) -> np.ndarray:
+    """Lower Cholesky factor of a symmetric matrix, which is overwritten."""
+    # its transpose, the same matrix, is in the order of LAPACK, and not copied
+    return cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
 
 
 def _products(zenith, pairs):

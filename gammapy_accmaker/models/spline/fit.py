@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, lapack
+from scipy.linalg import cho_solve, lapack
 
 from gammapy_accmaker.errors import InputError
 from gammapy_accmaker.models.bsplines import (
@@ -60,6 +60,7 @@ from gammapy_accmaker.models.spline.equations import (
     BATCH,
     RateCovariance,
     RateEquations,
+    factor_of,
     moving_directions,
     quadratic_form,
     reaction_variance,
@@ -211,8 +212,8 @@ def _energy_axis(scaled, spectra, lowest, highest):
 
 # ---- One round over a chunk of runs ----
 
-_CHUNKS = 8  # about; more of very many runs, fewer of few
-_CHUNK_SIZES = 3 * BATCH, 16 * BATCH  # runs: enough to be worth handing out, and few enough for memory
+_CHUNKS = 8  # more of very many runs, fewer of few
+_CHUNK_SIZES = 24, 256  # runs, about: enough to be worth handing out, and few enough for memory
 _ROUND_TOLERANCE = 3e-3  # of the effects of a run, in standard deviations of the prior
 
 
@@ -322,9 +323,10 @@ class _ChunkSums:
 
 
 def chunk_starts(n_run: int) -> range:
-    """Numbers of the first runs of the chunks: whole batches each."""
-    size = int(np.clip(BATCH * np.ceil(n_run / _CHUNKS / BATCH), *_CHUNK_SIZES))
-    return range(0, n_run, size)
+    """Numbers of the first runs of the chunks, which are of nearly one size."""
+    fewest, most = _CHUNK_SIZES
+    number = max(min(round(n_run / fewest), _CHUNKS), -(-n_run // most), 1)
+    return range(0, n_run, max(-(-n_run // number), 1))
 
 
 def _sum_chunk(
@@ -772,12 +774,12 @@ class _JointFit:
                 norm_variance += sums.norm_variance
                 gains += sums.gains
         values, penalty = self.coefficients.ravel(), self.penalty.matrix()
-        lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True, check_finite=False)
+        lower = factor_of(equations.information() + penalty)
         system, right = lower, equations.gradient()
         if known is not None:
             # the energies below those of the norms do not tell of them: rate and norms step by turns, see
             # _share_effects
-            system, right = cholesky(known.information() + penalty, lower=True, overwrite_a=True), known.gradient()
+            system, right = factor_of(known.information() + penalty), known.gradient()
         gradient = right - penalty @ values + self.penalty.pull
         solved = cho_solve((system, True), gradient)
         moved = of_amplitudes = np.zeros(0)
@@ -860,7 +862,7 @@ class _JointFit:
         """
         equations, sources, total = self.told
         matrix = equations.information() + _ROUGH * self.penalty.matrix()
-        factor = cholesky(matrix, lower=True, overwrite_a=True)
+        factor = factor_of(matrix)
         cross = sources.cross.reshape(len(factor), -1)
         left = np.diag(sources.information - cross.T @ cho_solve((factor, True), cross))
         return np.clip(left / np.maximum(np.diag(total), TINY), 0, 1)
@@ -929,7 +931,7 @@ class _JointFit:
         held, inner = self._held_against_moving()
         penalty = self.penalty.matrix().toarray() - held @ np.linalg.solve(inner, held.T)
         # with the inverse of the factor a variance is a sum of squares, and never negative by rounding
-        lower = cholesky(equations.information() + penalty, lower=True, overwrite_a=True)
+        lower = factor_of(equations.information() + penalty)
         self.factor = lapack.dtrtri(lower, lower=1, overwrite_c=1)[0].T
         if reactions:
             zenith = np.array([run.zenith for run in self.runs])

@@ -6,7 +6,7 @@ Per run, only sums over polar cells are formed; their size does not depend on th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -170,7 +170,7 @@ class RateTable:
         # the log of the mean rate of a ring is above the mean of the log by half the variance of the log
         bend = 0.5 * design.cells.ring_variance * (design.energy.grid_basis @ by_offset) ** 2
         log_rate, slope = (
-            (values, np.diff(values, axis=0, append=values[-1:]))
+            (values, _steps(values))
             for values in (design.energy.grid_basis @ rings + bend, design.energy.grid_derivative @ rings)
         )
         added = asymmetry[0]
@@ -186,6 +186,13 @@ class RateTable:
             moved += added
             added = moved
         return cls(log_rate, slope, added, design.modes_of(run.displacement))
+
+
+def _steps(values: np.ndarray) -> np.ndarray:
+    """From each row to the next, 0 from the last."""
+    out = np.zeros(values.shape)
+    np.subtract(values[1:], values[:-1], out=out[:-1])
+    return out
 
 
 @dataclass(frozen=True)
@@ -424,12 +431,19 @@ def _banded_information(at_energy, by_offset):
     Splines in energy further apart than `_NEIGHBOURS` have no product. Shapes (n_energy, n_e), (n_energy, n_t ** 2).
     """
     n_e, n_t = at_energy.shape[1], round(np.sqrt(by_offset.shape[1]))
+    first, second = _neighbours(n_e)
+    blocks = ((at_energy[:, first] * at_energy[:, second]).T @ by_offset).reshape(-1, n_t, n_t)
     out = np.zeros((n_e, n_t, n_e, n_t))
-    for distance in range(min(_NEIGHBOURS + 1, n_e)):
-        pairs = at_energy[:, distance:] * at_energy[:, : n_e - distance]
-        block, first = (pairs.T @ by_offset).reshape(-1, n_t, n_t), np.arange(n_e - distance)
-        out[first, :, first + distance] = out[first + distance, :, first] = block
+    out[first, :, second] = out[second, :, first] = blocks
     return out.reshape(n_e * n_t, n_e * n_t)
+
+
+@lru_cache(maxsize=4)
+def _neighbours(n):
+    """Numbers of the splines of each pair that overlaps."""
+    first, second = np.triu_indices(n)
+    near = second - first <= _NEIGHBOURS
+    return first[near], second[near]
 
 
 def _expected(design, table, run, effects):
@@ -450,7 +464,8 @@ def _expected(design, table, run, effects):
     eta += basis.by_mode(design.columns, effects) @ table.modes.additive.T
     eta += design.log_width[:, None]
     eta += table.asymmetry
-    np.minimum(eta, _MAX_LOG_RATE, out=eta)
+    if eta.max() > _MAX_LOG_RATE:
+        np.minimum(eta, _MAX_LOG_RATE, out=eta)
     np.exp(eta, out=eta)
     eta *= run.exposure
     if run.energies is not None:

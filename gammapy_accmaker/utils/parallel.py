@@ -165,14 +165,14 @@ class _Processes:
         self.folder: TemporaryDirectory | None = None
         self.over = False
 
-    def submit(self, task: tuple[Callable, tuple]) -> Future | None:
-        """A function with its arguments; None where other processes cannot know them, see _NOT_KNOWN."""
+    def submit(self, task: tuple[Callable, tuple]) -> Future:
+        """A function with its arguments; a `_NotKnownError` where other processes cannot know them."""
         if self.folder is None:
             self.folder = TemporaryDirectory(prefix="gammapy_accmaker-", ignore_cleanup_errors=True)
         try:
             parcel = Parcel.of(task, self.folder.name)
-        except Exception:  # of many kinds
-            return None
+        except Exception as error:
+            raise _NotKnownError from error
         if self.pool is None:
             self.pool = _pool(self.number)
         with _without_the_script():  # it starts processes
@@ -201,17 +201,16 @@ def _in_processes(function, inputs, n_jobs, task_name, kept):
                 while waiting and len(futures) < _AHEAD * n_jobs and not broken:
                     k = waiting[0]
                     try:
-                        future = processes.submit((function, inputs[k]))
+                        futures[processes.submit((function, inputs[k]))] = k
+                        waiting.popleft()
                     except BrokenProcessPool:
                         broken = True
-                        continue
-                    waiting.popleft()
-                    if future is None:
+                    except _NotKnownError:
                         if not warned:
                             log.warning(f"{task_name or 'n_jobs'}: {_NOT_KNOWN}")
                         warned, done[k] = True, (_call(function, *inputs[k]), [])
+                        waiting.popleft()
                         break
-                    futures[future] = k
                 finished = wait(futures, return_when=FIRST_COMPLETED).done if not broken else set(futures)
                 in_doubt = []
                 for future in finished:
@@ -248,6 +247,10 @@ def _alone(function, arguments):
         ), []
     finally:
         process.close()
+
+
+class _NotKnownError(Exception):
+    """See _NOT_KNOWN."""
 
 
 _NOT_KNOWN = (
@@ -339,10 +342,11 @@ def _context():
 def _has_one_thread():
     """Whether this process has no other thread, nor has linear algebra; not where the system does not tell (Linux
     does)."""
-    monitors = [thread for thread in threading.enumerate() if thread.name == "tqdm_monitor"]
-    for thread in monitors:  # of progress bars, hidden ones too: the next of them starts it again
-        thread.exit()
-    until = time.monotonic() + (_THREAD_END if monitors else 0)
+    until = time.monotonic()
+    for thread in threading.enumerate():
+        if thread.name == "tqdm_monitor" and hasattr(thread, "exit"):
+            thread.exit()  # that of progress bars, hidden ones too: the next of them starts it again
+            until += _THREAD_END
     try:
         while (number := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < until:
             time.sleep(1e-3)

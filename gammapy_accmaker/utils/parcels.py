@@ -49,12 +49,15 @@ class Parcel:
         content = _dumped(value, goes_along)
         if not large:
             return cls(content)
+        path = None
         try:
             handle, path = tempfile.mkstemp(dir=folder)
-            with open(handle, "wb", buffering=0) as file:
+            with open(handle, "wb") as file:
                 for memory in large:
                     file.write(memory)
         except OSError:  # there is no room in the folder
+            if path is not None:
+                os.unlink(path)
             return cls(_dumped(value))
         return cls(content, path, tuple(memory.nbytes for memory in large))
 

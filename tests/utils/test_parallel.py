@@ -174,6 +174,40 @@ def test_a_script_needs_no_guard(how, tmp_path):
     assert "fork()" not in done.stderr
 
 
+FORKED = """
+    import logging, os, sys, warnings
+    from gammapy.utils.pbar import progress_bar
+    from gammapy_accmaker.utils.parallel import Execution
+
+    logging.basicConfig(format="root: %(message)s")
+    own = logging.getLogger("gammapy_accmaker")
+    own.propagate = False
+    own.addHandler(logging.StreamHandler())
+    list(progress_bar(range(3)))
+    print("once", end=" ")
+    with Execution(2).open() as kept:
+        parents = set(kept.map(os.getppid, [()] * 8))
+        list(kept.map(own.warning, [("number %s", k) for k in range(3)]))
+        list(kept.map(logging.warning, [("other %s", k) for k in range(3)]))
+        list(kept.map(warnings.warn, [("of the fork",)] * 2))
+    print(parents == {os.getpid()})
+    print(list(Execution(2).map(os.getppid, [()] * 2)) == [os.getpid()] * 2)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="the system does not tell of threads")
+def test_a_process_of_one_thread_is_forked():
+    """Beside the thread of progress bars, which ends before; what it prints, logs and warns of is heard once."""
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    code = ["-W", "error::DeprecationWarning:multiprocessing", "-c", textwrap.dedent(FORKED)]
+    done = subprocess.run([sys.executable, *code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.split("\n") == ["once True", "True", ""], done.stderr
+    assert [done.stderr.count(f"number {k}") for k in range(3)] == [1, 1, 1]
+    assert [done.stderr.count(f"root: other {k}") for k in range(3)] == [1, 1, 1]
+    assert done.stderr.count("UserWarning: of the fork") == 1
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there is no fork server")
 def test_a_folder_of_temporary_files_with_a_long_path(tmp_path):
     """No socket can be made in it, as in those of some clusters; the processes come without."""

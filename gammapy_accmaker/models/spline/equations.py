@@ -34,15 +34,17 @@ class RateEquations:
         self._information = np.zeros((len(self._pairs[0]), n_space * (n_space + 1) // 2))
         self._gradient = np.zeros((n_space, n_zenith))
         self._weights: list[np.ndarray] = []
-        self._batch: list[np.ndarray] = []
+        self._batch: np.ndarray | None = None
 
     def add(self, zenith: np.ndarray, information: np.ndarray, gradient: np.ndarray) -> None:
         """Add a run: its zenith splines, shape (n_zenith,), and what it tells of the splines in space there."""
         self._gradient += gradient[:, None] * zenith
+        if self._batch is None:
+            self._batch = np.empty((BATCH, self._information.shape[1]))
+        information.take(_triangle(self.n_space)[0], out=self._batch[len(self._weights)], mode="clip")
         self._weights.append(_products(zenith, self._pairs))
-        self._batch.append(information.take(_triangle(self.n_space)[0]))
-        if len(self._batch) == BATCH:
-            self.take_batch()
+        if len(self._weights) == BATCH:
+            self._add_batch()
 
     def add_all(self, other: RateEquations) -> None:
         """Add the runs of others."""
@@ -53,9 +55,13 @@ class RateEquations:
 
     def take_batch(self) -> None:
         """Add what waits to the sums: less is held then."""
-        if self._batch:
-            self._information += np.array(self._weights).T @ np.array(self._batch)
-            self._weights, self._batch = [], []
+        self._add_batch()
+        self._batch = None
+
+    def _add_batch(self):
+        if self._weights and self._batch is not None:
+            self._information += np.array(self._weights).T @ self._batch[: len(self._weights)]
+            self._weights = []
 
     def gradient(self) -> np.ndarray:
         """Sum over the runs, shape (n_space * n_zenith,)."""

@@ -116,6 +116,6 @@ class ScaledEnergyAxis:
         position = position + moved
         if not inside:
             np.clip(position, 0, last, out=position)
-        node = position.astype(np.int64)
+        node = np.floor(position)
         position -= node
-        return node, position
+        return node.astype(np.int64), position

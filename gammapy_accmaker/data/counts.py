@@ -489,10 +489,10 @@ def _touched_bins(fov, camera, matrices, exclusion):
     touched = np.zeros(fov.shape, dtype=bool)
     # from node to node it moves by less than a bin
     moved = fov.offset_max * np.linalg.norm(np.diff(matrices, axis=0), axis=(1, 2)).max()
-    for matrix in matrices[:: max(int(0.5 * step / max(moved, 1e-9)), 1)]:
-        lon, lat = vectors_to_lonlat(points @ matrix.T)
-        bins = fov.index(np.degrees(lon), np.degrees(lat))
-        touched.flat[bins[bins >= 0]] = True
+    chosen = matrices[:: max(int(0.5 * step / max(moved, 1e-9)), 1)]
+    lon, lat = vectors_to_lonlat(points @ chosen.transpose(0, 2, 1))
+    bins = fov.index(np.degrees(lon), np.degrees(lat))
+    touched.flat[bins[bins >= 0]] = True
     # one bin more all around, since only sample points were followed
     return np.flatnonzero(binary_dilation(touched, np.ones((3, 3))))
 

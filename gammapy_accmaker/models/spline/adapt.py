@@ -235,9 +235,8 @@ def _not_held(design, cells, exposure, energies):
     )
 
 
-def column_means(design: RunDesign, expected: np.ndarray) -> np.ndarray:
-    """Mean of each additive effect over the spectrum of the expected counts, shape (n_additive,)."""
-    by_energy = expected.sum(axis=1)
+def column_means(design: RunDesign, by_energy: np.ndarray) -> np.ndarray:
+    """Mean of each additive effect over a spectrum of expected counts, shape (n_additive,)."""
     return by_energy @ design.columns / by_energy.sum() if by_energy.any() else design.columns.mean(axis=0)
 
 
@@ -290,7 +289,7 @@ def summarise_run(
     excess = np.where(seen, poisson_deviance(in_groups, np.where(seen, mu, 1)) - moments[0], 0).sum(1)
     deviance = excess / np.sqrt(np.maximum(moments[1].sum(1), 1e-12))
     told = energies_between(design.energy_edges, norm_energy) if np.isfinite(norm_energy[0]) else np.ones(n_energy)
-    weights = column_means(design, expected * told[:, None])
+    weights = column_means(design, expected.sum(1) * told)
     found = list(flags)
     if in_groups.sum() < _FEW_COUNTS:
         found.append("few counts")

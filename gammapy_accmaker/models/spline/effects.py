@@ -115,6 +115,11 @@ class EffectBasis:
         return np.array([name for name, _, k in self.terms for _ in range(k)], dtype="U16")
 
     @cached_property
+    def is_flat(self) -> np.ndarray:
+        """Whether each additive coefficient acts on the whole field of view alike."""
+        return np.array([mode == "flat" for _, mode, k in self.terms for _ in range(k)], dtype=bool)
+
+    @cached_property
     def modes(self) -> tuple[str, ...]:
         """Camera modes of the additive terms, each once."""
         return tuple(dict.fromkeys(mode for _, mode, _ in self.terms))
@@ -271,8 +276,7 @@ class RunPopulation:
 
 def norm_row(basis: EffectBasis, weights: np.ndarray) -> np.ndarray:
     """What each coefficient adds to the log of the norm, if the spectrum weighs the additive columns so."""
-    flat = np.isin(basis.term_names, ("norm", "tilt", "residual"))
-    return np.concatenate([np.zeros(basis.n_shift), np.where(flat, weights, 0.0)])
+    return np.concatenate([np.zeros(basis.n_shift), np.where(basis.is_flat, weights, 0.0)])
 
 
 def update_population(

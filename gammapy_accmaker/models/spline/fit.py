@@ -391,7 +391,7 @@ def _sum_chunk(
             shorten = population.tails.shorten(weights[i])
             second_moments += shorten @ posterior @ shorten.T
             told = energies_between(design.energy_edges, run.norm_energy)
-            norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected * told[:, None]))
+            norm_rows[i] = norm_row(design.effects, column_means(design, sums.expected.sum(1) * told))
             norm_variance += weights[i] * norm_rows[i] @ posterior @ norm_rows[i]
         equations.add(run.zenith, information, gradient)
         if of_sources is not None:

@@ -484,7 +484,7 @@ def fit_effects(
     start: np.ndarray | None = None,
     max_steps: int = 100,
     tolerance: float = 1e-4,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """Effects of a run by penalised maximum likelihood (Newton steps with Fisher's information).
 
     Along an energy shift the likelihood may be bent more than Fisher's information knows, and full steps would swing
@@ -508,9 +508,9 @@ def fit_effects(
 
     Returns
     -------
-    effects, covariance : `~numpy.ndarray`, shapes (n,), (n, n)
-        And posterior covariance.
-    expected : `~numpy.ndarray`, shape (n_energy, n_cell)
+    effects : `~numpy.ndarray`, shape (n,)
+    information : `~numpy.ndarray`, shape (m, m)
+        Of what is free, with that of the prior.
     converged : bool
     """
     effects = (mean if start is None else start).copy()
@@ -535,7 +535,7 @@ def fit_effects(
         if np.abs(step / width).max(initial=0) < tolerance:
             converged = True
             break
-    return mean + free @ values, free @ np.linalg.inv(information) @ free.T, sums.expected, converged
+    return mean + free @ values, information, converged
 
 
 def fit_effects_and_weight(
@@ -570,9 +570,9 @@ def fit_effects_and_weight(
     """
     # effects depend on the weight through their prior, and the weight on the effects: each in turn, until both stay
     effects = mean if start is None else start
-    free = np.eye(len(mean)) if directions is None else directions
+    inverse = None if directions is None else np.linalg.pinv(directions)
     for _ in range(_WEIGHT_ROUNDS):
-        effects, covariance, _, converged = fit_effects(
+        effects, information, converged = fit_effects(
             design,
             tables,
             slices,
@@ -582,9 +582,9 @@ def fit_effects_and_weight(
             start=effects,
             tolerance=_FINAL_TOLERANCE,
         )
-        inverse = np.linalg.pinv(free)
+        values = effects - mean if inverse is None else inverse @ (effects - mean)
         last = weight
-        weight, unusual = tails.weight(inverse @ (effects - mean), inverse @ covariance @ inverse.T, weight)
+        weight, unusual = tails.weight(values, np.linalg.inv(information), weight)
         if abs(weight - last) < _WEIGHT_TOLERANCE:
             return effects, weight, unusual, converged
     return effects, weight, unusual, False

@@ -802,8 +802,8 @@ class _JointFit:
             # without the penalty along `held` (Woodbury's identity), see _held_against_moving
             held, inner = self._held_against_moving()
             free = cho_solve((lower, True), held)
-            covariance = lapack.dpotri(lower, lower=1, overwrite_c=1)[0]
-            covariance += np.tril(covariance, -1).T
+            covariance = lapack.dpotri(lower, lower=1, overwrite_c=1)[0].T
+            covariance += np.triu(covariance, 1).T
             self.penalty.update(values, covariance)
             covariance += free @ np.linalg.solve(inner - held.T @ free, free.T)
             self.rate_covariance = RateCovariance(covariance, self._sizes[1])

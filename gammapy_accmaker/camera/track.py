@@ -379,7 +379,8 @@ def _orientation_table(first, last):
 
     Other processes of the package are given astropy's as they begin.
     """
-    if iers.IERS_Auto.iers_table is None and multiprocessing.parent_process() is None:
+    own = getattr(iers.earth_orientation_table, "_value", True)  # that the user has set; there is no public way to tell
+    if own is None and iers.IERS_Auto.iers_table is None and multiprocessing.parent_process() is None:
         final = iers.IERS_B.open()
         mjd = final["MJD"].value[[0, -1]]
         if max(mjd[0], _FIRST_IN_BOTH) <= first - 2400000 and last - 2400000 < mjd[1] - _NOT_YET_FINAL:

@@ -88,11 +88,11 @@ def test_jobs_do_not_matter(runs):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_rounds_of_a_fit_share_their_processes_and_leave_none(runs, fails, monkeypatch):
+def test_a_fit_shares_its_processes_and_leaves_none(runs, fails, monkeypatch):
     pool, model, opened, loops = parallel._pool, spline._JointFit.model, [], []
 
     def at_the_end(fit):
-        assert len(opened) == 2 and 0 < len(multiprocessing.active_children()) <= 2  # the first was of the reduction
+        assert len(opened) == 1 and 0 < len(multiprocessing.active_children()) <= 2
         return 1 / 0 if fails else model(fit)
 
     monkeypatch.setattr(parallel, "_pool", lambda n_jobs: opened.append(n_jobs) or pool(n_jobs))
@@ -100,7 +100,7 @@ def test_the_rounds_of_a_fit_share_their_processes_and_leave_none(runs, fails, m
     monkeypatch.setattr(spline, "chunk_starts", lambda n_run: loops.append(n_run) or range(0, n_run, 2))
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():
         fit_acceptance(runs, SMALL, n_jobs=2)
-    assert len(loops) > 4 and opened == [2, 2] and not multiprocessing.active_children()
+    assert len(loops) > 4 and opened == [2] and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("min_counts", [0, 5])

@@ -296,6 +296,9 @@ def test_final_values_of_the_orientation_are_those_of_astropys_table(monkeypatch
     assert _orientation_table(days[0], days[-1]) is iers.IERS_B.open()
     np.testing.assert_array_equal([_earth_orientation.__wrapped__(day, None) for day in days], expected)
     assert iers.IERS_Auto.iers_table is None
+    own = table[len(table) // 2 :]
+    with iers.earth_orientation_table.set(own):
+        assert _orientation_table(days[0], days[-1]) is own
     monkeypatch.setattr(iers.IERS_Auto, "read", lambda: table)
     for beyond in (days[0] - 97, days[-1] + 97):
         assert _orientation_table(beyond, days[-1] + 97) is table

@@ -101,8 +101,8 @@ def attach_background(
 
     rows, missing = _rows_with_files(data_store, obs_ids)
     present = [obs_id for obs_id in obs_ids if obs_id in rows]
-    tasks = [(data_store, maker, path, obs_id, rows[obs_id], copy) for obs_id in present]
-    results = execution.map(_attach_to_run, tasks, "Backgrounds")
+    tasks = [(obs_id, rows[obs_id]) for obs_id in present]
+    results = execution.map(partial(_attach_to_run, data_store, maker, path, copy), tasks, "Backgrounds")
     index, reasons, zenith = [], {}, {}
     for obs_id, result in zip(present, results, strict=True):
         entries, reason, cos_zenith = ([], str(result), None) if isinstance(result, ProcessDiedError) else result
@@ -185,7 +185,7 @@ def _rows_with_files(data_store, obs_ids):
     return rows, missing
 
 
-def _attach_to_run(data_store, maker, path, obs_id, rows, copy):
+def _attach_to_run(data_store, maker, path, copy, obs_id, rows):
     """Write the files of a run; return its index entries, why it has no background, or else its mean cos zenith."""
     background, reason, cos_zenith = None, "", None
     try:

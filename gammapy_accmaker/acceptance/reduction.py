@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 
 from astropy.coordinates import SkyCoord
 from gammapy.maps import Map
@@ -174,9 +175,9 @@ class Reduction:
         places = range(len(observations)) if places is None else places
         labels = [run_label(observation.obs_id) for observation in observations]
         names = run_names(labels)
-        inputs = [(self, observations[place], cache) for place in places]
+        inputs = [(observations[place],) for place in places]
         runs, failures = [], {}
-        results = execution.map(_reduce_or_explain, inputs, "Reduction of observations")
+        results = execution.map(partial(_reduce_or_explain, self, cache), inputs, "Reduction of observations")
         for place, result in zip(places, results, strict=True):
             if isinstance(result, ReducedRun):
                 runs.append(replace(result, place=place))
@@ -220,7 +221,7 @@ class Reduction:
         return tuple(dict.fromkeys((MUON_EFFICIENCY, *self.config.model.keywords)))
 
 
-def _reduce_or_explain(reduction, observation, cache):
+def _reduce_or_explain(reduction, cache, observation):
     try:
         run = None if cache is None else cache.get(observation)
         if run is None:

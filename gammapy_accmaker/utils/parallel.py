@@ -12,6 +12,7 @@ own process.
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -163,20 +164,28 @@ class _Processes:
         self.number = number
         self.pool: ProcessPoolExecutor | None = None
         self.folder: TemporaryDirectory | None = None
+        self.functions: dict[int, tuple[int, Parcel]] = {}  # by their ids: those of loops, numbered
         self.over = False
 
-    def submit(self, task: tuple[Callable, tuple]) -> Future:
-        """A function with its arguments; a `_NotKnownError` where other processes cannot know them."""
+    def submit(self, function: Callable, arguments: tuple) -> Future:
+        """A call of the function of a loop; a `_NotKnownError` where other processes cannot know it."""
         if self.folder is None:
             self.folder = TemporaryDirectory(prefix="gammapy_accmaker-", ignore_cleanup_errors=True)
         try:
-            parcel = Parcel.of(task, self.folder.name)
+            if id(function) not in self.functions:
+                self.functions[id(function)] = next(_numbers), Parcel.of(function, self.folder.name)
+            parcel = Parcel.of(arguments, self.folder.name)
         except Exception as error:
             raise _NotKnownError from error
         if self.pool is None:
             self.pool = _pool(self.number)
         with _without_the_script():  # it starts processes
-            return self.pool.submit(_work, parcel, self.folder.name)
+            return self.pool.submit(_work, *self.functions[id(function)], parcel, self.folder.name)
+
+    def let_go(self, function: Callable):
+        """The loop of a function is over."""
+        if id(function) in self.functions:
+            self.functions.pop(id(function))[1].discard()
 
     def close(self, cancel_futures=False):
         if self.pool is not None:
@@ -184,6 +193,7 @@ class _Processes:
         if self.folder is not None:
             self.folder.cleanup()
         self.pool = self.folder = None
+        self.functions.clear()
 
 
 def _in_processes(function, inputs, n_jobs, task_name, kept):
@@ -201,7 +211,7 @@ def _in_processes(function, inputs, n_jobs, task_name, kept):
                 while waiting and len(futures) < _AHEAD * n_jobs and not broken:
                     k = waiting[0]
                     try:
-                        futures[processes.submit((function, inputs[k]))] = k
+                        futures[processes.submit(function, inputs[k])] = k
                         waiting.popleft()
                     except BrokenProcessPool:
                         broken = True
@@ -216,7 +226,7 @@ def _in_processes(function, inputs, n_jobs, task_name, kept):
                 for future in finished:
                     k = futures.pop(future)
                     try:
-                        done[k] = future.result().open()
+                        done[k] = future.result().take()
                     except BrokenProcessPool:
                         in_doubt.append(k)
                 if in_doubt or broken:
@@ -232,6 +242,7 @@ def _in_processes(function, inputs, n_jobs, task_name, kept):
     finally:
         for future in futures:
             future.cancel()
+        processes.let_go(function)
         if kept is None:
             processes.close()
 
@@ -240,7 +251,7 @@ def _alone(function, arguments):
     """Result in a process of its own, or the error that says that it died; and its messages."""
     process = _Processes(1)
     try:
-        return process.submit((function, arguments)).result().open()
+        return process.submit(function, arguments).result().take()
     except BrokenProcessPool:
         return ProcessDiedError(
             "the process that worked on it died, twice: killed, out of memory, or crashed; with n_jobs=1 it is seen why"
@@ -259,20 +270,31 @@ _NOT_KNOWN = (
 )
 
 
+_numbers = itertools.count()
+
+
 # In the processes
 
 
-def _work(parcel, folder):
+def _work(number, function, parcel, folder):
     """Result of a task, and what it logged and warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        function, arguments = parcel.open()
-        result = _call(function, *arguments)
+        result = _call(_of_loop(number, function), *parcel.take())
     messages = [_messages.get() for _ in range(_messages.qsize())]
     warned = [(w.message, w.category, w.filename, w.lineno) for w in caught]
     return Parcel.of((result, [*messages, *warned]), folder)
 
 
+def _of_loop(number, parcel):
+    """The function of a loop, made once: what is bound to it may be large, and keep what it has worked out."""
+    if number not in _function:
+        _function.clear()
+        _function[number] = parcel.open()
+    return _function[number]
+
+
+_function: dict[int, Callable] = {}  # with the number of its loop
 _messages: SimpleQueue = SimpleQueue()
 
 

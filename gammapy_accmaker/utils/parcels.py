@@ -62,13 +62,23 @@ class Parcel:
         return cls(content, path, tuple(memory.nbytes for memory in large))
 
     def open(self) -> Any:
-        """The value; once, and its file is gone."""
+        """The value."""
         arrays = []
         if self.path is not None:
             with open(self.path, "rb", buffering=0) as file:
                 arrays = [np.fromfile(file, np.uint8, size) for size in self.sizes]
-            os.unlink(self.path)
         return ForkingPickler.loads(self.content, buffers=arrays)
+
+    def take(self) -> Any:
+        """The value; its file is gone then."""
+        value = self.open()
+        self.discard()
+        return value
+
+    def discard(self) -> None:
+        """Remove the file."""
+        if self.path is not None:
+            os.unlink(self.path)
 
 
 def is_known_elsewhere(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import astropy.units as u
 import numpy as np
@@ -168,8 +169,8 @@ def stack_residuals(maker, observations, bands: u.Quantity, *, n_jobs=None, para
     runs, failures = [], {k: LeftOut(labels[k], names[k], reason) for k, reason in unreadable.items()}
     for first in range(0, len(readable), _CHUNK):
         numbers = list(readable)[first : first + _CHUNK]
-        tasks = [(observations[k], maker, reduction, sky.field_of(k).counts.geom) for k in numbers]
-        results = execution.map(_residuals_of_run, tasks, "Residuals")
+        tasks = [(observations[k], sky.field_of(k).counts.geom) for k in numbers]
+        results = execution.map(partial(_residuals_of_run, maker, reduction), tasks, "Residuals")
         for k, result in zip(numbers, results, strict=True):
             if isinstance(result, (str, ProcessDiedError)):
                 failures[k] = LeftOut(labels[k], names[k], str(result))
@@ -193,7 +194,7 @@ def _around(sources) -> list[CircleSkyRegion]:
     return circles
 
 
-def _residuals_of_run(observation, maker, reduction, geom):
+def _residuals_of_run(maker, reduction, observation, geom):
     bins = reduction.bins
     try:
         observation, config = read_files(observation), maker.config  # once, for fit, camera and sky

@@ -9,6 +9,7 @@ import textwrap
 import threading
 import warnings
 
+import numpy as np
 import pytest
 from astropy.utils import iers
 
@@ -217,3 +218,32 @@ def test_a_folder_of_temporary_files_with_a_long_path(tmp_path):
     environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.strip() == "[1, 2]", done.stderr
+
+
+class _Bound:
+    """A function with much bound to it, which counts in how many processes it was made."""
+
+    def __init__(self, numbers):
+        self.numbers, self.calls = numbers, 0
+
+    def __call__(self, number):
+        self.calls += 1
+        return os.getpid(), self.calls, self.numbers[number]
+
+
+def test_what_is_bound_to_a_function_is_sent_once_to_each_process():
+    first, second = _Bound(np.arange(1e5)), _Bound(-np.arange(1e5))
+    with Execution(2).open() as kept:
+        folder = None
+        for bound in (first, second):
+            calls: dict[int, int] = {}
+            for k, (pid, call, value) in enumerate(kept.map(bound, [(k,) for k in range(10)])):
+                assert value == bound.numbers[k] and call == calls.get(pid, 0) + 1
+                calls[pid] = call
+                folder = kept.processes.folder.name
+                assert sum(path.stat().st_size for path in os.scandir(folder)) == first.numbers.nbytes
+            assert not os.listdir(folder)
+        # two loops in turn
+        mixed = zip(kept.map(first, [(k,) for k in range(6)]), kept.map(second, [(k,) for k in range(6)]), strict=True)
+        assert [(one[2], other[2]) for one, other in mixed] == [(k, -k) for k in range(6)]
+    assert not os.path.exists(folder)

@@ -31,7 +31,8 @@ def test_a_value_comes_out_as_it_went_in_and_its_file_is_gone(value, tmp_path):
     # each large array once, but for a part of one, which goes along
     assert parcel.sizes == (LARGE.nbytes,) * 2 and len(parcel.content) < LARGE[::2].nbytes + 2000
     assert len(os.listdir(tmp_path)) == 1
-    other = parcel.open()
+    same(value, parcel.open())
+    other = parcel.take()
     same(value, other)
     assert not os.listdir(tmp_path)
     other["rows"] += 1  # it is its own

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from scipy.linalg import cho_solve, lapack
@@ -978,8 +979,8 @@ class _JointFit:
         """Which runs are in a chunk, and what a function finds for them."""
         starts = chunk_starts(len(self.runs))
         chunks = [slice(start, start + starts.step) for start in starts]
-        inputs = [(state, self.runs[here], self.values[here], self.weights[here], option) for here in chunks]
-        return zip(chunks, self.starmap(function, inputs), strict=True)
+        inputs = [(self.runs[here], self.values[here], self.weights[here], option) for here in chunks]
+        return zip(chunks, self.starmap(partial(function, state), inputs), strict=True)
 
     def _fit_asymmetry(self, expected):
         bases = self.asymmetry_cells

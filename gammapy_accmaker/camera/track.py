@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import erfa
 import numpy as np
@@ -229,9 +229,12 @@ class FovTrack:
         first = self.matrices[0]
         if not self.turns or len(seconds) == 0:  # which scipy 1.13 would not take
             return np.broadcast_to(first, (len(seconds), 3, 3))
-        relative = Rotation.from_matrix(self.matrices @ first.T)
-        slerp = Slerp(self.seconds, relative)
-        return slerp(np.clip(seconds, self.seconds[0], self.seconds[-1])).as_matrix() @ first
+        return self._from_first(np.clip(seconds, self.seconds[0], self.seconds[-1])).as_matrix() @ first
+
+    @cached_property
+    def _from_first(self):
+        """Rotation since the first node."""
+        return Slerp(self.seconds, Rotation.from_matrix(self.matrices @ self.matrices[0].T))
 
     def _turned(self, xyz, seconds):
         """Vectors as `matrices_at` turns them, each at its own time, without a matrix for each: by the rotation at the

@@ -35,6 +35,7 @@ from gammapy_accmaker.utils.run_key import RunKey, run_label
 MUON_EFFICIENCY = "MUONEFF"  # keyword of the event header
 _MIN_COS_ZENITH = 0.02  # nothing is observed within 1 deg of the horizon: the site, or the times, are wrong
 _SUBPOINTS = 5  # along each side of a bin that an exclusion touches
+_AT_A_TIME = 2**16  # positions that are followed together: all those of a wide field would take a GB
 _RING_TRACK_STEP = 300.0  # s, between nodes where only zenith and azimuth are wanted
 _POINTING_STEP = 60.0  # s, between the nodes of the track
 _EVEN = 1e-6  # deg; a displacement below is rounding
@@ -490,9 +491,11 @@ def _touched_bins(fov, camera, matrices, exclusion):
     # between nodes that lie up to 1.5 bins apart all is within 0.75 bins of where it is at one of them
     moved = fov.offset_max * np.linalg.norm(np.diff(matrices, axis=0), axis=(1, 2)).max()
     chosen = np.concatenate([matrices[:: max(int(1.5 * step / max(moved, 1e-9)), 1)], matrices[-1:]])
-    lon, lat = vectors_to_lonlat(points @ chosen.transpose(0, 2, 1))
-    bins = fov.index(np.degrees(lon), np.degrees(lat))
-    touched.flat[bins[bins >= 0]] = True
+    together = max(_AT_A_TIME // max(len(points), 1), 1)
+    for k in range(0, len(chosen), together):
+        lon, lat = vectors_to_lonlat(points @ chosen[k : k + together].transpose(0, 2, 1))
+        bins = fov.index(np.degrees(lon), np.degrees(lat))
+        touched.flat[bins[bins >= 0]] = True
     # one bin more all around, since only sample points were followed
     return np.flatnonzero(binary_dilation(touched, np.ones((3, 3))))
 

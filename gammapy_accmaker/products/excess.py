@@ -53,6 +53,7 @@ _KNOWN_PRECISION = 0.1  # of the counts of a source that is known, in a disc
 _NEAR_POLE = 90 - 1e-7  # deg; an image around the pole itself would be turned around
 _TANGENT_STEP = np.radians(SKY_PIXEL)  # between pixels of an image, on the tangential plane
 _RATE_STEP = 0.2  # deg, between which the rate is interpolated in the camera
+_TOGETHER = 16  # runs that are put on the image at once; of many of one field all would not fit in memory
 _RIM = 0.75 * SKY_PIXEL  # deg; a pixel closer to the edge of the field of view is not whole
 _LONG, _WASTED = 0.6, 0.4  # deg, share: a larger circle that is filled by less is split in two
 
@@ -152,8 +153,8 @@ def excess_fields(
         apart = np.degrees(np.arccos(np.clip(pointings @ pointings[0], -1, 1))).max()
         reach = np.degrees(np.tan(np.radians(offset_max + apart)))
         matrix, side = members[0][1].matrix, 2 * int(np.ceil(reach / SKY_PIXEL) + 2)
-        numbers, values = [], []
-        for run, sky, model in members:
+        numbers, values, sums = [], [], np.zeros((3 * (len(bands) - 1) + 1, side**2))
+        for k, (run, sky, model) in enumerate(members, 1):
             here, mu = _expected(run, sky, model, bands, min(offset_max, model.offset_max))
             image = np.add.reduceat(sky.image(n_band)[: first[-1], here], first[:-1], axis=0)
             known = np.zeros(mu.shape)
@@ -165,12 +166,14 @@ def excess_fields(
                 n, b = (image - known)[:, kept].sum(1), mu[:, kept].sum(1)
                 mu *= np.where((n > 0) & (b > 0), n / np.where(b > 0, b, 1), 1)[:, None]
             numbers.append(_pixel_numbers(there, matrix, side))
-            values.append([image, mu + known, known])
-        number, stacked = np.concatenate(numbers), np.concatenate(values, axis=2)
-        sums = [np.bincount(number, one, side**2) for one in stacked.reshape(-1, len(number))]
-        counts, expected, of_known = np.reshape(sums, (3, len(bands) - 1, side, side))
+            values.append(np.vstack([image, mu + known, known, np.ones(len(here))]))
+            if len(numbers) == _TOGETHER or k == len(members):
+                number = np.concatenate(numbers)
+                sums += [np.bincount(number, one, side**2) for one in np.hstack(values)]
+                numbers, values = [], []
+        counts, expected, of_known = sums[:-1].reshape(3, -1, side, side)
         # pixels of a run and of the field do not fall together: one that no run's pixel fell on is no hole
-        covered = binary_fill_holes(np.bincount(number, minlength=side**2).reshape(side, side) > 0)
+        covered = binary_fill_holes(sums[-1].reshape(side, side) > 0)
         places = tuple(run.place for run, _, _ in members)
         fields.append(ExcessField(matrix, counts, expected, of_known, covered, places))
     return fields

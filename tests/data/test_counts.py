@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tracemalloc
 from dataclasses import replace
 from functools import cache
 
@@ -215,6 +216,21 @@ def test_bins_left_alone_are_not_touched(monkeypatch):
             patch.setattr(counts, "_touched_bins", lambda fov, *_: np.arange(fov.size))
             slow = reduce_observation(observation, CountsBins(ENERGY, GRID), exclusion)
         assert_array_equal(fast.exposure, slow.exposure)
+
+
+def test_the_turn_of_a_large_exclusion_takes_little_memory():
+    """Half of a field of 40 000 sample points, at 160 nodes: all at once they took 420 MB."""
+    fov, turn = FovBins.grid(2.0, 40), np.linspace(0, np.pi / 2, 160)
+    zero, one = np.zeros(160), np.ones(160)
+    rows = [one, zero, zero], [zero, np.cos(turn), np.sin(turn)], [zero, -np.sin(turn), np.cos(turn)]
+    matrices = np.moveaxis(np.array(rows), 2, 0)
+    half = Exclusion(RectangleSkyRegion(SkyCoord(5, 0, unit="deg"), 10 * u.deg, 10 * u.deg))
+    camera = fov.subpoint_vectors(5)
+    tracemalloc.start()
+    touched = counts._touched_bins(fov, camera, matrices, half)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(touched) > 0.7 * fov.size and peak < 60e6
 
 
 def test_small_exclusion_takes_its_area_on_average():

@@ -1,6 +1,7 @@
 """Runs stacked on the sky: against plain loops over their pixels, and gammapy's geometry."""
 
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import astropy.units as u
@@ -147,3 +148,18 @@ def test_wide_fields_lie_within_their_image(fitted):
     lon, lat = np.degrees(vectors_to_lonlat(center / np.linalg.norm(center)))
     share = wide[1].sky.seconds.sum() / sum(run.sky.seconds.sum() for run in wide)
     assert (lon, lat) == pytest.approx((100 + 7.5 * share, 0), abs=0.03)
+
+
+def test_a_field_of_many_runs_takes_no_more_memory(fitted):
+    """Nor are its sums others, however the runs are put together."""
+    runs, models, edges = fitted
+    peaks, totals = [], []
+    for times in (16, 80):
+        many = [replace(runs[0], place=k) for k in range(times)]
+        tracemalloc.start()
+        (field,) = excess_fields(many, models[:1] * times, edges[[0, -1]], edges, models[0].offset_max)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        totals.append(field.expected / times)
+    np.testing.assert_allclose(totals[1], totals[0], rtol=1e-12)
+    assert peaks[1] < 2 * peaks[0]

@@ -16,6 +16,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 import time
@@ -40,7 +41,7 @@ from gammapy.utils.pbar import progress_bar
 
 from gammapy_accmaker.errors import AcceptanceError
 from gammapy_accmaker.utils.arguments import check_choice, check_whole
-from gammapy_accmaker.utils.parcels import Parcel
+from gammapy_accmaker.utils.parcels import Parcel, ParcelLostError
 from gammapy_accmaker.utils.threads import ONE_THREAD, one_thread
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class _Processes:
         except Exception as error:
             raise _NotKnownError from error
         if self.pool is None:
-            self.pool = _pool(self.number)
+            self.pool = _pool(self.number, self.folder.name)
         with _without_the_script():  # it starts processes
             return self.pool.submit(_work, *self.functions[id(function)], parcel, self.folder.name)
 
@@ -229,6 +230,8 @@ def _in_processes(function, inputs, n_jobs, task_name, kept):
                         done[k] = future.result().take()
                     except BrokenProcessPool:
                         in_doubt.append(k)
+                    except ParcelLostError:
+                        done[k] = _alone(function, inputs[k])
                 if in_doubt or broken:
                     in_doubt += futures.values()  # all tasks of a broken pool end with it
                     futures.clear()
@@ -283,7 +286,7 @@ def _work(number, function, parcel, folder):
         result = _call(_of_loop(number, function), *parcel.take())
     messages = [_messages.get() for _ in range(_messages.qsize())]
     warned = [(w.message, w.category, w.filename, w.lineno) for w in caught]
-    return Parcel.of((result, [*messages, *warned]), folder)
+    return Parcel.of((result, [*messages, *warned]), folder, is_answer=True)
 
 
 def _of_loop(number, parcel):
@@ -298,7 +301,7 @@ _function: dict[int, Callable] = {}  # with the number of its loop
 _messages: SimpleQueue = SimpleQueue()
 
 
-def _begin(environment, options, earth_orientation, level):
+def _begin(environment, options, earth_orientation, level, folder):
     """What the user's process may have set after the fork server began, or has read already."""
     gc.freeze()  # what a fork has of the user's process is not looked through for what may be freed: it stays shared
     os.environ.clear()
@@ -313,6 +316,16 @@ def _begin(environment, options, earth_orientation, level):
             logger.handlers, logger.propagate = [], True
     logging.root.setLevel(level)
     logging.root.addHandler(QueueHandler(_messages))
+    threading.Thread(target=_end_with_the_user, args=(folder,), daemon=True).start()
+
+
+def _end_with_the_user(folder):
+    """Where the user's process is killed it tells nobody, and this one would wait for its next task for ever."""
+    user = multiprocessing.parent_process()
+    if user is not None:
+        user.join()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
 
 
 # In the process of the user
@@ -334,12 +347,12 @@ _CONF = (iers.conf, data.conf)
 _THREAD_END = 0.1  # s, after which a thread that has ended is known to the system no more
 
 
-def _pool(n_jobs):
+def _pool(n_jobs, folder):
     context = _context()
     options = [{name: getattr(conf, name) for name in conf} for conf in _CONF]
     level = logging.getLogger("gammapy_accmaker").getEffectiveLevel()
     earth_orientation = bytes(ForkingPickler.dumps(iers.earth_orientation_table.get()))
-    return ProcessPoolExecutor(n_jobs, context, _begin, (dict(os.environ), options, earth_orientation, level))
+    return ProcessPoolExecutor(n_jobs, context, _begin, (dict(os.environ), options, earth_orientation, level, folder))
 
 
 def _context():
@@ -377,19 +390,23 @@ def _has_one_thread():
     return number == 1
 
 
+_one_at_a_time = threading.Lock()  # what another thread has put aside would be taken for the user's own
+
+
 @contextmanager
 def _without_the_script():
     """Python runs what is `__main__` here in each process that it starts: nothing. And linear algebra begins there with
     one thread; see `_begin` for the rest of the environment."""
-    main, environment = sys.modules["__main__"], {name: os.environ.get(name) for name in ONE_THREAD}
-    sys.modules["__main__"] = ModuleType("__main__")
-    os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in environment.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with _one_at_a_time:
+        main, environment = sys.modules["__main__"], {name: os.environ.get(name) for name in ONE_THREAD}
+        sys.modules["__main__"] = ModuleType("__main__")
+        os.environ.update(ONE_THREAD)
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            for name, value in environment.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -16,6 +17,10 @@ from typing import Any
 import numpy as np
 
 _LARGE = 2**14  # bytes of an array
+
+
+class ParcelLostError(Exception):
+    """Its file is gone: somebody has tidied up the folder of temporary files."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,11 @@ class Parcel:
     sizes: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, value: Any, folder: str) -> Parcel:
-        """Pack a value, with a file in a folder; errors of many kinds for one that another process cannot make."""
+    def of(cls, value: Any, folder: str, is_answer: bool = False) -> Parcel:
+        """Pack a value, with a file in a folder; errors of many kinds for one that another process cannot make.
+
+        An answer was made without the user's script, and may hold its name.
+        """
         large: list[memoryview] = []
 
         def goes_along(buffer):
@@ -46,7 +54,7 @@ class Parcel:
                 return True
             return large.append(memory)
 
-        content = _dumped(value, goes_along)
+        content = _dumped(value, is_answer, goes_along)
         if not large:
             return cls(content)
         path = None
@@ -58,15 +66,18 @@ class Parcel:
         except OSError:  # there is no room in the folder
             if path is not None:
                 os.unlink(path)
-            return cls(_dumped(value))
+            return cls(_dumped(value, is_answer))
         return cls(content, path, tuple(memory.nbytes for memory in large))
 
     def open(self) -> Any:
-        """The value."""
+        """The value; a `ParcelLostError` where its file is gone."""
         arrays = []
         if self.path is not None:
-            with open(self.path, "rb", buffering=0) as file:
-                arrays = [np.fromfile(file, np.uint8, size) for size in self.sizes]
+            try:
+                with open(self.path, "rb", buffering=0) as file:
+                    arrays = [np.fromfile(file, np.uint8, size) for size in self.sizes]
+            except FileNotFoundError as error:
+                raise ParcelLostError(self.path) from error
         return ForkingPickler.loads(self.content, buffers=arrays)
 
     def take(self) -> Any:
@@ -76,9 +87,10 @@ class Parcel:
         return value
 
     def discard(self) -> None:
-        """Remove the file."""
+        """Remove the file, where it is still there."""
         if self.path is not None:
-            os.unlink(self.path)
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
 
 
 def is_known_elsewhere(value: Any) -> bool:
@@ -90,10 +102,10 @@ def is_known_elsewhere(value: Any) -> bool:
     return True
 
 
-def _dumped(value, goes_along=None):
+def _dumped(value, is_answer=False, goes_along=None):
     file = io.BytesIO()
     ForkingPickler(file, 5, True, goes_along).dump(value)
     content = file.getvalue()
-    if b"__main__" in content:
+    if b"__main__" in content and not is_answer:
         raise ValueError("what __main__ defines is not known to another process")
     return content

@@ -219,7 +219,7 @@ def test_bins_left_alone_are_not_touched(monkeypatch):
 
 
 def test_the_turn_of_a_large_exclusion_takes_little_memory():
-    """Half of a field of 40 000 sample points, at 160 nodes: all at once they took 420 MB."""
+    """Half of the 40 000 points of a field, at a hundred nodes: all at once they would take over 100 MB."""
     fov, turn = FovBins.grid(2.0, 40), np.linspace(0, np.pi / 2, 160)
     zero, one = np.zeros(160), np.ones(160)
     rows = [one, zero, zero], [zero, np.cos(turn), np.sin(turn)], [zero, -np.sin(turn), np.cos(turn)]

@@ -3,17 +3,20 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
+import time
 import warnings
 
 import numpy as np
 import pytest
 from astropy.utils import iers
 
-from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError
+from gammapy_accmaker.utils.parallel import Execution, ProcessDiedError, _without_the_script
 
 LOCK = threading.Lock()
 
@@ -79,6 +82,50 @@ def test_the_process_of_the_user_is_left_as_it_was():
     main, environment = sys.modules["__main__"], dict(os.environ)
     in_two(abs)
     assert sys.modules["__main__"] is main and dict(os.environ) == environment
+
+
+def test_processes_of_two_threads_at_once_leave_it_so_too():
+    main, environment, done = sys.modules["__main__"], dict(os.environ), threading.Event()
+
+    def start():
+        with _without_the_script():
+            done.wait()
+
+    thread = threading.Thread(target=start)
+    with _without_the_script():
+        thread.start()
+        time.sleep(0.05)
+    done.set()
+    thread.join()
+    assert sys.modules["__main__"] is main and dict(os.environ) == environment
+
+
+def _of_the_script(number):
+    warnings.warn_explicit("of an application", UserWarning, "application/__main__.py", 1)
+    return f"application/__main__.py, line {number}"
+
+
+def test_an_answer_may_speak_of_the_script():
+    with pytest.warns(UserWarning, match="of an application"):
+        assert in_two(_of_the_script, range(2)) == [f"application/__main__.py, line {k}" for k in range(2)]
+
+
+def _sum(values, path):
+    while values.any() and not os.path.exists(path):
+        time.sleep(0.01)
+    return values.sum()
+
+
+def test_a_folder_of_temporary_files_that_is_tidied_up_meanwhile(tmp_path, monkeypatch):
+    """The last of what was handed out is not read yet then."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = tmp_path / "tidy"
+    sums = Execution(2).map(_sum, [(np.full(10_000, k), path) for k in range(8)])
+    first = next(sums)
+    for folder in tmp_path.glob("gammapy_accmaker-*"):
+        shutil.rmtree(folder)
+    path.touch()
+    assert [first, *sums] == [10_000 * k for k in range(8)]
 
 
 def _nested(number):
@@ -170,7 +217,7 @@ def test_a_script_needs_no_guard(how, tmp_path):
     found = done.stdout.splitlines()
     assert found[:3] == ["begun", "[0, 1, 2, 3, 4]", "True"] and found[4:] == ["[0, 1, 4, 9, 16]"]
     if os.path.isdir("/proc/self/task"):
-        assert found[3] == "{1}"  # one thread
+        assert found[3] == "{2}"  # that which works, and one that waits for the end of the user's process
     assert done.stderr.count("squares: what a script or notebook defines") == 1
     assert "fork()" not in done.stderr
 
@@ -207,6 +254,26 @@ def test_a_process_of_one_thread_is_forked():
     assert [done.stderr.count(f"number {k}") for k in range(3)] == [1, 1, 1]
     assert [done.stderr.count(f"root: other {k}") for k in range(3)] == [1, 1, 1]
     assert done.stderr.count("UserWarning: of the fork") == 1
+
+
+KILLED = """
+    import os, signal
+    from gammapy_accmaker.utils.parallel import Execution
+
+    with Execution(2).open() as kept:
+        list(kept.map(abs, [(1,), (2,)]))
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_processes_end_with_that_of_the_user(threads, tmp_path):
+    """Forked ones, and those of the fork server: what they may print to is closed; and no file is left."""
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED)], capture_output=True, env=environment, timeout=60)
+    assert not list(tmp_path.glob("gammapy_accmaker-*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no fork server")

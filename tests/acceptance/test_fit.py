@@ -95,7 +95,7 @@ def test_a_fit_shares_its_processes_and_leaves_none(runs, fails, monkeypatch):
         assert len(opened) == 1 and 0 < len(multiprocessing.active_children()) <= 2
         return 1 / 0 if fails else model(fit)
 
-    monkeypatch.setattr(parallel, "_pool", lambda n_jobs: opened.append(n_jobs) or pool(n_jobs))
+    monkeypatch.setattr(parallel, "_pool", lambda n_jobs, folder: opened.append(n_jobs) or pool(n_jobs, folder))
     monkeypatch.setattr(spline._JointFit, "model", at_the_end)
     monkeypatch.setattr(spline, "chunk_starts", lambda n_run: loops.append(n_run) or range(0, n_run, 2))
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():

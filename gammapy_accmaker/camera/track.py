@@ -9,6 +9,7 @@ rotation is interpolated between them.
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -391,11 +392,14 @@ def _orientation_table(first, last):
     return iers.earth_orientation_table.get()
 
 
+_one_at_a_time = threading.Lock()  # or what one thread has set for a while would be kept as the user's own by another
+
+
 @lru_cache(maxsize=1024)
 def _earth_orientation(day, table):
     """UT1 - UTC in s and the polar motion in rad at both ends of a day, between which a table (its `id`) is linear."""
     ends = Time(day + 0.5, [0, 1 - 1e-9], format="jd", scale="utc")
-    with iers.earth_orientation_table.set(_orientation_table(day, day)):
+    with _one_at_a_time, iers.earth_orientation_table.set(_orientation_table(day, day)):
         return np.transpose([get_dut1utc(ends), *get_polar_motion(ends)])
 
 

@@ -1,5 +1,7 @@
 """Field-of-view coordinates and time nodes, against astropy frames at the time of each event."""
 
+import threading
+import time
 from dataclasses import replace
 
 import astropy.units as u
@@ -14,6 +16,7 @@ from helpers import HESS, START, drifting, make_observation, pointing_at, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gammapy_accmaker.camera import track as track_module
 from gammapy_accmaker.camera.track import (
     FovTrack,
     _earth_orientation,
@@ -303,6 +306,28 @@ def test_final_values_of_the_orientation_are_those_of_astropys_table(monkeypatch
     for beyond in (days[0] - 97, days[-1] + 97):
         assert _orientation_table(beyond, days[-1] + 97) is table
         iers.IERS_Auto.iers_table = None
+
+
+def test_threads_leave_the_table_of_the_user_as_it_is(monkeypatch):
+    entered, both, dut1 = [], threading.Event(), track_module.get_dut1utc
+
+    def slow(ends):
+        entered.append(ends)
+        if len(entered) == 1:
+            both.wait(0.3)  # for the other, which ends later
+        else:
+            both.set()
+            time.sleep(0.1)
+        return dut1(ends)
+
+    monkeypatch.setattr(track_module, "get_dut1utc", slow)
+    before = iers.earth_orientation_table._value
+    threads = [threading.Thread(target=_earth_orientation.__wrapped__, args=(2453000 + k, None)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(entered) == 2 and iers.earth_orientation_table._value is before
 
 
 def test_what_erfa_leaves_as_the_memory_was_does_not_matter(monkeypatch):
